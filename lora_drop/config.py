@@ -1,0 +1,382 @@
+"""The configuration: frozen dataclasses <- YAML files + `key=value` overrides, strict.
+
+The docstring under each field is its help text (`lora-drop config` prints them). Every mistake in a configuration is
+collected and reported at once, with its key, its value, what is allowed, and the nearest valid name.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import functools
+import hashlib
+import inspect
+import json
+import math
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from lora_drop.errors import UserError, closest
+
+T = TypeVar("T")
+
+
+def _checked(default: Any, allowed: str, check: Callable[[Any], bool]) -> Any:
+    """Declare a field whose value must satisfy `check`; `allowed` says the rule in words (None is always accepted)."""
+    return field(default=default, metadata={"allowed": allowed, "check": check})
+
+
+def _one_of(default: str, *names: str) -> Any:
+    return field(default=default, metadata={"allowed": "one of " + ", ".join(names), "check": lambda value: value in names, "names": names})
+
+
+def _positive(default: Any) -> Any:
+    return _checked(default, "a number > 0", lambda value: value > 0)
+
+
+def _fraction(default: Any) -> Any:
+    return _checked(default, "0 ≤ value < 1", lambda value: 0 <= value < 1)
+
+
+def _share(default: Any) -> Any:
+    return _checked(default, "0 < value ≤ 1", lambda value: 0 < value <= 1)
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    """Stage 1, the stratified sample."""
+
+    ratio: float = _share(0.1)
+    """Share of the training set that is sampled, per stratum (the paper's sample ratio α = 0.1)."""
+
+
+@dataclass(frozen=True)
+class WarmupConfig:
+    """Stage 2, the warm-up LoRA whose output is scored."""
+
+    epochs: float = _positive(3.0)
+    """Passes over the sample (the paper: 3)."""
+    learning_rate: float | None = _positive(None)
+    """Peak learning rate of the warm-up; empty: the same as train.learning_rate."""
+
+
+@dataclass(frozen=True)
+class MethodConfig:
+    """What is trained."""
+
+    name: str = "lora_drop"
+    """The method; `lora-drop params` lists them."""
+    rank: int | None = _positive(None)
+    """Rank r of every low-rank pair; empty: the method's own (8 for LoRA and LoRA-drop, 512 VeRA, 56 Tied-LoRA)."""
+    alpha: float | None = _positive(None)
+    """LoRA's scaling numerator: ΔW = alpha/rank · B A; empty: 2 · rank, as in microsoft/LoRA's GLUE scripts (r 8, alpha 16)."""
+    dropout: float = _fraction(0.0)
+    """Dropout on the input of the low-rank pair (microsoft/LoRA's GLUE scripts: 0)."""
+    target_projections: tuple[str, ...] = ("query", "value")
+    """Projections that get a LoRA: query, key, value, or the leaf names of the model's own linear modules."""
+    threshold: float = _share(0.9)
+    """T: layers are retained, most important first, until their importances sum to T (the paper: 0.9)."""
+    budget: float | None = _share(None)
+    """Instead of a threshold: the largest T whose parameters are at most this share of plain LoRA's."""
+    policy: str = _one_of("threshold", "threshold", "inverse", "random", "top")
+    """Which layers keep their LoRA: the most important (threshold), or as many of the least important (inverse), random, or last (top)."""
+    share: bool = True
+    """Low-importance layers share one LoRA per projection (true) or have none (false, the ablation "w/o share")."""
+    keep_ratio: float = _share(0.5)
+    """Sparse Adapter: share of the adapter weights that is kept."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Stage 4, and everything of the warm-up that WarmupConfig does not say."""
+
+    epochs: float = _positive(5.0)
+    """Passes over the training set."""
+    learning_rate: float = _positive(5e-4)
+    """Peak learning rate of AdamW."""
+    batch_size: int = _positive(32)
+    """TOTAL examples per optimizer step, over all devices and accumulation steps."""
+    device_batch_size: int | None = _positive(None)
+    """At most this many examples at a time on one device; empty: the whole batch. Accumulation is derived from it."""
+    max_length: int = _positive(128)
+    """Longer inputs are truncated to this many tokens."""
+    warmup_ratio: float = _fraction(0.06)
+    """Share of the steps in which the learning rate rises from 0."""
+    weight_decay: float = _checked(0.1, "a number ≥ 0", lambda value: value >= 0)
+    """AdamW's decoupled weight decay."""
+    max_grad_norm: float = _checked(1.0, "a number ≥ 0", lambda value: value >= 0)
+    """Gradients are clipped to this norm; 0 switches clipping off."""
+    scheduler: str = _one_of("linear", "linear", "cosine", "constant", "constant_with_warmup")
+    """Learning-rate schedule after the rise."""
+    precision: str = _one_of("fp32", "fp32", "bf16", "fp16")
+    """Arithmetic of the forward and backward pass; weights that are trained stay in fp32."""
+    select_epoch: str = _one_of("best", "best", "last")
+    """Which epoch's weights are kept: the best on eval.split (as the paper reports) or the last."""
+    save_steps: int | None = _positive(None)
+    """Also write a checkpoint every so many steps; empty: after each epoch."""
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """Stage 5."""
+
+    batch_size: int = _positive(64)
+    """Examples per forward pass."""
+    split: str = "validation"
+    """Split that is evaluated; MNLI also has validation_matched and validation_mismatched."""
+
+
+@dataclass(frozen=True)
+class GenerationConfig:
+    """How text is decoded."""
+
+    num_beams: int = _positive(1)
+    """Beams; 1 is greedy decoding."""
+    max_new_tokens: int = _positive(64)
+    """Length limit of the generated text."""
+    length_penalty: float = 1.0
+    """Exponent of the length in beam search."""
+    no_repeat_ngram_size: int = _checked(0, "an integer ≥ 0", lambda value: value >= 0)
+    """N-grams of this size occur once; 0 switches the rule off."""
+
+
+@dataclass(frozen=True)
+class LimitConfig:
+    """Run on fewer rows. A limited run says so everywhere."""
+
+    train: int | None = _positive(None)
+    """Use this many training rows, stratified; empty: all."""
+    eval: int | None = _positive(None)
+    """Use this many evaluation rows, stratified; empty: all."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run, completely. Two runs with equal configurations (but for where they run) give equal results on a CPU."""
+
+    task: str = "toy-nli"
+    """The task; `lora-drop tasks` lists them."""
+    backbone: str = "packaged:minilm-l6"
+    """The pretrained model: a Hub id, a folder, packaged:NAME or tiny:NAME."""
+    seed: int = _checked(0, "an integer ≥ 0", lambda value: value >= 0)
+    """Seed of the sample, the initial weights, the order of the rows and dropout."""
+    data_dir: str | None = None
+    """Folder with the official files; empty: $LORA_DROP_DATA, else the Hub."""
+    device: str = _checked("auto", "auto, cpu, cuda, cuda:N or mps", lambda value: value.split(":")[0] in ("auto", "cpu", "cuda", "mps"))
+    """Where to compute; auto: the GPU if there is one."""
+    offline: bool = False
+    """Never ask the Hub; what is not on this machine is an error."""
+    sample: SampleConfig = SampleConfig()
+    """Stage 1."""
+    warmup: WarmupConfig = WarmupConfig()
+    """Stage 2."""
+    method: MethodConfig = MethodConfig()
+    """What is trained."""
+    train: TrainConfig = TrainConfig()
+    """Stage 4."""
+    eval: EvalConfig = EvalConfig()
+    """Stage 5."""
+    generation: GenerationConfig = GenerationConfig()
+    """Decoding."""
+    limit: LimitConfig = LimitConfig()
+    """Fewer rows."""
+
+
+WHERE_KEYS = ("data_dir", "device", "offline")
+"""Keys that say where a run happens, not what it computes: they are left out of its identity."""
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Return the configuration as plain nested dictionaries (tuples become lists)."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def config_hash(config: Config) -> str:
+    """Return 12 hexadecimal digits that identify what a run computes (WHERE_KEYS are left out)."""
+    what = {key: value for key, value in to_dict(config).items() if key not in WHERE_KEYS}
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def load_config(files: Iterable[str | Path] = (), overrides: Iterable[str] = ()) -> Config:
+    """Build a configuration from YAML files, later ones over earlier ones, and `dotted.key=value` overrides over both.
+
+    A file is a path, or the name of a packaged one (`glue/rte`). Raises UserError with every mistake found.
+    """
+    errors: list[str] = []
+    merged: dict[str, Any] = {}
+    for name in files:
+        _merge(merged, _read_yaml(find_config(name)))
+    for override in overrides:
+        _apply_override(merged, override, errors)
+    return from_dict(merged, errors=errors)
+
+
+def from_dict(values: Mapping[str, Any], errors: list[str] | None = None) -> Config:
+    """Build a configuration from nested dictionaries. Raises UserError that lists every unknown key and wrong value."""
+    errors = [] if errors is None else errors
+    config = _build(Config, values, "", errors)
+    if errors:
+        raise UserError("The configuration has " + _count(len(errors)) + ":\n" + "\n".join(f"  {error}" for error in errors))
+    return config
+
+
+def find_config(name: str | Path) -> Path:
+    """Return the path of a configuration file: a path as given, or the packaged file of that name (`glue/rte`)."""
+    path = Path(name)
+    if path.is_file():
+        return path
+    candidates = [folder / f"{name}.yaml" for folder in config_folders()]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    known = sorted(str(file.relative_to(folder).with_suffix("")) for folder in config_folders() for file in folder.rglob("*.yaml"))
+    raise UserError(f"No configuration file {str(name)!r}.{closest(str(name), known)} Give a path, or one of: {', '.join(known)}")
+
+
+def config_folders() -> list[Path]:
+    """Return the folders that hold the packaged configurations: inside the wheel, or beside the package in a checkout."""
+    package = Path(__file__).parent
+    return [folder for folder in (package / "configs", package.parent / "configs") if folder.is_dir()]
+
+
+@functools.cache
+def describe(cls: type) -> dict[str, str]:
+    """Return the attribute docstring of each field of a configuration dataclass, by field name."""
+    (definition,) = ast.parse(inspect.getsource(cls)).body
+    assert isinstance(definition, ast.ClassDef)
+    texts = {}
+    for statement, following in zip(definition.body, definition.body[1:], strict=False):
+        if isinstance(statement, ast.AnnAssign) and isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
+            texts[ast.unparse(statement.target)] = str(following.value.value)
+    return texts
+
+
+def flatten(cls: type = Config, prefix: str = "") -> dict[str, tuple[Any, str]]:
+    """Return every leaf key, dotted, with its default and help text."""
+    leaves: dict[str, tuple[Any, str]] = {}
+    for item in dataclasses.fields(cls):
+        if dataclasses.is_dataclass(item.default):
+            leaves |= flatten(type(item.default), f"{prefix}{item.name}.")
+        else:
+            leaves[prefix + item.name] = (item.default, describe(cls)[item.name])
+    return leaves
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not readable YAML: {error}") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise UserError(f"{path} must hold keys and values, but holds a {type(content).__name__}.")
+    return content
+
+
+def _merge(into: dict[str, Any], values: Mapping[str, Any]) -> None:
+    for key, value in values.items():
+        if isinstance(value, dict) and isinstance(into.get(key), dict):
+            _merge(into[key], value)
+        else:
+            into[key] = value
+
+
+def _apply_override(into: dict[str, Any], override: str, errors: list[str]) -> None:
+    key, separator, text = override.partition("=")
+    if not separator:
+        errors.append(f"{override!r} is not of the form key=value (example: train.epochs=3)")
+        return
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        value = text
+    *path, last = key.strip().split(".")
+    nested: dict[str, Any] = {last: value}
+    for part in reversed(path):
+        nested = {part: nested}
+    _merge(into, nested)
+
+
+def _build(cls: type[T], values: Any, prefix: str, errors: list[str]) -> T:
+    if not isinstance(values, Mapping):
+        errors.append(f"{prefix.rstrip('.')} = {values!r}: needs keys under it ({', '.join(describe(cls))})")
+        return cls()
+    hints = typing.get_type_hints(cls)
+    fields = {item.name: item for item in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    arguments: dict[str, Any] = {}
+    for key, value in values.items():
+        dotted = f"{prefix}{key}"
+        if key not in fields:
+            errors.append(_unknown_key(dotted, str(key), prefix, list(fields)))
+        elif dataclasses.is_dataclass(hints[key]):
+            arguments[key] = _build(hints[key], value, f"{dotted}.", errors)  # type: ignore[arg-type]
+        else:
+            _check_leaf(fields[key], hints[key], value, dotted, arguments, errors)
+    return cls(**arguments)
+
+
+def _unknown_key(dotted: str, key: str, prefix: str, siblings: list[str]) -> str:
+    by_leaf = {leaf.rsplit(".", 1)[-1]: leaf for leaf in flatten()}
+    if key in by_leaf:  # the right name in the wrong place
+        return f"{dotted}: no such key. Did you mean {by_leaf[key]!r}?"
+    hint = closest(key, siblings)
+    if hint and prefix:
+        hint = hint.replace(" '", f" '{prefix}")
+    where = f"under {prefix.rstrip('.')!r}: " if prefix else ""
+    return f"{dotted}: no such key.{hint or closest(dotted, list(flatten()))} Allowed {where}{', '.join(siblings)}"
+
+
+def _check_leaf(
+    item: dataclasses.Field[Any], hint: Any, value: Any, dotted: str, arguments: dict[str, Any], errors: list[str]
+) -> None:
+    try:
+        converted = _convert(value, hint)
+    except ValueError as error:
+        errors.append(f"{dotted} = {value!r}: must be {error}")
+        return
+    check = item.metadata.get("check")
+    if check is not None and converted is not None and not check(converted):
+        names = item.metadata.get("names")
+        hint_text = closest(str(value), list(names)) if names else ""
+        errors.append(f"{dotted} = {value!r}: allowed is {item.metadata['allowed']}.{hint_text}")
+        return
+    arguments[item.name] = converted
+
+
+def _convert(value: Any, hint: Any) -> Any:
+    """Return `value` as the type `hint`, accepting only lossless readings (1 as 1.0, '5e-4' as 0.0005)."""
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if value is None and type(None) in options:
+        return None
+    (kind,) = [option for option in options if option is not type(None)]
+    if typing.get_origin(kind) is tuple:
+        items = [value] if isinstance(value, str) else value
+        if isinstance(items, (list, tuple)) and items and all(isinstance(entry, str) for entry in items):
+            return tuple(items)
+        raise ValueError("a list of names")
+    if kind is bool and isinstance(value, bool):
+        return value
+    if kind is int and isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if kind is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
+        try:
+            number = float(value)
+        except ValueError:
+            number = math.nan
+        if math.isfinite(number):
+            return number
+    if kind is str and isinstance(value, (str, int, float)) and not isinstance(value, bool):
+        return str(value)
+    names = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+    raise ValueError(names[kind] + (" or empty" if type(None) in options else ""))
+
+
+def _count(number: int) -> str:
+    return "an error" if number == 1 else f"{number} errors"

@@ -1,0 +1,13 @@
+"""The one exception that means: the user can mend this."""
+
+
+class UserError(Exception):
+    """A mistake in the input. The message says what, where, and what to do; the command line exits with code 2."""
+
+
+def closest(name: str, known: list[str]) -> str:
+    """Return `" Did you mean 'X'?"` for the known name nearest to `name`, or an empty string."""
+    from difflib import get_close_matches
+
+    matches = get_close_matches(name, known, n=1, cutoff=0.5)
+    return f" Did you mean {matches[0]!r}?" if matches else ""

@@ -1,0 +1,1 @@
+"""Metrics, computed on this machine: no metric script is fetched."""

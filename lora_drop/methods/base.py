@@ -1,0 +1,59 @@
+"""What a method is: it turns a backbone into a model to train, and can save and load what was trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from lora_drop.config import MethodConfig
+from lora_drop.selection import Selection
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to fine-tune. `build` decides what is trainable; everything else of the model is frozen."""
+
+    name: str
+    title: str
+    """The name in the paper's tables."""
+    build: Callable[[PreTrainedModel, MethodConfig, int, Selection | None], nn.Module]
+    """`build(backbone, config, seed, selection)`: the model to train. The same seed gives the same initial weights."""
+    save: Callable[[nn.Module, Path], None]
+    """`save(model, folder)`: write what was trained, as safetensors."""
+    load: Callable[[PreTrainedModel, Path], nn.Module]
+    """`load(backbone, folder)`: the trained model, trainable as before it was saved. Raises UserError for a damaged folder."""
+    needs_selection: bool = False
+    """Whether stages 1 to 3 come first."""
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Trainable parameters, each tensor counted once; the task's head apart, as the paper leaves it out."""
+
+    adapter: int
+    head: int
+
+
+def trainable(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Yield name and tensor of each trainable parameter, a shared tensor once."""
+    return ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)
+
+
+def count_parameters(model: nn.Module) -> Parameters:
+    """Count the trainable parameters. The head is what was not pretrained: `classifier` or `score` at the top of the model."""
+    head = adapter = 0
+    for name, parameter in trainable(model):
+        if is_head(name):
+            head += parameter.numel()
+        else:
+            adapter += parameter.numel()
+    return Parameters(adapter, head)
+
+
+def is_head(name: str) -> bool:
+    """Whether a parameter belongs to the task's head: PEFT keeps heads in `modules_to_save`, a plain model in a top module of that name."""
+    return "modules_to_save" in name or name.split(".")[0] in ("classifier", "score", "pre_classifier")

@@ -1,0 +1,99 @@
+"""LoRA (Hu et al. 2021), PEFT's: ΔW = alpha/rank · B A on every query and value; A Kaiming-initialised, B zero.
+
+Also the place where any method that is a PEFT adapter is built, saved and loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+from peft.utils import load_peft_weights
+from safetensors import SafetensorError
+from torch import nn
+from transformers import PreTrainedModel
+
+from lora_drop.config import MethodConfig
+from lora_drop.errors import UserError
+from lora_drop.methods.base import Method
+from lora_drop.projections import Place, find_places
+from lora_drop.selection import Selection
+
+RANK = 8
+
+
+def build(backbone: PreTrainedModel, config: MethodConfig, seed: int, selection: Selection | None) -> nn.Module:
+    """Put a LoRA on every module of the target projections."""
+    return add_lora(backbone, config, seed, find_places(backbone, config.target_projections))
+
+
+def add_lora(backbone: PreTrainedModel, config: MethodConfig, seed: int, places: Iterable[Place]) -> PeftModel:
+    """Put a fresh LoRA on the given modules; the backbone is frozen, its head stays trainable."""
+    rank = config.rank or RANK
+    lora = LoraConfig(
+        r=rank,
+        lora_alpha=config.alpha or 2 * rank,  # type: ignore[arg-type]
+        lora_dropout=config.dropout,
+        target_modules=[place.name for place in places],
+        task_type=task_type(backbone),
+        bias="none",
+    )
+    return wrap(backbone, lora, seed)
+
+
+def wrap(backbone: PreTrainedModel, config: PeftConfig, seed: int) -> PeftModel:
+    """Return the backbone under a PEFT adapter; `seed` decides its initial weights."""
+    torch.manual_seed(seed)
+    model = get_peft_model(backbone, config)
+    assert isinstance(model, PeftModel)
+    return model
+
+
+def task_type(backbone: PreTrainedModel) -> str:
+    """Return PEFT's name for the task: with SEQ_CLS it trains and saves the head, too."""
+    return "SEQ_CLS" if hasattr(backbone, "num_labels") and "SequenceClassification" in type(backbone).__name__ else "CAUSAL_LM"
+
+
+def save(model: nn.Module, folder: Path) -> None:
+    """Write an ordinary PEFT adapter: `adapter_config.json` and `adapter_model.safetensors`."""
+    assert isinstance(model, PeftModel)
+    model.save_pretrained(folder, safe_serialization=True)
+    (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
+
+
+def load(backbone: PreTrainedModel, folder: Path) -> PeftModel:
+    """Build the adapter that `folder` describes and fill it."""
+    model = wrap(backbone, read_config(folder), seed=0)
+    fill(model, folder)
+    return model
+
+
+def read_config(folder: Path) -> PeftConfig:
+    """Read a saved adapter's configuration. Raises UserError if it is missing or damaged."""
+    try:
+        config = PeftConfig.from_pretrained(str(folder))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{folder} holds no readable PEFT adapter ({type(error).__name__}). Train it again with --force.") from error
+    config.inference_mode = False
+    return config
+
+
+def fill(model: PeftModel, folder: Path) -> None:
+    """Load saved weights into a model of the same structure. Raises UserError unless they fit exactly.
+
+    A file without the copies of shared tensors would silently leave a LoRA at its initial values; it is refused.
+    """
+    try:
+        weights = load_peft_weights(str(folder), device="cpu")
+        outcome = set_peft_model_state_dict(model, weights)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"{folder} holds no adapter for this model: {str(error).splitlines()[0]}") from error
+    missing = [name for name in outcome.missing_keys if "lora_" in name or "vera_" in name or "modules_to_save" in name]
+    if missing or outcome.unexpected_keys:
+        name = (missing or outcome.unexpected_keys)[0]
+        raise UserError(f"{folder} does not fit this model: {len(missing)} tensors missing, {len(outcome.unexpected_keys)} too many (such as {name}).")
+
+
+METHOD = Method(name="lora", title="LoRA", build=build, save=save, load=load)

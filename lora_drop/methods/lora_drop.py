@@ -1,0 +1,118 @@
+"""LoRA-drop (paper §3.2): retained layers have a LoRA of their own, the low-importance layers of a projection share one.
+
+Sharing is a tie of modules: the layers point at the same `lora_A` and the same `lora_B`. It trains as one pair, and it is saved as an
+ordinary PEFT adapter that holds a copy for each layer, which every user of PEFT can read; `lora_drop.json` beside it says what is tied.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+from torch import nn
+from transformers import PreTrainedModel
+
+from lora_drop.config import MethodConfig
+from lora_drop.errors import UserError
+from lora_drop.importance import lora_layers
+from lora_drop.methods import lora
+from lora_drop.methods.base import Method
+from lora_drop.projections import Place, find_places, name_places
+from lora_drop.selection import Selection
+
+TIES = "lora_drop.json"
+
+
+def build(backbone: PreTrainedModel, config: MethodConfig, seed: int, selection: Selection | None) -> nn.Module:
+    """Put a fresh LoRA on the retained layers and, if they share, one pair on all others of a projection."""
+    if selection is None:
+        raise UserError("LoRA-drop needs a selection of layers: run the stages sample, score and select first.")
+    places = find_places(backbone, config.target_projections)
+    _check(selection, places)
+    if not selection.share:
+        places = [place for place in places if place.layer in selection.projections[place.projection].retained]
+    return share(lora.add_lora(backbone, config, seed, places), selection)
+
+
+def share(model: PeftModel, selection: Selection) -> PeftModel:
+    """Let the low-importance layers of each projection use one LoRA, that of the lowest of them.
+
+    Args:
+        model: a PEFT model with LoRA on the modules that the selection speaks of; changed in place. Tie before training or loading.
+        selection: the outcome of `lora_drop.select`; nothing is tied if its `share` is false.
+
+    Raises:
+        UserError: if a shared layer has no LoRA, or layers that are to share have different widths.
+    """
+    if selection.share:
+        names = {(place.projection, place.layer): place.name for place in name_places(lora_layers(model))}
+        for projection, layers in selection.projections.items():
+            missing = [layer for layer in layers.shared if (projection, layer) not in names]
+            if missing:
+                raise UserError(f"The model has no {projection} LoRA in layer {missing[0]}, which the selection shares. Was it scored with this model?")
+            tie(model, [names[projection, layer] for layer in layers.shared])
+    return model
+
+
+def tie(model: PeftModel, names: Sequence[str]) -> None:
+    """Point the LoRA of all these modules at the first one's `lora_A` and `lora_B`.
+
+    The modules are shared, not the weights: a tie of weights breaks silently when the model is cast or loaded by assignment.
+    """
+    layers: dict[str, Any] = lora_layers(model)
+    for name in names[1:]:
+        first, other = layers[names[0]], layers[name]
+        for adapter in first.lora_A:
+            if other.lora_A[adapter].weight.shape != first.lora_A[adapter].weight.shape or other.lora_B[adapter].weight.shape != first.lora_B[adapter].weight.shape:
+                raise UserError(f"{names[0]} and {name} have different widths and cannot share a LoRA. Set method.share=false for this model.")
+            other.lora_A[adapter] = first.lora_A[adapter]
+            other.lora_B[adapter] = first.lora_B[adapter]
+
+
+def ties(model: PeftModel) -> list[list[str]]:
+    """Return the groups of modules that use one LoRA, each group in model order."""
+    groups: dict[int, list[str]] = {}
+    layers: dict[str, Any] = lora_layers(model)
+    for name, layer in layers.items():
+        (adapter,) = layer.active_adapters
+        groups.setdefault(id(layer.lora_A[adapter]), []).append(name)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def save(model: nn.Module, folder: Path) -> None:
+    """Write the PEFT adapter and what is tied."""
+    assert isinstance(model, PeftModel)
+    lora.save(model, folder)
+    (folder / TIES).write_text(json.dumps({"version": 1, "tied": ties(model)}, indent=2) + "\n", encoding="utf-8")
+
+
+def load(backbone: PreTrainedModel, folder: Path) -> PeftModel:
+    """Build the adapter, tie it as it was, and fill it. Tied first, so that a file that contradicts the ties is found."""
+    model = lora.wrap(backbone, lora.read_config(folder), seed=0)
+    try:
+        groups = json.loads((folder / TIES).read_text(encoding="utf-8"))["tied"]
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{folder / TIES} is missing or damaged: it says which layers share a LoRA. Train it again with --force.") from error
+    known = lora_layers(model)
+    unknown = [name for group in groups for name in group if name not in known]
+    if unknown:
+        raise UserError(f"{folder / TIES} speaks of {unknown[0]}, which has no LoRA in {folder}.")
+    for group in groups:
+        tie(model, group)
+    lora.fill(model, folder)
+    return model
+
+
+def _check(selection: Selection, places: Iterable[Place]) -> None:
+    """The selection must speak of exactly the modules that the model has."""
+    chosen = {(name, layer) for name, layers in selection.projections.items() for layer in (*layers.retained, *layers.shared)}
+    present = {(place.projection, place.layer) for place in places}
+    if chosen != present:
+        projection, layer = sorted(chosen ^ present)[0]
+        raise UserError(f"The selection and the model differ ({projection}, layer {layer}, is in one of them only). Score and select again with this backbone.")
+
+
+METHOD = Method(name="lora_drop", title="LoRA-drop", build=build, save=save, load=load, needs_selection=True)

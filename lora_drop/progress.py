@@ -1,0 +1,25 @@
+"""How long work tells what it is doing. The library is silent; the command line draws (console.py)."""
+
+from __future__ import annotations
+
+
+class Reporter:
+    """Receives what a run has to say. This one says nothing; subclasses show it."""
+
+    def start(self, stage: str) -> None:
+        """A stage begins."""
+
+    def advance(self, done: int, total: int, note: str = "") -> None:
+        """The current stage has done `done` of `total` steps; `note` is a short state such as a loss."""
+
+    def finish(self, stage: str, seconds: float, note: str) -> None:
+        """A stage has ended; `note` says its result in a few words."""
+
+    def skip(self, stage: str, reason: str) -> None:
+        """A stage is not performed."""
+
+    def notice(self, text: str) -> None:
+        """Something the user should know: truncated inputs, tiny strata, a limited run."""
+
+
+SILENT = Reporter()

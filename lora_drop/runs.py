@@ -1,0 +1,252 @@
+"""The run directory: its artefacts, its manifest, atomic writes, and which stage is already done.
+
+| file | holds |
+|---|---|
+| `config.yaml` | the resolved configuration |
+| `sample.json`, `scores.json`, `selection.json` | stages 1 to 3 |
+| `warmup/`, `adapter/` | adapters in PEFT's format |
+| `checkpoints/` | for resuming; removed when the stage that wrote them is done |
+| `metrics.json`, `predictions.jsonl` | stage 5 |
+| `run.json` | the manifest: status, stages, parameters, versions, device, git commit |
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock, Timeout
+
+from lora_drop.config import Config, config_hash, from_dict, to_dict
+from lora_drop.errors import UserError
+from lora_drop.progress import SILENT, Reporter
+
+PACKAGES = ("lora-drop", "torch", "transformers", "peft", "datasets", "accelerate", "scikit-learn", "numpy")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that a reader sees the old content or the new, never a part: temporary file, fsync, rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("w", encoding="utf-8", newline="\n") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write `content` as JSON, atomically. Raises ValueError for NaN and infinity, which JSON does not have."""
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file. Raises UserError if it is missing or damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist.") from error
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON ({error}). Remove it and repeat the stage that writes it.") from error
+
+
+@contextmanager
+def write_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty folder that takes the place of `path` when the block ends without an exception."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        shutil.rmtree(path, ignore_errors=True)
+        temporary.rename(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def digest(*parts: Any) -> str:
+    """Return the sha256 (16 hexadecimal digits) of JSON-like values."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def file_digest(path: Path) -> str:
+    """Return the sha256 (16 hexadecimal digits) of a file, or of all files of a folder; empty if there is nothing."""
+    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path] if path.is_file() else []
+    if not files:
+        return ""
+    total = hashlib.sha256()
+    for file in files:
+        total.update(str(file.relative_to(path)).encode())
+        with file.open("rb") as stream:
+            while block := stream.read(2**20):
+                total.update(block)
+    return total.hexdigest()[:16]
+
+
+class Run:
+    """A run directory. Opening it with a configuration writes `config.yaml`; opening it without reads it."""
+
+    def __init__(self, path: str | Path, config: Config | None = None):
+        """Open `path`. Raises UserError if there is no configuration, neither given nor in the directory."""
+        self.path = Path(path)
+        stored = self.path / "config.yaml"
+        if config is None:
+            if not stored.is_file():
+                raise UserError(f"{self.path} is not a run directory: it has no config.yaml. Give a configuration with -c or -o key=value.")
+            config = from_dict(yaml.safe_load(stored.read_text(encoding="utf-8")) or {})
+        self.config = config
+        manifest = self.path / "run.json"
+        self.manifest: dict[str, Any] = read_json(manifest) if manifest.is_file() else {"status": "new", "stages": {}}
+
+    def file(self, name: str) -> Path:
+        """Return the path of an artefact."""
+        return self.path / name
+
+    def require(self, name: str, stage: str) -> Path:
+        """Return the path of an artefact that another stage makes. Raises UserError naming that stage if it is missing."""
+        path = self.path / name
+        if not path.exists():
+            raise UserError(f"{path} does not exist. Make it with: lora-drop {stage} --run-dir {self.path}")
+        return path
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """Hold the directory for this process, write configuration and manifest, and record how the work ends.
+
+        Raises UserError if another process works in the same directory.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"The run directory {self.path} cannot be made ({error.strerror}). Name another with --run-dir.") from error
+        lock = FileLock(self.path / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise UserError(f"Another process is working in {self.path}. Wait for it, or name another directory with --run-dir.") from error
+        try:
+            write_text(self.file("config.yaml"), yaml.safe_dump(to_dict(self.config), sort_keys=False, allow_unicode=True))
+            self._record(status="running", error=None, **_provenance(self.config))
+            yield
+            self._record(status="done")
+        except KeyboardInterrupt:
+            self._record(status="interrupted")
+            raise
+        except BaseException as error:
+            self._record(status="failed", error=f"{type(error).__name__}: {error}")
+            raise
+        finally:
+            lock.release()
+
+    def perform(
+        self,
+        stage: str,
+        inputs: Mapping[str, Any],
+        outputs: Sequence[str],
+        work: Callable[[], str],
+        force: bool = False,
+        report: Reporter = SILENT,
+    ) -> None:
+        """Do `work` unless its outputs stand and were made from the same inputs; record what it cost.
+
+        `work` writes the outputs and returns a few words about the result. Outputs that were altered, or whose inputs have changed
+        since, are made anew.
+        """
+        key = digest(inputs)
+        record = self.manifest["stages"].get(stage, {})
+        stands = record.get("inputs") == key and record.get("outputs") == self._digests(outputs)
+        if stands and not force:
+            report.skip(stage, f"unchanged ({record['note']})")
+            return
+        report.start(stage)
+        self._keep_checkpoints_of(stage, key, force)
+        began = time.perf_counter()
+        note = work()
+        seconds = time.perf_counter() - began
+        shutil.rmtree(self.checkpoints(stage), ignore_errors=True)
+        entry = {"inputs": key, "outputs": self._digests(outputs), "note": note, "seconds": round(seconds, 2), "peak_memory_mb": peak_memory_mb()}
+        self.manifest["stages"][stage] = entry
+        self._record()
+        report.finish(stage, seconds, note)
+
+    def checkpoints(self, stage: str) -> Path:
+        """Return the folder in which a stage keeps what it needs to continue after a kill."""
+        return self.path / "checkpoints" / stage
+
+    def record(self, **values: Any) -> None:
+        """Put values into the manifest, `run.json`."""
+        self._record(**values)
+
+    def _keep_checkpoints_of(self, stage: str, key: str, force: bool) -> None:
+        """Checkpoints made from other inputs are of no use; remove them."""
+        folder = self.checkpoints(stage)
+        owner = folder / "inputs"
+        if force or not owner.is_file() or owner.read_text() != key:
+            shutil.rmtree(folder, ignore_errors=True)
+            write_text(owner, key)
+
+    def _digests(self, outputs: Sequence[str]) -> dict[str, str]:
+        return {name: file_digest(self.path / name) for name in outputs}
+
+    def _record(self, **values: Any) -> None:
+        self.manifest |= values
+        write_json(self.path / "run.json", self.manifest)
+
+
+def peak_memory_mb() -> int:
+    """Return the peak memory in MB: of the GPU since the process started if one is in use, else of the process."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated() // 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak // (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that decide numbers."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def _provenance(config: Config) -> dict[str, Any]:
+    limited = {key: value for key, value in to_dict(config)["limit"].items() if value is not None}
+    return {
+        "task": config.task,
+        "backbone": config.backbone,
+        "method": config.method.name,
+        "seed": config.seed,
+        "config_hash": config_hash(config),
+        "limited": limited or None,
+        "versions": versions(),
+        "git": _git_state(),
+    }
+
+
+def _git_state() -> dict[str, Any] | None:
+    """Return the commit of the checkout this package runs from and whether it was altered; None outside a checkout."""
+    root = Path(__file__).parent.parent
+    if not (root / ".git").exists():
+        return None
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False).stdout.strip()
+
+    return {"commit": git("rev-parse", "HEAD") or None, "dirty": bool(git("status", "--porcelain"))}

@@ -1,0 +1,190 @@
+"""Stage 3: which layers keep a LoRA of their own (paper §3.2). Pure functions of the importances; no tensors here.
+
+Per projection, layers are taken from most to least important until their importances sum to the threshold T. These are retained; the
+others are to share one LoRA.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from lora_drop.errors import UserError
+
+POLICIES = ("threshold", "inverse", "random", "top")
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One LoRA and its score: a row of `scores.json`.
+
+    `score` is g_i, the mean over the sample of ‖ΔW_i x_i‖²; `importance` is I_i = g_i / Σ g over the layers of the same
+    projection (paper eq. 3 and 4); `parameters` is the size of the pair A, B.
+    """
+
+    name: str
+    projection: str
+    layer: int
+    score: float
+    importance: float
+    parameters: int
+
+
+@dataclass(frozen=True)
+class Layers:
+    """The layers of one projection: `retained` and `shared`, ascending; `coverage` is the importance that is retained."""
+
+    retained: tuple[int, ...]
+    shared: tuple[int, ...]
+    coverage: float
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What stage 3 decides; the content of `selection.json`."""
+
+    policy: str
+    threshold: float
+    share: bool
+    projections: dict[str, Layers]
+    trainable_parameters: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the content of `selection.json`."""
+        content = asdict(self)
+        for layers in content["projections"].values():
+            layers |= {"retained": list(layers["retained"]), "shared": list(layers["shared"])}
+        return content
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Selection:
+        """Read what `to_json` wrote."""
+        projections = {
+            name: Layers(tuple(layers["retained"]), tuple(layers["shared"]), layers["coverage"])
+            for name, layers in content["projections"].items()
+        }
+        return cls(content["policy"], content["threshold"], content["share"], projections, content["trainable_parameters"])
+
+
+def normalise(scores: Mapping[int, float]) -> dict[int, float]:
+    """Return I_i = g_i / Σ g for the layers of one projection (paper eq. 4).
+
+    Raises UserError if a score is negative or not finite, or if all are zero (a LoRA that was never trained has B = 0).
+    """
+    wrong = {layer: score for layer, score in scores.items() if not (math.isfinite(score) and score >= 0)}
+    if wrong:
+        raise UserError(f"Scores must be finite and ≥ 0, but are {wrong} (layer: score). Did the warm-up diverge? Lower warmup.learning_rate.")
+    total = math.fsum(scores.values())
+    if total == 0:
+        raise UserError("All scores are 0: the LoRA was not trained (B is still zero). Warm it up before scoring.")
+    return {layer: score / total for layer, score in scores.items()}
+
+
+def select(
+    scored: Iterable[Scored],
+    threshold: float = 0.9,
+    budget: float | None = None,
+    policy: str = "threshold",
+    share: bool = True,
+    seed: int = 0,
+) -> Selection:
+    """Decide per projection which layers retain their own LoRA.
+
+    Args:
+        scored: every LoRA of the model with its importance.
+        threshold: T in (0, 1]; T = 1 retains every layer, which is plain LoRA.
+        budget: if given, T is instead the largest threshold at which LoRA-drop has at most this share of plain LoRA's parameters.
+        policy: "threshold" retains the most important layers. "inverse", "random" and "top" retain the same number of the
+            least important ones, of random ones, and of the last ones (nearest the output): the paper's ablations (Table 7).
+        share: whether the other layers share one LoRA per projection or have none.
+        seed: for policy "random".
+
+    Ties go to the lower layer; at least one layer is always retained. Raises UserError for values out of range and for
+    a budget that not even one retained layer per projection would meet.
+    """
+    scored = sorted(scored, key=lambda row: (row.projection, row.layer))
+    if not scored:
+        raise UserError("There are no scores to select from.")
+    if policy not in POLICIES:
+        raise UserError(f"Unknown policy {policy!r}. Allowed: {', '.join(POLICIES)}")
+    if budget is not None:
+        threshold = _threshold_for(scored, budget, share)
+    if not 0 < threshold <= 1:
+        raise UserError(f"The threshold must be in (0, 1], but is {threshold}.")
+    projections = {}
+    for projection, importances in _by_projection(scored).items():
+        count = len(_most_important(importances, threshold))
+        retained = _retained(importances, count, policy, f"{seed}/{projection}")
+        projections[projection] = _layers(importances, retained)
+    return Selection(policy, threshold, share, projections, _parameters(scored, projections, share))
+
+
+def _by_projection(scored: Iterable[Scored]) -> dict[str, dict[int, float]]:
+    projections: dict[str, dict[int, float]] = {}
+    for row in scored:
+        projections.setdefault(row.projection, {})[row.layer] = row.importance
+    return projections
+
+
+def _ranking(importances: Mapping[int, float]) -> list[int]:
+    return sorted(importances, key=lambda layer: (-importances[layer], layer))
+
+
+def _most_important(importances: Mapping[int, float], threshold: float) -> list[int]:
+    """Take layers, most important first, until their importances sum to the threshold."""
+    ranking = _ranking(importances)
+    if threshold >= 1:  # also layers of importance 0, so that T = 1 is plain LoRA
+        return ranking
+    count = 1
+    while math.fsum(importances[layer] for layer in ranking[:count]) < threshold - 1e-12 and count < len(ranking):
+        count += 1
+    return ranking[:count]
+
+
+def _retained(importances: Mapping[int, float], count: int, policy: str, seed: str) -> list[int]:
+    if policy == "inverse":
+        return sorted(importances, key=lambda layer: (importances[layer], layer))[:count]
+    if policy == "random":
+        return random.Random(seed).sample(sorted(importances), count)
+    if policy == "top":
+        return sorted(importances)[-count:]
+    return _ranking(importances)[:count]
+
+
+def _layers(importances: Mapping[int, float], retained: Iterable[int]) -> Layers:
+    kept = tuple(sorted(retained))
+    coverage = math.fsum(importances[layer] for layer in kept)
+    return Layers(kept, tuple(sorted(set(importances) - set(kept))), coverage)
+
+
+def _parameters(scored: Iterable[Scored], projections: Mapping[str, Layers], share: bool) -> int:
+    """Count the adapter's trainable parameters: the retained pairs, and one shared pair per projection that has low-importance layers."""
+    total = 0
+    sizes = {(row.projection, row.layer): row.parameters for row in scored}
+    for projection, layers in projections.items():
+        owners = [*layers.retained, *(layers.shared[:1] if share else ())]
+        total += sum(sizes[projection, layer] for layer in owners)
+    return total
+
+
+def _threshold_for(scored: list[Scored], budget: float, share: bool) -> float:
+    """Return the largest T whose parameters fit the budget. Only the sums of importances at which a layer is added can be that T."""
+    allowed = budget * sum(row.parameters for row in scored)
+    by_projection = _by_projection(scored)
+    steps = {1.0}
+    for importances in by_projection.values():
+        ranking = _ranking(importances)
+        steps |= {math.fsum(importances[layer] for layer in ranking[:count]) for count in range(1, len(ranking))}
+
+    def parameters(threshold: float) -> int:
+        kept = {name: _layers(rows, _most_important(rows, threshold)) for name, rows in by_projection.items()}
+        return _parameters(scored, kept, share)
+
+    fitting = [step for step in sorted(steps) if 0 < step <= 1 and parameters(step) <= allowed]
+    if not fitting:
+        least = min(parameters(step) for step in steps if step > 0) / sum(row.parameters for row in scored)
+        raise UserError(f"A budget of {budget:g} of LoRA's parameters is too small: one retained layer per projection already needs {least:.3f}.")
+    return fitting[-1]

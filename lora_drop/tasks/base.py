@@ -1,0 +1,78 @@
+"""What a task is: data plus a few functions, nothing that knows a model or a method.
+
+Rows are `datasets.Dataset`s with fixed columns:
+
+- classification and regression: `id` (str), `text` (str), `text_pair` (str, only for sentence pairs), `label` (int, an index
+  into `Task.labels`; float for regression), and `group` (str) where an evaluation split has parts that are also
+  reported apart (MNLI: matched, mismatched);
+- generation: `id` (str), `prompt` (str), and `completion` (str) in training rows, `references` (list of str) in
+  evaluation rows; `stratum` (str) in training rows.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from datasets import Dataset
+
+from lora_drop.errors import UserError
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where rows come from: a folder with the official files, else the Hub."""
+
+    data_dir: Path | None
+    offline: bool = False
+
+    @classmethod
+    def resolve(cls, data_dir: str | None, offline: bool = False) -> Source:
+        """Take the folder given, else $LORA_DROP_DATA, else none. Raises UserError if the folder does not exist."""
+        folder = data_dir or os.environ.get("LORA_DROP_DATA")
+        if folder and not Path(folder).is_dir():
+            origin = "data_dir" if data_dir else "LORA_DROP_DATA"
+            raise UserError(f"The data folder {folder} does not exist (named by {origin}). Create it or name another with --data-dir.")
+        return cls(Path(folder) if folder else None, offline)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One benchmark. `version` is raised whenever its numbers may change."""
+
+    name: str
+    version: int
+    kind: Literal["classification", "regression", "generation"]
+    description: str
+    load: Callable[[Source, str], Dataset]
+    """`load(source, split)`: the rows of "train" or of an evaluation split. Raises UserError that says what to do."""
+    strata: Callable[[Dataset], list[str]]
+    """The stratum of each training row, for stratified sampling."""
+    metrics: tuple[str, ...]
+    """Names of the metrics computed, those of the paper first."""
+    primary: str
+    """The metric the paper reports, by which the best epoch is chosen."""
+    labels: tuple[str, ...] = ()
+    """Label names in index order; empty unless kind is classification."""
+    splits: tuple[str, ...] = ("validation",)
+    """Evaluation splits, the default first."""
+    files: Mapping[str, str] = field(default_factory=dict)
+    """Official file of each split, relative to the data folder."""
+    hub: str = ""
+    """Where the rows come from without files."""
+    official_rows: Mapping[str, int] = field(default_factory=dict)
+    """Rows of each split in the official release."""
+
+    @property
+    def outputs(self) -> int:
+        """Size of the classifier's output: the number of labels, 1 for regression, 0 for generation."""
+        return {"classification": len(self.labels), "regression": 1, "generation": 0}[self.kind]
+
+    def check_split(self, split: str) -> str:
+        """Return `split` if it is one of this task's evaluation splits. Raises UserError otherwise."""
+        if split not in self.splits:
+            raise UserError(f"{self.name} has no split {split!r}. Its evaluation splits: {', '.join(self.splits)}")
+        return split

@@ -1,0 +1,100 @@
+"""`toy-nli`: a generated sentence-pair task for demonstrations and tests; no file, no network, the same rows everywhere.
+
+A premise and a hypothesis say the same but for one word or phrase. Whether the premise entails the hypothesis depends on two things together:
+
+- does the quantifier reach upwards ("some dog", "at least three dogs") or downwards ("no dog", "at most three dogs")?
+- does the change widen what is said (poodle -> dog, sleeps soundly -> sleeps) or narrow it?
+
+Upward quantifiers allow widening, downward ones narrowing: the label is the exclusive or of the two, every combination is equally frequent,
+and each word is as often with one label as with the other. So no sum of word weights can tell; an encoder must relate the words.
+"""
+
+from __future__ import annotations
+
+import random
+from itertools import product
+
+from datasets import Dataset
+
+from lora_drop.tasks.base import Source, Task
+
+LABELS = ("entailment", "not_entailment")
+ROWS = {"train": 1600, "validation": 400}
+
+# (wide, narrow)
+NOUNS = (
+    ("dogs", "poodles"),
+    ("birds", "sparrows"),
+    ("flowers", "roses"),
+    ("cars", "taxis"),
+    ("fish", "salmon"),
+    ("trees", "oaks"),
+    ("children", "girls"),
+    ("musicians", "drummers"),
+    ("doctors", "surgeons"),
+    ("buildings", "churches"),
+    ("boats", "ferries"),
+    ("insects", "bees"),
+)
+VERBS = (
+    ("move", "move slowly"),
+    ("can be seen", "can be seen clearly"),
+    ("are waiting", "are waiting outside"),
+    ("get wet", "get wet in the rain"),
+    ("disappear", "disappear at night"),
+    ("are here", "are here today"),
+)
+ADJECTIVES = ("old", "small", "red", "quiet", "heavy", "beautiful")
+UPWARD = ("some", "at least three", "several", "more than five")
+DOWNWARD = ("no", "at most three", "hardly any", "fewer than five")
+
+
+def load(source: Source, split: str) -> Dataset:
+    """Generate the rows of "train" or "validation". No row of one is in the other: they share words, not pairs of sentences."""
+    rows = _rows(split)
+    return Dataset.from_dict({key: [row[key] for row in rows] for key in ("id", "text", "text_pair", "label")})
+
+
+def _rows(split: str) -> list[dict]:
+    """Balance quantifier × direction exactly, then shuffle."""
+    generator = random.Random(f"toy-nli/{split}")
+    training = split == "train"
+    changes = [change for number, change in enumerate(_changes()) if (number % 5 != 0) == training]
+    rows = []
+    for upward, widens in product((True, False), repeat=2):
+        pairs = [(quantifier, change) for quantifier in (UPWARD if upward else DOWNWARD) for change in changes]
+        for quantifier, (wide, narrow) in generator.sample(pairs, ROWS[split] // 4):
+            premise, hypothesis = (narrow, wide) if widens else (wide, narrow)
+            label = LABELS.index("entailment" if upward == widens else "not_entailment")
+            rows.append({"text": f"{quantifier} {premise}.", "text_pair": f"{quantifier} {hypothesis}.", "label": label})
+    generator.shuffle(rows)
+    return [{"id": f"{split}-{number}", **row} for number, row in enumerate(rows)]
+
+
+def _changes() -> list[tuple[str, str]]:
+    """Return every (wide, narrow) pair of clauses, in an order that mixes the kinds of change."""
+    changes = []
+    for (wide, narrow), (verb, verb_narrow), adjective in product(NOUNS, VERBS, ADJECTIVES):
+        changes += [
+            (f"{wide} {verb}", f"{narrow} {verb}"),
+            (f"{narrow} {verb}", f"{narrow} {verb_narrow}"),
+            (f"{wide} {verb}", f"{adjective} {wide} {verb}"),
+        ]
+    unique = list(dict.fromkeys(changes))
+    random.Random("toy-nli").shuffle(unique)
+    return unique
+
+
+TASK = Task(
+    name="toy-nli",
+    version=1,
+    kind="classification",
+    description="generated: does one sentence entail the other?",
+    load=load,
+    strata=lambda rows: [LABELS[index] for index in rows["label"]],
+    metrics=("accuracy",),
+    primary="accuracy",
+    labels=LABELS,
+    hub="generated, needs nothing",
+    official_rows=ROWS,
+)
