@@ -1,0 +1,42 @@
+"""Text to tokens, and rows of tokens to padded batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from datasets import Dataset
+from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
+
+Collate = Callable[[list[dict]], dict[str, torch.Tensor]]
+
+
+def encode(rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> tuple[Dataset, int]:
+    """Tokenise classification or regression rows.
+
+    Args:
+        rows: with `text`, `label` and perhaps `text_pair`.
+        tokenizer: the backbone's.
+        max_length: longer inputs are cut, the longer sentence of a pair first.
+
+    Returns:
+        Rows with `input_ids`, `attention_mask`, perhaps `token_type_ids`, and `labels`; and how many inputs were cut.
+    """
+    pairs = list(rows["text_pair"]) if "text_pair" in rows.column_names else None
+    encoded = tokenizer(list(rows["text"]), pairs, truncation="longest_first", max_length=max_length, return_overflowing_tokens=False)
+    cut = sum(len(ids) >= max_length for ids in encoded["input_ids"])
+    return Dataset.from_dict({**encoded, "labels": list(rows["label"])}), cut
+
+
+def collator(tokenizer: PreTrainedTokenizerBase) -> Collate:
+    """Return the function that pads rows to the longest of a batch."""
+    return DataCollatorWithPadding(tokenizer)
+
+
+def batches(rows: Dataset, collate: Collate, batch_size: int) -> Iterator[tuple[list[int], dict[str, torch.Tensor]]]:
+    """Yield (row indices, batch) over all rows, similar lengths together, the longest first."""
+    lengths = [len(ids) for ids in rows["input_ids"]]
+    order = sorted(range(len(rows)), key=lambda index: (-lengths[index], index))
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        yield chosen, dict(collate([rows[index] for index in chosen]))

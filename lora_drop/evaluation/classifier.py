@@ -1,0 +1,46 @@
+"""Predictions of a classifier over encoded rows, and their metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from datasets import Dataset
+from torch import nn
+
+from lora_drop.encoding import Collate, batches
+from lora_drop.evaluation.classification import evaluate_predictions
+from lora_drop.tasks.base import Task
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Metrics by name, and one prediction per row in the rows' order (a label index, or a score)."""
+
+    metrics: dict[str, float]
+    predictions: list[float]
+
+
+def evaluate_classifier(
+    model: nn.Module, task: Task, rows: Dataset, encoded: Dataset, collate: Collate, batch_size: int, progress: Callable[[int, int], None] | None = None
+) -> Evaluation:
+    """Run the model over `encoded`, the tokenised `rows`; its mode is as before afterwards."""
+    training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    predictions: list[float] = [0.0] * len(rows)
+    done = 0
+    with torch.no_grad():
+        for chosen, batch in batches(encoded, collate, batch_size):
+            batch.pop("labels")
+            logits = model(**{name: tensor.to(device) for name, tensor in batch.items()}).logits.float().cpu()
+            values = logits.squeeze(-1) if task.kind == "regression" else logits.argmax(dim=-1)
+            for index, value in zip(chosen, values.tolist(), strict=True):
+                predictions[index] = value
+            done += len(chosen)
+            if progress:
+                progress(done, len(rows))
+    model.train(training)
+    groups = list(rows["group"]) if "group" in rows.column_names else None
+    return Evaluation(evaluate_predictions(task, predictions, list(rows["label"]), groups), predictions)

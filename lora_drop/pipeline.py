@@ -1,0 +1,273 @@
+"""The five stages over a run directory: sample, score, select, train, evaluate.
+
+Each stage reads artefacts of the ones before it, writes its own, and is skipped when neither its inputs nor its outputs have changed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from lora_drop import importance, sampling
+from lora_drop.backbones import Backbone, load_model, load_tokenizer, locate, resolve_device
+from lora_drop.encoding import Collate, batches, collator, encode
+from lora_drop.evaluation.classifier import Evaluation, evaluate_classifier
+from lora_drop.methods import get_method
+from lora_drop.methods.base import Method, count_parameters
+from lora_drop.progress import SILENT, Reporter
+from lora_drop.runs import Run, digest, file_digest, read_json, write_folder, write_json, write_text
+from lora_drop.selection import Scored, Selection, select
+from lora_drop.tasks import get_task
+from lora_drop.tasks.base import Source, Task
+from lora_drop.training import Outcome, fit
+
+STAGES = ("sample", "score", "select", "train", "eval")
+
+
+class Pipeline:
+    """The stages of one run. Data and tokenizer are loaded when a stage first needs them."""
+
+    def __init__(self, run: Run, report: Reporter = SILENT, force: bool = False):
+        """Work on `run`; `force` repeats stages that are already done."""
+        self.run, self.config, self.report, self.force = run, run.config, report, force
+        self.task: Task = get_task(self.config.task)
+        self.task.check_split(self.config.eval.split)
+        self.method: Method = get_method(self.config.method.name)
+        self.source = Source.resolve(self.config.data_dir, self.config.offline)
+        self.backbone: Backbone = locate(self.config.backbone, self.config.offline)
+        self.device = resolve_device(self.config.device)
+
+    # --- stages -------------------------------------------------------------------------------------------------------
+
+    def sample(self) -> None:
+        """Stage 1 -> `sample.json`."""
+        config = self.config
+        inputs = {"data": self.train_digest, "task": [self.task.name, self.task.version], "ratio": config.sample.ratio, "seed": config.seed}
+        self._perform("sample", inputs, ["sample.json"], self._sample)
+
+    def score(self) -> None:
+        """Stage 2: warm-up LoRA on the sample, then the importance of every LoRA -> `warmup/`, `scores.json`."""
+        method = asdict(self.config.method)
+        inputs = {
+            "sample": file_digest(self.run.require("sample.json", "sample")),
+            "data": self.train_digest,
+            "warmup": asdict(self.config.warmup),
+            "method": [method[key] for key in ("rank", "alpha", "dropout", "target_projections")],
+            **self._training_inputs,
+        }
+        self._perform("score", inputs, ["warmup", "scores.json"], self._score)
+
+    def select(self) -> None:
+        """Stage 3 -> `selection.json`, `importance.png`."""
+        method = asdict(self.config.method)
+        inputs = {
+            "scores": file_digest(self.run.require("scores.json", "score")),
+            "method": [method[key] for key in ("threshold", "budget", "policy", "share")],
+            "seed": self.config.seed,
+        }
+        self._perform("select", inputs, ["selection.json", "importance.png"], self._select)
+
+    def train(self) -> None:
+        """Stage 4: a fresh model under the selection, trained on the whole training set -> `adapter/`."""
+        selection = file_digest(self.run.require("selection.json", "select")) if self.method.needs_selection else None
+        inputs = {"selection": selection, "data": self.train_digest, "eval_data": self.eval_digest, **self._training_inputs}
+        inputs |= {"method": asdict(self.config.method), "eval_batch": self.config.eval.batch_size}
+        self._perform("train", inputs, ["adapter"], self._train)
+
+    def evaluate(self) -> None:
+        """Stage 5 -> `metrics.json`, `predictions.jsonl`."""
+        adapter = file_digest(self.run.require("adapter", "train"))
+        inputs = {"adapter": adapter, "data": self.eval_digest, "backbone": self.backbone.identity, "eval": asdict(self.config.eval)}
+        inputs["max_length"] = self.config.train.max_length
+        self._perform("eval", inputs, ["metrics.json", "predictions.jsonl"], self._evaluate)
+
+    def all(self) -> None:
+        """Every stage that the method needs, in order."""
+        stages = [self.sample, self.score, self.select] if self.method.needs_selection else []
+        for stage in [*stages, self.train, self.evaluate]:
+            stage()
+
+    # --- what the stages do -------------------------------------------------------------------------------------------
+
+    def _sample(self) -> str:
+        rows, ratio = self.train_rows, self.config.sample.ratio
+        size = max(1, round(ratio * len(rows)))
+        drawn = sampling.stratified_sample(self.task.strata(rows), size, self.config.seed)
+        if drawn.raised:
+            self.report.notice(f"too small to split, one row each was taken: {', '.join(drawn.raised)}")
+        strata = {name: {"population": total, "sample": taken} for name, (total, taken) in drawn.strata.items()}
+        content = {"task": self.task.name, "seed": self.config.seed, "ratio": ratio, "population": len(rows), "size": len(drawn.indices)}
+        write_json(self.run.file("sample.json"), {**content, "strata": strata, "indices": list(drawn.indices)})
+        return f"{len(drawn.indices):,} of {len(rows):,} rows in {len(strata)} strata"
+
+    def _score(self) -> str:
+        config = self.config
+        encoded = self.train_encoded.select(read_json(self.run.file("sample.json"))["indices"])
+        model = get_method("lora").build(self._load_backbone(), config.method, config.seed, None)
+        rate = config.warmup.learning_rate or config.train.learning_rate
+        outcome = self._fit("score", model, encoded, config.warmup.epochs, rate, evaluator=None)
+        inputs = (batch for _, batch in batches(encoded, self.collate, config.eval.batch_size))
+        scores = importance.score(model, inputs, progress=lambda done: self.report.advance(done, len(encoded), "scoring"))
+        with write_folder(self.run.file("warmup")) as folder:
+            get_method("lora").save(model, folder)
+        modules = [asdict(row) for row in scores.rows]
+        content = {"backbone": config.backbone, "task": self.task.name, "rank": _rank(model), "examples": scores.examples, "tokens": scores.tokens}
+        write_json(self.run.file("scores.json"), {**content, "modules": modules})
+        return f"{len(modules)} LoRAs on {scores.examples:,} examples, {scores.tokens:,} tokens, after {outcome.steps:,} warm-up steps"
+
+    def _select(self) -> str:
+        from lora_drop.experiments.figures import importance_figure, save_figure
+
+        method = self.config.method
+        scored = read_scores(self.run.file("scores.json"))
+        selection = select(scored, method.threshold, method.budget, method.policy, method.share, self.config.seed)
+        write_json(self.run.file("selection.json"), selection.to_json())
+        save_figure(importance_figure(scored, selection, f"{self.task.name}, {self.config.backbone}"), self.run.file("importance.png"))
+        whole = sum(row.parameters for row in scored)
+        counts = ", ".join(f"{name} {len(layers.retained)} of {len(layers.retained + layers.shared)}" for name, layers in selection.projections.items())
+        return f"retained {counts}; {selection.trainable_parameters:,} parameters, {selection.trainable_parameters / whole:.0%} of LoRA's"
+
+    def _train(self) -> str:
+        config = self.config
+        selection = Selection.from_json(read_json(self.run.file("selection.json"))) if self.method.needs_selection else None
+        model = self.method.build(self._load_backbone(), config.method, config.seed, selection)
+        parameters = count_parameters(model)
+        self.run.record(trainable_parameters=asdict(parameters))
+        outcome = self._fit("train", model, self.train_encoded, config.train.epochs, config.train.learning_rate, lambda trained: self._metrics(trained).metrics)
+        self.run.record(
+            epochs=outcome.epochs, kept_epoch=outcome.kept_epoch, select_epoch=config.train.select_epoch, train_rows=len(self.train_rows)
+        )
+        with write_folder(self.run.file("adapter")) as folder:
+            self.method.save(model, folder)
+        return f"{parameters.adapter:,} trainable parameters (head {parameters.head:,}); kept epoch {outcome.kept_epoch:g} ({config.train.select_epoch})"
+
+    def _evaluate(self) -> str:
+        model = self.method.load(self._load_backbone(), self.run.file("adapter")).to(self.device)
+        result = self._metrics(model, lambda done, total: self.report.advance(done, total))
+        split, primary = self.config.eval.split, self.task.primary
+        content = {"task": self.task.name, "split": split, "examples": len(self.eval_rows), "metrics": result.metrics, "primary": primary}
+        write_text(self.run.file("predictions.jsonl"), "".join(self._prediction_lines(result.predictions)))
+        write_json(self.run.file("metrics.json"), content)
+        return f"{primary} {result.metrics[primary]:.4f} on {len(self.eval_rows):,} rows of {split}"
+
+    # --- helpers ------------------------------------------------------------------------------------------------------
+
+    def _perform(self, stage: str, inputs: dict[str, Any], outputs: list[str], work: Callable[[], str]) -> None:
+        self.run.perform(stage, inputs, outputs, work, self.force, self.report)
+
+    def _fit(
+        self, stage: str, model: nn.Module, encoded: Dataset, epochs: float, rate: float, evaluator: Callable[[nn.Module], dict[str, float]] | None
+    ) -> Outcome:
+        return fit(
+            model,
+            encoded,
+            self.collate,
+            self.config.train,
+            self.run.checkpoints(stage),
+            seed=self.config.seed,
+            device=self.device,
+            epochs=epochs,
+            learning_rate=rate,
+            evaluator=evaluator,
+            primary=self.task.primary,
+            report=self.report,
+        )
+
+    def _metrics(self, model: nn.Module, progress: Callable[[int, int], None] | None = None) -> Evaluation:
+        return evaluate_classifier(model, self.task, self.eval_rows, self.eval_encoded, self.collate, self.config.eval.batch_size, progress)
+
+    def _prediction_lines(self, predictions: list[float]) -> Iterator[str]:
+        name: Callable[[Any], Any] = (lambda index: self.task.labels[int(index)]) if self.task.labels else float
+        for identifier, predicted, actual in zip(self.eval_rows["id"], predictions, self.eval_rows["label"], strict=True):
+            yield json.dumps({"id": identifier, "prediction": name(predicted), "reference": name(actual)}, ensure_ascii=False) + "\n"
+
+    def _load_backbone(self) -> PreTrainedModel:
+        return load_model(self.backbone, self.task, self.config.seed, self.tokenizer)
+
+    def _rows(self, split: str, limit: int | None) -> Dataset:
+        rows = self.task.load(self.source, split)
+        if limit is None or limit >= len(rows):
+            return rows
+        self.report.notice(f"limited to {limit:,} of {len(rows):,} {split} rows")
+        drawn = sampling.stratified_sample(self.task.strata(rows), limit, self.config.seed)
+        return rows.select(drawn.indices)
+
+    def _encode(self, rows: Dataset, what: str) -> Dataset:
+        encoded, cut = encode(rows, self.tokenizer, self.config.train.max_length)
+        if cut:
+            self.report.notice(f"{cut:,} of {len(rows):,} {what} inputs fill or exceed train.max_length={self.config.train.max_length} and were cut")
+        return encoded
+
+    @cached_property
+    def train_rows(self) -> Dataset:
+        """The training rows, limited if so configured."""
+        return self._rows("train", self.config.limit.train)
+
+    @cached_property
+    def eval_rows(self) -> Dataset:
+        """The evaluation rows, limited if so configured."""
+        return self._rows(self.config.eval.split, self.config.limit.eval)
+
+    @cached_property
+    def train_digest(self) -> str:
+        """Identifies the content of the training rows."""
+        return digest([self.train_rows[:]])
+
+    @cached_property
+    def eval_digest(self) -> str:
+        """Identifies the content of the evaluation rows."""
+        return digest([self.eval_rows[:]])
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The backbone's tokenizer."""
+        return load_tokenizer(self.backbone, causal=self.task.kind == "generation")
+
+    @cached_property
+    def collate(self) -> Collate:
+        """Pads rows to a batch."""
+        return collator(self.tokenizer)
+
+    @cached_property
+    def train_encoded(self) -> Dataset:
+        """The tokenised training rows."""
+        return self._encode(self.train_rows, "training")
+
+    @cached_property
+    def eval_encoded(self) -> Dataset:
+        """The tokenised evaluation rows."""
+        return self._encode(self.eval_rows, "evaluation")
+
+    @property
+    def _training_inputs(self) -> dict[str, Any]:
+        return {"backbone": self.backbone.identity, "train": asdict(self.config.train), "seed": self.config.seed, "device": self.device.type}
+
+
+def read_scores(path: Path) -> list[Scored]:
+    """Read the rows of a `scores.json`."""
+    return [Scored(**row) for row in read_json(path)["modules"]]
+
+
+def _rank(model: nn.Module) -> int:
+    layer: Any = next(iter(importance.lora_layers(model).values()))
+    (adapter,) = layer.active_adapters
+    return layer.r[adapter]
+
+
+def load_run(path: str | Path, device: str = "auto") -> tuple[torch.nn.Module, PreTrainedTokenizerBase]:
+    """Load the trained model of a run directory, tied as it was trained, and its tokenizer.
+
+    Raises UserError if the directory is not a run or was not trained yet.
+    """
+    pipeline = Pipeline(Run(path))
+    model = pipeline.method.load(pipeline._load_backbone(), pipeline.run.require("adapter", "train"))
+    return model.to(resolve_device(device)).eval(), pipeline.tokenizer

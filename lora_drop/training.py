@@ -1,0 +1,288 @@
+"""Training, for the warm-up and the final model alike: transformers' Trainer, told what to do.
+
+What differs from a stock Trainer, and why:
+
+- rows are grouped by length, in an order that depends on seed and epoch alone, so that a resumed run sees the same batches;
+- a checkpoint holds the trainable tensors once each, not the model, so it is small and cannot break a tie of modules;
+- a checkpoint that a kill has left unfinished is recognised and not resumed from.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.utils.data import Sampler
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import PrinterCallback, TrainerControl, TrainerState
+
+from lora_drop.config import TrainConfig
+from lora_drop.errors import UserError
+from lora_drop.methods.base import trainable
+from lora_drop.progress import SILENT, Reporter
+
+Evaluator = Callable[[nn.Module], dict[str, float]]
+WEIGHTS = "trainable.safetensors"
+MEGABATCH = 50
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What training leaves, beside the weights in the model."""
+
+    epochs: list[dict[str, float]]
+    """Per epoch: `epoch`, `loss` (mean over its steps) and, if evaluated, the metrics."""
+    kept_epoch: float
+    """The epoch whose weights the model holds."""
+    steps: int
+
+
+def fit(
+    model: nn.Module,
+    rows: Dataset,
+    collate: Callable[[list[dict]], dict[str, torch.Tensor]],
+    config: TrainConfig,
+    folder: Path,
+    *,
+    seed: int,
+    device: torch.device,
+    epochs: float,
+    learning_rate: float,
+    evaluator: Evaluator | None = None,
+    primary: str | None = None,
+    report: Reporter = SILENT,
+) -> Outcome:
+    """Train the trainable parameters of `model` in place, continuing from the last whole checkpoint in `folder` if there is one.
+
+    Args:
+        model: its parameters with `requires_grad` are trained.
+        rows: tokenised rows (`input_ids`, `labels`, …).
+        collate: makes a batch of rows.
+        config: everything but epochs and learning rate, in which warm-up and final training differ.
+        folder: for checkpoints.
+        seed: order of the rows and dropout.
+        device: where to compute.
+        epochs: passes over the rows.
+        learning_rate: its peak.
+        evaluator: called with the model after each epoch; its metrics are recorded.
+        primary: with `config.select_epoch == "best"`, the epoch with the highest value of this metric is kept.
+        report: told about progress.
+
+    Raises:
+        UserError: if the batch size cannot be split over the devices.
+        KeyboardInterrupt: after Ctrl-C, when a checkpoint has been written.
+    """
+    model.to(device)
+    keep_best = evaluator is not None and primary is not None and config.select_epoch == "best"
+    arguments = _arguments(config, folder, seed, device, epochs, learning_rate, len(rows), evaluator is not None, primary if keep_best else None)
+    history = _History(report, math.ceil(epochs), keep_best)
+    trainer = _Trainer(
+        model=model, args=arguments, train_dataset=rows, eval_dataset=rows, data_collator=collate, callbacks=[history], evaluator=evaluator
+    )
+    trainer.remove_callback(PrinterCallback)  # ours reports instead
+    with history.interruptible():
+        trainer.train(resume_from_checkpoint=_last_checkpoint(folder))
+    history.raise_if_interrupted()
+    return history.outcome(trainer.state)
+
+
+def split_batch(total: int, device_limit: int | None, devices: int) -> tuple[int, int]:
+    """Return (examples per device, accumulation steps) whose product with the number of devices is exactly `total`.
+
+    Raises UserError if `total` is not a multiple of the number of devices.
+    """
+    if total % devices:
+        raise UserError(f"train.batch_size is the total of all devices: {total} cannot be divided by {devices} devices. Use a multiple of {devices}.")
+    share = total // devices
+    limit = min(device_limit or share, share)
+    per_device = next(size for size in range(limit, 0, -1) if share % size == 0)
+    return per_device, share // per_device
+
+
+def _arguments(
+    config: TrainConfig, folder: Path, seed: int, device: torch.device, epochs: float, learning_rate: float, rows: int, evaluated: bool, best: str | None
+) -> TrainingArguments:
+    devices = max(torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1, 1)
+    per_device, accumulation = split_batch(config.batch_size, config.device_batch_size, devices)
+    steps = math.ceil(math.ceil(rows / (per_device * devices)) / accumulation * epochs)
+    saving: dict[str, Any] = {"save_strategy": "epoch"}
+    if config.save_steps and not best:
+        saving = {"save_strategy": "steps", "save_steps": config.save_steps}
+    return TrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=per_device,
+        gradient_accumulation_steps=accumulation,
+        num_train_epochs=epochs,
+        learning_rate=learning_rate,
+        lr_scheduler_type=config.scheduler,
+        warmup_steps=math.ceil(config.warmup_ratio * steps),
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        bf16=config.precision == "bf16",
+        fp16=config.precision == "fp16",
+        seed=seed,
+        use_cpu=device.type == "cpu",
+        eval_strategy="epoch" if evaluated else "no",
+        logging_strategy="epoch",
+        logging_nan_inf_filter=False,
+        load_best_model_at_end=best is not None,
+        metric_for_best_model=best,
+        greater_is_better=True if best else None,
+        save_total_limit=1,
+        dataloader_pin_memory=device.type == "cuda",
+        disable_tqdm=True,
+        report_to=[],
+        **saving,
+    )
+
+
+class LengthGroups(Sampler[int]):
+    """Row order of an epoch: batches of similar length, in random order; the first batch of the first epoch is the longest.
+
+    So padding is small, and running out of memory shows at once. The order is a function of seed and epoch alone.
+    """
+
+    def __init__(self, lengths: list[int], batch_size: int, seed: int):
+        """Order rows of these lengths in batches of `batch_size`."""
+        self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the Trainer before each epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        order = torch.randperm(len(self.lengths), generator=generator).tolist()
+        megabatch = self.batch_size * MEGABATCH
+        grouped = [index for start in range(0, len(order), megabatch) for index in self._by_length(order[start : start + megabatch])]
+        batches = [grouped[start : start + self.batch_size] for start in range(0, len(grouped), self.batch_size)]
+        *whole, last = batches  # only the last batch may be smaller: it stays last
+        shuffled = [whole[position] for position in torch.randperm(len(whole), generator=generator).tolist()]
+        if self.epoch == 0 and shuffled:
+            longest = max(range(len(shuffled)), key=lambda position: max(self.lengths[index] for index in shuffled[position]))
+            shuffled[0], shuffled[longest] = shuffled[longest], shuffled[0]
+        return (index for batch in [*shuffled, last] for index in batch)
+
+    def _by_length(self, indices: list[int]) -> list[int]:
+        return sorted(indices, key=lambda index: -self.lengths[index])
+
+
+class _Trainer(Trainer):
+    """The Trainer with our row order, our evaluation, and checkpoints of the trainable tensors alone."""
+
+    def __init__(self, *, evaluator: Evaluator | None, **options: Any):
+        super().__init__(**options)
+        self.evaluator = evaluator
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+        rows = self.train_dataset if train_dataset is None else train_dataset
+        lengths = [len(ids) for ids in rows["input_ids"]]
+        return LengthGroups(lengths, self.args.train_batch_size * self.args.gradient_accumulation_steps, self.args.seed)
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        assert self.evaluator is not None
+        metrics = {f"eval_{name}": value for name, value in self.evaluator(self.model).items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({name: tensor.detach().contiguous() for name, tensor in trainable(self.model)}, folder / WEIGHTS)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        load_trainable(model or self.model, Path(resume_from_checkpoint) / WEIGHTS)
+
+    def _load_best_model(self) -> None:
+        load_trainable(self.model, Path(str(self.state.best_model_checkpoint)) / WEIGHTS)
+
+
+def load_trainable(model: nn.Module, path: Path) -> None:
+    """Copy saved tensors into the trainable parameters of the same names."""
+    stored = load_file(path)
+    with torch.no_grad():
+        for name, parameter in trainable(model):
+            parameter.copy_(stored[name])
+
+
+class _History(TrainerCallback):
+    """Records each epoch, reports progress, and turns Ctrl-C into a checkpoint and a stop."""
+
+    def __init__(self, report: Reporter, epochs: int, keep_best: bool):
+        self.report, self.epochs, self.keep_best, self.interrupted = report, epochs, keep_best, False
+
+    def interruptible(self) -> Any:
+        """Return a context in which the first Ctrl-C only asks training to stop; the second one stops it."""
+        return _Interruptible(self)
+
+    def raise_if_interrupted(self) -> None:
+        if self.interrupted:
+            raise KeyboardInterrupt
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.report.advance(state.global_step, state.max_steps, f"epoch {math.ceil(state.epoch or 0)}/{self.epochs}")
+        if self.interrupted:
+            control.should_save = control.should_training_stop = True
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, float], **_: Any) -> None:
+        if not math.isfinite(logs.get("loss", 0.0)):
+            raise UserError(f"The loss is {logs['loss']} in epoch {state.epoch:g}: training diverged. Lower train.learning_rate.")
+
+    def outcome(self, state: TrainerState) -> Outcome:
+        """Read the epochs from the Trainer's log, which survives a resume."""
+        epochs: dict[float, dict[str, float]] = {}
+        for entry in state.log_history:
+            kept = {key.removeprefix("eval_"): value for key, value in entry.items() if key == "loss" or key.startswith("eval_")}
+            if kept:
+                epochs.setdefault(round(entry["epoch"], 4), {"epoch": round(entry["epoch"], 4)}).update(kept)
+        steps_per_epoch = state.max_steps / state.num_train_epochs if state.num_train_epochs else 1
+        best = state.best_global_step if self.keep_best and state.best_global_step else state.global_step
+        return Outcome(list(epochs.values()), round(best / steps_per_epoch, 4), state.global_step)
+
+
+class _Interruptible:
+    """Catches the first SIGINT where signals can be caught (the main thread)."""
+
+    def __init__(self, history: _History):
+        self.history = history
+
+    def __enter__(self) -> None:
+        try:
+            self.previous = signal.signal(signal.SIGINT, self._stop)
+        except ValueError:  # not the main thread: Ctrl-C is not ours to handle
+            self.previous = None
+
+    def _stop(self, *_: Any) -> None:
+        self.history.interrupted = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def __exit__(self, *_: Any) -> None:
+        if self.previous is not None:
+            signal.signal(signal.SIGINT, self.previous)
+
+
+def _last_checkpoint(folder: Path) -> str | None:
+    """Return the newest whole checkpoint; the Trainer writes its state last, so one without it was cut off and is removed."""
+    found = sorted(folder.glob("checkpoint-*"), key=lambda path: -int(path.name.split("-")[1]))
+    for path in found:
+        try:
+            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+            return str(path)
+        except (OSError, ValueError):
+            shutil.rmtree(path)
+    return None
+
