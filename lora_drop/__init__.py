@@ -1,0 +1,34 @@
+"""LoRA-drop (arXiv 2402.07721): score each LoRA by its output, keep those that matter, let the rest share one.
+
+    scores = lora_drop.score(warmed_up_peft_model, batches)
+    selection = lora_drop.select(scores.rows, threshold=0.9)
+    model = lora_drop.share(fresh_peft_model, selection)
+
+Names are imported when they are first used, so that importing the package costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lora_drop.importance import Scores, score
+    from lora_drop.methods.lora_drop import share
+    from lora_drop.pipeline import load_run
+    from lora_drop.selection import Selection, select
+
+_HOMES = {
+    "Scores": "importance",
+    "score": "importance",
+    "Selection": "selection",
+    "select": "selection",
+    "share": "methods.lora_drop",
+    "load_run": "pipeline",
+}
+
+__all__ = ["Scores", "Selection", "load_run", "score", "select", "share"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'lora_drop' has no attribute {name!r}")
+    return getattr(import_module(f"lora_drop.{_HOMES[name]}"), name)

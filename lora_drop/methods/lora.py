@@ -5,6 +5,7 @@ Also the place where any method that is a PEFT adapter is built, saved and loade
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -46,7 +47,9 @@ def add_lora(backbone: PreTrainedModel, config: MethodConfig, seed: int, places:
 def wrap(backbone: PreTrainedModel, config: PeftConfig, seed: int) -> PeftModel:
     """Return the backbone under a PEFT adapter; `seed` decides its initial weights."""
     torch.manual_seed(seed)
-    model = get_peft_model(backbone, config)
+    with warnings.catch_warnings():  # PEFT 0.21 asks transformers 5 by a name that transformers 6 will drop
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+        model = get_peft_model(backbone, config)
     assert isinstance(model, PeftModel)
     return model
 

@@ -1,0 +1,230 @@
+"""The command line: parses, calls one function, prints. Nothing heavy is imported before a command needs it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from lora_drop.config import Config, flatten, load_config
+from lora_drop.console import ConsoleReporter, print_profile, print_table
+from lora_drop.errors import UserError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]})
+out = Console(width=None if sys.stdout.isatty() else 160)
+err = Console(stderr=True)
+
+ConfigFiles = Annotated[list[str] | None, typer.Option("--config", "-c", help="YAML file, or packaged name (glue/rte); later ones win.")]
+RunDir = Annotated[Path, typer.Option("--run-dir", "-d", help="Folder of the run: artefacts, checkpoints, manifest.")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", "-o", metavar="KEY=VALUE", help="Override one key (see: lora-drop config).")]
+DataDir = Annotated[str | None, typer.Option("--data-dir", help="Folder with the official files; else $LORA_DROP_DATA, else the Hub.")]
+Offline = Annotated[bool, typer.Option("--offline", help="Never ask the Hub.")]
+Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
+Seed = Annotated[int | None, typer.Option("--seed", help="Seed of everything random.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Use N rows only, stratified; the run is marked as limited.")]
+Force = Annotated[bool, typer.Option("--force", help="Repeat stages that are already done.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print results only.")]
+Json = Annotated[bool, typer.Option("--json", help="The last line is machine-readable.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+def _resolve(
+    files: list[str] | None, run_dir: Path | None, overrides: list[str] | None, **flags: Any
+) -> Config:
+    """Configuration files, or else what the run directory holds; then -o, then the flags."""
+    stored = run_dir / "config.yaml" if run_dir else None
+    if not files and stored is not None and stored.is_file():
+        files = [str(stored)]
+    named = {
+        "data_dir": flags.get("data_dir"),
+        "offline": flags.get("offline") or None,
+        "device": flags.get("device"),
+        "seed": flags.get("seed"),
+        "limit.train": flags.get("limit_train"),
+        "limit.eval": flags.get("limit_eval"),
+    }
+    return load_config(files or [], [*(overrides or []), *(f"{key}={value}" for key, value in named.items() if value is not None)])
+
+
+def _stage(name: str, help_text: str) -> None:
+    """Register the command of one stage; all stages have the same options."""
+
+    def command(
+        run_dir: RunDir,
+        config: ConfigFiles = None,
+        overrides: Overrides = None,
+        data_dir: DataDir = None,
+        limit_train: Limit = None,
+        limit_eval: Limit = None,
+        seed: Seed = None,
+        device: Device = None,
+        offline: Offline = False,
+        force: Force = False,
+        quiet: Quiet = False,
+        as_json: Json = False,
+        debug: Debug = False,
+    ) -> None:
+        resolved = _resolve(config, run_dir, overrides, data_dir=data_dir, limit_train=limit_train, limit_eval=limit_eval, seed=seed, device=device, offline=offline)
+        _perform(run_dir, resolved, [name], force, quiet, as_json)
+
+    command.__doc__ = help_text
+    app.command(name)(command)
+
+
+_stage("sample", "Stage 1: draw the stratified sample of the training set.")
+_stage("score", "Stage 2: warm a LoRA up on the sample and score the output of every LoRA.")
+_stage("select", "Stage 3: choose the layers that retain their LoRA.")
+_stage("train", "Stage 4: train a fresh model under the selection.")
+
+
+@app.command("eval")
+def evaluate(
+    run_dir: RunDir,
+    overrides: Overrides = None,
+    data_dir: DataDir = None,
+    limit_eval: Limit = None,
+    device: Device = None,
+    offline: Offline = False,
+    force: Force = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Stage 5: evaluate the trained adapter."""
+    resolved = _resolve(None, run_dir, overrides, data_dir=data_dir, limit_eval=limit_eval, device=device, offline=offline)
+    _perform(run_dir, resolved, ["eval"], force, quiet, as_json)
+
+
+@app.command()
+def run(
+    run_dir: RunDir,
+    config: ConfigFiles = None,
+    overrides: Overrides = None,
+    compare: Annotated[list[str] | None, typer.Option("--compare", metavar="METHOD", help="Also train this method, in RUN_DIR/compare/METHOD, and print both.")] = None,
+    data_dir: DataDir = None,
+    limit_train: Limit = None,
+    limit_eval: Limit = None,
+    seed: Seed = None,
+    device: Device = None,
+    offline: Offline = False,
+    force: Force = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """All five stages: sample, score, select, train, eval. What is already done is skipped; what was killed is continued."""
+    resolved = _resolve(config, run_dir, overrides, data_dir=data_dir, limit_train=limit_train, limit_eval=limit_eval, seed=seed, device=device, offline=offline)
+    _perform(run_dir, resolved, ["all"], force, quiet, as_json, compare or [])
+
+
+@app.command("config")
+def show_config(config: ConfigFiles = None, overrides: Overrides = None, as_json: Json = False, debug: Debug = False) -> None:
+    """Print every key with its value and what it means."""
+    from lora_drop.config import to_dict
+
+    resolved = to_dict(load_config(config or [], overrides or []))
+    if as_json:
+        typer.echo(json.dumps(resolved))
+        return
+    for key, (_, text) in flatten().items():
+        value: Any = resolved
+        for part in key.split("."):
+            value = value[part]
+        out.print(f"[bold]{key}[/] = {json.dumps(value) if value is not None else ''}", highlight=False)
+        out.print(f"    {text}", highlight=False, markup=False)
+
+
+@app.command()
+def tasks(data_dir: DataDir = None, offline: Offline = False, as_json: Json = False, debug: Debug = False) -> None:
+    """List the tasks: rows, metric, and where they would be read."""
+    from lora_drop.inspection import list_tasks
+
+    _show(list_tasks(data_dir, offline), as_json)
+
+
+@app.command()
+def params(
+    backbone: Annotated[str, typer.Option("--backbone", "-b", help="A Hub id, a folder, packaged:NAME or tiny:NAME.")] = "packaged:minilm-l6",
+    task: Annotated[str, typer.Option("--task", "-t", help="Decides the head.")] = "rte",
+    overrides: Overrides = None,
+    offline: Offline = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Count every method's trainable parameters, from the model's shapes alone."""
+    from lora_drop.inspection import count_methods
+
+    resolved = load_config([], [f"backbone={backbone}", f"task={task}", f"offline={str(offline).lower()}", *(overrides or [])])
+    counted = count_methods(resolved)
+    if as_json:
+        typer.echo(json.dumps(counted))
+        return
+    rows = [[name, entry["adapter"], entry["head"], entry.get("note", "")] for name, entry in counted["methods"].items()]
+    print_table(out, ["method", "adapter", "head", ""], rows, title=f"Trainable parameters on {backbone}")
+
+
+@app.command()
+def doctor(data_dir: DataDir = None, offline: Offline = False, as_json: Json = False, debug: Debug = False) -> None:
+    """Check versions, devices, data, packaged models and the Hub; say what to do about each."""
+    from lora_drop.inspection import diagnose
+
+    _show(diagnose(data_dir, offline), as_json)
+
+
+def _show(rows: list[dict[str, Any]], as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(rows))
+    else:
+        print_table(out, list(rows[0]), [list(row.values()) for row in rows])
+
+
+def _perform(run_dir: Path, config: Config, stages: list[str], force: bool, quiet: bool, as_json: bool, compare: list[str] | None = None) -> None:
+    from lora_drop.commands import perform
+
+    reporter = ConsoleReporter(err, quiet)
+    try:
+        summary = perform(run_dir, config, stages, force, reporter, compare or [])
+    finally:
+        reporter.close()
+    if summary.scored and not quiet:
+        print_profile(out, summary.scored, summary.selection)
+    if summary.results:
+        print_table(out, list(summary.results[0]), [list(row.values()) for row in summary.results])
+    if not quiet:
+        out.print(f"Files: {run_dir}", highlight=False, soft_wrap=True)
+    if as_json:
+        typer.echo(json.dumps({"run_dir": str(run_dir), "stages": stages, "results": summary.results}))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line: exit code 0 done, 2 a mistake in the input, 1 a failure of ours, 130 after Ctrl-C."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    sys.exit(_guarded(lambda: app(args=arguments, standalone_mode=False), debug="--debug" in arguments))
+
+
+def _guarded(work: Callable[[], Any], debug: bool) -> int:
+    import click
+
+    try:
+        code = work()
+        return code if isinstance(code, int) else 0
+    except UserError as error:
+        if debug:
+            raise
+        err.print(f"Error: {error}", highlight=False, markup=False, soft_wrap=True)
+        return 2
+    except click.ClickException as error:
+        error.show()
+        return 2
+    except (KeyboardInterrupt, click.Abort):
+        err.print("Interrupted. The same command continues where it stopped.")
+        return 130
+
+
+if __name__ == "__main__":
+    main()

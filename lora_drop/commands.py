@@ -1,0 +1,76 @@
+"""What `run` and the stage commands do, and the summary that they print."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from transformers.utils import logging
+
+from lora_drop.config import Config
+from lora_drop.methods import get_method
+from lora_drop.pipeline import Pipeline, read_scores
+from lora_drop.progress import Reporter
+from lora_drop.runs import Run, read_json
+from lora_drop.selection import Scored, Selection
+
+
+@dataclass
+class Summary:
+    """What is left to say when the work is done."""
+
+    scored: list[Scored] = field(default_factory=list)
+    selection: Selection | None = None
+    results: list[dict[str, Any]] = field(default_factory=list)
+
+
+def perform(run_dir: Path, config: Config, stages: list[str], force: bool, report: Reporter, compare: list[str]) -> Summary:
+    """Perform stages ("all", or names of `pipeline.STAGES`) in a run directory, then train the methods to compare with beside it."""
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    for name in compare:
+        get_method(name)  # a wrong name must not show after the first training
+    summary = Summary()
+    run = _perform_one(run_dir, config, stages, force, report)
+    if stages != ["train"] and run.file("selection.json").is_file() and get_method(config.method.name).needs_selection:
+        summary.scored = read_scores(run.file("scores.json"))
+        summary.selection = Selection.from_json(read_json(run.file("selection.json")))
+    runs = [run]
+    for name in compare:
+        report.notice(f"now {get_method(name).title}, to compare")
+        other = replace(config, method=replace(config.method, name=name))
+        runs.append(_perform_one(run_dir / "compare" / name, other, stages, force, report))
+    if stages in (["all"], ["eval"]):
+        summary.results = [_result(run) for run in runs]
+    return summary
+
+
+def _perform_one(run_dir: Path, config: Config, stages: list[str], force: bool, report: Reporter) -> Run:
+    run = Run(run_dir, config)
+    pipeline = Pipeline(run, report, force)
+    work = {"all": pipeline.all, "sample": pipeline.sample, "score": pipeline.score, "select": pipeline.select, "train": pipeline.train, "eval": pipeline.evaluate}
+    with run.working():
+        for stage in stages:
+            work[stage]()
+    return run
+
+
+def _result(run: Run) -> dict[str, Any]:
+    metrics = read_json(run.file("metrics.json"))
+    parameters = run.manifest["trainable_parameters"]
+    return {
+        "method": get_method(run.config.method.name).title,
+        "parameters": parameters["adapter"],
+        "head": parameters["head"],
+        **metrics["metrics"],
+        "split": metrics["split"],
+        "n": metrics["examples"],
+        "seed": run.config.seed,
+        "epoch": f"{run.manifest['kept_epoch']:g} ({run.manifest['select_epoch']})",
+        "limited": _limits(run.manifest["limited"]),
+    }
+
+
+def _limits(limited: dict[str, int] | None) -> str:
+    return ", ".join(f"{rows} {part} rows" for part, rows in (limited or {}).items()) or "no"

@@ -1,0 +1,97 @@
+"""What the command line shows: one progress line per stage, the importance profile, tables. Everything goes to standard error but results."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from lora_drop.progress import Reporter
+
+BAR_WIDTH = 40
+
+
+class ConsoleReporter(Reporter):
+    """One line per stage: a live bar in a terminal, a plain line when it ends elsewhere, nothing if quiet."""
+
+    def __init__(self, console: Console, quiet: bool = False):
+        self.console, self.quiet = console, quiet
+        self.progress: Progress | None = None
+        self.shown = 0.0
+
+    def start(self, stage: str) -> None:
+        """A stage begins: show a bar if somebody is watching."""
+        if self.quiet or not self.console.is_terminal:
+            return
+        columns = [TextColumn(f"{stage:<7}"), BarColumn(24), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn()]
+        self.progress = Progress(*columns, console=self.console, transient=True)
+        self.task = self.progress.add_task("", total=None)
+        self.progress.start()
+
+    def advance(self, done: int, total: int, note: str = "") -> None:
+        """Move the bar, at most ten times a second."""
+        if self.progress is not None and (time.monotonic() - self.shown > 0.1 or done == total):
+            self.progress.update(self.task, completed=done, total=total, description=note)
+            self.shown = time.monotonic()
+
+    def finish(self, stage: str, seconds: float, note: str) -> None:
+        """A stage has ended."""
+        self.close()
+        self._line(f"{stage:<7} {seconds:7.1f} s  {note}")
+
+    def skip(self, stage: str, reason: str) -> None:
+        """A stage is already done."""
+        self._line(f"{stage:<7}   skipped  {reason}")
+
+    def notice(self, text: str) -> None:
+        """Something to know."""
+        self._line(f"note: {text}")
+
+    def close(self) -> None:
+        """Remove the bar, also when a stage has failed."""
+        if self.progress is not None:
+            self.progress.stop()
+            self.progress = None
+
+    def _line(self, text: str) -> None:
+        if not self.quiet:
+            self.console.print(escape(text), highlight=False, soft_wrap=True)
+
+
+def print_profile(console: Console, scored: Sequence[Any], selection: Any) -> None:
+    """Draw the importance of each layer as bars; `█` layers retain their LoRA, `░` layers share one (or have none)."""
+    widest = max(row.importance for row in scored)
+    rest = "share one LoRA" if selection.share else "no LoRA"
+    for projection, layers in selection.projections.items():
+        console.print(f"\n{projection}: {len(layers.retained)} of {len(layers.retained) + len(layers.shared)} layers hold {layers.coverage:.1%} of the importance", highlight=False)
+        for row in (row for row in scored if row.projection == projection):
+            kept = row.layer in layers.retained
+            bar = ("█" if kept else "░") * max(1, round(BAR_WIDTH * row.importance / widest))
+            console.print(f"  layer {row.layer:>3}  {row.importance:6.1%}  {bar:<{BAR_WIDTH}}  {'retained' if kept else rest}", highlight=False)
+    console.print()
+
+
+def print_table(console: Console, columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str | None = None) -> None:
+    """Print rows under column names; numbers are right-aligned, with thousands separators for integers."""
+    table = Table(title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
+    for number, name in enumerate(columns):
+        numeric = all(isinstance(row[number], (int, float)) for row in rows)
+        table.add_column(name, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(_cell(value) for value in row))
+    console.print(table)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:.4f}"
+    return escape(str(value))
