@@ -20,6 +20,8 @@ LEAVES = {
 FUSED = ("c_attn", "query_key_value", "qkv_proj", "Wqkv", "in_proj")
 """Modules that hold query, key and value in one matrix."""
 
+_LAYER = re.compile(r"\.(\d+)\.")
+
 
 @dataclass(frozen=True)
 class Place:
@@ -41,14 +43,14 @@ def layer_of(name: str) -> int:
 
     Raises UserError if the name has no number: only architectures with numbered blocks have layers to choose from.
     """
-    numbers = re.findall(r"(?<=\.)\d+(?=\.)", f".{name}.")
-    if not numbers:
+    number = _LAYER.search(f".{name}.")
+    if number is None:
         raise UserError(f"The module {name} has no layer number in its name, so its layer is unknown. Choose projections inside the numbered blocks.")
-    return int(numbers[0])
+    return int(number[1])
 
 
 def find_places(model: nn.Module, projections: Sequence[str] = ("query", "value")) -> list[Place]:
-    """Find the linear modules of the given projections, in model order.
+    """Find the linear modules of the given projections in the numbered blocks, in model order.
 
     Args:
         model: a transformers model (before an adapter is put on it).
@@ -59,7 +61,7 @@ def find_places(model: nn.Module, projections: Sequence[str] = ("query", "value"
     Raises:
         UserError: if a projection is not there, is fused with others, or if two modules would be the same layer of it.
     """
-    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and _LAYER.search(f".{name}.")]
     leaves = {projection: _leaves(model, projection, linear) for projection in projections}
     wanted = {leaf for names in leaves.values() for leaf in names}
     places = [Place(name, projection_of(name), layer_of(name)) for name in linear if name.rsplit(".", 1)[-1] in wanted]

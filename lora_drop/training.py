@@ -41,7 +41,7 @@ class Outcome:
     """What training leaves, beside the weights in the model."""
 
     epochs: list[dict[str, float]]
-    """Per epoch: `epoch`, `loss` (mean over its steps) and, if evaluated, the metrics."""
+    """Per epoch: `epoch`, `loss` (mean over its steps, or over those since an interruption) and, if evaluated, the metrics."""
     kept_epoch: float
     """The epoch whose weights the model holds."""
     steps: int
@@ -237,6 +237,10 @@ class _History(TrainerCallback):
         self.report.advance(state.global_step, state.max_steps, f"epoch {math.ceil(state.epoch or 0)}/{self.epochs}")
         if self.interrupted:
             control.should_save = control.should_training_stop = True
+
+    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self.interrupted:  # a part of an epoch must not be evaluated: it could be kept as the best
+            control.should_evaluate = control.should_log = False
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, float], **_: Any) -> None:
         if not math.isfinite(logs.get("loss", 0.0)):

@@ -1,0 +1,22 @@
+"""Tests run offline, and with the tensor shapes in signatures checked at run time."""
+
+import os
+from pathlib import Path
+
+import pytest
+from jaxtyping import install_import_hook
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["MPLBACKEND"] = "agg"
+
+with install_import_hook("lora_drop.importance", "beartype.beartype"):
+    import lora_drop.importance  # noqa: F401
+
+
+@pytest.fixture
+def data_dir() -> Path:
+    """The folder with the official files; tests on real rows are skipped without."""
+    folder = os.environ.get("LORA_DROP_DATA")
+    if not folder:
+        pytest.skip("needs the official files: set LORA_DROP_DATA")
+    return Path(folder)

@@ -1,0 +1,111 @@
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForSequenceClassification
+
+from lora_drop import backbones
+from lora_drop.backbones import load_meta_model, load_model, load_tokenizer, locate, resolve_device
+from lora_drop.errors import UserError
+from lora_drop.tasks import get_task
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("tiny:brt", "Did you mean 'tiny:bert'"),
+        ("packaged:minilm", "Did you mean 'packaged:minilm-l6'"),
+        ("./nowhere", "folder ./nowhere does not exist"),
+        ("org/model-that-is-not-here", "cannot be reached"),
+    ],
+)
+def test_wrong_names_say_what_to_do(name, text):
+    with pytest.raises(UserError, match=text):
+        locate(name)
+
+
+def test_offline_never_asks():
+    with pytest.raises(UserError, match="--offline forbids"):
+        locate("org/model", offline=True)
+
+
+def test_a_missing_package_names_the_install_command(monkeypatch):
+    missing = backbones.Packaged("no-such-package", "no_such_module", "", "x", "", "pip install no-such-package")
+    monkeypatch.setitem(backbones.PACKAGED, "minilm-l6", missing)
+    with pytest.raises(UserError, match="pip install no-such-package"):
+        locate("packaged:minilm-l6")
+
+
+def test_a_wrong_checksum_is_refused(monkeypatch):
+    good = backbones.PACKAGED["minilm-l6"]
+    monkeypatch.setitem(backbones.PACKAGED, "minilm-l6", backbones.Packaged(**{**vars(good), "sha256": "0" * 64}))
+    with pytest.raises(UserError, match="is not the file it should be"):
+        locate("packaged:minilm-l6")
+
+
+def test_the_packaged_encoder_loads():
+    located = locate("packaged:minilm-l6")
+    model = load_model(located, get_task("rte"), 0, load_tokenizer(located))
+    assert (model.config.num_hidden_layers, model.config.hidden_size, model.config.num_labels) == (6, 384, 2)
+    again = load_model(located, get_task("rte"), 0, load_tokenizer(located))
+    assert torch.equal(model.classifier.weight, again.classifier.weight)
+
+
+def test_folders_are_checked(tmp_path):
+    with pytest.raises(UserError, match=r"no config\.json"):
+        locate(str(tmp_path))
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"no \.safetensors weights"):
+        locate(str(tmp_path))
+
+
+def test_a_saved_folder_is_a_backbone(tmp_path):
+    located = locate("tiny:bert")
+    tokenizer = load_tokenizer(located)
+    load_model(located, get_task("toy-nli"), 3, tokenizer).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    model = load_model(locate(str(tmp_path)), get_task("toy-nli"), 0, load_tokenizer(locate(str(tmp_path))))
+    reference = load_model(located, get_task("toy-nli"), 3, tokenizer)
+    assert torch.equal(model.bert.embeddings.word_embeddings.weight, reference.bert.embeddings.word_embeddings.weight)
+
+
+def test_regression_has_one_output():
+    located = locate("tiny:bert")
+    model = load_model(located, get_task("stsb"), 0, load_tokenizer(located))
+    assert (model.config.num_labels, model.config.problem_type) == (1, "regression")
+
+
+def test_meta_models_take_no_memory():
+    assert all(weight.is_meta for weight in load_meta_model(locate("tiny:llama"), get_task("rte")).parameters())
+
+
+def test_tiny_tokenizer_encodes_anything():
+    tokenizer = load_tokenizer(locate("tiny:bert"))
+    text = 'naïve 😀 "שלום"\ttab'
+    assert tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True) == text
+
+
+def test_a_device_that_is_not_there():
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(UserError, match="Device cuda is not available"):
+        resolve_device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("model_type", "sizes", "expected"),
+    [
+        ("roberta", {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}, 294_912),
+        ("roberta", {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}, 786_432),
+        ("llama", {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "intermediate_size": 11008}, 4_194_304),
+    ],
+)
+def test_parameter_counts_of_the_paper(model_type, sizes, expected):
+    from lora_drop.config import MethodConfig
+    from lora_drop.methods import get_method
+    from lora_drop.methods.base import count_parameters
+
+    with torch.device("meta"):
+        model = AutoModelForSequenceClassification.from_config(AutoConfig.for_model(model_type, num_labels=2, **sizes))
+    counted = count_parameters(get_method("lora").build(model, MethodConfig(), 0, None))
+    assert counted.adapter == expected
+    if sizes["hidden_size"] == 768:
+        assert counted.head == 592_130

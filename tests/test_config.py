@@ -1,0 +1,84 @@
+import dataclasses
+
+import pytest
+import yaml
+
+from lora_drop.config import Config, config_folders, config_hash, describe, flatten, from_dict, load_config, to_dict
+from lora_drop.errors import UserError
+
+
+def message(*overrides: str) -> str:
+    with pytest.raises(UserError) as caught:
+        load_config([], overrides)
+    return str(caught.value)
+
+
+def test_later_files_win_and_overrides_win_over_files(tmp_path):
+    (tmp_path / "a.yaml").write_text("train: {epochs: 2, batch_size: 8}\n")
+    (tmp_path / "b.yaml").write_text("train: {epochs: 3}\n")
+    config = load_config([tmp_path / "a.yaml", tmp_path / "b.yaml"], ["train.learning_rate=5e-4"])
+    assert (config.train.epochs, config.train.batch_size, config.train.learning_rate) == (3.0, 8, 5e-4)
+
+
+def test_all_errors_are_shown_at_once_with_key_value_and_remedy():
+    text = message("train.epoch=3", "method.policy=treshold", "method.threshold=1.5", "train.learning_rate=abc", "seed")
+    assert "5 errors" in text
+    assert "train.epoch: no such key. Did you mean 'train.epochs'?" in text
+    assert "method.policy = 'treshold'" in text and "Did you mean 'threshold'?" in text
+    assert "method.threshold = 1.5: allowed is 0 < value ≤ 1" in text
+    assert "train.learning_rate = 'abc': must be a number" in text
+    assert "'seed' is not of the form key=value" in text
+
+
+def test_a_key_in_the_wrong_section_is_found():
+    assert "learning_rate: no such key. Did you mean 'train.learning_rate'?" in message("learning_rate=1")
+
+
+@pytest.mark.parametrize("override", ["train.batch_size=1.5", "method.share=1", "sample.ratio=nan", "train=3", "method.target_projections=[1]"])
+def test_wrong_types_are_errors(override):
+    assert override.split("=")[0] in message(override)
+
+
+def test_no_such_file_names_a_near_one():
+    with pytest.raises(UserError, match="Did you mean 'glue/rte'"):
+        load_config(["glue/rtee"])
+
+
+def test_broken_yaml_names_the_file(tmp_path):
+    (tmp_path / "x.yaml").write_text("a: [")
+    with pytest.raises(UserError, match=r"x\.yaml is not readable YAML"):
+        load_config([tmp_path / "x.yaml"])
+
+
+def test_a_stored_configuration_reads_back_equal():
+    config = load_config([], ["method.target_projections=[query]", "limit.train=5"])
+    assert from_dict(yaml.safe_load(yaml.safe_dump(to_dict(config)))) == config
+
+
+def test_identity_leaves_out_where_a_run_happens():
+    config = Config()
+    assert config_hash(dataclasses.replace(config, data_dir="/elsewhere", device="cpu")) == config_hash(config)
+    assert config_hash(dataclasses.replace(config, seed=1)) != config_hash(config)
+
+
+def test_every_field_has_a_help_text():
+    def check(cls: type) -> None:
+        for item in dataclasses.fields(cls):
+            assert describe(cls).get(item.name), f"{cls.__name__}.{item.name} has no docstring"
+            if dataclasses.is_dataclass(item.default):
+                check(type(item.default))
+
+    check(Config)
+    assert "method.threshold" in flatten()
+
+
+def test_every_packaged_configuration_is_valid():
+    names = [str(path.relative_to(folder).with_suffix("")) for folder in config_folders() for path in folder.rglob("*.yaml") if "experiments" not in path.parts]
+    assert "glue/rte" in names
+    for name in names:
+        load_config([name])
+
+
+def test_glue_batch_sizes_are_the_totals_of_the_published_scripts():
+    totals = {task: load_config([f"glue/{task}"]).train.batch_size for task in ("cola", "rte", "mrpc", "qnli")}
+    assert totals == {"cola": 32 * 2, "rte": 32 * 8, "mrpc": 16 * 8, "qnli": 32 * 8}

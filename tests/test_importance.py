@@ -1,0 +1,128 @@
+import pytest
+import torch
+from models import backbone, inputs, trained_lora
+
+from lora_drop.errors import UserError
+from lora_drop.importance import collect_moments, example_norms, lora_layers, score, score_moments, token_gram
+from lora_drop.methods.lora_drop import tie
+
+
+def plain_scores(model, batch) -> dict[str, float]:
+    """‖B A x‖² in float64, from the definition: keep every x, multiply, sum over real tokens, average over examples."""
+    seen: dict[str, torch.Tensor] = {}
+    layers = lora_layers(model)
+    handles = [
+        layer.register_forward_pre_hook(lambda _module, args, name=name: seen.__setitem__(name, args[0].detach().double()))
+        for name, layer in layers.items()
+    ]
+    model.eval()
+    with torch.no_grad():
+        model(**batch)
+    for handle in handles:
+        handle.remove()
+    found = {}
+    for name, layer in layers.items():
+        down, up = layer.lora_A["default"].weight.detach().double(), layer.lora_B["default"].weight.detach().double()
+        output = seen[name] @ down.T @ up.T * batch["attention_mask"].unsqueeze(-1)
+        found[name] = float(output.square().sum() / len(output))
+    return found
+
+
+def split(batch, size):
+    return [{key: value[start : start + size] for key, value in batch.items()} for start in range(0, len(batch["input_ids"]), size)]
+
+
+@pytest.mark.parametrize("name", ["tiny:bert", "tiny:roberta", "tiny:llama"])
+@pytest.mark.parametrize("size", [1, 3, 64])
+def test_scores_equal_the_plain_form_in_float64(name, size):
+    model, tokenizer = trained_lora(name)
+    batch = inputs(tokenizer, 65)
+    expected = plain_scores(model, batch)
+    scores = score(model, split(batch, size))
+    assert {row.name: row.score for row in scores.rows} == pytest.approx(expected, rel=1e-5)
+    assert scores.examples == 65 and scores.tokens == int(batch["attention_mask"].sum())
+
+
+def test_padding_does_not_count():
+    model, tokenizer = trained_lora()
+    batch = inputs(tokenizer)
+    wide = dict(tokenizer.pad({key: value.tolist() for key, value in batch.items()}, padding="max_length", max_length=150, return_tensors="pt"))
+    assert [row.score for row in score(model, [wide]).rows] == pytest.approx([row.score for row in score(model, [batch]).rows], rel=1e-5)
+
+
+def test_importances_sum_to_one_per_projection():
+    model, tokenizer = trained_lora()
+    rows = score(model, [inputs(tokenizer)]).rows
+    for projection in ("query", "value"):
+        layers = [row for row in rows if row.projection == projection]
+        assert [row.layer for row in layers] == [0, 1, 2, 3]
+        assert sum(row.importance for row in layers) == pytest.approx(1)
+
+
+def test_moments_of_parts_add_up_to_the_whole():
+    model, tokenizer = trained_lora()
+    batch = inputs(tokenizer, 9)
+    parts = split(batch, 4)
+    total = collect_moments(model, parts[:1], per_example=True) + collect_moments(model, parts[1:], per_example=True)
+    whole = score(model, parts, per_example=True)
+    added = score_moments(model, total)
+    assert [row.score for row in added.rows] == pytest.approx([row.score for row in whole.rows], rel=1e-12)
+    assert (added.examples, added.tokens, added.norms) == (whole.examples, whole.tokens, whole.norms)
+
+
+def test_norms_of_examples_average_to_the_score():
+    model, tokenizer = trained_lora()
+    scores = score(model, split(inputs(tokenizer, 9), 4), per_example=True)
+    for row in scores.rows:
+        assert len(scores.norms[row.name]) == 9
+        assert sum(scores.norms[row.name]) / 9 == pytest.approx(row.score, rel=1e-5)
+
+
+def test_layers_that_share_a_lora_are_scored_each_by_its_own_input():
+    model, tokenizer = trained_lora()
+    tie(model, [name for name in lora_layers(model) if "query" in name][:3])
+    batch = inputs(tokenizer)
+    assert {row.name: row.score for row in score(model, [batch]).rows} == pytest.approx(plain_scores(model, batch), rel=1e-5)
+
+
+def hooks(model) -> int:
+    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
+
+
+def test_mode_and_hooks_are_restored_also_after_an_exception():
+    model, tokenizer = trained_lora()
+    model.train()
+    model.base_model.model.classifier.eval()
+    before = [module.training for module in model.modules()], hooks(model)
+    score(model, [inputs(tokenizer)])
+    assert ([module.training for module in model.modules()], hooks(model)) == before
+    with pytest.raises(IndexError):
+        score(model, [{"input_ids": torch.full((1, 4), 10**6), "attention_mask": torch.ones(1, 4, dtype=torch.long)}])
+    assert ([module.training for module in model.modules()], hooks(model)) == before
+
+
+def test_no_gradients_and_no_wide_buffers_are_left():
+    model, tokenizer = trained_lora()
+    moments = collect_moments(model, [inputs(tokenizer)])
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert {tuple(gram.shape) for gram in moments.gram.values()} == {(8, 8)}
+
+
+def test_what_cannot_be_scored_is_said():
+    plain, tokenizer = backbone()
+    with pytest.raises(UserError, match="no LoRA to score"):
+        score(plain, [inputs(tokenizer)])
+    model, tokenizer = trained_lora()
+    with pytest.raises(UserError, match="no rows"):
+        score(model, [])
+    for layer in lora_layers(model).values():
+        torch.nn.init.zeros_(layer.lora_B["default"].weight)
+    with pytest.raises(UserError, match="not trained"):
+        score(model, [inputs(tokenizer)])
+
+
+def test_shapes_are_checked():
+    with pytest.raises(Exception, match="token_gram"):
+        token_gram(torch.ones(3, 4))
+    with pytest.raises(Exception, match="example_norms"):
+        example_norms(torch.ones(2, 3, 4), torch.ones(5, 5))

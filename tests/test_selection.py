@@ -1,0 +1,120 @@
+import json
+import math
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from lora_drop.errors import UserError
+from lora_drop.selection import Scored, Selection, normalise, select
+
+SIZE = 100
+
+
+def rows(**projections: list[float]) -> list[Scored]:
+    """Scored layers with importances normalised per projection, in layer order."""
+    found = []
+    for name, scores in projections.items():
+        shares = normalise(dict(enumerate(scores)))
+        found += [Scored(f"layer.{layer}.{name}", name, layer, scores[layer], share, SIZE) for layer, share in shares.items()]
+    return found
+
+
+scores = st.lists(st.floats(0, 100), min_size=1, max_size=24).filter(lambda values: math.fsum(values) > 1e-6)
+
+
+def test_the_example_of_a_hand():
+    selection = select(rows(query=[1, 5, 3, 1], value=[1, 1, 1, 1]), threshold=0.8)
+    query, value = selection.projections["query"], selection.projections["value"]
+    assert (query.retained, query.shared, query.coverage) == ((1, 2), (0, 3), 0.8)
+    assert value.retained == (0, 1, 2, 3)  # 0.75 < 0.8
+    assert selection.trainable_parameters == (2 + 1 + 4) * SIZE
+
+
+def test_ties_go_to_the_lower_layer():
+    assert select(rows(query=[1, 1, 1, 1]), threshold=0.5).projections["query"].retained == (0, 1)
+
+
+@given(scores, st.floats(0.01, 1))
+def test_the_threshold_is_met_with_as_few_layers_as_possible(values, threshold):
+    scored = rows(query=values)
+    layers = select(scored, threshold=threshold).projections["query"]
+    shares = {row.layer: row.importance for row in scored}
+    assert sorted(layers.retained + layers.shared) == sorted(shares)
+    assert len(layers.retained) >= 1
+    assert layers.coverage >= threshold - 1e-9
+    assert all(shares[kept] >= shares[low] for kept in layers.retained for low in layers.shared)
+    if len(layers.retained) > 1 and threshold < 1:
+        least = min(shares[layer] for layer in layers.retained)
+        assert layers.coverage - least < threshold
+
+
+@given(scores, scores)
+def test_threshold_one_is_plain_lora(query, value):
+    selection = select(rows(query=query, value=value), threshold=1.0)
+    assert all(not layers.shared for layers in selection.projections.values())
+    assert selection.trainable_parameters == (len(query) + len(value)) * SIZE
+
+
+@given(scores, st.floats(0.05, 0.95), st.sampled_from(["inverse", "random", "top"]))
+def test_the_ablations_retain_as_many_layers(values, threshold, policy):
+    scored = rows(query=values)
+    own = select(scored, threshold=threshold).projections["query"]
+    other = select(scored, threshold=threshold, policy=policy, seed=3).projections["query"]
+    assert len(other.retained) == len(own.retained)
+    assert len(set(other.retained + other.shared)) == len(values)
+
+
+def test_inverse_and_top_choose_what_their_names_say():
+    scored = rows(query=[4, 1, 3, 2])
+    assert select(scored, 0.5, policy="inverse").projections["query"].retained == (1, 3)
+    assert select(scored, 0.5, policy="top").projections["query"].retained == (2, 3)
+
+
+@given(scores, scores, st.floats(0.05, 1))
+def test_a_budget_is_kept_and_used(query, value, budget):
+    scored = rows(query=query, value=value)
+    try:
+        selection = select(scored, budget=budget)
+    except UserError:
+        assume(False)
+        return
+    whole = len(scored) * SIZE
+    assert selection.trainable_parameters <= budget * whole
+    assert selection == select(scored, threshold=selection.threshold)
+    higher = select(scored, threshold=min(1.0, selection.threshold + 1e-9))
+    assert selection.threshold == 1.0 or higher.trainable_parameters >= selection.trainable_parameters
+
+
+def test_without_share_the_low_layers_cost_nothing():
+    assert select(rows(query=[8, 1, 1]), 0.8, share=False).trainable_parameters == SIZE
+    assert select(rows(query=[8, 1, 1]), 0.8).trainable_parameters == 2 * SIZE
+
+
+def test_it_survives_json():
+    selection = select(rows(query=[1, 5, 3, 1]), threshold=0.8)
+    assert Selection.from_json(json.loads(json.dumps(selection.to_json()))) == selection
+
+
+@pytest.mark.parametrize(
+    ("values", "options", "text"),
+    [
+        ([1, 2], {"threshold": 0}, "must be in"),
+        ([1, 2], {"policy": "best"}, "Unknown policy 'best'"),
+        ([1, 2, 3], {"budget": 0.1}, "too small"),
+    ],
+)
+def test_wrong_arguments(values, options, text):
+    with pytest.raises(UserError, match=text):
+        select(rows(query=values), **options)
+
+
+@pytest.mark.parametrize(("values", "text"), [({0: 0.0, 1: 0.0}, "never|not trained"), ({0: -1.0}, "finite"), ({0: math.nan}, "finite")])
+def test_scores_that_mean_nothing(values, text):
+    with pytest.raises(UserError, match=text):
+        normalise(values)
+
+
+def test_nothing_to_select_from():
+    with pytest.raises(UserError, match="no scores"):
+        select([])
