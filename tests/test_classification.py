@@ -1,0 +1,42 @@
+import numpy as np
+import pytest
+from scipy import stats
+from sklearn import metrics
+
+from lora_drop.evaluation.classification import evaluate_predictions
+from lora_drop.tasks import get_task
+
+
+def test_metrics_equal_their_definitions():
+    generator = np.random.default_rng(0)
+    actual, predicted = generator.integers(0, 2, 100), generator.integers(0, 2, 100)
+    true_positive = int(((predicted == 1) & (actual == 1)).sum())
+    precision, recall = true_positive / (predicted == 1).sum(), true_positive / (actual == 1).sum()
+    found = evaluate_predictions(get_task("mrpc"), predicted.tolist(), actual.tolist())
+    assert found == {
+        "accuracy": pytest.approx((predicted == actual).mean()),
+        "f1": pytest.approx(2 * precision * recall / (precision + recall)),
+    }
+    cola = evaluate_predictions(get_task("cola"), predicted.tolist(), actual.tolist())
+    assert cola["matthews_correlation"] == pytest.approx(np.corrcoef(predicted, actual)[0, 1])
+    assert cola["matthews_correlation"] == pytest.approx(metrics.matthews_corrcoef(actual, predicted))
+
+
+def test_correlations():
+    generator = np.random.default_rng(0)
+    actual, predicted = generator.random(50), generator.random(50)
+    found = evaluate_predictions(get_task("stsb"), predicted.tolist(), actual.tolist())
+    assert found["spearman"] == pytest.approx(np.corrcoef(stats.rankdata(predicted), stats.rankdata(actual))[0, 1])
+    assert found["pearson"] == pytest.approx(np.corrcoef(predicted, actual)[0, 1])
+
+
+def test_constant_predictions_score_zero_without_a_warning():
+    assert evaluate_predictions(get_task("stsb"), [1.0, 1.0, 1.0], [0.0, 1.0, 2.0]) == {"spearman": 0.0, "pearson": 0.0}
+    assert evaluate_predictions(get_task("cola"), [1, 1, 1], [0, 1, 1])["matthews_correlation"] == 0.0
+    assert evaluate_predictions(get_task("mrpc"), [0, 0], [0, 1])["f1"] == 0.0
+
+
+def test_parts_are_reported_apart():
+    found = evaluate_predictions(get_task("mnli"), [0, 1, 2], [0, 1, 0], ["matched", "mismatched", "mismatched"])
+    assert found == {"accuracy": pytest.approx(2 / 3), "accuracy_matched": 1.0, "accuracy_mismatched": 0.5}
+    assert evaluate_predictions(get_task("mnli"), [0], [0], ["matched"]) == {"accuracy": 1.0}

@@ -1,0 +1,138 @@
+import json
+
+import pytest
+from filelock import FileLock
+
+from lora_drop.config import Config
+from lora_drop.errors import UserError
+from lora_drop.progress import Reporter
+from lora_drop.runs import Run, file_digest, read_json, write_folder, write_json, write_text
+
+
+class Told(Reporter):
+    """Remembers what was done and what was skipped."""
+
+    def __init__(self):
+        self.done, self.skipped = [], []
+
+    def finish(self, stage, seconds, note):
+        self.done.append(stage)
+
+    def skip(self, stage, reason):
+        self.skipped.append(stage)
+
+
+def perform(run, inputs=1, content="x", force=False):
+    told = Told()
+
+    def work():
+        write_text(run.file("a.txt"), content)
+        return "a note"
+
+    run.perform("a", {"input": inputs}, ["a.txt"], work, force, told)
+    return "done" if told.done else "skipped" if told.skipped else "nothing"
+
+
+def test_a_stage_is_done_once_and_again_when_anything_changed(tmp_path):
+    run = Run(tmp_path, Config())
+    assert perform(run) == "done"
+    assert perform(run) == "skipped"
+    assert perform(Run(tmp_path)) == "skipped" if run.file("config.yaml").exists() else True
+    assert perform(run, inputs=2) == "done"
+    assert perform(run, inputs=2, force=True) == "done"
+    run.file("a.txt").write_text("altered")
+    assert perform(run, inputs=2) == "done"
+    run.file("a.txt").unlink()
+    assert perform(run, inputs=2) == "done"
+
+
+def test_a_reopened_directory_remembers(tmp_path):
+    run = Run(tmp_path, Config(seed=3))
+    with run.working():
+        perform(run)
+    again = Run(tmp_path)
+    assert again.config == Config(seed=3) and perform(again) == "skipped"
+    manifest = read_json(tmp_path / "run.json")
+    assert manifest["status"] == "done" and manifest["seed"] == 3
+    assert {"seconds", "peak_memory_mb", "inputs", "outputs", "note"} <= manifest["stages"]["a"].keys()
+    assert manifest["versions"]["torch"] and len(manifest["config_hash"]) == 12
+
+
+def test_checkpoints_of_other_inputs_are_removed_and_of_the_same_are_kept(tmp_path):
+    run = Run(tmp_path, Config())
+
+    def fail():
+        write_text(run.checkpoints("a") / "checkpoint-1" / "x", "")
+        raise RuntimeError("killed")
+
+    def survivors(inputs):
+        found = []
+        with pytest.raises(RuntimeError):
+            run.perform("a", inputs, [], lambda: found.append((run.checkpoints("a") / "checkpoint-1").exists()) or fail())
+        return found[0]
+
+    assert survivors({"n": 1}) is False
+    assert survivors({"n": 1}) is True
+    assert survivors({"n": 2}) is False
+
+
+def test_how_the_work_ended_is_recorded(tmp_path):
+    run = Run(tmp_path, Config())
+    with pytest.raises(ValueError, match="oh"), run.working():
+        raise ValueError("oh")
+    assert (run.manifest["status"], run.manifest["error"]) == ("failed", "ValueError: oh")
+    with pytest.raises(KeyboardInterrupt), run.working():
+        raise KeyboardInterrupt
+    assert read_json(tmp_path / "run.json")["status"] == "interrupted"
+
+
+def test_one_process_at_a_time(tmp_path):
+    with FileLock(tmp_path / ".lock"), pytest.raises(UserError, match="Another process is working"), Run(tmp_path, Config()).working():
+        pass
+
+
+def test_a_limited_run_says_so(tmp_path):
+    from lora_drop.config import load_config
+
+    run = Run(tmp_path, load_config([], ["limit.train=5"]))
+    with run.working():
+        pass
+    assert run.manifest["limited"] == {"train": 5}
+
+
+def test_writing_is_all_or_nothing(tmp_path):
+    write_json(tmp_path / "a.json", {"a": 1})
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(tmp_path / "a.json", {"a": float("nan")})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"a": 1}
+    write_text(tmp_path / "folder" / "x", "old")
+    with pytest.raises(RuntimeError), write_folder(tmp_path / "folder") as folder:
+        (folder / "x").write_text("new")
+        raise RuntimeError
+    assert (tmp_path / "folder" / "x").read_text() == "old"
+    with write_folder(tmp_path / "folder") as folder:
+        (folder / "y").write_text("new")
+    assert [path.name for path in (tmp_path / "folder").iterdir()] == ["y"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "folder"]
+
+
+def test_digests_see_content_and_names(tmp_path):
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "a").write_text("1")
+    before = file_digest(tmp_path / "d")
+    (tmp_path / "d" / "a").rename(tmp_path / "d" / "b")
+    assert file_digest(tmp_path / "d") != before
+    assert file_digest(tmp_path / "none") == ""
+
+
+def test_what_is_missing_or_damaged_is_said(tmp_path):
+    with pytest.raises(UserError, match="is not a run directory"):
+        Run(tmp_path)
+    with pytest.raises(UserError, match=r"lora-drop score --run-dir"):
+        Run(tmp_path, Config()).require("scores.json", "score")
+    (tmp_path / "bad.json").write_text("{")
+    with pytest.raises(UserError, match="not valid JSON"):
+        read_json(tmp_path / "bad.json")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be made"), Run(tmp_path / "file" / "run", Config()).working():
+        pass
