@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -189,6 +188,10 @@ def _perform(run_dir: Path, config: Config, stages: list[str], force: bool, quie
     reporter = ConsoleReporter(err, quiet)
     try:
         summary = perform(run_dir, config, stages, force, reporter, compare or [])
+    except KeyboardInterrupt as interrupt:
+        reporter.close()
+        err.print("Interrupted. The same command continues where it stopped.")
+        raise typer.Exit(130) from interrupt
     finally:
         reporter.close()
     if summary.scored and not quiet:
@@ -204,26 +207,13 @@ def _perform(run_dir: Path, config: Config, stages: list[str], force: bool, quie
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line: exit code 0 done, 2 a mistake in the input, 1 a failure of ours, 130 after Ctrl-C."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    sys.exit(_guarded(lambda: app(args=arguments, standalone_mode=False), debug="--debug" in arguments))
-
-
-def _guarded(work: Callable[[], Any], debug: bool) -> int:
-    import click
-
     try:
-        code = work()
-        return code if isinstance(code, int) else 0
+        app(args=arguments)
     except UserError as error:
-        if debug:
+        if "--debug" in arguments:
             raise
         err.print(f"Error: {error}", highlight=False, markup=False, soft_wrap=True)
-        return 2
-    except click.ClickException as error:
-        error.show()
-        return 2
-    except (KeyboardInterrupt, click.Abort):
-        err.print("Interrupted. The same command continues where it stopped.")
-        return 130
+        sys.exit(2)
 
 
 if __name__ == "__main__":

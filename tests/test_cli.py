@@ -1,0 +1,137 @@
+"""The real command line, in processes of its own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from lora_drop import cli
+from lora_drop.errors import UserError
+
+HEAVY = ("torch", "transformers", "peft", "datasets", "matplotlib", "sklearn")
+
+
+def lora_drop(*arguments, **environment):
+    command = [sys.executable, "-m", "lora_drop.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=280, env={**os.environ, **environment}, check=False)
+
+
+def imported_by(*arguments) -> tuple[int, set[str]]:
+    """Run the command line in a process that says at its end which heavy packages it has imported."""
+    code = f"""
+import sys
+from lora_drop.cli import main
+try:
+    main({list(arguments)!r})
+except SystemExit as end:
+    print("CODE", end.code, [name for name in {HEAVY!r} if name in sys.modules])
+"""
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    line = process.stdout.strip().splitlines()[-1]
+    _, status, names = line.split(" ", 2)
+    return int(status), set(json.loads(names.replace("'", '"')))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [(["--help"], 0), (["run", "--help"], 0), (["config"], 0), (["run", "-d", "x", "-o", "train.epoch=3"], 2), (["run", "-d", "x", "-c", "nowhere"], 2), (["nonsense"], 2)],
+)
+def test_help_and_configuration_errors_import_nothing_heavy(arguments, code, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert imported_by(*arguments) == (code, set())
+    assert not list(tmp_path.iterdir())
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    code = f"import lora_drop, sys; print([name for name in {HEAVY!r} if name in sys.modules]); lora_drop.select"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def test_a_run_ends_with_a_machine_readable_line(tmp_path):
+    small = ["-o", "backbone=tiny:bert", "-o", "train.epochs=1", "--limit-train", "40", "--limit-eval", "20", "--seed", "4", "--device", "cpu"]
+    process = lora_drop("run", "-d", tmp_path / "run", *small, "--compare", "lora", "--json")
+    assert process.returncode == 0, process.stderr
+    last = json.loads(process.stdout.splitlines()[-1])
+    assert [row["method"] for row in last["results"]] == ["LoRA-drop", "LoRA"]
+    assert last["results"][0]["limited"] == "40 train rows, 20 eval rows" and last["results"][0]["seed"] == 4
+    assert "retained" in process.stdout and "limited to 40 of 1,600 train rows" in process.stderr
+    assert "Traceback" not in process.stderr and "Warning" not in process.stderr
+
+    again = lora_drop("run", "-d", tmp_path / "run", "--quiet", "--json")
+    assert again.returncode == 0 and again.stderr == ""
+    assert json.loads(again.stdout.splitlines()[-1])["results"] == last["results"][:1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["run", "-d", "x", "-o", "task=colla"], "Did you mean 'cola'"),
+        (["run", "-d", "x", "-o", "method.name=lora-drop"], "Did you mean 'lora_drop'"),
+        (["run", "-d", "x", "-o", "backbone=tiny:brt"], "Did you mean 'tiny:bert'"),
+        (["run", "-d", "x", "-o", "task=rte", "--offline"], "Put the official file there"),
+        (["run", "-d", "x", "-o", "eval.split=test"], "has no split 'test'"),
+        (["run", "-d", "x", "--data-dir", "nowhere"], "does not exist (named by data_dir)"),
+        (["run", "-d", "x", "--compare", "lorra", "-o", "backbone=tiny:bert"], "Did you mean 'lora'"),
+        (["eval", "-d", "x"], "does not exist. Make it with: lora-drop train"),
+        (["run", "-d", "x", "-o", "sample.ratio=2"], "allowed is 0 < value ≤ 1"),
+    ],
+)
+def test_mistakes_give_one_message_and_code_2(arguments, text, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("LORA_DROP_DATA", raising=False)
+    with pytest.raises(SystemExit) as end:
+        cli.main(arguments)
+    message = capsys.readouterr().err
+    assert end.value.code == 2
+    assert text in message and message.count("Error") == 1 and "Traceback" not in message
+
+
+def test_debug_shows_the_traceback():
+    with pytest.raises(UserError, match="nowhere"):
+        cli.main(["run", "-d", "x", "-c", "nowhere", "--debug"])
+
+
+def test_ctrl_c_leaves_a_checkpoint_and_code_130(tmp_path):
+    folder = tmp_path / "run"
+    options = ["-o", "backbone=tiny:bert", "-o", "train.epochs=50", "--limit-train", "200", "--device", "cpu", "-o", "method.name=lora", "-q"]
+    process = subprocess.Popen([sys.executable, "-m", "lora_drop.cli", "run", "-d", str(folder), *options], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 100
+    while not list((folder / "checkpoints" / "train").glob("checkpoint-*")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130 and "continues where it stopped" in stderr
+    assert json.loads((folder / "run.json").read_text())["status"] == "interrupted"
+    assert list((folder / "checkpoints" / "train").glob("checkpoint-*/trainer_state.json"))
+
+
+def test_params_tasks_and_doctor(tmp_path):
+    counted = json.loads(lora_drop("params", "--backbone", "tiny:roberta", "--json").stdout)
+    assert counted["backbone"] == "tiny:roberta" and counted["methods"]["lora"] == {"adapter": 8 * 8 * (32 + 32), "head": 32 * 32 + 32 + 2 * 32 + 2}
+    rows = json.loads(lora_drop("tasks", "--offline", "--json", "--data-dir", tmp_path).stdout)
+    assert next(row for row in rows if row["task"] == "cola")["read from"] == "nowhere (offline)"
+    checks = {row["check"]: row for row in json.loads(lora_drop("doctor", "--offline", "--json").stdout)}
+    assert checks["packaged:minilm-l6"]["state"] == "checksum right" and checks["Hub"]["state"] == "not asked (offline)"
+    assert "cores" in checks["cpu"]["state"]
+
+
+def test_every_key_has_its_help_in_config():
+    text = lora_drop("config", "-c", "demo").stdout
+    assert "method.threshold" in text and "T: layers are retained" in text and 'task = "toy-nli"' in text
+
+
+def test_every_module_imports_on_its_own():
+    from pathlib import Path
+
+    import lora_drop as package
+
+    root = Path(package.__file__).parent
+    names = [".".join(("lora_drop", *path.relative_to(root).with_suffix("").parts)).removesuffix(".__init__") for path in sorted(root.rglob("*.py"))]
+    code = "import importlib, sys\nfor name in sys.argv[1:]:\n    for loaded in [key for key in sys.modules if key.startswith('lora_drop')]:\n        del sys.modules[loaded]\n    importlib.import_module(name)"
+    process = subprocess.run([sys.executable, "-c", code, *names], capture_output=True, text=True, timeout=120, check=False)
+    assert process.returncode == 0, process.stderr

@@ -1,0 +1,172 @@
+"""The five stages end to end, on generated data and a tiny model."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import lora_drop
+from lora_drop.commands import perform
+from lora_drop.config import load_config
+from lora_drop.errors import UserError
+from lora_drop.methods.lora_drop import ties
+from lora_drop.progress import Reporter
+from lora_drop.runs import read_json
+
+SMALL = ["backbone=tiny:bert", "limit.train=120", "limit.eval=60", "train.epochs=3", "train.learning_rate=0.01", "method.threshold=0.5", "train.batch_size=8", "device=cpu"]
+ARTEFACTS = ["sample.json", "scores.json", "selection.json", "metrics.json", "predictions.jsonl", "warmup/adapter_model.safetensors", "adapter/adapter_model.safetensors", "adapter/lora_drop.json"]
+
+
+class Told(Reporter):
+    """Remembers which stages were done."""
+
+    def __init__(self):
+        self.done, self.skipped, self.notices = [], [], []
+
+    def finish(self, stage, seconds, note):
+        self.done.append(stage)
+
+    def skip(self, stage, reason):
+        self.skipped.append(stage)
+
+    def notice(self, text):
+        self.notices.append(text)
+
+
+def run(folder, *overrides, force=False, stages=("all",), compare=()):
+    told = Told()
+    summary = perform(folder, load_config([], [*SMALL, *overrides]), list(stages), force, told, list(compare))
+    return told, summary
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """A run that has ended."""
+    folder = tmp_path_factory.mktemp("runs") / "one"
+    run(folder)
+    return folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() for name in ARTEFACTS}
+
+
+def test_all_artefacts_are_there_and_say_what_the_contract_says(finished):
+    sample, scores, selection, metrics, manifest = (read_json(finished / f"{name}.json") for name in ("sample", "scores", "selection", "metrics", "run"))
+    assert (sample["population"], sample["size"], len(sample["indices"])) == (120, 12, 12)
+    assert sample["strata"] == {"entailment": {"population": 60, "sample": 6}, "not_entailment": {"population": 60, "sample": 6}}
+    assert (scores["examples"], scores["rank"], len(scores["modules"])) == (12, 8, 8)
+    assert {"name", "projection", "layer", "score", "importance"} <= scores["modules"][0].keys()
+    assert selection["projections"].keys() == {"query", "value"} and selection["threshold"] == 0.5
+    assert (metrics["task"], metrics["split"], metrics["examples"], metrics["primary"]) == ("toy-nli", "validation", 60, "accuracy")
+    lines = [json.loads(line) for line in (finished / "predictions.jsonl").read_text().splitlines()]
+    assert sum(line["prediction"] == line["reference"] for line in lines) / 60 == pytest.approx(metrics["metrics"]["accuracy"])
+    assert manifest["status"] == "done" and manifest["limited"] == {"train": 120, "eval": 60}
+    assert manifest["trainable_parameters"]["adapter"] == selection["trainable_parameters"]
+    assert [entry["epoch"] for entry in manifest["epochs"]] == [1, 2, 3]
+    assert (finished / "importance.png").read_bytes()[:4] == b"\x89PNG"
+    assert not any((finished / "checkpoints").iterdir())
+
+
+def test_the_same_configuration_gives_the_same_bits(finished, tmp_path):
+    run(tmp_path / "two")
+    assert contents(tmp_path / "two") == contents(finished)
+
+
+def test_the_stages_one_by_one_are_the_run(finished, tmp_path):
+    for stage in ("sample", "score", "select", "train", "eval"):
+        assert run(tmp_path / "steps", stages=[stage])[0].done == [stage]
+    assert contents(tmp_path / "steps") == contents(finished)
+
+
+def test_nothing_is_repeated_unless_its_inputs_changed(finished, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(finished, folder)
+    assert run(folder)[0].skipped == ["sample", "score", "select", "train", "eval"]
+    assert run(folder, "method.threshold=0.7")[0].done == ["select", "train", "eval"]
+    assert run(folder, "method.threshold=0.7", "eval.batch_size=7")[0].done == ["train", "eval"]
+    assert run(folder, force=True)[0].done == ["sample", "score", "select", "train", "eval"]
+
+
+def test_threshold_one_trains_exactly_plain_lora(tmp_path):
+    run(tmp_path / "run", "method.threshold=1", compare=["lora"])
+    whole, plain = tmp_path / "run", tmp_path / "run" / "compare" / "lora"
+    name = "adapter/adapter_model.safetensors"
+    assert (whole / name).read_bytes() == (plain / name).read_bytes()
+    losses = [[entry["loss"] for entry in read_json(folder / "run.json")["epochs"]] for folder in (whole, plain)]
+    assert losses[0] == losses[1]
+    counts = [read_json(folder / "run.json")["trainable_parameters"] for folder in (whole, plain)]
+    assert counts[0] == counts[1]
+    assert (whole / "metrics.json").read_bytes() == (plain / "metrics.json").read_bytes()
+
+
+def test_a_baseline_skips_the_stages_that_it_does_not_need(tmp_path):
+    told, summary = run(tmp_path / "full", "method.name=full", "train.epochs=1")
+    assert told.done == ["train", "eval"] and summary.results[0]["method"] == "Full-FT"
+
+
+def test_the_trained_model_is_loaded_tied(finished):
+    model, tokenizer = lora_drop.load_run(finished, device="cpu")
+    assert ties(model)
+    with torch.no_grad():
+        assert model(**tokenizer("some dogs move.", "no dogs move.", return_tensors="pt")).logits.shape == (1, 2)
+
+
+def test_the_python_interface(finished):
+    from peft import PeftModel
+
+    from lora_drop.backbones import load_model, load_tokenizer, locate
+    from lora_drop.tasks import get_task
+
+    located = locate("tiny:bert")
+    tokenizer = load_tokenizer(located)
+    warm = PeftModel.from_pretrained(load_model(located, get_task("toy-nli"), 0, tokenizer), str(finished / "warmup"))
+    scores = lora_drop.score(warm, [dict(tokenizer(["some dogs move."], return_tensors="pt"))])
+    selection = lora_drop.select(scores.rows, threshold=0.5)
+    assert len(ties(lora_drop.share(warm, selection))) == sum(len(layers.shared) > 1 for layers in selection.projections.values())
+
+
+def test_a_stage_without_the_one_before_it_says_which(tmp_path):
+    with pytest.raises(UserError, match="lora-drop sample --run-dir"):
+        run(tmp_path / "x", stages=["score"])
+
+
+def test_regression_and_strata_run_through(tmp_path):
+    folder = tmp_path / "data" / "glue" / "STS-B"
+    folder.mkdir(parents=True)
+    header = "index\tgenre\tfilename\tyear\told_index\tsource1\tsource2\tsentence1\tsentence2\tscore\n"
+    rows = "".join(f"{n}\tg\tf\ty\t0\ts\ts\tsentence {n}\tsentence {n % 3}\t{n % 6}\n" for n in range(40))
+    for name in ("train", "dev"):
+        (folder / f"{name}.tsv").write_text(header + rows)
+    told, summary = run(tmp_path / "run", "task=stsb", f"data_dir={tmp_path / 'data'}", "limit.train=30", "limit.eval=20", "train.epochs=1")
+    assert told.done[-1] == "eval" and {"spearman", "pearson"} <= summary.results[0].keys()
+
+
+def test_cut_inputs_are_counted(tmp_path):
+    told, _ = run(tmp_path / "run", "train.max_length=40", stages=["sample"])
+    assert told.notices == ["limited to 120 of 1,600 train rows"]
+    told, _ = run(tmp_path / "run", "train.max_length=40", "warmup.epochs=1", stages=["score"])
+    assert any("were cut" in text for text in told.notices)
+
+
+def test_a_killed_run_continues_and_gives_the_same_bits(finished, tmp_path):
+    """SIGKILL in the middle of final training, after its first checkpoint; the second start resumes from it."""
+    folder = tmp_path / "killed"
+    command = [sys.executable, "-m", "lora_drop.cli", "run", "-d", str(folder), "-q"] + [part for item in SMALL for part in ("-o", item)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 200
+    while not list((folder / "checkpoints" / "train").glob("checkpoint-*/trainer_state.json")):
+        assert process.poll() is None and time.monotonic() < deadline, "the run ended before it could be killed"
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (folder / "metrics.json").exists() and read_json(folder / "run.json")["status"] == "running"
+    told, _ = run(folder)
+    assert told.skipped == ["sample", "score", "select"] and told.done == ["train", "eval"]
+    assert contents(folder) == contents(finished)
