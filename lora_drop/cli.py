@@ -14,14 +14,25 @@ from lora_drop.config import Config, flatten, load_config
 from lora_drop.console import ConsoleReporter, print_profile, print_table
 from lora_drop.errors import UserError
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]})
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 out = Console(width=None if sys.stdout.isatty() else 160)
 err = Console(stderr=True)
 
-ConfigFiles = Annotated[list[str] | None, typer.Option("--config", "-c", help="YAML file, or packaged name (glue/rte); later ones win.")]
+ConfigFiles = Annotated[
+    list[str] | None, typer.Option("--config", "-c", help="YAML file, or packaged name (glue/rte); later ones win.")
+]
 RunDir = Annotated[Path, typer.Option("--run-dir", "-d", help="Folder of the run: artefacts, checkpoints, manifest.")]
-Overrides = Annotated[list[str] | None, typer.Option("--set", "-o", metavar="KEY=VALUE", help="Override one key (see: lora-drop config).")]
-DataDir = Annotated[str | None, typer.Option("--data-dir", help="Folder with the official files; else $LORA_DROP_DATA, else the Hub.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", "-o", metavar="KEY=VALUE", help="Override one key (see: lora-drop config).")
+]
+DataDir = Annotated[
+    str | None, typer.Option("--data-dir", help="Folder with the official files; else $LORA_DROP_DATA, else the Hub.")
+]
 Offline = Annotated[bool, typer.Option("--offline", help="Never ask the Hub.")]
 Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
 Seed = Annotated[int | None, typer.Option("--seed", help="Seed of everything random.")]
@@ -32,9 +43,7 @@ Json = Annotated[bool, typer.Option("--json", help="The last line is machine-rea
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
-def _resolve(
-    files: list[str] | None, run_dir: Path | None, overrides: list[str] | None, **flags: Any
-) -> Config:
+def _resolve(files: list[str] | None, run_dir: Path | None, overrides: list[str] | None, **flags: Any) -> Config:
     """Configuration files, or else what the run directory holds; then -o, then the flags."""
     stored = run_dir / "config.yaml" if run_dir else None
     if not files and stored is not None and stored.is_file():
@@ -47,7 +56,9 @@ def _resolve(
         "limit.train": flags.get("limit_train"),
         "limit.eval": flags.get("limit_eval"),
     }
-    return load_config(files or [], [*(overrides or []), *(f"{key}={value}" for key, value in named.items() if value is not None)])
+    return load_config(
+        files or [], [*(overrides or []), *(f"{key}={value}" for key, value in named.items() if value is not None)]
+    )
 
 
 def _stage(name: str, help_text: str) -> None:
@@ -68,7 +79,17 @@ def _stage(name: str, help_text: str) -> None:
         as_json: Json = False,
         debug: Debug = False,
     ) -> None:
-        resolved = _resolve(config, run_dir, overrides, data_dir=data_dir, limit_train=limit_train, limit_eval=limit_eval, seed=seed, device=device, offline=offline)
+        resolved = _resolve(
+            config,
+            run_dir,
+            overrides,
+            data_dir=data_dir,
+            limit_train=limit_train,
+            limit_eval=limit_eval,
+            seed=seed,
+            device=device,
+            offline=offline,
+        )
         _perform(run_dir, resolved, [name], force, quiet, as_json)
 
     command.__doc__ = help_text
@@ -95,7 +116,9 @@ def evaluate(
     debug: Debug = False,
 ) -> None:
     """Stage 5: evaluate the trained adapter."""
-    resolved = _resolve(None, run_dir, overrides, data_dir=data_dir, limit_eval=limit_eval, device=device, offline=offline)
+    resolved = _resolve(
+        None, run_dir, overrides, data_dir=data_dir, limit_eval=limit_eval, device=device, offline=offline
+    )
     _perform(run_dir, resolved, ["eval"], force, quiet, as_json)
 
 
@@ -104,7 +127,12 @@ def run(
     run_dir: RunDir,
     config: ConfigFiles = None,
     overrides: Overrides = None,
-    compare: Annotated[list[str] | None, typer.Option("--compare", metavar="METHOD", help="Also train this method, in RUN_DIR/compare/METHOD, and print both.")] = None,
+    compare: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--compare", metavar="METHOD", help="Also train this method, in RUN_DIR/compare/METHOD, and print both."
+        ),
+    ] = None,
     data_dir: DataDir = None,
     limit_train: Limit = None,
     limit_eval: Limit = None,
@@ -117,12 +145,24 @@ def run(
     debug: Debug = False,
 ) -> None:
     """All five stages: sample, score, select, train, eval. What is already done is skipped; what was killed is continued."""
-    resolved = _resolve(config, run_dir, overrides, data_dir=data_dir, limit_train=limit_train, limit_eval=limit_eval, seed=seed, device=device, offline=offline)
+    resolved = _resolve(
+        config,
+        run_dir,
+        overrides,
+        data_dir=data_dir,
+        limit_train=limit_train,
+        limit_eval=limit_eval,
+        seed=seed,
+        device=device,
+        offline=offline,
+    )
     _perform(run_dir, resolved, ["all"], force, quiet, as_json, compare or [])
 
 
 @app.command("config")
-def show_config(config: ConfigFiles = None, overrides: Overrides = None, as_json: Json = False, debug: Debug = False) -> None:
+def show_config(
+    config: ConfigFiles = None, overrides: Overrides = None, as_json: Json = False, debug: Debug = False
+) -> None:
     """Print every key with its value and what it means."""
     from lora_drop.config import to_dict
 
@@ -148,7 +188,9 @@ def tasks(data_dir: DataDir = None, offline: Offline = False, as_json: Json = Fa
 
 @app.command()
 def params(
-    backbone: Annotated[str, typer.Option("--backbone", "-b", help="A Hub id, a folder, packaged:NAME or tiny:NAME.")] = "packaged:minilm-l6",
+    backbone: Annotated[
+        str, typer.Option("--backbone", "-b", help="A Hub id, a folder, packaged:NAME or tiny:NAME.")
+    ] = "packaged:minilm-l6",
     task: Annotated[str, typer.Option("--task", "-t", help="Decides the head.")] = "rte",
     overrides: Overrides = None,
     offline: Offline = False,
@@ -158,12 +200,16 @@ def params(
     """Count every method's trainable parameters, from the model's shapes alone."""
     from lora_drop.inspection import count_methods
 
-    resolved = load_config([], [f"backbone={backbone}", f"task={task}", f"offline={str(offline).lower()}", *(overrides or [])])
+    resolved = load_config(
+        [], [f"backbone={backbone}", f"task={task}", f"offline={str(offline).lower()}", *(overrides or [])]
+    )
     counted = count_methods(resolved)
     if as_json:
         typer.echo(json.dumps(counted))
         return
-    rows = [[name, entry["adapter"], entry["head"], entry.get("note", "")] for name, entry in counted["methods"].items()]
+    rows = [
+        [name, entry["adapter"], entry["head"], entry.get("note", "")] for name, entry in counted["methods"].items()
+    ]
     print_table(out, ["method", "adapter", "head", ""], rows, title=f"Trainable parameters on {backbone}")
 
 
@@ -182,7 +228,15 @@ def _show(rows: list[dict[str, Any]], as_json: bool) -> None:
         print_table(out, list(rows[0]), [list(row.values()) for row in rows])
 
 
-def _perform(run_dir: Path, config: Config, stages: list[str], force: bool, quiet: bool, as_json: bool, compare: list[str] | None = None) -> None:
+def _perform(
+    run_dir: Path,
+    config: Config,
+    stages: list[str],
+    force: bool,
+    quiet: bool,
+    as_json: bool,
+    compare: list[str] | None = None,
+) -> None:
     from lora_drop.commands import perform
 
     reporter = ConsoleReporter(err, quiet)

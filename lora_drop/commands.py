@@ -25,7 +25,9 @@ class Summary:
     results: list[dict[str, Any]] = field(default_factory=list)
 
 
-def perform(run_dir: Path, config: Config, stages: list[str], force: bool, report: Reporter, compare: list[str]) -> Summary:
+def perform(
+    run_dir: Path, config: Config, stages: list[str], force: bool, report: Reporter, compare: list[str]
+) -> Summary:
     """Perform stages ("all", or names of `pipeline.STAGES`) in a run directory, then train the methods to compare with beside it."""
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -49,7 +51,14 @@ def perform(run_dir: Path, config: Config, stages: list[str], force: bool, repor
 def _perform_one(run_dir: Path, config: Config, stages: list[str], force: bool, report: Reporter) -> Run:
     run = Run(run_dir, config)
     pipeline = Pipeline(run, report, force)
-    work = {"all": pipeline.all, "sample": pipeline.sample, "score": pipeline.score, "select": pipeline.select, "train": pipeline.train, "eval": pipeline.evaluate}
+    work = {
+        "all": pipeline.all,
+        "sample": pipeline.sample,
+        "score": pipeline.score,
+        "select": pipeline.select,
+        "train": pipeline.train,
+        "eval": pipeline.evaluate,
+    }
     with run.working():
         for stage in stages:
             work[stage]()

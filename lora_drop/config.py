@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import functools
 import hashlib
 import inspect
 import json
@@ -33,7 +32,10 @@ def _checked(default: Any, allowed: str, check: Callable[[Any], bool]) -> Any:
 
 
 def _one_of(default: str, *names: str) -> Any:
-    return field(default=default, metadata={"allowed": "one of " + ", ".join(names), "check": lambda value: value in names, "names": names})
+    return field(
+        default=default,
+        metadata={"allowed": "one of " + ", ".join(names), "check": lambda value: value in names, "names": names},
+    )
 
 
 def _positive(default: Any) -> Any:
@@ -168,7 +170,9 @@ class Config:
     """Seed of the sample, the initial weights, the order of the rows and dropout."""
     data_dir: str | None = None
     """Folder with the official files; empty: $LORA_DROP_DATA, else the Hub."""
-    device: str = _checked("auto", "auto, cpu, cuda, cuda:N or mps", lambda value: value.split(":")[0] in ("auto", "cpu", "cuda", "mps"))
+    device: str = _checked(
+        "auto", "auto, cpu, cuda, cuda:N or mps", lambda value: value.split(":")[0] in ("auto", "cpu", "cuda", "mps")
+    )
     """Where to compute; auto: the GPU if there is one."""
     offline: bool = False
     """Never ask the Hub; what is not on this machine is an error."""
@@ -222,7 +226,9 @@ def from_dict(values: Mapping[str, Any], errors: list[str] | None = None) -> Con
     errors = [] if errors is None else errors
     config = _build(Config, values, "", errors)
     if errors:
-        raise UserError("The configuration has " + _count(len(errors)) + ":\n" + "\n".join(f"  {error}" for error in errors))
+        raise UserError(
+            "The configuration has " + _count(len(errors)) + ":\n" + "\n".join(f"  {error}" for error in errors)
+        )
     return config
 
 
@@ -235,8 +241,12 @@ def find_config(name: str | Path) -> Path:
     for candidate in candidates:
         if candidate.is_file():
             return candidate
-    known = sorted(str(file.relative_to(folder).with_suffix("")) for folder in config_folders() for file in folder.rglob("*.yaml"))
-    raise UserError(f"No configuration file {str(name)!r}.{closest(str(name), known)} Give a path, or one of: {', '.join(known)}")
+    known = sorted(
+        str(file.relative_to(folder).with_suffix("")) for folder in config_folders() for file in folder.rglob("*.yaml")
+    )
+    raise UserError(
+        f"No configuration file {str(name)!r}.{closest(str(name), known)} Give a path, or one of: {', '.join(known)}"
+    )
 
 
 def config_folders() -> list[Path]:
@@ -245,14 +255,17 @@ def config_folders() -> list[Path]:
     return [folder for folder in (package / "configs", package.parent / "configs") if folder.is_dir()]
 
 
-@functools.cache
 def describe(cls: type) -> dict[str, str]:
     """Return the attribute docstring of each field of a configuration dataclass, by field name."""
     (definition,) = ast.parse(inspect.getsource(cls)).body
     assert isinstance(definition, ast.ClassDef)
     texts = {}
     for statement, following in zip(definition.body, definition.body[1:], strict=False):
-        if isinstance(statement, ast.AnnAssign) and isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
+        if (
+            isinstance(statement, ast.AnnAssign)
+            and isinstance(following, ast.Expr)
+            and isinstance(following.value, ast.Constant)
+        ):
             texts[ast.unparse(statement.target)] = str(following.value.value)
     return texts
 
@@ -316,7 +329,7 @@ def _build(cls: type[T], values: Any, prefix: str, errors: list[str]) -> T:
         if key not in fields:
             errors.append(_unknown_key(dotted, str(key), prefix, list(fields)))
         elif dataclasses.is_dataclass(hints[key]):
-            arguments[key] = _build(hints[key], value, f"{dotted}.", errors)  # type: ignore[arg-type]
+            arguments[key] = _build(hints[key], value, f"{dotted}.", errors)
         else:
             _check_leaf(fields[key], hints[key], value, dotted, arguments, errors)
     return cls(**arguments)

@@ -28,7 +28,13 @@ class ConsoleReporter(Reporter):
         """A stage begins: show a bar if somebody is watching."""
         if self.quiet or not self.console.is_terminal:
             return
-        columns = [TextColumn(f"{stage:<7}"), BarColumn(24), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn()]
+        columns = [
+            TextColumn(f"{stage:<7}"),
+            BarColumn(24),
+            MofNCompleteColumn(),
+            TextColumn("{task.description}"),
+            TimeRemainingColumn(),
+        ]
         self.progress = Progress(*columns, console=self.console, transient=True)
         self.task = self.progress.add_task("", total=None)
         self.progress.start()
@@ -68,15 +74,27 @@ def print_profile(console: Console, scored: Sequence[Any], selection: Any) -> No
     widest = max(row.importance for row in scored)
     rest = "share one LoRA" if selection.share else "no LoRA"
     for projection, layers in selection.projections.items():
-        console.print(f"\n{projection}: {len(layers.retained)} of {len(layers.retained) + len(layers.shared)} layers hold {layers.coverage:.1%} of the importance", highlight=False)
+        console.print(
+            f"\n{projection}: {_summary(layers)}",
+            highlight=False,
+        )
         for row in (row for row in scored if row.projection == projection):
             kept = row.layer in layers.retained
             bar = ("█" if kept else "░") * max(1, round(BAR_WIDTH * row.importance / widest))
-            console.print(f"  layer {row.layer:>3}  {row.importance:6.1%}  {bar:<{BAR_WIDTH}}  {'retained' if kept else rest}", highlight=False)
+            console.print(
+                f"  layer {row.layer:>3}  {row.importance:6.1%}  {bar:<{BAR_WIDTH}}  {'retained' if kept else rest}",
+                highlight=False,
+            )
     console.print()
 
 
-def print_table(console: Console, columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str | None = None) -> None:
+def _summary(layers: Any) -> str:
+    return f"{len(layers.retained)} of {len(layers.retained + layers.shared)} layers hold {layers.coverage:.1%} of the importance"
+
+
+def print_table(
+    console: Console, columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str | None = None
+) -> None:
     """Print rows under column names; numbers are right-aligned, with thousands separators for integers."""
     table = Table(title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
     for number, name in enumerate(columns):

@@ -23,7 +23,9 @@ def encode(rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -
         Rows with `input_ids`, `attention_mask`, perhaps `token_type_ids`, and `labels`; and how many inputs were cut.
     """
     pairs = list(rows["text_pair"]) if "text_pair" in rows.column_names else None
-    encoded = tokenizer(list(rows["text"]), pairs, truncation="longest_first", max_length=max_length, return_overflowing_tokens=False)
+    encoded = tokenizer(
+        list(rows["text"]), pairs, truncation="longest_first", max_length=max_length, return_overflowing_tokens=False
+    )
     cut = sum(len(ids) >= max_length for ids in encoded["input_ids"])
     return Dataset.from_dict({**encoded, "labels": list(rows["label"])}), cut
 

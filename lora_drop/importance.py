@@ -55,7 +55,11 @@ class Scores:
 
 
 def score(
-    model: nn.Module, batches: Iterable[Mapping[str, Tensor]], *, per_example: bool = False, progress: Callable[[int], None] | None = None
+    model: nn.Module,
+    batches: Iterable[Mapping[str, Tensor]],
+    *,
+    per_example: bool = False,
+    progress: Callable[[int], None] | None = None,
 ) -> Scores:
     """Score every LoRA of a PEFT model by the squared norm of its output on the data.
 
@@ -77,7 +81,11 @@ def score(
 
 
 def collect_moments(
-    model: nn.Module, batches: Iterable[Mapping[str, Tensor]], *, per_example: bool = False, progress: Callable[[int], None] | None = None
+    model: nn.Module,
+    batches: Iterable[Mapping[str, Tensor]],
+    *,
+    per_example: bool = False,
+    progress: Callable[[int], None] | None = None,
 ) -> Moments:
     """Run the model over the data and return the Gram matrices of z = A x. One forward pass, no gradients; see `score`."""
     layers = lora_layers(model)
@@ -114,29 +122,39 @@ def score_moments(model: nn.Module, moments: Moments) -> Scores:
         raise UserError("There is nothing to score: the sample has no rows.")
     layers = lora_layers(model)
     places = {place.name: place for place in name_places(layers)}
-    values = {name: float((moments.gram[name] * output_metric(layer).double().cpu()).sum()) / moments.examples for name, layer in layers.items()}
+    values = {
+        name: float((moments.gram[name] * output_metric(layer).double().cpu()).sum()) / moments.examples
+        for name, layer in layers.items()
+    }
     shares = _importances(places.values(), values)
     rows = [
-        Scored(name, place.projection, place.layer, values[name], shares[name], _pair_size(layers[name])) for name, place in places.items()
+        Scored(name, place.projection, place.layer, values[name], shares[name], _pair_size(layers[name]))
+        for name, place in places.items()
     ]
     return Scores(tuple(rows), moments.examples, moments.tokens, moments.norms)
 
 
-def lora_layers(model: nn.Module) -> dict[str, nn.Module]:
+def lora_layers(model: nn.Module) -> dict[str, Any]:
     """Return PEFT's LoRA layers by their name in the model without PEFT's prefix. Raises UserError if there are none."""
     from peft.tuners.lora import LoraLayer
 
     prefix = "base_model.model."
-    layers = {name.removeprefix(prefix): module for name, module in model.named_modules() if isinstance(module, LoraLayer) and module.lora_A}
+    layers = {
+        name.removeprefix(prefix): module
+        for name, module in model.named_modules()
+        if isinstance(module, LoraLayer) and module.lora_A
+    }
     if not layers:
-        raise UserError("The model has no LoRA to score. Wrap it with peft.get_peft_model(model, LoraConfig(...)) and train it a little first.")
+        raise UserError(
+            "The model has no LoRA to score. Wrap it with peft.get_peft_model(model, LoraConfig(...)) and train it a little first."
+        )
     return layers
 
 
-def output_metric(layer: nn.Module) -> Float[Tensor, "rank rank"]:
+def output_metric(layer: Any) -> Float[Tensor, "rank rank"]:
     """Return Bᵀ B of a LoRA layer's active adapter: ‖B z‖² = zᵀ (Bᵀ B) z."""
-    (name,) = layer.active_adapters  # type: ignore[misc, union-attr]
-    weight = layer.lora_B[name].weight.detach().float()  # type: ignore[index, union-attr]
+    (name,) = layer.active_adapters
+    weight = layer.lora_B[name].weight.detach().float()
     return weight.T @ weight
 
 
@@ -169,7 +187,7 @@ def _pair_size(layer: Any) -> int:
 
 
 @contextmanager
-def _observed(model: nn.Module, layers: Mapping[str, nn.Module], add: Callable[[str, Tensor], None]) -> Iterator[None]:
+def _observed(model: nn.Module, layers: Mapping[str, Any], add: Callable[[str, Tensor], None]) -> Iterator[None]:
     """Call `add(name, z)` with each LoRA's z = A x in eval mode; put mode and hooks back at the end, also after an exception.
 
     The hook sits on lora_A, whose output the forward pass computes anyway. Layers that share one lora_A are told apart by the layer that is
@@ -192,8 +210,8 @@ def _observed(model: nn.Module, layers: Mapping[str, nn.Module], add: Callable[[
         model.eval()
         downs: dict[int, nn.Module] = {}
         for name, layer in layers.items():
-            (adapter,) = layer.active_adapters  # type: ignore[misc, union-attr]
-            downs[id(layer.lora_A[adapter])] = layer.lora_A[adapter]  # type: ignore[index, union-attr]
+            (adapter,) = layer.active_adapters
+            downs[id(layer.lora_A[adapter])] = layer.lora_A[adapter]
             handles += [layer.register_forward_pre_hook(entering(name)), layer.register_forward_hook(leaving)]
         handles += [down.register_forward_hook(projected) for down in downs.values()]
         yield

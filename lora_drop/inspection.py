@@ -21,7 +21,15 @@ def list_tasks(data_dir: str | None, offline: bool) -> list[dict[str, Any]]:
     for name in task_names():
         task = get_task(name)
         sizes = " / ".join(f"{count:,}" for count in task.official_rows.values())
-        rows.append({"task": name, "what": task.description, "metric": task.primary, "rows": sizes, "read from": _origin(task, source)})
+        rows.append(
+            {
+                "task": name,
+                "what": task.description,
+                "metric": task.primary,
+                "rows": sizes,
+                "read from": _origin(task, source),
+            }
+        )
     return rows
 
 
@@ -54,7 +62,10 @@ def count_methods(config: Config) -> dict[str, Any]:
         settings = replace(config.method, name=name)
         counted[name] = asdict(count_parameters(method.build(model, settings, config.seed, selection)))
         if selection is not None:
-            retained = ", ".join(f"{len(layers.retained)} of {len(layers.retained + layers.shared)} {key}" for key, layers in selection.projections.items())
+            retained = ", ".join(
+                f"{len(layers.retained)} of {len(layers.retained + layers.shared)} {key}"
+                for key, layers in selection.projections.items()
+            )
             counted[name]["note"] = f"if {retained} layers are retained; the data decide"
     return {"backbone": config.backbone, "methods": counted}
 
@@ -76,7 +87,13 @@ def _half(model: Any, config: Config) -> Any:
 
 def diagnose(data_dir: str | None, offline: bool) -> list[dict[str, Any]]:
     """Return one row per check: `check`, `state`, and `remedy` where something is missing."""
-    checks: list[Callable[[], list[dict[str, Any]]]] = [_packages, _devices, lambda: _data(data_dir), _packaged_models, lambda: _hub(offline)]
+    checks: list[Callable[[], list[dict[str, Any]]]] = [
+        _packages,
+        _devices,
+        lambda: _data(data_dir),
+        _packaged_models,
+        lambda: _hub(offline),
+    ]
     return [row for check in checks for row in check()]
 
 
@@ -87,7 +104,10 @@ def _row(check: str, state: str, remedy: str = "") -> dict[str, Any]:
 def _packages() -> list[dict[str, Any]]:
     from lora_drop.runs import versions
 
-    return [_row(name, version, f"pip install {name}" if version == "not installed" else "") for name, version in versions().items()]
+    return [
+        _row(name, version, f"pip install {name}" if version == "not installed" else "")
+        for name, version in versions().items()
+    ]
 
 
 def _devices() -> list[dict[str, Any]]:
@@ -138,4 +158,10 @@ def _hub(offline: bool) -> list[dict[str, Any]]:
         with urllib.request.urlopen(f"{endpoint}/api/models?limit=1", timeout=5):
             return [_row("Hub", f"{endpoint} answers")]
     except (OSError, urllib.error.URLError) as error:
-        return [_row("Hub", f"{endpoint}: {error}", "use packaged: backbones and official files, or work where there is a network")]
+        return [
+            _row(
+                "Hub",
+                f"{endpoint}: {error}",
+                "use packaged: backbones and official files, or work where there is a network",
+            )
+        ]

@@ -51,7 +51,12 @@ class Pipeline:
     def sample(self) -> None:
         """Stage 1 -> `sample.json`."""
         config = self.config
-        inputs = {"data": self.train_digest, "task": [self.task.name, self.task.version], "ratio": config.sample.ratio, "seed": config.seed}
+        inputs = {
+            "data": self.train_digest,
+            "task": [self.task.name, self.task.version],
+            "ratio": config.sample.ratio,
+            "seed": config.seed,
+        }
         self._perform("sample", inputs, ["sample.json"], self._sample)
 
     def score(self) -> None:
@@ -79,14 +84,24 @@ class Pipeline:
     def train(self) -> None:
         """Stage 4: a fresh model under the selection, trained on the whole training set -> `adapter/`."""
         selection = file_digest(self.run.require("selection.json", "select")) if self.method.needs_selection else None
-        inputs = {"selection": selection, "data": self.train_digest, "eval_data": self.eval_digest, **self._training_inputs}
+        inputs = {
+            "selection": selection,
+            "data": self.train_digest,
+            "eval_data": self.eval_digest,
+            **self._training_inputs,
+        }
         inputs |= {"method": asdict(self.config.method), "eval_batch": self.config.eval.batch_size}
         self._perform("train", inputs, ["adapter"], self._train)
 
     def evaluate(self) -> None:
         """Stage 5 -> `metrics.json`, `predictions.jsonl`."""
         adapter = file_digest(self.run.require("adapter", "train"))
-        inputs = {"adapter": adapter, "data": self.eval_digest, "backbone": self.backbone.identity, "eval": asdict(self.config.eval)}
+        inputs: dict[str, Any] = {
+            "adapter": adapter,
+            "data": self.eval_digest,
+            "backbone": self.backbone.identity,
+            "eval": asdict(self.config.eval),
+        }
         inputs["max_length"] = self.config.train.max_length
         self._perform("eval", inputs, ["metrics.json", "predictions.jsonl"], self._evaluate)
 
@@ -105,7 +120,13 @@ class Pipeline:
         if drawn.raised:
             self.report.notice(f"too small to split, one row each was taken: {', '.join(drawn.raised)}")
         strata = {name: {"population": total, "sample": taken} for name, (total, taken) in drawn.strata.items()}
-        content = {"task": self.task.name, "seed": self.config.seed, "ratio": ratio, "population": len(rows), "size": len(drawn.indices)}
+        content = {
+            "task": self.task.name,
+            "seed": self.config.seed,
+            "ratio": ratio,
+            "population": len(rows),
+            "size": len(drawn.indices),
+        }
         write_json(self.run.file("sample.json"), {**content, "strata": strata, "indices": list(drawn.indices)})
         return f"{len(drawn.indices):,} of {len(rows):,} rows in {len(strata)} strata"
 
@@ -116,11 +137,19 @@ class Pipeline:
         rate = config.warmup.learning_rate or config.train.learning_rate
         outcome = self._fit("score", model, encoded, config.warmup.epochs, rate, evaluator=None)
         inputs = (batch for _, batch in batches(encoded, self.collate, config.eval.batch_size))
-        scores = importance.score(model, inputs, progress=lambda done: self.report.advance(done, len(encoded), "scoring"))
+        scores = importance.score(
+            model, inputs, progress=lambda done: self.report.advance(done, len(encoded), "scoring")
+        )
         with write_folder(self.run.file("warmup")) as folder:
             get_method("lora").save(model, folder)
         modules = [asdict(row) for row in scores.rows]
-        content = {"backbone": config.backbone, "task": self.task.name, "rank": _rank(model), "examples": scores.examples, "tokens": scores.tokens}
+        content = {
+            "backbone": config.backbone,
+            "task": self.task.name,
+            "rank": _rank(model),
+            "examples": scores.examples,
+            "tokens": scores.tokens,
+        }
         write_json(self.run.file("scores.json"), {**content, "modules": modules})
         return f"{len(modules)} LoRAs on {scores.examples:,} examples, {scores.tokens:,} tokens, after {outcome.steps:,} warm-up steps"
 
@@ -131,30 +160,55 @@ class Pipeline:
         scored = read_scores(self.run.file("scores.json"))
         selection = select(scored, method.threshold, method.budget, method.policy, method.share, self.config.seed)
         write_json(self.run.file("selection.json"), selection.to_json())
-        save_figure(importance_figure(scored, selection, f"{self.task.name}, {self.config.backbone}"), self.run.file("importance.png"))
+        save_figure(
+            importance_figure(scored, selection, f"{self.task.name}, {self.config.backbone}"),
+            self.run.file("importance.png"),
+        )
         whole = sum(row.parameters for row in scored)
-        counts = ", ".join(f"{name} {len(layers.retained)} of {len(layers.retained + layers.shared)}" for name, layers in selection.projections.items())
+        counts = ", ".join(
+            f"{name} {len(layers.retained)} of {len(layers.retained + layers.shared)}"
+            for name, layers in selection.projections.items()
+        )
         return f"retained {counts}; {selection.trainable_parameters:,} parameters, {selection.trainable_parameters / whole:.0%} of LoRA's"
 
     def _train(self) -> str:
         config = self.config
-        selection = Selection.from_json(read_json(self.run.file("selection.json"))) if self.method.needs_selection else None
+        selection = (
+            Selection.from_json(read_json(self.run.file("selection.json"))) if self.method.needs_selection else None
+        )
         model = self.method.build(self._load_backbone(), config.method, config.seed, selection)
         parameters = count_parameters(model)
         self.run.record(trainable_parameters=asdict(parameters))
-        outcome = self._fit("train", model, self.train_encoded, config.train.epochs, config.train.learning_rate, lambda trained: self._metrics(trained).metrics)
+        outcome = self._fit(
+            "train",
+            model,
+            self.train_encoded,
+            config.train.epochs,
+            config.train.learning_rate,
+            lambda trained: self._metrics(trained).metrics,
+        )
         self.run.record(
-            epochs=outcome.epochs, kept_epoch=outcome.kept_epoch, select_epoch=config.train.select_epoch, train_rows=len(self.train_rows)
+            epochs=outcome.epochs,
+            kept_epoch=outcome.kept_epoch,
+            select_epoch=config.train.select_epoch,
+            train_rows=len(self.train_rows),
         )
         with write_folder(self.run.file("adapter")) as folder:
             self.method.save(model, folder)
-        return f"{parameters.adapter:,} trainable parameters (head {parameters.head:,}); kept epoch {outcome.kept_epoch:g} ({config.train.select_epoch})"
+        kept = f"kept epoch {outcome.kept_epoch:g} ({config.train.select_epoch})"
+        return f"{parameters.adapter:,} trainable parameters (head {parameters.head:,}); {kept}"
 
     def _evaluate(self) -> str:
         model = self.method.load(self._load_backbone(), self.run.file("adapter")).to(self.device)
         result = self._metrics(model, lambda done, total: self.report.advance(done, total))
         split, primary = self.config.eval.split, self.task.primary
-        content = {"task": self.task.name, "split": split, "examples": len(self.eval_rows), "metrics": result.metrics, "primary": primary}
+        content = {
+            "task": self.task.name,
+            "split": split,
+            "examples": len(self.eval_rows),
+            "metrics": result.metrics,
+            "primary": primary,
+        }
         write_text(self.run.file("predictions.jsonl"), "".join(self._prediction_lines(result.predictions)))
         write_json(self.run.file("metrics.json"), content)
         return f"{primary} {result.metrics[primary]:.4f} on {len(self.eval_rows):,} rows of {split}"
@@ -165,7 +219,13 @@ class Pipeline:
         self.run.perform(stage, inputs, outputs, work, self.force, self.report)
 
     def _fit(
-        self, stage: str, model: nn.Module, encoded: Dataset, epochs: float, rate: float, evaluator: Callable[[nn.Module], dict[str, float]] | None
+        self,
+        stage: str,
+        model: nn.Module,
+        encoded: Dataset,
+        epochs: float,
+        rate: float,
+        evaluator: Callable[[nn.Module], dict[str, float]] | None,
     ) -> Outcome:
         return fit(
             model,
@@ -183,12 +243,21 @@ class Pipeline:
         )
 
     def _metrics(self, model: nn.Module, progress: Callable[[int, int], None] | None = None) -> Evaluation:
-        return evaluate_classifier(model, self.task, self.eval_rows, self.eval_encoded, self.collate, self.config.eval.batch_size, progress)
+        return evaluate_classifier(
+            model, self.task, self.eval_rows, self.eval_encoded, self.collate, self.config.eval.batch_size, progress
+        )
 
     def _prediction_lines(self, predictions: list[float]) -> Iterator[str]:
         name: Callable[[Any], Any] = (lambda index: self.task.labels[int(index)]) if self.task.labels else float
-        for identifier, predicted, actual in zip(self.eval_rows["id"], predictions, self.eval_rows["label"], strict=True):
-            yield json.dumps({"id": identifier, "prediction": name(predicted), "reference": name(actual)}, ensure_ascii=False) + "\n"
+        for identifier, predicted, actual in zip(
+            self.eval_rows["id"], predictions, self.eval_rows["label"], strict=True
+        ):
+            yield (
+                json.dumps(
+                    {"id": identifier, "prediction": name(predicted), "reference": name(actual)}, ensure_ascii=False
+                )
+                + "\n"
+            )
 
     def _load_backbone(self) -> PreTrainedModel:
         return load_model(self.backbone, self.task, self.config.seed, self.tokenizer)
@@ -204,7 +273,9 @@ class Pipeline:
     def _encode(self, rows: Dataset, what: str) -> Dataset:
         encoded, cut = encode(rows, self.tokenizer, self.config.train.max_length)
         if cut:
-            self.report.notice(f"{cut:,} of {len(rows):,} {what} inputs fill or exceed train.max_length={self.config.train.max_length} and were cut")
+            self.report.notice(
+                f"{cut:,} of {len(rows):,} {what} inputs reach train.max_length={self.config.train.max_length} and were cut"
+            )
         return encoded
 
     @cached_property
@@ -249,7 +320,12 @@ class Pipeline:
 
     @property
     def _training_inputs(self) -> dict[str, Any]:
-        return {"backbone": self.backbone.identity, "train": asdict(self.config.train), "seed": self.config.seed, "device": self.device.type}
+        return {
+            "backbone": self.backbone.identity,
+            "train": asdict(self.config.train),
+            "seed": self.config.seed,
+            "device": self.device.type,
+        }
 
 
 def read_scores(path: Path) -> list[Scored]:

@@ -45,7 +45,9 @@ def layer_of(name: str) -> int:
     """
     number = _LAYER.search(f".{name}.")
     if number is None:
-        raise UserError(f"The module {name} has no layer number in its name, so its layer is unknown. Choose projections inside the numbered blocks.")
+        raise UserError(
+            f"The module {name} has no layer number in its name, so its layer is unknown. Choose projections inside the numbered blocks."
+        )
     return int(number[1])
 
 
@@ -61,7 +63,9 @@ def find_places(model: nn.Module, projections: Sequence[str] = ("query", "value"
     Raises:
         UserError: if a projection is not there, is fused with others, or if two modules would be the same layer of it.
     """
-    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and _LAYER.search(f".{name}.")]
+    linear = [
+        name for name, module in model.named_modules() if isinstance(module, nn.Linear) and _LAYER.search(f".{name}.")
+    ]
     leaves = {projection: _leaves(model, projection, linear) for projection in projections}
     wanted = {leaf for names in leaves.values() for leaf in names}
     places = [Place(name, projection_of(name), layer_of(name)) for name in linear if name.rsplit(".", 1)[-1] in wanted]
@@ -106,7 +110,9 @@ def _refuse_missing(model: nn.Module, projection: str, present: set[str]) -> Non
             f"{projection} LoRA to score or share. Choose a backbone with separate projections, or other modules with method.target_projections."
         )
     known = sorted(present | set(LEAVES))
-    raise UserError(f"{kind} has no projection {projection!r}.{closest(projection, known)} Its linear modules: {', '.join(sorted(present)) or 'none'}")
+    raise UserError(
+        f"{kind} has no projection {projection!r}.{closest(projection, known)} Its linear modules: {', '.join(sorted(present)) or 'none'}"
+    )
 
 
 def _refuse_collisions(places: list[Place]) -> None:

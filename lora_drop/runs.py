@@ -60,7 +60,9 @@ def read_json(path: Path) -> Any:
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist.") from error
     except ValueError as error:
-        raise UserError(f"{path} is not valid JSON ({error}). Remove it and repeat the stage that writes it.") from error
+        raise UserError(
+            f"{path} is not valid JSON ({error}). Remove it and repeat the stage that writes it."
+        ) from error
 
 
 @contextmanager
@@ -84,7 +86,13 @@ def digest(*parts: Any) -> str:
 
 def file_digest(path: Path) -> str:
     """Return the sha256 (16 hexadecimal digits) of a file, or of all files of a folder; empty if there is nothing."""
-    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path] if path.is_file() else []
+    files = (
+        sorted(file for file in path.rglob("*") if file.is_file())
+        if path.is_dir()
+        else [path]
+        if path.is_file()
+        else []
+    )
     if not files:
         return ""
     total = hashlib.sha256()
@@ -105,7 +113,9 @@ class Run:
         stored = self.path / "config.yaml"
         if config is None:
             if not stored.is_file():
-                raise UserError(f"{self.path} is not a run directory: it has no config.yaml. Give a configuration with -c or -o key=value.")
+                raise UserError(
+                    f"{self.path} is not a run directory: it has no config.yaml. Give a configuration with -c or -o key=value."
+                )
             config = from_dict(yaml.safe_load(stored.read_text(encoding="utf-8")) or {})
         self.config = config
         manifest = self.path / "run.json"
@@ -131,14 +141,20 @@ class Run:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"The run directory {self.path} cannot be made ({error.strerror}). Name another with --run-dir.") from error
+            raise UserError(
+                f"The run directory {self.path} cannot be made ({error.strerror}). Name another with --run-dir."
+            ) from error
         lock = FileLock(self.path / ".lock")
         try:
             lock.acquire(timeout=0)
         except Timeout as error:
-            raise UserError(f"Another process is working in {self.path}. Wait for it, or name another directory with --run-dir.") from error
+            raise UserError(
+                f"Another process is working in {self.path}. Wait for it, or name another directory with --run-dir."
+            ) from error
         try:
-            write_text(self.file("config.yaml"), yaml.safe_dump(to_dict(self.config), sort_keys=False, allow_unicode=True))
+            write_text(
+                self.file("config.yaml"), yaml.safe_dump(to_dict(self.config), sort_keys=False, allow_unicode=True)
+            )
             self._record(status="running", error=None, **_provenance(self.config))
             yield
             self._record(status="done")
@@ -177,7 +193,13 @@ class Run:
         note = work()
         seconds = time.perf_counter() - began
         shutil.rmtree(self.checkpoints(stage), ignore_errors=True)
-        entry = {"inputs": key, "outputs": self._digests(outputs), "note": note, "seconds": round(seconds, 2), "peak_memory_mb": peak_memory_mb()}
+        entry = {
+            "inputs": key,
+            "outputs": self._digests(outputs),
+            "note": note,
+            "seconds": round(seconds, 2),
+            "peak_memory_mb": peak_memory_mb(),
+        }
         self.manifest["stages"][stage] = entry
         self._record()
         report.finish(stage, seconds, note)
@@ -247,6 +269,8 @@ def _git_state() -> dict[str, Any] | None:
         return None
 
     def git(*arguments: str) -> str:
-        return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False).stdout.strip()
+        return subprocess.run(
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False
+        ).stdout.strip()
 
     return {"commit": git("rev-parse", "HEAD") or None, "dirty": bool(git("status", "--porcelain"))}

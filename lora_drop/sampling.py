@@ -52,7 +52,9 @@ def stratified_sample(strata: Sequence[str], size: int, seed: int) -> Sample:
 def _one_of_each(strata: Sequence[str], names: set[str], seed: int) -> list[int]:
     """Strata that are too small to split: scikit-learn refuses them, or gives them nothing."""
     generator = random.Random(seed)
-    return [generator.choice([index for index, stratum in enumerate(strata) if stratum == name]) for name in sorted(names)]
+    return [
+        generator.choice([index for index, stratum in enumerate(strata) if stratum == name]) for name in sorted(names)
+    ]
 
 
 def _proportional(rows: list[int], strata: Sequence[str], size: int, seed: int) -> list[int]:
@@ -64,7 +66,9 @@ def _proportional(rows: list[int], strata: Sequence[str], size: int, seed: int) 
         return rows
     size = max(size, classes)
     if len(rows) - size < classes:  # scikit-learn wants a row of each stratum on the other side of the split, too
-        dropped = train_test_split(rows, train_size=max(len(rows) - size, classes), stratify=names, random_state=seed)[0]
+        dropped = train_test_split(rows, train_size=max(len(rows) - size, classes), stratify=names, random_state=seed)[
+            0
+        ]
         return sorted(set(rows) - set(dropped[: len(rows) - size]))
     chosen, _ = train_test_split(rows, train_size=size, stratify=names, random_state=seed)
     return _none_missing(chosen, rows, strata)

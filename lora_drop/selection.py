@@ -66,7 +66,9 @@ class Selection:
             name: Layers(tuple(layers["retained"]), tuple(layers["shared"]), layers["coverage"])
             for name, layers in content["projections"].items()
         }
-        return cls(content["policy"], content["threshold"], content["share"], projections, content["trainable_parameters"])
+        return cls(
+            content["policy"], content["threshold"], content["share"], projections, content["trainable_parameters"]
+        )
 
 
 def normalise(scores: Mapping[int, float]) -> dict[int, float]:
@@ -76,7 +78,9 @@ def normalise(scores: Mapping[int, float]) -> dict[int, float]:
     """
     wrong = {layer: score for layer, score in scores.items() if not (math.isfinite(score) and score >= 0)}
     if wrong:
-        raise UserError(f"Scores must be finite and ≥ 0, but are {wrong} (layer: score). Did the warm-up diverge? Lower warmup.learning_rate.")
+        raise UserError(
+            f"Scores must be finite and ≥ 0, but are {wrong} (layer: score). Did the warm-up diverge? Lower warmup.learning_rate."
+        )
     total = math.fsum(scores.values())
     if total == 0:
         raise UserError("All scores are 0: the LoRA was not trained (B is still zero). Warm it up before scoring.")
@@ -186,5 +190,7 @@ def _threshold_for(scored: list[Scored], budget: float, share: bool) -> float:
     fitting = [step for step in sorted(steps) if 0 < step <= 1 and parameters(step) <= allowed]
     if not fitting:
         least = min(parameters(step) for step in steps if step > 0) / sum(row.parameters for row in scored)
-        raise UserError(f"A budget of {budget:g} of LoRA's parameters is too small: one retained layer per projection already needs {least:.3f}.")
+        raise UserError(
+            f"A budget of {budget:g} of LoRA's parameters is too small: one retained layer per projection already needs {least:.3f}."
+        )
     return fitting[-1]

@@ -84,10 +84,26 @@ def fit(
     """
     model.to(device)
     keep_best = evaluator is not None and primary is not None and config.select_epoch == "best"
-    arguments = _arguments(config, folder, seed, device, epochs, learning_rate, len(rows), evaluator is not None, primary if keep_best else None)
+    arguments = _arguments(
+        config,
+        folder,
+        seed,
+        device,
+        epochs,
+        learning_rate,
+        len(rows),
+        evaluator is not None,
+        primary if keep_best else None,
+    )
     history = _History(report, math.ceil(epochs), keep_best)
     trainer = _Trainer(
-        model=model, args=arguments, train_dataset=rows, eval_dataset=rows, data_collator=collate, callbacks=[history], evaluator=evaluator
+        model=model,
+        args=arguments,
+        train_dataset=rows,
+        eval_dataset=rows,
+        data_collator=collate,
+        callbacks=[history],
+        evaluator=evaluator,
     )
     trainer.remove_callback(PrinterCallback)  # ours reports instead
     with history.interruptible():
@@ -102,7 +118,9 @@ def split_batch(total: int, device_limit: int | None, devices: int) -> tuple[int
     Raises UserError if `total` is not a multiple of the number of devices.
     """
     if total % devices:
-        raise UserError(f"train.batch_size is the total of all devices: {total} cannot be divided by {devices} devices. Use a multiple of {devices}.")
+        raise UserError(
+            f"train.batch_size is the total of all devices: {total} cannot be divided by {devices} devices. Use a multiple of {devices}."
+        )
     share = total // devices
     limit = min(device_limit or share, share)
     per_device = next(size for size in range(limit, 0, -1) if share % size == 0)
@@ -110,7 +128,15 @@ def split_batch(total: int, device_limit: int | None, devices: int) -> tuple[int
 
 
 def _arguments(
-    config: TrainConfig, folder: Path, seed: int, device: torch.device, epochs: float, learning_rate: float, rows: int, evaluated: bool, best: str | None
+    config: TrainConfig,
+    folder: Path,
+    seed: int,
+    device: torch.device,
+    epochs: float,
+    learning_rate: float,
+    rows: int,
+    evaluated: bool,
+    best: str | None,
 ) -> TrainingArguments:
     devices = max(torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1, 1)
     per_device, accumulation = split_batch(config.batch_size, config.device_batch_size, devices)
@@ -167,12 +193,18 @@ class LengthGroups(Sampler[int]):
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         order = torch.randperm(len(self.lengths), generator=generator).tolist()
         megabatch = self.batch_size * MEGABATCH
-        grouped = [index for start in range(0, len(order), megabatch) for index in self._by_length(order[start : start + megabatch])]
+        grouped = [
+            index
+            for start in range(0, len(order), megabatch)
+            for index in self._by_length(order[start : start + megabatch])
+        ]
         batches = [grouped[start : start + self.batch_size] for start in range(0, len(grouped), self.batch_size)]
         *whole, last = batches  # only the last batch may be smaller: it stays last
         shuffled = [whole[position] for position in torch.randperm(len(whole), generator=generator).tolist()]
         if self.epoch == 0 and shuffled:
-            longest = max(range(len(shuffled)), key=lambda position: max(self.lengths[index] for index in shuffled[position]))
+            longest = max(
+                range(len(shuffled)), key=lambda position: max(self.lengths[index] for index in shuffled[position])
+            )
             shuffled[0], shuffled[longest] = shuffled[longest], shuffled[0]
         return (index for batch in [*shuffled, last] for index in batch)
 
@@ -186,29 +218,30 @@ class _Trainer(Trainer):
     def __init__(self, *, evaluator: Evaluator | None, **options: Any):
         super().__init__(**options)
         self.evaluator = evaluator
+        self.trained: nn.Module = options["model"]
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
-        rows = self.train_dataset if train_dataset is None else train_dataset
+        rows: Any = self.train_dataset if train_dataset is None else train_dataset
         lengths = [len(ids) for ids in rows["input_ids"]]
         return LengthGroups(lengths, self.args.train_batch_size * self.args.gradient_accumulation_steps, self.args.seed)
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         assert self.evaluator is not None
-        metrics = {f"eval_{name}": value for name, value in self.evaluator(self.model).items()}
+        metrics = {f"eval_{name}": value for name, value in self.evaluator(self.trained).items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        folder = Path(output_dir or self.args.output_dir)
+        folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
-        save_file({name: tensor.detach().contiguous() for name, tensor in trainable(self.model)}, folder / WEIGHTS)
+        save_file({name: tensor.detach().contiguous() for name, tensor in trainable(self.trained)}, folder / WEIGHTS)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        load_trainable(model or self.model, Path(resume_from_checkpoint) / WEIGHTS)
+        load_trainable(self.trained, Path(resume_from_checkpoint) / WEIGHTS)
 
     def _load_best_model(self) -> None:
-        load_trainable(self.model, Path(str(self.state.best_model_checkpoint)) / WEIGHTS)
+        load_trainable(self.trained, Path(str(self.state.best_model_checkpoint)) / WEIGHTS)
 
 
 def load_trainable(model: nn.Module, path: Path) -> None:
@@ -242,15 +275,22 @@ class _History(TrainerCallback):
         if self.interrupted:  # a part of an epoch must not be evaluated: it could be kept as the best
             control.should_evaluate = control.should_log = False
 
-    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, float], **_: Any) -> None:
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **event: Any) -> None:
+        logs = event["logs"]
         if not math.isfinite(logs.get("loss", 0.0)):
-            raise UserError(f"The loss is {logs['loss']} in epoch {state.epoch:g}: training diverged. Lower train.learning_rate.")
+            raise UserError(
+                f"The loss is {logs['loss']} in epoch {state.epoch:g}: training diverged. Lower train.learning_rate."
+            )
 
     def outcome(self, state: TrainerState) -> Outcome:
         """Read the epochs from the Trainer's log, which survives a resume."""
         epochs: dict[float, dict[str, float]] = {}
         for entry in state.log_history:
-            kept = {key.removeprefix("eval_"): value for key, value in entry.items() if key == "loss" or key.startswith("eval_")}
+            kept = {
+                key.removeprefix("eval_"): value
+                for key, value in entry.items()
+                if key == "loss" or key.startswith("eval_")
+            }
             if kept:
                 epochs.setdefault(round(entry["epoch"], 4), {"epoch": round(entry["epoch"], 4)}).update(kept)
         steps_per_epoch = state.max_steps / state.num_train_epochs if state.num_train_epochs else 1
@@ -289,4 +329,3 @@ def _last_checkpoint(folder: Path) -> str | None:
         except (OSError, ValueError):
             shutil.rmtree(path)
     return None
-

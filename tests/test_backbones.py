@@ -93,9 +93,21 @@ def test_a_device_that_is_not_there():
 @pytest.mark.parametrize(
     ("model_type", "sizes", "expected"),
     [
-        ("roberta", {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}, 294_912),
-        ("roberta", {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}, 786_432),
-        ("llama", {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "intermediate_size": 11008}, 4_194_304),
+        (
+            "roberta",
+            {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072},
+            294_912,
+        ),
+        (
+            "roberta",
+            {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096},
+            786_432,
+        ),
+        (
+            "llama",
+            {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "intermediate_size": 11008},
+            4_194_304,
+        ),
     ],
 )
 def test_parameter_counts_of_the_paper(model_type, sizes, expected):

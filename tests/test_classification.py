@@ -3,6 +3,7 @@ import pytest
 from scipy import stats
 from sklearn import metrics
 
+from lora_drop.errors import UserError
 from lora_drop.evaluation.classification import evaluate_predictions
 from lora_drop.tasks import get_task
 
@@ -33,7 +34,21 @@ def test_correlations():
 def test_constant_predictions_score_zero_without_a_warning():
     assert evaluate_predictions(get_task("stsb"), [1.0, 1.0, 1.0], [0.0, 1.0, 2.0]) == {"spearman": 0.0, "pearson": 0.0}
     assert evaluate_predictions(get_task("cola"), [1, 1, 1], [0, 1, 1])["matthews_correlation"] == 0.0
+    assert evaluate_predictions(get_task("stsb"), [1.0, 1.0 + 1e-15, 1.0], [0.0, 1.0, 2.0])["pearson"] == 0.0
+    assert evaluate_predictions(get_task("cola"), [1, 1], [1, 1]) == {"matthews_correlation": 0.0, "accuracy": 1.0}
     assert evaluate_predictions(get_task("mrpc"), [0, 0], [0, 1])["f1"] == 0.0
+
+
+def test_a_diverged_model_is_said():
+    with pytest.raises(UserError, match="diverged"):
+        evaluate_predictions(get_task("stsb"), [1.0, float("nan")], [0.0, 1.0])
+
+
+def test_nothing_is_written_to_the_users_cache(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("evaluate.config.HF_METRICS_CACHE", tmp_path / "cache")
+    evaluate_predictions(get_task("cola"), [0, 1], [0, 1])
+    assert not list(tmp_path.iterdir())
 
 
 def test_parts_are_reported_apart():

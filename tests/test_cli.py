@@ -17,7 +17,9 @@ HEAVY = ("torch", "transformers", "peft", "datasets", "matplotlib", "sklearn")
 
 def lora_drop(*arguments, **environment):
     command = [sys.executable, "-m", "lora_drop.cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=280, env={**os.environ, **environment}, check=False)
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=280, env={**os.environ, **environment}, check=False
+    )
 
 
 def imported_by(*arguments) -> tuple[int, set[str]]:
@@ -38,7 +40,14 @@ except SystemExit as end:
 
 @pytest.mark.parametrize(
     ("arguments", "code"),
-    [(["--help"], 0), (["run", "--help"], 0), (["config"], 0), (["run", "-d", "x", "-o", "train.epoch=3"], 2), (["run", "-d", "x", "-c", "nowhere"], 2), (["nonsense"], 2)],
+    [
+        (["--help"], 0),
+        (["run", "--help"], 0),
+        (["config"], 0),
+        (["run", "-d", "x", "-o", "train.epoch=3"], 2),
+        (["run", "-d", "x", "-c", "nowhere"], 2),
+        (["nonsense"], 2),
+    ],
 )
 def test_help_and_configuration_errors_import_nothing_heavy(arguments, code, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -48,11 +57,26 @@ def test_help_and_configuration_errors_import_nothing_heavy(arguments, code, tmp
 
 def test_importing_the_package_imports_nothing_heavy():
     code = f"import lora_drop, sys; print([name for name in {HEAVY!r} if name in sys.modules]); lora_drop.select"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )
 
 
 def test_a_run_ends_with_a_machine_readable_line(tmp_path):
-    small = ["-o", "backbone=tiny:bert", "-o", "train.epochs=1", "--limit-train", "40", "--limit-eval", "20", "--seed", "4", "--device", "cpu"]
+    small = [
+        "-o",
+        "backbone=tiny:bert",
+        "-o",
+        "train.epochs=1",
+        "--limit-train",
+        "40",
+        "--limit-eval",
+        "20",
+        "--seed",
+        "4",
+        "--device",
+        "cpu",
+    ]
     process = lora_drop("run", "-d", tmp_path / "run", *small, "--compare", "lora", "--json")
     assert process.returncode == 0, process.stderr
     last = json.loads(process.stdout.splitlines()[-1])
@@ -97,8 +121,22 @@ def test_debug_shows_the_traceback():
 
 def test_ctrl_c_leaves_a_checkpoint_and_code_130(tmp_path):
     folder = tmp_path / "run"
-    options = ["-o", "backbone=tiny:bert", "-o", "train.epochs=50", "--limit-train", "200", "--device", "cpu", "-o", "method.name=lora", "-q"]
-    process = subprocess.Popen([sys.executable, "-m", "lora_drop.cli", "run", "-d", str(folder), *options], stderr=subprocess.PIPE, text=True)
+    options = [
+        "-o",
+        "backbone=tiny:bert",
+        "-o",
+        "train.epochs=50",
+        "--limit-train",
+        "200",
+        "--device",
+        "cpu",
+        "-o",
+        "method.name=lora",
+        "-q",
+    ]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lora_drop.cli", "run", "-d", str(folder), *options], stderr=subprocess.PIPE, text=True
+    )
     deadline = time.monotonic() + 100
     while not list((folder / "checkpoints" / "train").glob("checkpoint-*")):
         assert process.poll() is None and time.monotonic() < deadline
@@ -112,7 +150,10 @@ def test_ctrl_c_leaves_a_checkpoint_and_code_130(tmp_path):
 
 def test_params_tasks_and_doctor(tmp_path):
     counted = json.loads(lora_drop("params", "--backbone", "tiny:roberta", "--json").stdout)
-    assert counted["backbone"] == "tiny:roberta" and counted["methods"]["lora"] == {"adapter": 8 * 8 * (32 + 32), "head": 32 * 32 + 32 + 2 * 32 + 2}
+    assert counted["backbone"] == "tiny:roberta" and counted["methods"]["lora"] == {
+        "adapter": 8 * 8 * (32 + 32),
+        "head": 32 * 32 + 32 + 2 * 32 + 2,
+    }
     rows = json.loads(lora_drop("tasks", "--offline", "--json", "--data-dir", tmp_path).stdout)
     assert next(row for row in rows if row["task"] == "cola")["read from"] == "nowhere (offline)"
     checks = {row["check"]: row for row in json.loads(lora_drop("doctor", "--offline", "--json").stdout)}
@@ -131,7 +172,18 @@ def test_every_module_imports_on_its_own():
     import lora_drop as package
 
     root = Path(package.__file__).parent
-    names = [".".join(("lora_drop", *path.relative_to(root).with_suffix("").parts)).removesuffix(".__init__") for path in sorted(root.rglob("*.py"))]
-    code = "import importlib, sys\nfor name in sys.argv[1:]:\n    for loaded in [key for key in sys.modules if key.startswith('lora_drop')]:\n        del sys.modules[loaded]\n    importlib.import_module(name)"
-    process = subprocess.run([sys.executable, "-c", code, *names], capture_output=True, text=True, timeout=120, check=False)
+    names = [
+        ".".join(("lora_drop", *path.relative_to(root).with_suffix("").parts)).removesuffix(".__init__")
+        for path in sorted(root.rglob("*.py"))
+    ]
+    code = """
+import importlib, sys
+for name in sys.argv[1:]:
+    for loaded in [key for key in sys.modules if key.startswith("lora_drop")]:
+        del sys.modules[loaded]
+    importlib.import_module(name)
+"""
+    process = subprocess.run(
+        [sys.executable, "-c", code, *names], capture_output=True, text=True, timeout=120, check=False
+    )
     assert process.returncode == 0, process.stderr

@@ -34,7 +34,10 @@ def test_a_key_in_the_wrong_section_is_found():
     assert "learning_rate: no such key. Did you mean 'train.learning_rate'?" in message("learning_rate=1")
 
 
-@pytest.mark.parametrize("override", ["train.batch_size=1.5", "method.share=1", "sample.ratio=nan", "train=3", "method.target_projections=[1]"])
+@pytest.mark.parametrize(
+    "override",
+    ["train.batch_size=1.5", "method.share=1", "sample.ratio=nan", "train=3", "method.target_projections=[1]"],
+)
 def test_wrong_types_are_errors(override):
     assert override.split("=")[0] in message(override)
 
@@ -73,7 +76,12 @@ def test_every_field_has_a_help_text():
 
 
 def test_every_packaged_configuration_is_valid():
-    names = [str(path.relative_to(folder).with_suffix("")) for folder in config_folders() for path in folder.rglob("*.yaml") if "experiments" not in path.parts]
+    names = [
+        str(path.relative_to(folder).with_suffix(""))
+        for folder in config_folders()
+        for path in folder.rglob("*.yaml")
+        if "experiments" not in path.parts
+    ]
     assert "glue/rte" in names
     for name in names:
         load_config([name])

@@ -12,7 +12,9 @@ def plain_scores(model, batch) -> dict[str, float]:
     seen: dict[str, torch.Tensor] = {}
     layers = lora_layers(model)
     handles = [
-        layer.register_forward_pre_hook(lambda _module, args, name=name: seen.__setitem__(name, args[0].detach().double()))
+        layer.register_forward_pre_hook(
+            lambda _module, args, name=name: seen.__setitem__(name, args[0].detach().double())
+        )
         for name, layer in layers.items()
     ]
     model.eval()
@@ -29,7 +31,10 @@ def plain_scores(model, batch) -> dict[str, float]:
 
 
 def split(batch, size):
-    return [{key: value[start : start + size] for key, value in batch.items()} for start in range(0, len(batch["input_ids"]), size)]
+    return [
+        {key: value[start : start + size] for key, value in batch.items()}
+        for start in range(0, len(batch["input_ids"]), size)
+    ]
 
 
 @pytest.mark.parametrize("name", ["tiny:bert", "tiny:roberta", "tiny:llama"])
@@ -46,8 +51,17 @@ def test_scores_equal_the_plain_form_in_float64(name, size):
 def test_padding_does_not_count():
     model, tokenizer = trained_lora()
     batch = inputs(tokenizer)
-    wide = dict(tokenizer.pad({key: value.tolist() for key, value in batch.items()}, padding="max_length", max_length=150, return_tensors="pt"))
-    assert [row.score for row in score(model, [wide]).rows] == pytest.approx([row.score for row in score(model, [batch]).rows], rel=1e-5)
+    wide = dict(
+        tokenizer.pad(
+            {key: value.tolist() for key, value in batch.items()},
+            padding="max_length",
+            max_length=150,
+            return_tensors="pt",
+        )
+    )
+    assert [row.score for row in score(model, [wide]).rows] == pytest.approx(
+        [row.score for row in score(model, [batch]).rows], rel=1e-5
+    )
 
 
 def test_importances_sum_to_one_per_projection():
@@ -82,7 +96,9 @@ def test_layers_that_share_a_lora_are_scored_each_by_its_own_input():
     model, tokenizer = trained_lora()
     tie(model, [name for name in lora_layers(model) if "query" in name][:3])
     batch = inputs(tokenizer)
-    assert {row.name: row.score for row in score(model, [batch]).rows} == pytest.approx(plain_scores(model, batch), rel=1e-5)
+    assert {row.name: row.score for row in score(model, [batch]).rows} == pytest.approx(
+        plain_scores(model, batch), rel=1e-5
+    )
 
 
 def hooks(model) -> int:

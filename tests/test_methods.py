@@ -15,7 +15,9 @@ from lora_drop.selection import Layers, Selection
 
 def selection(retained=(1, 3), layers=4, share=True) -> Selection:
     rest = tuple(layer for layer in range(layers) if layer not in retained)
-    return Selection("threshold", 0.9, share, {name: Layers(tuple(retained), rest, 0.9) for name in ("query", "value")}, 0)
+    return Selection(
+        "threshold", 0.9, share, {name: Layers(tuple(retained), rest, 0.9) for name in ("query", "value")}, 0
+    )
 
 
 def logits(model, batch):
@@ -34,7 +36,10 @@ def test_shared_layers_hold_the_same_objects():
     model, _ = dropped()
     layers = lora_layers(model)
     query = [layers[f"roberta.encoder.layer.{index}.attention.self.query"] for index in range(4)]
-    assert query[0].lora_A["default"] is query[2].lora_A["default"] and query[0].lora_B["default"] is query[2].lora_B["default"]
+    assert (
+        query[0].lora_A["default"] is query[2].lora_A["default"]
+        and query[0].lora_B["default"] is query[2].lora_B["default"]
+    )
     assert len({id(layer.lora_A["default"]) for layer in query}) == 3
     value = layers["roberta.encoder.layer.0.attention.self.value"]
     assert value.lora_A["default"] is not query[0].lora_A["default"]
@@ -49,7 +54,9 @@ def test_parameters_are_counted_once(name):
 
 def test_without_share_the_low_layers_have_no_lora():
     model, _ = dropped(share=False)
-    assert sorted(lora_layers(model)) == sorted(f"roberta.encoder.layer.{layer}.attention.self.{name}" for layer in (1, 3) for name in ("query", "value"))
+    assert sorted(lora_layers(model)) == sorted(
+        f"roberta.encoder.layer.{layer}.attention.self.{name}" for layer in (1, 3) for name in ("query", "value")
+    )
 
 
 @pytest.mark.parametrize("name", ["tiny:bert", "tiny:roberta", "tiny:llama"])
@@ -105,7 +112,9 @@ def test_everything_retained_is_plain_lora():
 def test_full_fine_tuning_round_trip(tmp_path):
     model, tokenizer = backbone()
     trained = method("full", model)
-    assert count_parameters(trained).adapter + count_parameters(trained).head == sum(weight.numel() for weight in model.parameters())
+    assert count_parameters(trained).adapter + count_parameters(trained).head == sum(
+        weight.numel() for weight in model.parameters()
+    )
     expected = logits(trained, inputs(tokenizer))
     get_method("full").save(trained, tmp_path)
     assert torch.equal(logits(get_method("full").load(backbone(seed=5)[0], tmp_path), inputs(tokenizer)), expected)

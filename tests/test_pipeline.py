@@ -19,8 +19,26 @@ from lora_drop.methods.lora_drop import ties
 from lora_drop.progress import Reporter
 from lora_drop.runs import read_json
 
-SMALL = ["backbone=tiny:bert", "limit.train=120", "limit.eval=60", "train.epochs=3", "train.learning_rate=0.01", "method.threshold=0.5", "train.batch_size=8", "device=cpu"]
-ARTEFACTS = ["sample.json", "scores.json", "selection.json", "metrics.json", "predictions.jsonl", "warmup/adapter_model.safetensors", "adapter/adapter_model.safetensors", "adapter/lora_drop.json"]
+SMALL = [
+    "backbone=tiny:bert",
+    "limit.train=120",
+    "limit.eval=60",
+    "train.epochs=3",
+    "train.learning_rate=0.01",
+    "method.threshold=0.5",
+    "train.batch_size=8",
+    "device=cpu",
+]
+ARTEFACTS = [
+    "sample.json",
+    "scores.json",
+    "selection.json",
+    "metrics.json",
+    "predictions.jsonl",
+    "warmup/adapter_model.safetensors",
+    "adapter/adapter_model.safetensors",
+    "adapter/lora_drop.json",
+]
 
 
 class Told(Reporter):
@@ -58,15 +76,27 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_all_artefacts_are_there_and_say_what_the_contract_says(finished):
-    sample, scores, selection, metrics, manifest = (read_json(finished / f"{name}.json") for name in ("sample", "scores", "selection", "metrics", "run"))
+    sample, scores, selection, metrics, manifest = (
+        read_json(finished / f"{name}.json") for name in ("sample", "scores", "selection", "metrics", "run")
+    )
     assert (sample["population"], sample["size"], len(sample["indices"])) == (120, 12, 12)
-    assert sample["strata"] == {"entailment": {"population": 60, "sample": 6}, "not_entailment": {"population": 60, "sample": 6}}
+    assert sample["strata"] == {
+        "entailment": {"population": 60, "sample": 6},
+        "not_entailment": {"population": 60, "sample": 6},
+    }
     assert (scores["examples"], scores["rank"], len(scores["modules"])) == (12, 8, 8)
     assert {"name", "projection", "layer", "score", "importance"} <= scores["modules"][0].keys()
     assert selection["projections"].keys() == {"query", "value"} and selection["threshold"] == 0.5
-    assert (metrics["task"], metrics["split"], metrics["examples"], metrics["primary"]) == ("toy-nli", "validation", 60, "accuracy")
+    assert (metrics["task"], metrics["split"], metrics["examples"], metrics["primary"]) == (
+        "toy-nli",
+        "validation",
+        60,
+        "accuracy",
+    )
     lines = [json.loads(line) for line in (finished / "predictions.jsonl").read_text().splitlines()]
-    assert sum(line["prediction"] == line["reference"] for line in lines) / 60 == pytest.approx(metrics["metrics"]["accuracy"])
+    assert sum(line["prediction"] == line["reference"] for line in lines) / 60 == pytest.approx(
+        metrics["metrics"]["accuracy"]
+    )
     assert manifest["status"] == "done" and manifest["limited"] == {"train": 120, "eval": 60}
     assert manifest["trainable_parameters"]["adapter"] == selection["trainable_parameters"]
     assert [entry["epoch"] for entry in manifest["epochs"]] == [1, 2, 3]
@@ -129,7 +159,9 @@ def test_the_python_interface(finished):
     warm = PeftModel.from_pretrained(load_model(located, get_task("toy-nli"), 0, tokenizer), str(finished / "warmup"))
     scores = lora_drop.score(warm, [dict(tokenizer(["some dogs move."], return_tensors="pt"))])
     selection = lora_drop.select(scores.rows, threshold=0.5)
-    assert len(ties(lora_drop.share(warm, selection))) == sum(len(layers.shared) > 1 for layers in selection.projections.values())
+    assert len(ties(lora_drop.share(warm, selection))) == sum(
+        len(layers.shared) > 1 for layers in selection.projections.values()
+    )
 
 
 def test_a_stage_without_the_one_before_it_says_which(tmp_path):
@@ -144,7 +176,14 @@ def test_regression_and_strata_run_through(tmp_path):
     rows = "".join(f"{n}\tg\tf\ty\t0\ts\ts\tsentence {n}\tsentence {n % 3}\t{n % 6}\n" for n in range(40))
     for name in ("train", "dev"):
         (folder / f"{name}.tsv").write_text(header + rows)
-    told, summary = run(tmp_path / "run", "task=stsb", f"data_dir={tmp_path / 'data'}", "limit.train=30", "limit.eval=20", "train.epochs=1")
+    told, summary = run(
+        tmp_path / "run",
+        "task=stsb",
+        f"data_dir={tmp_path / 'data'}",
+        "limit.train=30",
+        "limit.eval=20",
+        "train.epochs=1",
+    )
     assert told.done[-1] == "eval" and {"spearman", "pearson"} <= summary.results[0].keys()
 
 
@@ -158,7 +197,9 @@ def test_cut_inputs_are_counted(tmp_path):
 def test_a_killed_run_continues_and_gives_the_same_bits(finished, tmp_path):
     """SIGKILL in the middle of final training, after its first checkpoint; the second start resumes from it."""
     folder = tmp_path / "killed"
-    command = [sys.executable, "-m", "lora_drop.cli", "run", "-d", str(folder), "-q"] + [part for item in SMALL for part in ("-o", item)]
+    command = [sys.executable, "-m", "lora_drop.cli", "run", "-d", str(folder), "-q"] + [
+        part for item in SMALL for part in ("-o", item)
+    ]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 200
     while not list((folder / "checkpoints" / "train").glob("checkpoint-*/trainer_state.json")):

@@ -9,7 +9,10 @@ SMALL = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "i
 ARCHITECTURES = {
     "bert": ({}, "bert.encoder.layer.2.attention.self.query"),
     "roberta": ({}, "roberta.encoder.layer.2.attention.self.query"),
-    "distilbert": ({"dim": 16, "n_layers": 3, "n_heads": 2, "hidden_dim": 16}, "distilbert.transformer.layer.2.attention.q_lin"),
+    "distilbert": (
+        {"dim": 16, "n_layers": 3, "n_heads": 2, "hidden_dim": 16},
+        "distilbert.transformer.layer.2.attention.q_lin",
+    ),
     "deberta-v2": ({}, "deberta.encoder.layer.2.attention.self.query_proj"),
     "llama": ({"num_key_value_heads": 1}, "model.layers.2.self_attn.q_proj"),
     "qwen2": ({"num_key_value_heads": 1}, "model.layers.2.self_attn.q_proj"),
@@ -19,14 +22,18 @@ ARCHITECTURES = {
 
 def meta_model(architecture: str, options: dict | None = None) -> torch.nn.Module:
     with torch.device("meta"):
-        return AutoModelForSequenceClassification.from_config(AutoConfig.for_model(architecture, **{**SMALL, **(options or {})}))
+        return AutoModelForSequenceClassification.from_config(
+            AutoConfig.for_model(architecture, **{**SMALL, **(options or {})})
+        )
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_query_and_value_are_found_in_every_architecture(architecture):
     options, last = ARCHITECTURES[architecture]
     places = find_places(meta_model(architecture, options))
-    assert [(place.projection, place.layer) for place in places] == [(name, layer) for layer in range(3) for name in _order(places)]
+    assert [(place.projection, place.layer) for place in places] == [
+        (name, layer) for layer in range(3) for name in _order(places)
+    ]
     assert {place.projection for place in places} == {"query", "value"}
     assert last in [place.name for place in places]
 

@@ -67,7 +67,9 @@ def test_checkpoints_of_other_inputs_are_removed_and_of_the_same_are_kept(tmp_pa
     def survivors(inputs):
         found = []
         with pytest.raises(RuntimeError):
-            run.perform("a", inputs, [], lambda: found.append((run.checkpoints("a") / "checkpoint-1").exists()) or fail())
+            run.perform(
+                "a", inputs, [], lambda: found.append((run.checkpoints("a") / "checkpoint-1").exists()) or fail()
+            )
         return found[0]
 
     assert survivors({"n": 1}) is False
@@ -86,7 +88,11 @@ def test_how_the_work_ended_is_recorded(tmp_path):
 
 
 def test_one_process_at_a_time(tmp_path):
-    with FileLock(tmp_path / ".lock"), pytest.raises(UserError, match="Another process is working"), Run(tmp_path, Config()).working():
+    with (
+        FileLock(tmp_path / ".lock"),
+        pytest.raises(UserError, match="Another process is working"),
+        Run(tmp_path, Config()).working(),
+    ):
         pass
 
 

@@ -46,7 +46,9 @@ def test_the_whole_population():
     assert stratified_sample(["a", "b", "b"], 3, 0).indices == (0, 1, 2)
 
 
-@pytest.mark.parametrize(("strata", "size", "text"), [([], 1, "no rows"), (["a"], 2, "2 of 1 rows"), (["a"], 0, "0 of 1 rows")])
+@pytest.mark.parametrize(
+    ("strata", "size", "text"), [([], 1, "no rows"), (["a"], 2, "2 of 1 rows"), (["a"], 0, "0 of 1 rows")]
+)
 def test_impossible_sizes(strata, size, text):
     with pytest.raises(UserError, match=text):
         stratified_sample(strata, size, 0)

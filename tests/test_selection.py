@@ -16,7 +16,9 @@ def rows(**projections: list[float]) -> list[Scored]:
     found = []
     for name, scores in projections.items():
         shares = normalise(dict(enumerate(scores)))
-        found += [Scored(f"layer.{layer}.{name}", name, layer, scores[layer], share, SIZE) for layer, share in shares.items()]
+        found += [
+            Scored(f"layer.{layer}.{name}", name, layer, scores[layer], share, SIZE) for layer, share in shares.items()
+        ]
     return found
 
 
@@ -109,7 +111,9 @@ def test_wrong_arguments(values, options, text):
         select(rows(query=values), **options)
 
 
-@pytest.mark.parametrize(("values", "text"), [({0: 0.0, 1: 0.0}, "never|not trained"), ({0: -1.0}, "finite"), ({0: math.nan}, "finite")])
+@pytest.mark.parametrize(
+    ("values", "text"), [({0: 0.0, 1: 0.0}, "never|not trained"), ({0: -1.0}, "finite"), ({0: math.nan}, "finite")]
+)
 def test_scores_that_mean_nothing(values, text):
     with pytest.raises(UserError, match=text):
         normalise(values)

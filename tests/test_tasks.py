@@ -19,8 +19,13 @@ def load(tmp_path, task, name, content, split="validation"):
 
 
 def test_quotes_are_text_and_line_ends_may_be_windows(tmp_path):
-    rows = load(tmp_path, "rte", "RTE/dev.tsv", 'index\tsentence1\tsentence2\tlabel\r\n7\t"He said\tit "ran"\tentailment\r\n8\tb\tc\tnot_entailment\r\n')
-    assert rows[0] == {"id": "7", "text": '"He said', "text_pair": 'it "ran"', "label": 0}
+    rows = load(
+        tmp_path,
+        "rte",
+        "RTE/dev.tsv",
+        'index\tsentence1\tsentence2\tlabel\r\n7\t"He said\tit "ran"\tentailment\r\n8\tb\tc\tnot_entailment\r\n',
+    )
+    assert rows[0] == {"id": "0", "text": '"He said', "text_pair": 'it "ran"', "label": 0}
     assert list(rows["label"]) == [0, 1]
 
 
@@ -36,7 +41,13 @@ def test_mrpc_has_a_byte_order_mark(tmp_path):
 
 def test_stsb_scores_and_their_strata(tmp_path):
     header = "index\tgenre\tfilename\tyear\told_index\tsource1\tsource2\tsentence1\tsentence2\tscore\n"
-    rows = load(tmp_path, "stsb", "STS-B/train.tsv", header + "".join(f"{n}\tg\tf\ty\t0\ts\ts\ta\tb\t{v}\n" for n, v in enumerate([0, 2.5, 5])), "train")
+    rows = load(
+        tmp_path,
+        "stsb",
+        "STS-B/train.tsv",
+        header + "".join(f"{n}\tg\tf\ty\t0\ts\ts\ta\tb\t{v}\n" for n, v in enumerate([0, 2.5, 5])),
+        "train",
+    )
     assert list(rows["label"]) == [0.0, 2.5, 5.0]
     assert get_task("stsb").strata(rows) == ["0-1", "2-3", "4-5"]
     with pytest.raises(UserError, match=r"train\.tsv, line 2: '5.1' is not a number from 0 to 5"):
@@ -44,8 +55,14 @@ def test_stsb_scores_and_their_strata(tmp_path):
 
 
 def test_qqp_leaves_out_the_lines_that_official_loaders_leave_out(tmp_path):
-    rows = load(tmp_path, "qqp", "QQP/train.tsv", "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n3\t1\t2\ta\tb\t1\n4\t1\tcut off\n", "train")
-    assert list(rows["id"]) == ["3"]
+    rows = load(
+        tmp_path,
+        "qqp",
+        "QQP/train.tsv",
+        "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n3\t1\t2\ta\tb\t1\n4\t1\tcut off\n",
+        "train",
+    )
+    assert list(rows["text"]) == ["a"]
 
 
 MNLI_HEADER = "index\tgenre\tsentence1\tsentence2\tlabel1\tgold_label\n"
@@ -55,13 +72,20 @@ def test_mnli_reports_its_halves(tmp_path):
     (tmp_path / "glue" / "MNLI").mkdir(parents=True)
     (tmp_path / "glue" / "MNLI" / "dev_mismatched.tsv").write_text(MNLI_HEADER + "0\tg\tc\td\tneutral\tcontradiction\n")
     rows = load(tmp_path, "mnli", "MNLI/dev_matched.tsv", MNLI_HEADER + "0\tg\ta\tb\tneutral\tentailment\n")
+    assert list(rows["id"]) == ["matched-0", "mismatched-0"]
     assert list(rows["group"]) == ["matched", "mismatched"] and list(rows["label"]) == [0, 2]
     half = get_task("mnli").load(Source(tmp_path, offline=True), "validation_mismatched")
     assert list(half["text"]) == ["c"]
 
 
+def test_a_broken_half_of_mnli_is_not_taken_for_a_missing_one(tmp_path):
+    with pytest.raises(UserError, match="unknown label") as caught:
+        load(tmp_path, "mnli", "MNLI/dev_matched.tsv", MNLI_HEADER + "0\tg\ta\tb\tneutral\t-\n")
+    assert "one half" not in str(caught.value)
+
+
 def test_mnli_with_one_half_says_how_to_use_it(tmp_path):
-    with pytest.raises(UserError, match="eval.split=validation_matched"):
+    with pytest.raises(UserError, match=r"eval\.split=validation_matched"):
         load(tmp_path, "mnli", "MNLI/dev_matched.tsv", MNLI_HEADER + "0\tg\ta\tb\tneutral\tentailment\n")
 
 
@@ -69,7 +93,10 @@ def test_mnli_with_one_half_says_how_to_use_it(tmp_path):
     ("content", "text"),
     [
         ("index\tsentence1\tsentence2\tlabel\n1\ta\tb\n", "line 2: 3 columns where 4 are expected"),
-        ("index\tsentence1\tsentence2\tlabel\n1\ta\tb\tmaybe\n", "line 2: unknown label 'maybe'; allowed: entailment, not_entailment"),
+        (
+            "index\tsentence1\tsentence2\tlabel\n1\ta\tb\tmaybe\n",
+            "line 2: unknown label 'maybe'; allowed: entailment, not_entailment",
+        ),
         ("index\tsentence1\tlabel\n1\ta\tentailment\n", "no column 'sentence2'"),
         (b"index\tsentence1\tsentence2\tlabel\n1\t\xff\tb\tentailment\n", "line 2: not UTF-8"),
         ("index\tsentence1\tsentence2\tlabel\n", "has no rows"),
@@ -114,7 +141,12 @@ class TestToy:
         train, validation = self.rows("train"), self.rows("validation")
         assert (len(train), len(validation)) == (1600, 400)
         assert Counter(train["label"]) == {0: 800, 1: 800} and Counter(validation["label"]) == {0: 200, 1: 200}
-        assert train[0] == {"id": "train-0", "text": "some old buildings disappear.", "text_pair": "some buildings disappear.", "label": 0}
+        assert train[0] == {
+            "id": "train-0",
+            "text": "some old buildings disappear.",
+            "text_pair": "some buildings disappear.",
+            "label": 0,
+        }
         pairs = [set(zip(rows["text"], rows["text_pair"], strict=True)) for rows in (train, validation)]
         assert len(pairs[0]) == 1600 and not pairs[0] & pairs[1]
 
@@ -138,11 +170,16 @@ WHOLE = {"cola": (8551, 1043), "sst2": (67349, 872), "mrpc": (3668, 408), "stsb"
 @pytest.mark.parametrize("name", GLUE)
 def test_every_line_of_the_real_files_is_a_row(name, data_dir):
     task = get_task(name)
-    splits = {"train": task.files["train"], **{split: file for split, file in task.files.items() if (data_dir / file).is_file()}}
+    splits = {
+        "train": task.files["train"],
+        **{split: file for split, file in task.files.items() if (data_dir / file).is_file()},
+    }
     for split, file in splits.items():
         lines = len((data_dir / file).read_bytes().rstrip(b"\n").split(b"\n")) - (name != "cola")
         rows = task.load(Source(data_dir, offline=True), split)
         assert len(rows) == lines
         if name in WHOLE:
             assert len(rows) == WHOLE[name][split != "train"] == task.official_rows[split]
-    assert len(set(task.strata(task.load(Source(data_dir, offline=True), "train")))) == (5 if name == "stsb" else len(task.labels))
+    assert len(set(task.strata(task.load(Source(data_dir, offline=True), "train")))) == (
+        5 if name == "stsb" else len(task.labels)
+    )

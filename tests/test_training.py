@@ -44,13 +44,19 @@ def test_every_epoch_visits_every_row_once(lengths, batch_size, seed):
 def test_batches_hold_rows_of_similar_length():
     lengths = torch.randint(1, 100, (3200,), generator=torch.Generator().manual_seed(0)).tolist()
     order = list(LengthGroups(lengths, 32, 0))
-    spreads = [max(chunk) - min(chunk) for start in range(0, 3200, 32) if (chunk := [lengths[index] for index in order[start : start + 32]])]
+    spreads = [
+        max(chunk) - min(chunk)
+        for start in range(0, 3200, 32)
+        if (chunk := [lengths[index] for index in order[start : start + 32]])
+    ]
     assert sum(spreads) / len(spreads) < 10
 
 
 def test_evaluation_batches_cover_all_rows_longest_first():
     _, tokenizer = backbone()
-    encoded = Dataset.from_dict({"input_ids": [[1] * n for n in (3, 9, 5)], "attention_mask": [[1] * n for n in (3, 9, 5)]})
+    encoded = Dataset.from_dict(
+        {"input_ids": [[1] * n for n in (3, 9, 5)], "attention_mask": [[1] * n for n in (3, 9, 5)]}
+    )
     assert [chosen for chosen, _ in batches(encoded, collator(tokenizer), 2)] == [[1, 2], [0]]
 
 
@@ -88,7 +94,9 @@ def train(folder, epochs=3.0, seed=0, report=None, **settings):
         primary="accuracy",
         **({"report": report} if report else {}),
     )
-    return {name: weight.detach().clone() for name, weight in trained.named_parameters() if weight.requires_grad}, outcome
+    return {
+        name: weight.detach().clone() for name, weight in trained.named_parameters() if weight.requires_grad
+    }, outcome
 
 
 def same(one, two):
@@ -166,4 +174,6 @@ def test_divergence_is_said():
     from lora_drop.training import _History
 
     with pytest.raises(UserError, match="diverged"):
-        _History(Reporter(), 1, False).on_log(TrainingArguments("x", use_cpu=True), TrainerState(epoch=1.0), TrainerControl(), {"loss": float("nan")})
+        _History(Reporter(), 1, False).on_log(
+            TrainingArguments("x", use_cpu=True), TrainerState(epoch=1.0), TrainerControl(), {"loss": float("nan")}
+        )

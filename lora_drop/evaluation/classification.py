@@ -10,16 +10,20 @@ from datasets import Features, Value
 from scipy import stats
 from sklearn import metrics
 
+from lora_drop.errors import UserError
 from lora_drop.tasks.base import Task
 
 
-def _correlation(function: Callable) -> Callable[[np.ndarray, np.ndarray], float]:
-    """A constant prediction has no correlation with anything: report 0, as GLUE's leaderboard does, instead of NaN with a warning."""
+def _association(
+    function: Callable[[np.ndarray, np.ndarray], float],
+) -> Callable[[np.ndarray, np.ndarray], float]:
+    """Report 0 where one side is constant: a constant has no correlation with anything, and NaN would hide that the model learnt nothing."""
 
     def compute(predictions: np.ndarray, references: np.ndarray) -> float:
-        if np.ptp(predictions) == 0 or np.ptp(references) == 0:
+        tiny = 1e-9 * max(1.0, float(np.abs(predictions).max()))  # differences of rounding alone are no ranking
+        if np.ptp(predictions) <= tiny or np.ptp(references) == 0:
             return 0.0
-        return float(function(predictions, references).statistic)
+        return float(function(predictions, references))
 
     return compute
 
@@ -27,9 +31,11 @@ def _correlation(function: Callable) -> Callable[[np.ndarray, np.ndarray], float
 FUNCTIONS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
     "accuracy": lambda predictions, references: float(np.mean(predictions == references)),
     "f1": lambda predictions, references: float(metrics.f1_score(references, predictions, zero_division=0.0)),
-    "matthews_correlation": lambda predictions, references: float(metrics.matthews_corrcoef(references, predictions)),
-    "pearson": _correlation(stats.pearsonr),
-    "spearman": _correlation(stats.spearmanr),
+    "matthews_correlation": _association(
+        lambda predictions, references: metrics.matthews_corrcoef(references, predictions)
+    ),
+    "pearson": _association(lambda predictions, references: stats.pearsonr(predictions, references).statistic),
+    "spearman": _association(lambda predictions, references: stats.spearmanr(predictions, references).statistic),
 }
 
 
@@ -40,6 +46,10 @@ class GlueMetric(evaluate.Metric):
         """Compute the metrics of these names (keys of FUNCTIONS)."""
         self.names = tuple(names)
         super().__init__(keep_in_memory=True)
+
+    def _build_data_dir(self) -> str:
+        """Everything stays in memory: the base class would make a folder in the user's cache."""
+        return ""
 
     def _info(self) -> evaluate.MetricInfo:
         features = Features({"predictions": Value("float64"), "references": Value("float64")})
@@ -60,12 +70,19 @@ def evaluate_predictions(
         predictions: label indices, or scores for regression; one per row.
         references: the same, from the data.
         groups: the part of the split each row belongs to.
+
+    Raises:
+        UserError: if a prediction is not a number: the model has diverged.
     """
+    if not np.isfinite(predictions).all():
+        raise UserError("The model predicts NaN: its training diverged. Lower train.learning_rate.")
     metric = GlueMetric(task.metrics)
     results = dict(metric.compute(predictions=predictions, references=references))
     parts = sorted(set(groups or ()))
     for part in parts if len(parts) > 1 else ():
         rows = [index for index, group in enumerate(groups or ()) if group == part]
-        part_metric = metric.compute(predictions=[predictions[row] for row in rows], references=[references[row] for row in rows])
+        part_metric = metric.compute(
+            predictions=[predictions[row] for row in rows], references=[references[row] for row in rows]
+        )
         results |= {f"{name}_{part}": value for name, value in part_metric.items()}
     return results

@@ -23,7 +23,13 @@ class Evaluation:
 
 
 def evaluate_classifier(
-    model: nn.Module, task: Task, rows: Dataset, encoded: Dataset, collate: Collate, batch_size: int, progress: Callable[[int, int], None] | None = None
+    model: nn.Module,
+    task: Task,
+    rows: Dataset,
+    encoded: Dataset,
+    collate: Collate,
+    batch_size: int,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """Run the model over `encoded`, the tokenised `rows`; its mode is as before afterwards."""
     training = model.training

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -13,8 +14,8 @@ from matplotlib.ticker import MaxNLocator
 
 from lora_drop.selection import Scored, Selection
 
-RETAINED = {"color": "#1f4e79"}
-SHARED = {"color": "#d9b38c", "hatch": "///", "edgecolor": "white"}
+RETAINED: dict[str, Any] = {"color": "#1f4e79"}
+SHARED: dict[str, Any] = {"color": "#d9b38c", "hatch": "///", "edgecolor": "white"}
 
 
 def importance_figure(scored: Sequence[Scored], selection: Selection, title: str) -> Figure:
@@ -27,13 +28,18 @@ def importance_figure(scored: Sequence[Scored], selection: Selection, title: str
         importances = {row.layer: row.importance for row in scored if row.projection == projection}
         axis.bar(layers.retained, [importances[layer] for layer in layers.retained], **RETAINED)
         axis.bar(layers.shared, [importances[layer] for layer in layers.shared], **SHARED)
-        axis.set_title(f"{projection}: {len(layers.retained)} of {len(importances)} layers hold {layers.coverage:.0%}", fontsize=10)
+        axis.set_title(
+            f"{projection}: {len(layers.retained)} of {len(importances)} layers hold {layers.coverage:.0%}", fontsize=10
+        )
         axis.set_xlabel("layer")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=16))
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("importance")
     rest = "shared" if selection.share else "without LoRA"
-    patches = [Patch(**RETAINED, label="retained"), Patch(facecolor=SHARED["color"], hatch="///", edgecolor="white", label=rest)]
+    patches = [
+        Patch(**RETAINED, label="retained"),
+        Patch(facecolor=SHARED["color"], hatch="///", edgecolor="white", label=rest),
+    ]
     axes[-1].legend(handles=patches, frameon=False, fontsize=9)
     figure.suptitle(title, fontsize=11)
     return figure

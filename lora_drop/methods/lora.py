@@ -8,6 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, set_peft_model_state_dict
@@ -56,13 +57,17 @@ def wrap(backbone: PreTrainedModel, config: PeftConfig, seed: int) -> PeftModel:
 
 def task_type(backbone: PreTrainedModel) -> str:
     """Return PEFT's name for the task: with SEQ_CLS it trains and saves the head, too."""
-    return "SEQ_CLS" if hasattr(backbone, "num_labels") and "SequenceClassification" in type(backbone).__name__ else "CAUSAL_LM"
+    return (
+        "SEQ_CLS"
+        if hasattr(backbone, "num_labels") and "SequenceClassification" in type(backbone).__name__
+        else "CAUSAL_LM"
+    )
 
 
 def save(model: nn.Module, folder: Path) -> None:
     """Write an ordinary PEFT adapter: `adapter_config.json` and `adapter_model.safetensors`."""
     assert isinstance(model, PeftModel)
-    model.save_pretrained(folder, safe_serialization=True)
+    model.save_pretrained(str(folder), safe_serialization=True)
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
 
 
@@ -78,7 +83,9 @@ def read_config(folder: Path) -> PeftConfig:
     try:
         config = PeftConfig.from_pretrained(str(folder))
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{folder} holds no readable PEFT adapter ({type(error).__name__}). Train it again with --force.") from error
+        raise UserError(
+            f"{folder} holds no readable PEFT adapter ({type(error).__name__}). Train it again with --force."
+        ) from error
     config.inference_mode = False
     return config
 
@@ -90,13 +97,15 @@ def fill(model: PeftModel, folder: Path) -> None:
     """
     try:
         weights = load_peft_weights(str(folder), device="cpu")
-        outcome = set_peft_model_state_dict(model, weights)
+        outcome: Any = set_peft_model_state_dict(model, weights)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{folder} holds no adapter for this model: {str(error).splitlines()[0]}") from error
     missing = [name for name in outcome.missing_keys if "lora_" in name or "vera_" in name or "modules_to_save" in name]
     if missing or outcome.unexpected_keys:
         name = (missing or outcome.unexpected_keys)[0]
-        raise UserError(f"{folder} does not fit this model: {len(missing)} tensors missing, {len(outcome.unexpected_keys)} too many (such as {name}).")
+        raise UserError(
+            f"{folder} does not fit this model: {len(missing)} tensors missing, {len(outcome.unexpected_keys)} too many (such as {name})."
+        )
 
 
 METHOD = Method(name="lora", title="LoRA", build=build, save=save, load=load)

@@ -52,7 +52,9 @@ def share(model: PeftModel, selection: Selection) -> PeftModel:
         for projection, layers in selection.projections.items():
             missing = [layer for layer in layers.shared if (projection, layer) not in names]
             if missing:
-                raise UserError(f"The model has no {projection} LoRA in layer {missing[0]}, which the selection shares. Was it scored with this model?")
+                raise UserError(
+                    f"The model has no {projection} LoRA in layer {missing[0]}, which the selection shares. Was it scored with this model?"
+                )
             tie(model, [names[projection, layer] for layer in layers.shared])
     return model
 
@@ -66,8 +68,13 @@ def tie(model: PeftModel, names: Sequence[str]) -> None:
     for name in names[1:]:
         first, other = layers[names[0]], layers[name]
         for adapter in first.lora_A:
-            if other.lora_A[adapter].weight.shape != first.lora_A[adapter].weight.shape or other.lora_B[adapter].weight.shape != first.lora_B[adapter].weight.shape:
-                raise UserError(f"{names[0]} and {name} have different widths and cannot share a LoRA. Set method.share=false for this model.")
+            if (
+                other.lora_A[adapter].weight.shape != first.lora_A[adapter].weight.shape
+                or other.lora_B[adapter].weight.shape != first.lora_B[adapter].weight.shape
+            ):
+                raise UserError(
+                    f"{names[0]} and {name} have different widths and cannot share a LoRA. Set method.share=false for this model."
+                )
             other.lora_A[adapter] = first.lora_A[adapter]
             other.lora_B[adapter] = first.lora_B[adapter]
 
@@ -95,7 +102,9 @@ def load(backbone: PreTrainedModel, folder: Path) -> PeftModel:
     try:
         groups = json.loads((folder / TIES).read_text(encoding="utf-8"))["tied"]
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{folder / TIES} is missing or damaged: it says which layers share a LoRA. Train it again with --force.") from error
+        raise UserError(
+            f"{folder / TIES} is missing or damaged: it says which layers share a LoRA. Train it again with --force."
+        ) from error
     known = lora_layers(model)
     unknown = [name for group in groups for name in group if name not in known]
     if unknown:
@@ -108,11 +117,15 @@ def load(backbone: PreTrainedModel, folder: Path) -> PeftModel:
 
 def _check(selection: Selection, places: Iterable[Place]) -> None:
     """The selection must speak of exactly the modules that the model has."""
-    chosen = {(name, layer) for name, layers in selection.projections.items() for layer in (*layers.retained, *layers.shared)}
+    chosen = {
+        (name, layer) for name, layers in selection.projections.items() for layer in (*layers.retained, *layers.shared)
+    }
     present = {(place.projection, place.layer) for place in places}
     if chosen != present:
         projection, layer = sorted(chosen ^ present)[0]
-        raise UserError(f"The selection and the model differ ({projection}, layer {layer}, is in one of them only). Score and select again with this backbone.")
+        raise UserError(
+            f"The selection and the model differ ({projection}, layer {layer}, is in one of them only). Score and select again with this backbone."
+        )
 
 
 METHOD = Method(name="lora_drop", title="LoRA-drop", build=build, save=save, load=load, needs_selection=True)

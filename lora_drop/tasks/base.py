@@ -35,7 +35,9 @@ class Source:
         folder = data_dir or os.environ.get("LORA_DROP_DATA")
         if folder and not Path(folder).is_dir():
             origin = "data_dir" if data_dir else "LORA_DROP_DATA"
-            raise UserError(f"The data folder {folder} does not exist (named by {origin}). Create it or name another with --data-dir.")
+            raise UserError(
+                f"The data folder {folder} does not exist (named by {origin}). Create it or name another with --data-dir."
+            )
         return cls(Path(folder) if folder else None, offline)
 
 

@@ -27,12 +27,13 @@ class Layout:
     hub: str
     texts: tuple[str, ...]
     label: str
-    id: str = ""
     file_labels: tuple[str, ...] = ()
     """Label texts of the file in index order; empty for a score from 0 to 5."""
     header: bool = True
     hub_texts: tuple[str, ...] = ("sentence1", "sentence2")
     dev: str = "dev.tsv"
+    advice: str = ""
+    """What else to say where the file is missing."""
     skip_short_lines: bool = False
     """QQP's official train file has three lines without all cells; GLUE's own loaders leave them out, and so do we."""
 
@@ -40,20 +41,29 @@ class Layout:
 def load_split(layout: Layout, source: Source, split: str) -> Dataset:
     """Load "train" or "validation" of a task with one evaluation part."""
     name = f"glue/{layout.folder}/{'train.tsv' if split == 'train' else layout.dev}"
-    path = official_file(source, name, HUB)
+    path = official_file(source, name, HUB, layout.advice)
     if path is not None:
         return _read(layout, path)
     return _hub_rows(layout, split, (source.data_dir or Path("<data folder>")) / name)
 
 
 def _read(layout: Layout, path: Path) -> Dataset:
-    columns: dict[str, list] = {"id": [], "text": [], **({"text_pair": []} if len(layout.texts) == 2 else {}), "label": []}
+    columns: dict[str, list] = {
+        "id": [],
+        "text": [],
+        **({"text_pair": []} if len(layout.texts) == 2 else {}),
+        "label": [],
+    }
     for number, row in read_tsv(path, layout.header, columns=4, skip_short=layout.skip_short_lines):
-        columns["id"].append(cell(path, number, row, layout.id) if layout.id else str(number - 1 - layout.header))
+        columns["id"].append(str(len(columns["id"])))
         for column, name in zip(("text", "text_pair"), layout.texts, strict=False):
             columns[column].append(cell(path, number, row, name))
         text = cell(path, number, row, layout.label)
-        value = label_index(path, number, text, layout.file_labels) if layout.file_labels else number_in(path, number, text, 0, 5)
+        value = (
+            label_index(path, number, text, layout.file_labels)
+            if layout.file_labels
+            else number_in(path, number, text, 0, 5)
+        )
         columns["label"].append(value)
     if not columns["id"]:
         raise UserError(f"{path} has no rows.")
@@ -61,23 +71,23 @@ def _read(layout: Layout, path: Path) -> Dataset:
 
 
 def _hub_rows(layout: Layout, split: str, expected: Path) -> Dataset:
-    rows = from_hub(HUB, layout.hub, split, expected)
-    columns = {"id": [str(number) for number in rows["idx"]], "text": list(rows[layout.hub_texts[0]])}
+    rows = from_hub(HUB, layout.hub, split, expected, layout.advice)
+    columns = {"id": [str(number) for number in range(len(rows))], "text": list(rows[layout.hub_texts[0]])}
     if len(layout.texts) == 2:
         columns["text_pair"] = list(rows[layout.hub_texts[1]])
-    return Dataset.from_dict({**columns, "label": list(rows["label"])})
+    number = int if layout.file_labels else float
+    return Dataset.from_dict({**columns, "label": [number(value) for value in rows["label"]]})
 
 
 def _load_mnli(source: Source, split: str) -> Dataset:
     if split == "train":
         return load_split(_MNLI, source, "train")
     if split == "validation":
-        try:
-            return concatenate_datasets([_load_mnli(source, f"validation_{part}") for part in ("matched", "mismatched")])
-        except UserError as error:
-            raise UserError(f"{error}\nTo evaluate on one half: -o eval.split=validation_matched (or validation_mismatched)") from error
+        halves = concatenate_datasets([_load_mnli(source, f"validation_{part}") for part in ("matched", "mismatched")])
+        ids = [f"{part}-{row}" for part, row in zip(halves["group"], halves["id"], strict=True)]
+        return halves.remove_columns("id").add_column("id", ids)
     part = split.removeprefix("validation_")
-    rows = load_split(replace(_MNLI, dev=f"dev_{part}.tsv"), source, split)
+    rows = load_split(replace(_MNLI, dev=f"dev_{part}.tsv", advice=_ONE_HALF), source, split)
     return rows.add_column("group", [part] * len(rows))
 
 
@@ -92,7 +102,9 @@ def score_strata(rows: Dataset) -> list[str]:
     return [f"{low}-{low + 1}" for low in bins]
 
 
-def _classification(name: str, layout: Layout, labels: tuple[str, ...], metrics: tuple[str, ...], rows: tuple[int, int], about: str) -> Task:
+def _classification(
+    name: str, layout: Layout, labels: tuple[str, ...], metrics: tuple[str, ...], rows: tuple[int, int], about: str
+) -> Task:
     folder = f"glue/{layout.folder}"
     return Task(
         name=name,
@@ -110,6 +122,7 @@ def _classification(name: str, layout: Layout, labels: tuple[str, ...], metrics:
     )
 
 
+_ONE_HALF = " To evaluate on one half of MNLI: -o eval.split=validation_matched (or validation_mismatched)."
 ENTAILMENT = ("entailment", "not_entailment")
 PAIR = ("sentence1", "sentence2")
 
@@ -139,7 +152,15 @@ MRPC = _classification(
 )
 QQP = _classification(
     "qqp",
-    Layout("QQP", "qqp", ("question1", "question2"), "is_duplicate", id="id", file_labels=("0", "1"), hub_texts=("question1", "question2"), skip_short_lines=True),
+    Layout(
+        "QQP",
+        "qqp",
+        ("question1", "question2"),
+        "is_duplicate",
+        file_labels=("0", "1"),
+        hub_texts=("question1", "question2"),
+        skip_short_lines=True,
+    ),
     ("not_duplicate", "duplicate"),
     ("accuracy", "f1"),
     (363846, 40430),
@@ -147,7 +168,14 @@ QQP = _classification(
 )
 QNLI = _classification(
     "qnli",
-    Layout("QNLI", "qnli", ("question", "sentence"), "label", id="index", file_labels=ENTAILMENT, hub_texts=("question", "sentence")),
+    Layout(
+        "QNLI",
+        "qnli",
+        ("question", "sentence"),
+        "label",
+        file_labels=ENTAILMENT,
+        hub_texts=("question", "sentence"),
+    ),
     ENTAILMENT,
     ("accuracy",),
     (104743, 5463),
@@ -155,13 +183,13 @@ QNLI = _classification(
 )
 RTE = _classification(
     "rte",
-    Layout("RTE", "rte", PAIR, "label", id="index", file_labels=ENTAILMENT),
+    Layout("RTE", "rte", PAIR, "label", file_labels=ENTAILMENT),
     ENTAILMENT,
     ("accuracy",),
     (2490, 277),
     "whether a text entails a hypothesis",
 )
-_STSB = Layout("STS-B", "stsb", PAIR, "score", id="index")
+_STSB = Layout("STS-B", "stsb", PAIR, "score")
 STSB = Task(
     name="stsb",
     version=1,
@@ -176,7 +204,7 @@ STSB = Task(
     official_rows={"train": 5749, "validation": 1500},
 )
 _MNLI_LABELS = ("entailment", "neutral", "contradiction")
-_MNLI = Layout("MNLI", "mnli", PAIR, "gold_label", id="index", file_labels=_MNLI_LABELS, hub_texts=("premise", "hypothesis"))
+_MNLI = Layout("MNLI", "mnli", PAIR, "gold_label", file_labels=_MNLI_LABELS, hub_texts=("premise", "hypothesis"))
 MNLI = Task(
     name="mnli",
     version=1,

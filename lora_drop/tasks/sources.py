@@ -10,7 +10,7 @@ from lora_drop.errors import UserError
 from lora_drop.tasks.base import Source
 
 
-def official_file(source: Source, name: str, hub: str) -> Path | None:
+def official_file(source: Source, name: str, hub: str, advice: str = "") -> Path | None:
     """Return the path of an official file in the data folder, or None where the Hub is to be used.
 
     Raises UserError if the file is missing and the Hub may not be asked.
@@ -20,11 +20,16 @@ def official_file(source: Source, name: str, hub: str) -> Path | None:
         return path
     if source.offline:
         expected = path or f"<data folder>/{name}"
-        raise UserError(f"{expected} does not exist, and --offline forbids asking the Hub ({hub}). Put the official file there, or name the folder with --data-dir or LORA_DROP_DATA.")
+        raise UserError(
+            f"{expected} does not exist, and --offline forbids asking the Hub ({hub}). Put the official file there, "
+            f"or name the folder with --data-dir or LORA_DROP_DATA.{advice}"
+        )
     return None
 
 
-def read_tsv(path: Path, header: bool = True, columns: int | None = None, skip_short: bool = False) -> Iterator[tuple[int, dict[str, str]]]:
+def read_tsv(
+    path: Path, header: bool = True, columns: int | None = None, skip_short: bool = False
+) -> Iterator[tuple[int, dict[str, str]]]:
     """Yield (line number, cells by column name) of a tab-separated file WITHOUT quoting: a quote inside a sentence is text.
 
     Args:
@@ -44,7 +49,10 @@ def read_tsv(path: Path, header: bool = True, columns: int | None = None, skip_s
         elif skip_short and len(cells) < len(names):
             continue
         elif len(cells) != len(names):
-            raise UserError(f"{path}, line {number}: {len(cells)} columns where {len(names)} are expected ({', '.join(names)}). Is it the official file, unaltered?")
+            raise UserError(
+                f"{path}, line {number}: {len(cells)} columns where {len(names)} are expected ({', '.join(names)}). "
+                "Is it the official file, unaltered?"
+            )
         else:
             yield number, dict(zip(names, cells, strict=True))
 
@@ -56,14 +64,18 @@ def _lines(path: Path) -> Iterator[str]:
         try:
             text = line.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as error:
-            raise UserError(f"{path}, line {number}: not UTF-8 ({error.reason} at byte {error.start}). Is it the official file, unaltered?") from error
+            raise UserError(
+                f"{path}, line {number}: not UTF-8 ({error.reason} at byte {error.start}). Is it the official file, unaltered?"
+            ) from error
         yield text.removesuffix("\r")
 
 
 def cell(path: Path, number: int, row: dict[str, str], column: str) -> str:
     """Return a cell. Raises UserError if the file has no such column."""
     if column not in row:
-        raise UserError(f"{path}: there is no column {column!r}, only {', '.join(row)}. Is it the official file of this task?")
+        raise UserError(
+            f"{path}: there is no column {column!r}, only {', '.join(row)}. Is it the official file of this task?"
+        )
     return row[column]
 
 
@@ -85,7 +97,7 @@ def number_in(path: Path, number: int, text: str, low: float, high: float) -> fl
     return value
 
 
-def from_hub(identifier: str, configuration: str, split: str, expected: Path | str) -> Any:
+def from_hub(identifier: str, configuration: str, split: str, expected: Path | str, advice: str = "") -> Any:
     """Load a split from the Hub. Raises UserError that says where official files would be read from if the Hub cannot be reached."""
     import datasets
 
@@ -93,6 +105,7 @@ def from_hub(identifier: str, configuration: str, split: str, expected: Path | s
         return datasets.load_dataset(identifier, configuration, split=split)
     except (OSError, RuntimeError, ValueError) as error:
         raise UserError(
-            f"{identifier} ({configuration}, {split}) cannot be loaded from the Hub ({type(error).__name__}). Without a network, put the official file "
-            f"at {expected} and name its folder with --data-dir or LORA_DROP_DATA. Tasks that need neither: toy-nli"
+            f"{identifier} ({configuration}, {split}) cannot be loaded from the Hub ({type(error).__name__}). Without a network, "
+            f"put the official file at {expected} and name its folder with --data-dir or LORA_DROP_DATA.{advice} "
+            "A task that needs neither: toy-nli"
         ) from error

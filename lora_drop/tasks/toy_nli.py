@@ -66,7 +66,9 @@ def _rows(split: str) -> list[dict]:
         for quantifier, (wide, narrow) in generator.sample(pairs, ROWS[split] // 4):
             premise, hypothesis = (narrow, wide) if widens else (wide, narrow)
             label = LABELS.index("entailment" if upward == widens else "not_entailment")
-            rows.append({"text": f"{quantifier} {premise}.", "text_pair": f"{quantifier} {hypothesis}.", "label": label})
+            rows.append(
+                {"text": f"{quantifier} {premise}.", "text_pair": f"{quantifier} {hypothesis}.", "label": label}
+            )
     generator.shuffle(rows)
     return [{"id": f"{split}-{number}", **row} for number, row in enumerate(rows)]
 
