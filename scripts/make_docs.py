@@ -1,0 +1,33 @@
+"""Write docs/configuration.md from the docstrings of the configuration (a test fails when it is stale)."""
+
+import json
+from pathlib import Path
+
+from lora_drop.config import flatten
+
+TARGET = Path(__file__).parent.parent / "docs" / "configuration.md"
+HEAD = """# Configuration
+
+Every key, its default, and what it means. Generated from `lora_drop/config.py` by `scripts/make_docs.py`.
+
+A configuration is one or more YAML files that state only what differs from the defaults (`-c`, later ones win), then
+`-o key=value`, then flags such as `--seed`. `-c glue/rte` names a file that comes with the package. Unknown keys and wrong
+values are errors, all reported at once. `lora-drop config -c FILE` prints the result; a run stores it as `config.yaml`.
+
+| key | default | meaning |
+|---|---|---|
+"""
+
+
+def render() -> str:
+    rows = [f"| `{key}` | {_default(value)} | {text} |" for key, (value, text) in flatten().items()]
+    return HEAD + "\n".join(rows) + "\n"
+
+
+def _default(value: object) -> str:
+    return "" if value is None else f"`{json.dumps(value)}`"
+
+
+if __name__ == "__main__":
+    TARGET.write_text(render(), encoding="utf-8")
+    print(f"wrote {TARGET}")
