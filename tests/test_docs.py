@@ -1,0 +1,50 @@
+"""The documentation is run."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from models import backbone
+
+from lora_drop import cli
+from lora_drop.methods.lora_drop import ties
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_python_example_runs(tmp_path):
+    model, tokenizer = backbone("tiny:bert")
+    model.save_pretrained(tmp_path)
+    batch = dict(tokenizer(["a first sentence", "a second one", "third"], padding=True, return_tensors="pt"))
+    names = {"folder": tmp_path, "batches": [{**batch, "labels": torch.tensor([0, 1, 0])}] * 4}
+    (example,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    exec(example, names)
+    selection = names["selection"]
+    assert len(ties(names["model"])) == sum(len(layers.shared) > 1 for layers in selection.projections.values())
+
+
+@pytest.mark.parametrize("line", [line for line in README.splitlines() if line.startswith("$ lora-drop ")])
+def test_every_command_of_the_readme_exists(line, capsys):
+    words = line.split("#")[0].split()[2:]
+    with pytest.raises(SystemExit) as end:
+        cli.main([words[0], "--help"])
+    help_text = capsys.readouterr().out
+    assert end.value.code == 0
+    for option in (word for word in words if word.startswith("-")):
+        assert re.search(rf"(?<!\S){re.escape(option)}\b", help_text), f"{option} is not an option of {words[0]}"
+
+
+def test_every_link_leads_somewhere():
+    for text in (README, *(path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md"))):
+        for target in re.findall(r"\]\((?!http)([^)#]+)", text):
+            assert (ROOT / target).exists() or (ROOT / "docs" / target).exists(), target
+
+
+def test_the_configuration_reference_is_up_to_date():
+    spec = importlib.util.spec_from_file_location("make_docs", ROOT / "scripts" / "make_docs.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    assert (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8") == script.render(), "run scripts/make_docs.py"
