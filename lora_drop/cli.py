@@ -37,6 +37,10 @@ Offline = Annotated[bool, typer.Option("--offline", help="Never ask the Hub.")]
 Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
 Seed = Annotated[int | None, typer.Option("--seed", help="Seed of everything random.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Use N rows only, stratified; the run is marked as limited.")]
+Budget = Annotated[
+    float | None,
+    typer.Option(help="Retain what fits this share of LoRA's parameters (0.5: half) instead of method.threshold."),
+]
 Force = Annotated[bool, typer.Option("--force", help="Repeat stages that are already done.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print results only.")]
 Json = Annotated[bool, typer.Option("--json", help="The last line is machine-readable.")]
@@ -53,6 +57,7 @@ def _resolve(files: list[str] | None, run_dir: Path | None, overrides: list[str]
         "offline": flags.get("offline") or None,
         "device": flags.get("device"),
         "seed": flags.get("seed"),
+        "method.budget": flags.get("budget"),
         "limit.train": flags.get("limit_train"),
         "limit.eval": flags.get("limit_eval"),
     }
@@ -68,6 +73,7 @@ def _stage(name: str, help_text: str) -> None:
         run_dir: RunDir,
         config: ConfigFiles = None,
         overrides: Overrides = None,
+        budget: Budget = None,
         data_dir: DataDir = None,
         limit_train: Limit = None,
         limit_eval: Limit = None,
@@ -83,6 +89,7 @@ def _stage(name: str, help_text: str) -> None:
             config,
             run_dir,
             overrides,
+            budget=budget,
             data_dir=data_dir,
             limit_train=limit_train,
             limit_eval=limit_eval,
@@ -100,26 +107,7 @@ _stage("sample", "Stage 1: draw the stratified sample of the training set.")
 _stage("score", "Stage 2: warm a LoRA up on the sample and score the output of every LoRA.")
 _stage("select", "Stage 3: choose the layers that retain their LoRA.")
 _stage("train", "Stage 4: train a fresh model under the selection.")
-
-
-@app.command("eval")
-def evaluate(
-    run_dir: RunDir,
-    overrides: Overrides = None,
-    data_dir: DataDir = None,
-    limit_eval: Limit = None,
-    device: Device = None,
-    offline: Offline = False,
-    force: Force = False,
-    quiet: Quiet = False,
-    as_json: Json = False,
-    debug: Debug = False,
-) -> None:
-    """Stage 5: evaluate the trained adapter."""
-    resolved = _resolve(
-        None, run_dir, overrides, data_dir=data_dir, limit_eval=limit_eval, device=device, offline=offline
-    )
-    _perform(run_dir, resolved, ["eval"], force, quiet, as_json)
+_stage("eval", "Stage 5: evaluate the trained adapter.")
 
 
 @app.command()
@@ -133,6 +121,7 @@ def run(
             "--compare", metavar="METHOD", help="Also train this method, in RUN_DIR/compare/METHOD, and print both."
         ),
     ] = None,
+    budget: Budget = None,
     data_dir: DataDir = None,
     limit_train: Limit = None,
     limit_eval: Limit = None,
@@ -149,6 +138,7 @@ def run(
         config,
         run_dir,
         overrides,
+        budget=budget,
         data_dir=data_dir,
         limit_train=limit_train,
         limit_eval=limit_eval,

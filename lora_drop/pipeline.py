@@ -136,7 +136,7 @@ class Pipeline:
         model = get_method("lora").build(self._load_backbone(), config.method, config.seed, None)
         rate = config.warmup.learning_rate or config.train.learning_rate
         outcome = self._fit("score", model, encoded, config.warmup.epochs, rate, evaluator=None)
-        inputs = (batch for _, batch in batches(encoded, self.collate, config.eval.batch_size))
+        inputs = (batch for _, batch in batches(encoded, self.collate, config.train.batch_size))
         scores = importance.score(
             model, inputs, progress=lambda done: self.report.advance(done, len(encoded), "scoring")
         )
@@ -216,6 +216,7 @@ class Pipeline:
     # --- helpers ------------------------------------------------------------------------------------------------------
 
     def _perform(self, stage: str, inputs: dict[str, Any], outputs: list[str], work: Callable[[], str]) -> None:
+        self.run.manifest["device"] = str(self.device)
         self.run.perform(stage, inputs, outputs, work, self.force, self.report)
 
     def _fit(

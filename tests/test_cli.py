@@ -114,6 +114,19 @@ def test_mistakes_give_one_message_and_code_2(arguments, text, tmp_path, monkeyp
     assert text in message and message.count("Error") == 1 and "Traceback" not in message
 
 
+def test_a_budget_is_chosen_on_the_command_line(tmp_path):
+    folder = tmp_path / "run"
+    small = ["-o", "backbone=tiny:bert", "--limit-train", "40", "--device", "cpu", "-q"]
+    for stage in ("sample", "score"):
+        with pytest.raises(SystemExit) as end:
+            cli.main([stage, "-d", str(folder), *small])
+        assert end.value.code == 0
+    with pytest.raises(SystemExit) as end:
+        cli.main(["select", "-d", str(folder), "--budget", "0.5", "-q"])
+    assert end.value.code == 0
+    assert json.loads((folder / "selection.json").read_text())["trainable_parameters"] <= 0.5 * 4096
+
+
 def test_debug_shows_the_traceback():
     with pytest.raises(UserError, match="nowhere"):
         cli.main(["run", "-d", "x", "-c", "nowhere", "--debug"])

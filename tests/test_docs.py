@@ -47,4 +47,6 @@ def test_the_configuration_reference_is_up_to_date():
     spec = importlib.util.spec_from_file_location("make_docs", ROOT / "scripts" / "make_docs.py")
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
-    assert (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8") == script.render(), "run scripts/make_docs.py"
+    assert (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8") == script.render(), (
+        "run scripts/make_docs.py"
+    )
