@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 REGISTRY = {
     "full": "full:METHOD",
     "lora": "lora:METHOD",
+    "vera": "vera:METHOD",
+    "tied_lora": "tied_lora:METHOD",
     "lora_drop": "lora_drop:METHOD",
 }
 

@@ -100,7 +100,8 @@ def fill(model: PeftModel, folder: Path) -> None:
         outcome: Any = set_peft_model_state_dict(model, weights)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{folder} holds no adapter for this model: {str(error).splitlines()[0]}") from error
-    missing = [name for name in outcome.missing_keys if "lora_" in name or "vera_" in name or "modules_to_save" in name]
+    learnt = {name for name, tensor in model.named_parameters(remove_duplicate=False) if tensor.requires_grad}
+    missing = [name for name in outcome.missing_keys if name in learnt]
     if missing or outcome.unexpected_keys:
         name = (missing or outcome.unexpected_keys)[0]
         raise UserError(

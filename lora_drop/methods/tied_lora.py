@@ -1,0 +1,134 @@
+"""Tied-LoRA (Renduchintala et al. 2023, arXiv 2311.09578), its variant that trains everything: ΔW = Λ_v B Λ_u A.
+
+A and B are tied over all layers; a layer has the vectors u (rank) and v (output width) of its own. As in their paper the projections of a
+layer are one fused matrix: of query and value, A is (rank × width) and B is (width of query + width of value) × rank. That, at rank 56, is
+the 0.15M of LoRA-drop's Table 1. Initial values are LoRA's, A Kaiming and B zero, with u and v at one, so that ΔW starts at zero.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+from lora_drop.config import MethodConfig
+from lora_drop.errors import UserError
+from lora_drop.methods.base import Method, is_head, trainable
+from lora_drop.projections import Place, find_places
+from lora_drop.selection import Selection
+
+RANK = 56
+WEIGHTS, SETTINGS = "tied_lora.safetensors", "tied_lora.json"
+
+
+class Tied(nn.Module):
+    """The pair that all layers share."""
+
+    def __init__(self, inputs: int, outputs: int, rank: int):
+        super().__init__()
+        self.A = nn.Parameter(torch.empty(rank, inputs))
+        self.B = nn.Parameter(torch.zeros(outputs, rank))
+        nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
+
+
+class Vectors(nn.Module):
+    """The vectors of one layer."""
+
+    def __init__(self, outputs: int, rank: int):
+        super().__init__()
+        self.u = nn.Parameter(torch.ones(rank))
+        self.v = nn.Parameter(torch.ones(outputs))
+
+
+class TiedLinear(nn.Module):
+    """A frozen linear module plus its rows of the fused update: W x + scaling · v ∘ B (u ∘ A x)."""
+
+    def __init__(self, base: nn.Linear, tied: Tied, vectors: Vectors, first_row: int, scaling: float, dropout: float):
+        super().__init__()
+        self.base, self.tied, self.vectors = base, tied, vectors
+        self.rows = slice(first_row, first_row + base.out_features)
+        self.scaling, self.dropout = scaling, nn.Dropout(dropout)
+
+    def forward(self, x: Float[Tensor, "*batch inputs"]) -> Float[Tensor, "*batch outputs"]:
+        """Return the adapted projection of `x`."""
+        z = functional.linear(self.dropout(x), self.tied.A) * self.vectors.u
+        update = functional.linear(z, self.tied.B[self.rows]) * self.vectors.v[self.rows]
+        return self.base(x) + self.scaling * update
+
+
+def build(backbone: PreTrainedModel, config: MethodConfig, seed: int, selection: Selection | None) -> nn.Module:
+    """Replace every target module by a TiedLinear. Raises UserError if layers differ in width."""
+    rank = config.rank or RANK
+    alpha = config.alpha or 2 * rank
+    return _build(backbone, rank, alpha / rank, config.dropout, seed, config.target_projections)
+
+
+def _build(
+    backbone: PreTrainedModel, rank: int, scaling: float, dropout: float, seed: int, targets: Sequence[str]
+) -> nn.Module:
+    layers: dict[int, list[Place]] = {}
+    for place in find_places(backbone, targets):
+        layers.setdefault(place.layer, []).append(place)
+    linears: dict[int, list[Any]] = {
+        layer: [backbone.get_submodule(place.name) for place in places] for layer, places in layers.items()
+    }
+    widths = {tuple((linear.in_features, linear.out_features) for linear in group) for group in linears.values()}
+    if len(widths) > 1 or len({inputs for inputs, _ in next(iter(widths))}) > 1:
+        raise UserError(
+            "Tied-LoRA needs layers of equal widths, and this model's differ. Choose other method.target_projections."
+        )
+    outputs = sum(width for _, width in next(iter(widths)))
+    backbone.requires_grad_(False)
+    for name, parameter in backbone.named_parameters():
+        parameter.requires_grad = is_head(name)
+    torch.manual_seed(seed)
+    device = next(backbone.parameters()).device
+    with device:
+        tied = Tied(next(iter(widths))[0][0], outputs, rank)
+        for layer, places in layers.items():
+            vectors, row = Vectors(outputs, rank), 0
+            for place, linear in zip(places, linears[layer], strict=True):
+                backbone.set_submodule(place.name, TiedLinear(linear, tied, vectors, row, scaling, dropout))
+                row += linear.out_features
+    model: Any = backbone
+    model.tied_lora = {"rank": rank, "scaling": scaling, "dropout": dropout, "target_projections": list(targets)}
+    return backbone
+
+
+def save(model: nn.Module, folder: Path) -> None:
+    """Write the trained tensors, each once, and the settings needed to build the model again."""
+    save_file({name: tensor.detach().contiguous() for name, tensor in trainable(model)}, folder / WEIGHTS)
+    (folder / SETTINGS).write_text(json.dumps(model.tied_lora, indent=2) + "\n", encoding="utf-8")
+
+
+def load(backbone: PreTrainedModel, folder: Path) -> nn.Module:
+    """Build the model that `save` described and fill it. Raises UserError if the folder is damaged or of another model."""
+    try:
+        settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+        targets = settings.pop("target_projections")
+        model = _build(backbone, **settings, seed=0, targets=targets)
+        stored = load_file(folder / WEIGHTS)
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise UserError(
+            f"{folder} holds no readable Tied-LoRA ({type(error).__name__}). Train it again with --force."
+        ) from error
+    expected = {name: tuple(tensor.shape) for name, tensor in trainable(model)}
+    if expected != {name: tuple(tensor.shape) for name, tensor in stored.items()}:
+        raise UserError(f"{folder} holds a Tied-LoRA for another model.")
+    with torch.no_grad():
+        for name, parameter in trainable(model):
+            parameter.copy_(stored[name])
+    return model
+
+
+METHOD = Method(name="tied_lora", title="Tied-LoRA", build=build, save=save, load=load)

@@ -1,0 +1,35 @@
+"""VeRA (Kopiczko et al. 2024, arXiv 2310.11454), PEFT's: ΔW = Λ_b B Λ_d A (their eq. 2).
+
+A and B are random, frozen, and the same for all layers; a layer trains the vectors d (rank) and b (output width) alone.
+"""
+
+from __future__ import annotations
+
+from peft import VeraConfig
+from torch import nn
+from transformers import PreTrainedModel
+
+from lora_drop.config import MethodConfig
+from lora_drop.methods import lora
+from lora_drop.methods.base import Method
+from lora_drop.projections import find_places
+from lora_drop.selection import Selection
+
+RANK = 512  # LoRA-drop's Table 1: 0.03M parameters on RoBERTa-base
+
+
+def build(backbone: PreTrainedModel, config: MethodConfig, seed: int, selection: Selection | None) -> nn.Module:
+    """Put the two vectors on every module of the target projections; the random matrices follow from `seed`."""
+    vera = VeraConfig(
+        r=config.rank or RANK,
+        vera_dropout=config.dropout,
+        projection_prng_key=seed,
+        save_projection=True,
+        target_modules=[place.name for place in find_places(backbone, config.target_projections)],
+        task_type=lora.task_type(backbone),
+        bias="none",
+    )
+    return lora.wrap(backbone, vera, seed)
+
+
+METHOD = Method(name="vera", title="VeRA", build=build, save=lora.save, load=lora.load)
