@@ -51,7 +51,6 @@ def count_methods(config: Config) -> dict[str, Any]:
     """
     from lora_drop.backbones import load_meta_model, locate
     from lora_drop.methods import get_method, method_names
-    from lora_drop.methods.base import count_parameters
 
     task = get_task(config.task)
     backbone = locate(config.backbone, config.offline)
@@ -60,7 +59,7 @@ def count_methods(config: Config) -> dict[str, Any]:
         method, model = get_method(name), load_meta_model(backbone, task)
         selection = _half(model, config) if method.needs_selection else None
         settings = replace(config.method, name=name)
-        counted[name] = asdict(count_parameters(method.build(model, settings, config.seed, selection)))
+        counted[name] = asdict(method.count(method.build(model, settings, config.seed, selection)))
         if selection is not None:
             retained = ", ".join(
                 f"{len(layers.retained)} of {len(layers.retained + layers.shared)} {key}"

@@ -6,6 +6,7 @@ Each stage reads artefacts of the ones before it, writes its own, and is skipped
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import cached_property
@@ -22,7 +23,7 @@ from lora_drop.backbones import Backbone, load_model, load_tokenizer, locate, re
 from lora_drop.encoding import Collate, batches, collator, encode
 from lora_drop.evaluation.classifier import Evaluation, evaluate_classifier
 from lora_drop.methods import get_method
-from lora_drop.methods.base import Method, count_parameters
+from lora_drop.methods.base import Method
 from lora_drop.progress import SILENT, Reporter
 from lora_drop.runs import Run, digest, file_digest, read_json, write_folder, write_json, write_text
 from lora_drop.selection import Scored, Selection, select
@@ -177,7 +178,9 @@ class Pipeline:
             Selection.from_json(read_json(self.run.file("selection.json"))) if self.method.needs_selection else None
         )
         model = self.method.build(self._load_backbone(), config.method, config.seed, selection)
-        parameters = count_parameters(model)
+        if self.method.prepare is not None:
+            self.method.prepare(model.to(self.device), self._some_batches(self.method.examples))
+        parameters = self.method.count(model)
         self.run.record(trainable_parameters=asdict(parameters))
         outcome = self._fit(
             "train",
@@ -242,6 +245,12 @@ class Pipeline:
             primary=self.task.primary,
             report=self.report,
         )
+
+    def _some_batches(self, examples: int) -> Iterator[dict[str, torch.Tensor]]:
+        """Batches of at most `examples` training rows, drawn by the seed."""
+        rows = self.train_encoded
+        drawn = random.Random(self.config.seed).sample(range(len(rows)), min(examples, len(rows)))
+        return (batch for _, batch in batches(rows.select(drawn), self.collate, self.config.train.batch_size))
 
     def _metrics(self, model: nn.Module, progress: Callable[[int, int], None] | None = None) -> Evaluation:
         return evaluate_classifier(

@@ -1,4 +1,4 @@
-"""VeRA and Tied-LoRA against plain float64 references."""
+"""Sparse Adapter, VeRA and Tied-LoRA against plain float64 references."""
 
 import pytest
 import torch
@@ -30,12 +30,13 @@ def logits(model, batch):
 
 
 @pytest.mark.parametrize(
-    ("name", "expected"), [("vera", 24 * (512 + 768)), ("tied_lora", 768 * 56 + 56 * 1536 + 12 * (56 + 1536))]
+    ("name", "expected"),
+    [("vera", 24 * (512 + 768)), ("tied_lora", 768 * 56 + 56 * 1536 + 12 * (56 + 1536)), ("sparse_adapter", 147_456)],
 )
 def test_parameter_counts_of_the_paper_on_roberta_base(name, expected):
     with torch.device("meta"):
         model = AutoModelForSequenceClassification.from_config(AutoConfig.for_model("roberta", num_labels=2))
-    counted = count_parameters(get_method(name).build(model, MethodConfig(name=name), 0, None))
+    counted = get_method(name).count(get_method(name).build(model, MethodConfig(name=name), 0, None))
     assert counted.adapter == expected
     assert counted.head == 592_130
 
@@ -100,3 +101,65 @@ def test_damaged_tied_lora_is_refused(tmp_path):
     (tmp_path / "tied_lora.json").unlink()
     with pytest.raises(UserError, match="no readable Tied-LoRA"):
         get_method("tied_lora").load(backbone()[0], tmp_path)
+
+
+def labelled(tokenizer, count=7):
+    return {**inputs(tokenizer, count), "labels": torch.arange(count) % 2}
+
+
+def pruned(keep_ratio=0.5):
+    plain, tokenizer = backbone()
+    model = method("sparse_adapter", plain, keep_ratio=keep_ratio)
+    before = {name: weight.detach().clone() for name, weight in trainable(model)}
+    batch = labelled(tokenizer)
+    parts = [{key: value[start : start + 3] for key, value in batch.items()} for start in range(0, 7, 3)]
+    get_method("sparse_adapter").prepare(model, parts)
+    return model, batch, before
+
+
+def test_snip_keeps_the_weights_of_highest_score_in_float64():
+    model, batch, before = pruned()
+    reference = method("sparse_adapter", backbone()[0]).double().eval()
+    with torch.no_grad():
+        for name, weight in trainable(reference):
+            weight.copy_(before[name])
+    (reference(**batch).loss * 7).backward()
+    names = [name for name, _ in trainable(reference) if "lora_" in name]
+    found = dict(trainable(reference))
+    scores = torch.cat([(found[name] * found[name].grad).abs().flatten() for name in names])
+    kept = torch.cat([dict(trainable(model))[name].mask.flatten() for name in names])
+    assert int(kept.sum()) == len(kept) // 2
+    assert scores[kept].min() >= scores[~kept].max() * (1 - 1e-3)
+
+
+def test_pruned_weights_stay_zero_under_adamw_with_decay():
+    model, batch, _ = pruned(keep_ratio=0.3)
+    weights = {name: weight for name, weight in trainable(model) if "lora_" in name}
+    optimizer = torch.optim.AdamW(weights.values(), lr=1e-2, weight_decay=0.1)
+    start = {name: weight.detach().clone() for name, weight in weights.items()}
+    for _ in range(20):
+        optimizer.zero_grad()
+        model.train()(**batch).loss.backward()
+        assert all((weight.grad[~weight.mask] == 0).all() for weight in weights.values())
+        optimizer.step()
+    assert all((weight[~weight.mask] == 0).all() for weight in weights.values())
+    assert (
+        sum(int((weight != start[name]).sum()) for name, weight in weights.items())
+        == get_method("sparse_adapter").count(model).adapter
+    )
+
+
+def test_sparse_adapter_is_a_plain_peft_adapter_that_stays_sparse(tmp_path):
+    from peft import PeftModel
+
+    model, batch, _ = pruned()
+    get_method("sparse_adapter").save(model, tmp_path)
+    batch.pop("labels")
+    assert torch.equal(logits(PeftModel.from_pretrained(backbone()[0], str(tmp_path)), batch), logits(model, batch))
+    loaded = get_method("sparse_adapter").load(backbone()[0], tmp_path)
+    assert get_method("sparse_adapter").count(loaded) == get_method("sparse_adapter").count(model)
+    loaded.train()(**batch, labels=torch.zeros(7, dtype=torch.long)).loss.backward()
+    assert all((weight.grad[~weight.mask] == 0).all() for name, weight in trainable(loaded) if "lora_" in name)
+    (tmp_path / "sparse_adapter.safetensors").unlink()
+    with pytest.raises(UserError, match="which weights are pruned"):
+        get_method("sparse_adapter").load(backbone()[0], tmp_path)

@@ -15,9 +15,10 @@ import lora_drop
 from lora_drop.commands import perform
 from lora_drop.config import load_config
 from lora_drop.errors import UserError
+from lora_drop.methods import get_method
 from lora_drop.methods.lora_drop import ties
 from lora_drop.progress import Reporter
-from lora_drop.runs import read_json
+from lora_drop.runs import file_digest, read_json
 
 SMALL = [
     "backbone=tiny:bert",
@@ -137,9 +138,12 @@ def test_threshold_one_trains_exactly_plain_lora(tmp_path):
     assert (whole / "metrics.json").read_bytes() == (plain / "metrics.json").read_bytes()
 
 
-def test_a_baseline_skips_the_stages_that_it_does_not_need(tmp_path):
-    told, summary = run(tmp_path / "full", "method.name=full", "train.epochs=1")
-    assert told.done == ["train", "eval"] and summary.results[0]["method"] == "Full-FT"
+@pytest.mark.parametrize("name", ["full", "sparse_adapter", "vera", "tied_lora"])
+def test_a_baseline_skips_the_stages_that_it_does_not_need(name, tmp_path):
+    told, summary = run(tmp_path / name, f"method.name={name}", "train.epochs=1")
+    assert told.done == ["train", "eval"] and summary.results[0]["method"] == get_method(name).title
+    run(tmp_path / "again", f"method.name={name}", "train.epochs=1")
+    assert file_digest(tmp_path / name / "adapter") == file_digest(tmp_path / "again" / "adapter")
 
 
 def test_the_trained_model_is_loaded_tied(finished):

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 REGISTRY = {
     "full": "full:METHOD",
     "lora": "lora:METHOD",
+    "sparse_adapter": "sparse_adapter:METHOD",
     "vera": "vera:METHOD",
     "tied_lora": "tied_lora:METHOD",
     "lora_drop": "lora_drop:METHOD",

@@ -2,32 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lora_drop.config import MethodConfig
 from lora_drop.selection import Selection
-
-
-@dataclass(frozen=True)
-class Method:
-    """A way to fine-tune. `build` decides what is trainable; everything else of the model is frozen."""
-
-    name: str
-    title: str
-    """The name in the paper's tables."""
-    build: Callable[[PreTrainedModel, MethodConfig, int, Selection | None], nn.Module]
-    """`build(backbone, config, seed, selection)`: the model to train. The same seed gives the same initial weights."""
-    save: Callable[[nn.Module, Path], None]
-    """`save(model, folder)`: write what was trained, as safetensors."""
-    load: Callable[[PreTrainedModel, Path], nn.Module]
-    """`load(backbone, folder)`: the trained model, trainable as before it was saved. Raises UserError for a damaged folder."""
-    needs_selection: bool = False
-    """Whether stages 1 to 3 come first."""
 
 
 @dataclass(frozen=True)
@@ -57,3 +40,26 @@ def count_parameters(model: nn.Module) -> Parameters:
 def is_head(name: str) -> bool:
     """Whether a parameter belongs to the task's head: PEFT keeps heads in `modules_to_save`, a plain model in a top module of that name."""
     return "modules_to_save" in name or name.split(".")[0] in ("classifier", "score", "pre_classifier")
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to fine-tune. `build` decides what is trainable; everything else of the model is frozen."""
+
+    name: str
+    title: str
+    """The name in the paper's tables."""
+    build: Callable[[PreTrainedModel, MethodConfig, int, Selection | None], nn.Module]
+    """`build(backbone, config, seed, selection)`: the model to train. The same seed gives the same initial weights."""
+    save: Callable[[nn.Module, Path], None]
+    """`save(model, folder)`: write what was trained, as safetensors."""
+    load: Callable[[PreTrainedModel, Path], nn.Module]
+    """`load(backbone, folder)`: the trained model, trainable as before it was saved. Raises UserError for a damaged folder."""
+    needs_selection: bool = False
+    """Whether stages 1 to 3 come first."""
+    prepare: Callable[[nn.Module, Iterable[Mapping[str, Tensor]]], None] | None = None
+    """`prepare(model, batches)`: what looks at `examples` training rows, with labels, before training."""
+    examples: int = 0
+    """How many rows `prepare` wants."""
+    count: Callable[[nn.Module], Parameters] = count_parameters
+    """Counts what is trained."""

@@ -1,0 +1,139 @@
+"""Sparse Adapter (He et al. 2022, arXiv 2210.04284): a LoRA whose weights are pruned before training by SNIP (Lee et al. 2019).
+
+Each weight θ is scored by |∂L/∂m| at m = 1, where m is a mask on it: |θ · ∂L/∂θ|, the gradient summed over 320 training examples. The weights with
+the highest scores of the whole adapter are kept (`keep_ratio`), all others are 0 for ever.
+
+LoRA's own initial values make this degenerate: with B = 0 both factors of every score vanish, as ∂L/∂A = 0 and B = 0. So A and B are drawn
+from N(0, 0.02), as the method's authors do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from peft import PeftModel
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from lora_drop.config import MethodConfig
+from lora_drop.errors import UserError
+from lora_drop.methods import lora
+from lora_drop.methods.base import Method, Parameters, count_parameters, is_head, trainable
+from lora_drop.selection import Selection
+
+DEVIATION = 0.02
+EXAMPLES = 320
+MASKS = "sparse_adapter.safetensors"
+
+
+def build(backbone: PreTrainedModel, config: MethodConfig, seed: int, selection: Selection | None) -> nn.Module:
+    """Put a LoRA with A and B from N(0, 0.02) on the target projections; `prune` is to follow."""
+    model: Any = lora.build(backbone, config, seed, selection)
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for _, parameter in _adapter(model):
+            parameter.normal_(0, DEVIATION)
+    model.keep_ratio = config.keep_ratio
+    return model
+
+
+def prune(model: nn.Module, batches: Iterable[Mapping[str, Tensor]]) -> None:
+    """Score the adapter's weights on the batches (with labels), keep the best, and fix the others at 0."""
+    parameters = dict(_adapter(model))
+    scores = snip_scores(model, parameters, batches)
+    masks = keep_highest(scores, kept_weights(model))
+    _apply(parameters, masks)
+
+
+def snip_scores(
+    model: nn.Module, parameters: Mapping[str, nn.Parameter], batches: Iterable[Mapping[str, Tensor]]
+) -> dict[str, Float[Tensor, "rows columns"]]:
+    """Return |θ · ∂L/∂θ| of each weight, L being the loss summed over all examples, without dropout."""
+    training, device = model.training, next(model.parameters()).device
+    model.eval()
+    model.zero_grad()
+    for batch in batches:
+        inputs = {name: tensor.to(device) for name, tensor in batch.items()}
+        (model(**inputs).loss * len(inputs["input_ids"])).backward()
+    scores = {
+        name: (parameter * parameter.grad).abs().detach()
+        for name, parameter in parameters.items()
+        if parameter.grad is not None
+    }
+    model.zero_grad()
+    model.train(training)
+    return scores
+
+
+def keep_highest(
+    scores: Mapping[str, Float[Tensor, "rows columns"]], count: int
+) -> dict[str, Bool[Tensor, "rows columns"]]:
+    """Return masks that keep exactly the `count` highest scores of all matrices together; of equal ones the first."""
+    flat = torch.cat([score.flatten() for score in scores.values()])
+    kept = torch.zeros_like(flat, dtype=torch.bool)
+    kept[torch.argsort(flat, descending=True, stable=True)[:count]] = True
+    parts = kept.split([score.numel() for score in scores.values()])
+    return {name: part.view(score.shape) for (name, score), part in zip(scores.items(), parts, strict=True)}
+
+
+def kept_weights(model: Any) -> int:
+    """Return how many weights of the adapter are kept."""
+    return round(model.keep_ratio * sum(parameter.numel() for _, parameter in _adapter(model)))
+
+
+def count(model: nn.Module) -> Parameters:
+    """Count the weights that are kept; the head apart."""
+    return Parameters(kept_weights(model), count_parameters(model).head)
+
+
+def save(model: nn.Module, folder: Path) -> None:
+    """Write an ordinary PEFT adapter, with zeros where it is pruned, and the masks."""
+    lora.save(model, folder)
+    save_file({name: parameter.mask for name, parameter in _adapter(model)}, folder / MASKS)
+
+
+def load(backbone: PreTrainedModel, folder: Path) -> PeftModel:
+    """Read the adapter and its masks. Raises UserError if the folder is damaged."""
+    model: Any = lora.load(backbone, folder)
+    try:
+        masks = load_file(folder / MASKS)
+        _apply(dict(_adapter(model)), masks)
+    except (OSError, KeyError, RuntimeError, SafetensorError) as error:
+        raise UserError(
+            f"{folder / MASKS} is missing or damaged: it says which weights are pruned. Train it again with --force."
+        ) from error
+    total = sum(mask.numel() for mask in masks.values())
+    model.keep_ratio = sum(int(mask.sum()) for mask in masks.values()) / total
+    return model
+
+
+def _adapter(model: nn.Module) -> Iterable[tuple[str, Any]]:
+    return ((name, parameter) for name, parameter in trainable(model) if not is_head(name))
+
+
+def _apply(parameters: Mapping[str, Any], masks: Mapping[str, Tensor]) -> None:
+    """Set pruned weights to 0 and their gradients, now and later: AdamW's moments and decay of such a weight then stay 0, too."""
+    for name, parameter in parameters.items():
+        mask = masks[name].to(parameter.device)
+        with torch.no_grad():
+            parameter.mul_(mask)
+        parameter.mask = mask
+        parameter.register_hook(lambda gradient, mask=mask: gradient * mask)
+
+
+METHOD = Method(
+    name="sparse_adapter",
+    title="Sparse Adapter",
+    build=build,
+    save=save,
+    load=load,
+    prepare=prune,
+    examples=EXAMPLES,
+    count=count,
+)
