@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -149,7 +150,10 @@ def load_model(backbone: Backbone, task: Task, seed: int, tokenizer: PreTrainedT
     torch.manual_seed(seed)
     if backbone.tiny:
         return kind.from_config(config)
-    return _from_pretrained(kind, backbone, config=config, dtype=torch.float32)
+    model, report = _from_pretrained(kind, backbone, config=config, dtype=torch.float32, output_loading_info=True)
+    # whatever had no pretrained weights (a head, DeBERTa's pooler) must be trained and saved, whichever the method
+    model.fresh_modules = sorted({name.rpartition(".")[0] for name in report["missing_keys"]})
+    return model
 
 
 def load_meta_model(backbone: Backbone, task: Task) -> PreTrainedModel:
@@ -157,6 +161,17 @@ def load_meta_model(backbone: Backbone, task: Task) -> PreTrainedModel:
     kind = AutoModelForCausalLM if task.kind == "generation" else AutoModelForSequenceClassification
     with torch.device("meta"):
         return kind.from_config(load_config(backbone, task))
+
+
+def check_length(config: PretrainedConfig, max_length: int) -> None:
+    """Raise UserError if the model has fewer positions than `max_length`."""
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is not None:
+        positions -= 2 if config.model_type in ("roberta", "xlm-roberta") else 0  # they count from pad_token_id + 1
+        if 0 < positions < max_length:
+            raise UserError(
+                f"train.max_length={max_length} is more than this backbone's {positions} positions. Lower it."
+            )
 
 
 def resolve_device(name: str) -> torch.device:
@@ -200,7 +215,7 @@ def _locate_packaged(name: str) -> Backbone:
 def _locate_folder(name: str, folder: Path) -> Backbone:
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder} holds no transformers model: it has no config.json.")
-    files = sorted(file for file in folder.iterdir() if file.suffix in (".safetensors", ".json", ".gguf"))
+    files = sorted(file for file in folder.iterdir() if file.is_file())
     if not any(file.suffix == ".safetensors" for file in files):
         raise UserError(
             f"{folder} holds no .safetensors weights. Other formats may execute code when loaded; convert them first."
@@ -214,14 +229,21 @@ def _locate_on_hub(name: str, offline: bool) -> Backbone:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
     from huggingface_hub.utils import OfflineModeIsEnabled
 
-    cached = try_to_load_from_cache(name, "config.json") if name.count("/") <= 1 else None
-    if isinstance(cached, str):
-        return Backbone(name, name, Path(cached).parent.name, {"local_files_only": True} if offline else {})
+    try:
+        cached = try_to_load_from_cache(name, "config.json")
+    except HFValidationError as error:
+        raise UserError(
+            f"{name!r} is neither a folder nor a name on the Hub (organisation/model). Check the name."
+        ) from error
+    if isinstance(cached, str):  # this revision, even if the Hub has a newer one: a run must not change under its user
+        revision = Path(cached).parent.name
+        return Backbone(name, name, revision, {"revision": revision, **({"local_files_only": True} if offline else {})})
     remedy = "Choose a packaged backbone (packaged:minilm-l6), a folder, or connect once so that it is cached."
     if offline:
         raise UserError(f"The backbone {name} is not on this machine, and --offline forbids asking the Hub. {remedy}")
     try:
-        return Backbone(name, name, HfApi().model_info(name, timeout=20).sha or name)
+        revision = HfApi().model_info(name, timeout=20).sha or "main"
+        return Backbone(name, name, revision, {"revision": revision})
     except (RepositoryNotFoundError, HFValidationError) as error:
         raise UserError(
             f"The Hub has no model {name!r} (or it is private and you are not logged in). Check the name."
@@ -237,7 +259,7 @@ def _from_pretrained(kind: Any, backbone: Backbone, **options: Any) -> Any:
         options.pop("use_safetensors", None)
     try:
         return kind.from_pretrained(backbone.path, trust_remote_code=False, **backbone.options, **options)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"The backbone {backbone.name} cannot be loaded: {str(error).splitlines()[0]}") from error
 
 

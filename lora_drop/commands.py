@@ -51,17 +51,13 @@ def perform(
 def _perform_one(run_dir: Path, config: Config, stages: list[str], force: bool, report: Reporter) -> Run:
     run = Run(run_dir, config)
     pipeline = Pipeline(run, report, force)
-    work = {
-        "all": pipeline.all,
-        "sample": pipeline.sample,
-        "score": pipeline.score,
-        "select": pipeline.select,
-        "train": pipeline.train,
-        "eval": pipeline.evaluate,
-    }
-    with run.working():
+    # a trained adapter may be evaluated on other rows; what it was trained from stays what the directory says
+    with run.working(store_config=stages != ["eval"]):
         for stage in stages:
-            work[stage]()
+            if stage == "all":
+                pipeline.all()
+            else:
+                pipeline.one(stage)
     return run
 
 

@@ -166,12 +166,14 @@ class Config:
     """The task; `lora-drop tasks` lists them."""
     backbone: str = "packaged:minilm-l6"
     """The pretrained model: a Hub id, a folder, packaged:NAME or tiny:NAME."""
-    seed: int = _checked(0, "an integer ≥ 0", lambda value: value >= 0)
+    seed: int = _checked(0, "an integer from 0 to 4294967295", lambda value: 0 <= value < 2**32)
     """Seed of the sample, the initial weights, the order of the rows and dropout."""
     data_dir: str | None = None
     """Folder with the official files; empty: $LORA_DROP_DATA, else the Hub."""
     device: str = _checked(
-        "auto", "auto, cpu, cuda, cuda:N or mps", lambda value: value.split(":")[0] in ("auto", "cpu", "cuda", "mps")
+        "auto",
+        "auto, cpu, cuda or mps (choose one of several GPUs with CUDA_VISIBLE_DEVICES)",
+        lambda value: value in ("auto", "cpu", "cuda", "mps"),
     )
     """Where to compute; auto: the GPU if there is one."""
     offline: bool = False
@@ -223,8 +225,14 @@ def load_config(files: Iterable[str | Path] = (), overrides: Iterable[str] = ())
 
 def from_dict(values: Mapping[str, Any], errors: list[str] | None = None) -> Config:
     """Build a configuration from nested dictionaries. Raises UserError that lists every unknown key and wrong value."""
+    from lora_drop.methods import method_names
+    from lora_drop.tasks import task_names
+
     errors = [] if errors is None else errors
     config = _build(Config, values, "", errors)
+    for key, name, known in (("task", config.task, task_names()), ("method.name", config.method.name, method_names())):
+        if name not in known:
+            errors.append(f"{key} = {name!r}: allowed is one of {', '.join(known)}.{closest(name, known)}")
     if errors:
         raise UserError(
             "The configuration has " + _count(len(errors)) + ":\n" + "\n".join(f"  {error}" for error in errors)

@@ -19,8 +19,9 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lora_drop import importance, sampling
-from lora_drop.backbones import Backbone, load_model, load_tokenizer, locate, resolve_device
+from lora_drop.backbones import Backbone, check_length, load_model, load_tokenizer, locate, resolve_device
 from lora_drop.encoding import Collate, batches, collator, encode
+from lora_drop.errors import UserError
 from lora_drop.evaluation.classifier import Evaluation, evaluate_classifier
 from lora_drop.methods import get_method
 from lora_drop.methods.base import Method
@@ -31,7 +32,16 @@ from lora_drop.tasks import get_task
 from lora_drop.tasks.base import Source, Task
 from lora_drop.training import Outcome, fit
 
-STAGES = ("sample", "score", "select", "train", "eval")
+Work = tuple[str, dict[str, Any]]
+"""A few words about what was done, and facts for `run.json`."""
+
+_MAIN = {
+    "sample": "sample.json",
+    "score": "scores.json",
+    "select": "selection.json",
+    "train": "adapter",
+    "eval": "metrics.json",
+}
 
 
 class Pipeline:
@@ -51,60 +61,23 @@ class Pipeline:
 
     def sample(self) -> None:
         """Stage 1 -> `sample.json`."""
-        config = self.config
-        inputs = {
-            "data": self.train_digest,
-            "task": [self.task.name, self.task.version],
-            "ratio": config.sample.ratio,
-            "seed": config.seed,
-        }
-        self._perform("sample", inputs, ["sample.json"], self._sample)
+        self._perform("sample", ["sample.json"], self._sample)
 
     def score(self) -> None:
         """Stage 2: warm-up LoRA on the sample, then the importance of every LoRA -> `warmup/`, `scores.json`."""
-        method = asdict(self.config.method)
-        inputs = {
-            "sample": file_digest(self.run.require("sample.json", "sample")),
-            "data": self.train_digest,
-            "warmup": asdict(self.config.warmup),
-            "method": [method[key] for key in ("rank", "alpha", "dropout", "target_projections")],
-            **self._training_inputs,
-        }
-        self._perform("score", inputs, ["warmup", "scores.json"], self._score)
+        self._perform("score", ["warmup", "scores.json"], self._score)
 
     def select(self) -> None:
         """Stage 3 -> `selection.json`, `importance.png`."""
-        method = asdict(self.config.method)
-        inputs = {
-            "scores": file_digest(self.run.require("scores.json", "score")),
-            "method": [method[key] for key in ("threshold", "budget", "policy", "share")],
-            "seed": self.config.seed,
-        }
-        self._perform("select", inputs, ["selection.json", "importance.png"], self._select)
+        self._perform("select", ["selection.json", "importance.png"], self._select)
 
     def train(self) -> None:
         """Stage 4: a fresh model under the selection, trained on the whole training set -> `adapter/`."""
-        selection = file_digest(self.run.require("selection.json", "select")) if self.method.needs_selection else None
-        inputs = {
-            "selection": selection,
-            "data": self.train_digest,
-            "eval_data": self.eval_digest,
-            **self._training_inputs,
-        }
-        inputs |= {"method": asdict(self.config.method), "eval_batch": self.config.eval.batch_size}
-        self._perform("train", inputs, ["adapter"], self._train)
+        self._perform("train", ["adapter"], self._train)
 
     def evaluate(self) -> None:
         """Stage 5 -> `metrics.json`, `predictions.jsonl`."""
-        adapter = file_digest(self.run.require("adapter", "train"))
-        inputs: dict[str, Any] = {
-            "adapter": adapter,
-            "data": self.eval_digest,
-            "backbone": self.backbone.identity,
-            "eval": asdict(self.config.eval),
-        }
-        inputs["max_length"] = self.config.train.max_length
-        self._perform("eval", inputs, ["metrics.json", "predictions.jsonl"], self._evaluate)
+        self._perform("eval", ["metrics.json", "predictions.jsonl"], self._evaluate)
 
     def all(self) -> None:
         """Every stage that the method needs, in order."""
@@ -112,9 +85,99 @@ class Pipeline:
         for stage in [*stages, self.train, self.evaluate]:
             stage()
 
+    def one(self, stage: str) -> None:
+        """One stage alone. Raises UserError if a stage before it was not done, or was done under another configuration."""
+        before = ["sample", "score", "select", "train", "eval"] if self.method.needs_selection else ["train", "eval"]
+        if stage not in before:
+            raise UserError(
+                f"The method {self.method.name} has no stage {stage}: it needs no selection of layers. Use: lora-drop train"
+            )
+        for upstream in before[: before.index(stage)]:
+            self.run.require(_MAIN[upstream], upstream)
+            if not self._stands(upstream, stage):
+                raise UserError(
+                    f"{self.run.file(_MAIN[upstream])} was made under another configuration, or from other data, than this command has. "
+                    f"Repeat it with: lora-drop {upstream} (or all that is needed with: lora-drop run) and the same options."
+                )
+        stages = {
+            "sample": self.sample,
+            "score": self.score,
+            "select": self.select,
+            "train": self.train,
+            "eval": self.evaluate,
+        }
+        stages[stage]()
+
+    # --- what decides whether a stage still stands ----------------------------------------------------------------------
+
+    def _stands(self, upstream: str, stage: str) -> bool:
+        if upstream == "train" and stage == "eval":  # a trained adapter may be evaluated on any split and any rows
+            return self.run.manifest.get("trained_from") == digest(self._trained_from())
+        return self.run.stands(upstream, self._inputs(upstream))
+
+    def _inputs(self, stage: str) -> dict[str, Any]:
+        """Everything that a stage's outputs depend on."""
+        config, task = self.config, [self.task.name, self.task.version]
+        method = asdict(config.method)
+        if stage == "sample":
+            return {"task": task, "data": self.train_digest, "ratio": config.sample.ratio, "seed": config.seed}
+        if stage == "score":
+            unused = ("epochs", "learning_rate", "select_epoch", "save_steps")
+            training = {key: value for key, value in asdict(config.train).items() if key not in unused}
+            settings = {key: method[key] for key in ("rank", "alpha", "dropout", "target_projections")}
+            sample = file_digest(self.run.require("sample.json", "sample"))
+            warmup = [config.warmup.epochs, self._warmup_rate]
+            return {
+                "task": task,
+                "sample": sample,
+                "data": self.train_digest,
+                "warmup": warmup,
+                "train": training,
+                "method": settings,
+            } | self._machine
+        if stage == "select":
+            settings = {key: method[key] for key in ("threshold", "budget", "policy", "share")}
+            return {
+                "scores": file_digest(self.run.require("scores.json", "score")),
+                "method": settings,
+                "seed": config.seed,
+            }
+        if stage == "train":
+            return {**self._trained_from(), "chosen_on": self.eval_digest, "eval_batch": config.eval.batch_size}
+        adapter = file_digest(self.run.require("adapter", "train"))
+        asked = [asdict(config.eval), config.train.max_length]
+        return {
+            "task": task,
+            "adapter": adapter,
+            "data": self.eval_digest,
+            "backbone": self.backbone.identity,
+            "eval": asked,
+        }
+
+    def _trained_from(self) -> dict[str, Any]:
+        selection = file_digest(self.run.require("selection.json", "select")) if self.method.needs_selection else None
+        training = {key: value for key, value in asdict(self.config.train).items() if key != "save_steps"}
+        task = [self.task.name, self.task.version]
+        method = asdict(self.config.method)
+        return {
+            "task": task,
+            "selection": selection,
+            "data": self.train_digest,
+            "train": training,
+            "method": method,
+        } | self._machine
+
+    @property
+    def _machine(self) -> dict[str, Any]:
+        return {"backbone": self.backbone.identity, "seed": self.config.seed, "device": self.device.type}
+
+    @property
+    def _warmup_rate(self) -> float:
+        return self.config.warmup.learning_rate or self.config.train.learning_rate
+
     # --- what the stages do -------------------------------------------------------------------------------------------
 
-    def _sample(self) -> str:
+    def _sample(self) -> Work:
         rows, ratio = self.train_rows, self.config.sample.ratio
         size = max(1, round(ratio * len(rows)))
         drawn = sampling.stratified_sample(self.task.strata(rows), size, self.config.seed)
@@ -129,14 +192,13 @@ class Pipeline:
             "size": len(drawn.indices),
         }
         write_json(self.run.file("sample.json"), {**content, "strata": strata, "indices": list(drawn.indices)})
-        return f"{len(drawn.indices):,} of {len(rows):,} rows in {len(strata)} strata"
+        return f"{len(drawn.indices):,} of {len(rows):,} rows in {len(strata)} strata", {}
 
-    def _score(self) -> str:
+    def _score(self) -> Work:
         config = self.config
         encoded = self.train_encoded.select(read_json(self.run.file("sample.json"))["indices"])
         model = get_method("lora").build(self._load_backbone(), config.method, config.seed, None)
-        rate = config.warmup.learning_rate or config.train.learning_rate
-        outcome = self._fit("score", model, encoded, config.warmup.epochs, rate, evaluator=None)
+        outcome = self._fit("score", model, encoded, config.warmup.epochs, self._warmup_rate, evaluator=None)
         inputs = (batch for _, batch in batches(encoded, self.collate, config.train.batch_size))
         scores = importance.score(
             model, inputs, progress=lambda done: self.report.advance(done, len(encoded), "scoring")
@@ -152,9 +214,10 @@ class Pipeline:
             "tokens": scores.tokens,
         }
         write_json(self.run.file("scores.json"), {**content, "modules": modules})
-        return f"{len(modules)} LoRAs on {scores.examples:,} examples, {scores.tokens:,} tokens, after {outcome.steps:,} warm-up steps"
+        seen = f"{scores.examples:,} examples, {scores.tokens:,} tokens"
+        return f"{len(modules)} LoRAs on {seen}, after {outcome.steps:,} warm-up steps", {}
 
-    def _select(self) -> str:
+    def _select(self) -> Work:
         from lora_drop.experiments.figures import importance_figure, save_figure
 
         method = self.config.method
@@ -170,9 +233,12 @@ class Pipeline:
             f"{name} {len(layers.retained)} of {len(layers.retained + layers.shared)}"
             for name, layers in selection.projections.items()
         )
-        return f"retained {counts}; {selection.trainable_parameters:,} parameters, {selection.trainable_parameters / whole:.0%} of LoRA's"
+        return (
+            f"retained {counts}; {selection.trainable_parameters:,} parameters, {selection.trainable_parameters / whole:.0%} of LoRA's",
+            {},
+        )
 
-    def _train(self) -> str:
+    def _train(self) -> Work:
         config = self.config
         selection = (
             Selection.from_json(read_json(self.run.file("selection.json"))) if self.method.needs_selection else None
@@ -181,7 +247,7 @@ class Pipeline:
         if self.method.prepare is not None:
             self.method.prepare(model.to(self.device), self._some_batches(self.method.examples))
         parameters = self.method.count(model)
-        self.run.record(trainable_parameters=asdict(parameters))
+        self.run.forget("eval", ["metrics.json", "predictions.jsonl"])
         outcome = self._fit(
             "train",
             model,
@@ -190,18 +256,19 @@ class Pipeline:
             config.train.learning_rate,
             lambda trained: self._metrics(trained).metrics,
         )
-        self.run.record(
-            epochs=outcome.epochs,
-            kept_epoch=outcome.kept_epoch,
-            select_epoch=config.train.select_epoch,
-            train_rows=len(self.train_rows),
-        )
         with write_folder(self.run.file("adapter")) as folder:
             self.method.save(model, folder)
         kept = f"kept epoch {outcome.kept_epoch:g} ({config.train.select_epoch})"
-        return f"{parameters.adapter:,} trainable parameters (head {parameters.head:,}); {kept}"
+        return f"{parameters.adapter:,} trainable parameters (head {parameters.head:,}); {kept}", {
+            "trained_from": digest(self._trained_from()),
+            "trainable_parameters": asdict(parameters),
+            "train_rows": len(self.train_rows),
+            "select_epoch": config.train.select_epoch,
+            "kept_epoch": outcome.kept_epoch,
+            "epochs": outcome.epochs,
+        }
 
-    def _evaluate(self) -> str:
+    def _evaluate(self) -> Work:
         model = self.method.load(self._load_backbone(), self.run.file("adapter")).to(self.device)
         result = self._metrics(model, lambda done, total: self.report.advance(done, total))
         split, primary = self.config.eval.split, self.task.primary
@@ -214,13 +281,16 @@ class Pipeline:
         }
         write_text(self.run.file("predictions.jsonl"), "".join(self._prediction_lines(result.predictions)))
         write_json(self.run.file("metrics.json"), content)
-        return f"{primary} {result.metrics[primary]:.4f} on {len(self.eval_rows):,} rows of {split}"
+        return f"{primary} {result.metrics[primary]:.4f} on {len(self.eval_rows):,} rows of {split}", {}
 
     # --- helpers ------------------------------------------------------------------------------------------------------
 
-    def _perform(self, stage: str, inputs: dict[str, Any], outputs: list[str], work: Callable[[], str]) -> None:
-        self.run.manifest["device"] = str(self.device)
-        self.run.perform(stage, inputs, outputs, work, self.force, self.report)
+    def _perform(self, stage: str, outputs: list[str], work: Callable[[], Work]) -> None:
+        def on_device() -> Work:
+            note, facts = work()
+            return note, {**facts, "device": str(self.device)}
+
+        self.run.perform(stage, self._inputs(stage), outputs, on_device, self.force, self.report)
 
     def _fit(
         self,
@@ -270,7 +340,9 @@ class Pipeline:
             )
 
     def _load_backbone(self) -> PreTrainedModel:
-        return load_model(self.backbone, self.task, self.config.seed, self.tokenizer)
+        model = load_model(self.backbone, self.task, self.config.seed, self.tokenizer)
+        check_length(model.config, self.config.train.max_length)
+        return model
 
     def _rows(self, split: str, limit: int | None) -> Dataset:
         rows = self.task.load(self.source, split)
@@ -328,19 +400,15 @@ class Pipeline:
         """The tokenised evaluation rows."""
         return self._encode(self.eval_rows, "evaluation")
 
-    @property
-    def _training_inputs(self) -> dict[str, Any]:
-        return {
-            "backbone": self.backbone.identity,
-            "train": asdict(self.config.train),
-            "seed": self.config.seed,
-            "device": self.device.type,
-        }
-
 
 def read_scores(path: Path) -> list[Scored]:
     """Read the rows of a `scores.json`."""
-    return [Scored(**row) for row in read_json(path)["modules"]]
+    try:
+        return [Scored(**row) for row in read_json(path)["modules"]]
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} does not hold scores ({error}). Make it again with: lora-drop score --force"
+        ) from error
 
 
 def _rank(model: nn.Module) -> int:

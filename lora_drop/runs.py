@@ -69,14 +69,21 @@ def read_json(path: Path) -> Any:
 def write_folder(path: Path) -> Iterator[Path]:
     """Yield an empty folder that takes the place of `path` when the block ends without an exception."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    replaced = path.with_name(f".{path.name}.{os.getpid()}.old.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
         yield temporary
-        shutil.rmtree(path, ignore_errors=True)
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                with file.open("rb") as stream:
+                    os.fsync(stream.fileno())
+        if path.exists():
+            path.rename(replaced)
         temporary.rename(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(replaced, ignore_errors=True)
 
 
 def digest(*parts: Any) -> str:
@@ -119,7 +126,8 @@ class Run:
             config = from_dict(yaml.safe_load(stored.read_text(encoding="utf-8")) or {})
         self.config = config
         manifest = self.path / "run.json"
-        self.manifest: dict[str, Any] = read_json(manifest) if manifest.is_file() else {"status": "new", "stages": {}}
+        self.manifest: dict[str, Any] = read_json(manifest) if manifest.is_file() else {"status": "new"}
+        self.manifest.setdefault("stages", {})
 
     def file(self, name: str) -> Path:
         """Return the path of an artefact."""
@@ -133,8 +141,8 @@ class Run:
         return path
 
     @contextmanager
-    def working(self) -> Iterator[None]:
-        """Hold the directory for this process, write configuration and manifest, and record how the work ends.
+    def working(self, store_config: bool = True) -> Iterator[None]:
+        """Hold the directory for this process, write the configuration, and record how the work ends.
 
         Raises UserError if another process works in the same directory.
         """
@@ -152,10 +160,11 @@ class Run:
                 f"Another process is working in {self.path}. Wait for it, or name another directory with --run-dir."
             ) from error
         try:
-            write_text(
-                self.file("config.yaml"), yaml.safe_dump(to_dict(self.config), sort_keys=False, allow_unicode=True)
-            )
-            self._record(status="running", error=None, **_provenance(self.config))
+            _sweep(self.path)
+            if store_config:
+                content = yaml.safe_dump(to_dict(self.config), sort_keys=False, allow_unicode=True)
+                write_text(self.file("config.yaml"), content)
+            self._record(status="running", error=None)
             yield
             self._record(status="done")
         except KeyboardInterrupt:
@@ -172,14 +181,14 @@ class Run:
         stage: str,
         inputs: Mapping[str, Any],
         outputs: Sequence[str],
-        work: Callable[[], str],
+        work: Callable[[], tuple[str, dict[str, Any]]],
         force: bool = False,
         report: Reporter = SILENT,
     ) -> None:
         """Do `work` unless its outputs stand and were made from the same inputs; record what it cost.
 
-        `work` writes the outputs and returns a few words about the result. Outputs that were altered, or whose inputs have changed
-        since, are made anew.
+        `work` writes the outputs and returns a few words about the result, and facts for the manifest.
+        Outputs that were altered, or whose inputs have changed since, are made anew.
         """
         key = digest(inputs)
         record = self.manifest["stages"].get(stage, {})
@@ -190,7 +199,7 @@ class Run:
         report.start(stage)
         self._keep_checkpoints_of(stage, key, force)
         began = time.perf_counter()
-        note = work()
+        note, facts = work()
         seconds = time.perf_counter() - began
         shutil.rmtree(self.checkpoints(stage), ignore_errors=True)
         entry = {
@@ -201,16 +210,23 @@ class Run:
             "peak_memory_mb": peak_memory_mb(),
         }
         self.manifest["stages"][stage] = entry
-        self._record()
+        self._record(**facts, **_provenance(self.config))
         report.finish(stage, seconds, note)
 
     def checkpoints(self, stage: str) -> Path:
         """Return the folder in which a stage keeps what it needs to continue after a kill."""
         return self.path / "checkpoints" / stage
 
-    def record(self, **values: Any) -> None:
-        """Put values into the manifest, `run.json`."""
-        self._record(**values)
+    def stands(self, stage: str, inputs: Mapping[str, Any]) -> bool:
+        """Whether a stage was done, and from these inputs."""
+        return bool(self.manifest["stages"].get(stage, {}).get("inputs") == digest(inputs))
+
+    def forget(self, stage: str, outputs: Sequence[str]) -> None:
+        """Remove what a stage has made, since what it was made from is about to change."""
+        if self.manifest["stages"].pop(stage, None):
+            self._record()
+        for name in outputs:
+            self.file(name).unlink(missing_ok=True)
 
     def _keep_checkpoints_of(self, stage: str, key: str, force: bool) -> None:
         """Checkpoints made from other inputs are of no use; remove them."""
@@ -228,8 +244,14 @@ class Run:
         write_json(self.path / "run.json", self.manifest)
 
 
+def _sweep(path: Path) -> None:
+    """Remove what a killed process has left half-written."""
+    for leftover in path.glob(".*.tmp"):
+        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+
+
 def peak_memory_mb() -> int:
-    """Return the peak memory in MB: of the GPU since the process started if one is in use, else of the process."""
+    """Return the peak memory in MB since the process started: of the GPU if one is in use, else of the process."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated() // 2**20
@@ -249,6 +271,7 @@ def versions() -> dict[str, str]:
 
 
 def _provenance(config: Config) -> dict[str, Any]:
+    """What a stage that is performed says of its circumstances; a skipped one leaves those of the run that performed it."""
     limited = {key: value for key, value in to_dict(config)["limit"].items() if value is not None}
     return {
         "task": config.task,

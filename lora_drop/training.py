@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator
@@ -82,20 +83,12 @@ def fit(
         UserError: if the batch size cannot be split over the devices.
         KeyboardInterrupt: after Ctrl-C, when a checkpoint has been written.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("Training in several processes is not supported yet. Start lora-drop once, on one device.")
     model.to(device)
-    keep_best = evaluator is not None and primary is not None and config.select_epoch == "best"
-    arguments = _arguments(
-        config,
-        folder,
-        seed,
-        device,
-        epochs,
-        learning_rate,
-        len(rows),
-        evaluator is not None,
-        primary if keep_best else None,
-    )
-    history = _History(report, math.ceil(epochs), keep_best)
+    best = primary if evaluator is not None and config.select_epoch == "best" else None
+    arguments = _arguments(config, folder, seed, device, epochs, learning_rate, len(rows), evaluator is not None, best)
+    history = _History(report, epochs, math.ceil(len(rows) / config.batch_size), config.save_steps)
     trainer = _Trainer(
         model=model,
         args=arguments,
@@ -109,22 +102,16 @@ def fit(
     with history.interruptible():
         trainer.train(resume_from_checkpoint=_last_checkpoint(folder))
     history.raise_if_interrupted()
-    return history.outcome(trainer.state)
+    kept = trainer.state.best_global_step if best and trainer.state.best_global_step else trainer.state.global_step
+    if kept != trainer.state.global_step:
+        load_trainable(model, folder / f"checkpoint-{kept}" / WEIGHTS)
+    return history.outcome(trainer.state, kept)
 
 
-def split_batch(total: int, device_limit: int | None, devices: int) -> tuple[int, int]:
-    """Return (examples per device, accumulation steps) whose product with the number of devices is exactly `total`.
-
-    Raises UserError if `total` is not a multiple of the number of devices.
-    """
-    if total % devices:
-        raise UserError(
-            f"train.batch_size is the total of all devices: {total} cannot be divided by {devices} devices. Use a multiple of {devices}."
-        )
-    share = total // devices
-    limit = min(device_limit or share, share)
-    per_device = next(size for size in range(limit, 0, -1) if share % size == 0)
-    return per_device, share // per_device
+def split_batch(total: int, device_limit: int | None) -> tuple[int, int]:
+    """Return (examples at a time, accumulation steps) whose product is exactly `total`, the first as large as the limit allows."""
+    at_a_time = next(size for size in range(min(device_limit or total, total), 0, -1) if total % size == 0)
+    return at_a_time, total // at_a_time
 
 
 def _arguments(
@@ -138,20 +125,15 @@ def _arguments(
     evaluated: bool,
     best: str | None,
 ) -> TrainingArguments:
-    devices = max(torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1, 1)
-    per_device, accumulation = split_batch(config.batch_size, config.device_batch_size, devices)
-    steps = math.ceil(math.ceil(rows / (per_device * devices)) / accumulation * epochs)
-    saving: dict[str, Any] = {"save_strategy": "epoch"}
-    if config.save_steps and not best:
-        saving = {"save_strategy": "steps", "save_steps": config.save_steps}
-    return TrainingArguments(
+    at_a_time, accumulation = split_batch(config.batch_size, config.device_batch_size)
+    arguments = TrainingArguments(
         output_dir=str(folder),
-        per_device_train_batch_size=per_device,
+        per_device_train_batch_size=at_a_time,
         gradient_accumulation_steps=accumulation,
         num_train_epochs=epochs,
         learning_rate=learning_rate,
         lr_scheduler_type=config.scheduler,
-        warmup_steps=math.ceil(config.warmup_ratio * steps),
+        warmup_steps=math.ceil(config.warmup_ratio * epochs * math.ceil(rows / config.batch_size)),
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
         bf16=config.precision == "bf16",
@@ -159,17 +141,20 @@ def _arguments(
         seed=seed,
         use_cpu=device.type == "cpu",
         eval_strategy="epoch" if evaluated else "no",
+        save_strategy="epoch",
         logging_strategy="epoch",
         logging_nan_inf_filter=False,
-        load_best_model_at_end=best is not None,
+        # the Trainer notes the best epoch and protects its checkpoint; `fit` loads it, since the Trainer would do so after Ctrl-C, too, and
+        # with a limit of 1 would then remove the newest checkpoint
         metric_for_best_model=best,
         greater_is_better=True if best else None,
-        save_total_limit=1,
+        save_total_limit=2,
         dataloader_pin_memory=device.type == "cuda",
         disable_tqdm=True,
         report_to=[],
-        **saving,
     )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # more would be DataParallel, which multiplies the batch
+    return arguments
 
 
 class LengthGroups(Sampler[int]):
@@ -219,6 +204,9 @@ class _Trainer(Trainer):
         super().__init__(**options)
         self.evaluator = evaluator
         self.trained: nn.Module = options["model"]
+        # A sequence classifier's loss is a mean over its batch and ignores the number of items that the Trainer would pass it; without this the
+        # Trainer would not divide by the accumulation steps, and gradients would be that many times too large.
+        self.model_accepts_loss_kwargs = False
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         rows: Any = self.train_dataset if train_dataset is None else train_dataset
@@ -240,9 +228,6 @@ class _Trainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         load_trainable(self.trained, Path(resume_from_checkpoint) / WEIGHTS)
 
-    def _load_best_model(self) -> None:
-        load_trainable(self.trained, Path(str(self.state.best_model_checkpoint)) / WEIGHTS)
-
 
 def load_trainable(model: nn.Module, path: Path) -> None:
     """Copy saved tensors into the trainable parameters of the same names."""
@@ -255,10 +240,11 @@ def load_trainable(model: nn.Module, path: Path) -> None:
 class _History(TrainerCallback):
     """Records each epoch, reports progress, and turns Ctrl-C into a checkpoint and a stop."""
 
-    def __init__(self, report: Reporter, epochs: int, keep_best: bool):
-        self.report, self.epochs, self.keep_best, self.interrupted = report, epochs, keep_best, False
+    def __init__(self, report: Reporter, epochs: float, steps_per_epoch: int, save_steps: int | None):
+        self.report, self.epochs, self.steps_per_epoch, self.save_steps = report, epochs, steps_per_epoch, save_steps
+        self.interrupted = self.cut = False
 
-    def interruptible(self) -> Any:
+    def interruptible(self) -> _Interruptible:
         """Return a context in which the first Ctrl-C only asks training to stop; the second one stops it."""
         return _Interruptible(self)
 
@@ -267,39 +253,46 @@ class _History(TrainerCallback):
             raise KeyboardInterrupt
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.report.advance(state.global_step, state.max_steps, f"epoch {math.ceil(state.epoch or 0)}/{self.epochs}")
-        if self.interrupted:
-            control.should_save = control.should_training_stop = True
+        epoch = math.ceil(state.global_step / self.steps_per_epoch)
+        self.report.advance(state.global_step, state.max_steps, f"epoch {epoch}/{self.epochs:g}")
+        if self.save_steps and state.global_step % self.save_steps == 0:
+            control.should_save = True
+        # at the end of an epoch its evaluation comes first: the checkpoint would say that the epoch is over
+        if self.interrupted and state.global_step % self.steps_per_epoch and state.global_step < state.max_steps:
+            self.cut = control.should_save = control.should_training_stop = True
 
     def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if self.interrupted:  # a part of an epoch must not be evaluated: it could be kept as the best
-            control.should_evaluate = control.should_log = False
+        if self.cut:  # a part of an epoch must not be evaluated: it could be kept as the best
+            control.should_evaluate = control.should_log = control.should_save = False
+        if self.interrupted:
+            control.should_training_stop = True
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **event: Any) -> None:
-        logs = event["logs"]
-        if not math.isfinite(logs.get("loss", 0.0)):
+        loss = event["logs"].get("loss", 0.0)
+        if not math.isfinite(loss):
             raise UserError(
-                f"The loss is {logs['loss']} in epoch {state.epoch:g}: training diverged. Lower train.learning_rate."
+                f"The loss is {loss} in epoch {state.epoch:g}: training diverged. Lower train.learning_rate."
             )
 
-    def outcome(self, state: TrainerState) -> Outcome:
+    def outcome(self, state: TrainerState, kept_step: int) -> Outcome:
         """Read the epochs from the Trainer's log, which survives a resume."""
-        epochs: dict[float, dict[str, float]] = {}
+        epochs: dict[int, dict[str, float]] = {}
         for entry in state.log_history:
-            kept = {
+            values = {
                 key.removeprefix("eval_"): value
                 for key, value in entry.items()
                 if key == "loss" or key.startswith("eval_")
             }
-            if kept:
-                epochs.setdefault(round(entry["epoch"], 4), {"epoch": round(entry["epoch"], 4)}).update(kept)
-        steps_per_epoch = state.max_steps / state.num_train_epochs if state.num_train_epochs else 1
-        best = state.best_global_step if self.keep_best and state.best_global_step else state.global_step
-        return Outcome(list(epochs.values()), round(best / steps_per_epoch, 4), state.global_step)
+            if values:
+                epochs.setdefault(int(entry["step"]), {"epoch": self._epoch(int(entry["step"]))}).update(values)
+        return Outcome(list(epochs.values()), self._epoch(kept_step), state.global_step)
+
+    def _epoch(self, step: int) -> float:
+        return round(step / self.steps_per_epoch, 4)
 
 
 class _Interruptible:
-    """Catches the first SIGINT where signals can be caught (the main thread)."""
+    """Catches the first SIGINT, where signals can be caught (the main thread)."""
 
     def __init__(self, history: _History):
         self.history = history

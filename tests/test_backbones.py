@@ -15,6 +15,8 @@ from lora_drop.tasks import get_task
         ("packaged:minilm", "Did you mean 'packaged:minilm-l6'"),
         ("./nowhere", "folder ./nowhere does not exist"),
         ("org/model-that-is-not-here", "cannot be reached"),
+        ("my model", "neither a folder nor a name on the Hub"),
+        ("a--b/c..d", "neither a folder nor a name on the Hub"),
     ],
 )
 def test_wrong_names_say_what_to_do(name, text):
@@ -55,6 +57,15 @@ def test_folders_are_checked(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(UserError, match=r"no \.safetensors weights"):
         locate(str(tmp_path))
+
+
+def test_damaged_weights_are_said(tmp_path):
+    located = locate("tiny:bert")
+    tokenizer = load_tokenizer(located)
+    load_model(located, get_task("toy-nli"), 3, tokenizer).save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"cut off")
+    with pytest.raises(UserError, match="cannot be loaded"):
+        load_model(locate(str(tmp_path)), get_task("toy-nli"), 0, tokenizer)
 
 
 def test_a_saved_folder_is_a_backbone(tmp_path):

@@ -30,13 +30,26 @@ def test_all_errors_are_shown_at_once_with_key_value_and_remedy():
     assert "'seed' is not of the form key=value" in text
 
 
+def test_names_of_task_and_method_are_checked_with_the_rest():
+    text = message("task=rtee", "method.name=lorra", "train.epochs=0")
+    assert "Did you mean 'rte'" in text and "Did you mean 'lora'" in text and "train.epochs = 0" in text
+
+
 def test_a_key_in_the_wrong_section_is_found():
     assert "learning_rate: no such key. Did you mean 'train.learning_rate'?" in message("learning_rate=1")
 
 
 @pytest.mark.parametrize(
     "override",
-    ["train.batch_size=1.5", "method.share=1", "sample.ratio=nan", "train=3", "method.target_projections=[1]"],
+    [
+        "train.batch_size=1.5",
+        "method.share=1",
+        "sample.ratio=nan",
+        "train=3",
+        "method.target_projections=[1]",
+        "seed=4294967296",
+        "device=cuda:x",
+    ],
 )
 def test_wrong_types_are_errors(override):
     assert override.split("=")[0] in message(override)

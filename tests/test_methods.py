@@ -8,7 +8,7 @@ from peft import PeftModel
 from lora_drop.errors import UserError
 from lora_drop.importance import lora_layers
 from lora_drop.methods import get_method, method_names
-from lora_drop.methods.base import count_parameters
+from lora_drop.methods.base import count_parameters, is_head, trainable
 from lora_drop.methods.lora_drop import ties
 from lora_drop.selection import Layers, Selection
 
@@ -141,6 +141,49 @@ def test_damaged_adapters_are_refused(tmp_path):
     (tmp_path / "lora_drop.json").unlink()
     with pytest.raises(UserError, match="missing or damaged"):
         get_method("lora_drop").load(backbone()[0], tmp_path)
+
+
+def test_copies_that_contradict_their_tie_are_refused(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    model, _ = dropped()
+    get_method("lora_drop").save(model, tmp_path)
+    weights = load_file(tmp_path / "adapter_model.safetensors")
+    name = next(name for name in weights if "layer.2.attention.self.query.lora_B" in name)
+    save_file({**weights, name: -3 * weights[name]}, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(UserError, match=r"lora_B of .* differ"):
+        get_method("lora_drop").load(backbone()[0], tmp_path)
+
+
+@pytest.mark.parametrize("name", ["lora", "lora_drop", "vera", "tied_lora"])
+def test_modules_without_pretrained_weights_are_trained_and_saved(name, tmp_path):
+    """DeBERTa-v2's pooler is not in the pretrained checkpoint: left frozen and unsaved, every load would draw another one."""
+    from transformers import AutoConfig, AutoModel
+
+    from lora_drop.backbones import load_model, load_tokenizer, locate
+    from lora_drop.tasks import get_task
+
+    sizes = {
+        "hidden_size": 32,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+        "vocab_size": 300,
+    }
+    AutoModel.from_config(AutoConfig.for_model("deberta-v2", **sizes)).save_pretrained(tmp_path / "model")
+    tokenizer = load_tokenizer(locate("tiny:bert"))
+
+    def load(seed):
+        return load_model(locate(str(tmp_path / "model")), get_task("toy-nli"), seed, tokenizer)
+
+    model = method(name, load(0), selection() if name == "lora_drop" else None)
+    trained = {weight for weight, _ in trainable(model) if is_head(weight) or "pooler" in weight}
+    assert any("pooler" in weight for weight in trained) and any("classifier" in weight for weight in trained)
+    (tmp_path / "adapter").mkdir()
+    get_method(name).save(model, tmp_path / "adapter")
+    batch = inputs(tokenizer)
+    batch.pop("token_type_ids", None)
+    assert torch.equal(logits(get_method(name).load(load(1), tmp_path / "adapter"), batch), logits(model, batch))
 
 
 def test_a_selection_for_another_model_is_refused():

@@ -126,6 +126,68 @@ def test_nothing_is_repeated_unless_its_inputs_changed(finished, tmp_path):
     assert run(folder, force=True)[0].done == ["sample", "score", "select", "train", "eval"]
 
 
+def test_a_stage_alone_refuses_what_was_made_under_another_configuration(finished, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(finished, folder)
+    for stage, override in [
+        ("eval", "seed=5"),
+        ("eval", "train.epochs=4"),
+        ("eval", "limit.train=60"),
+        ("train", "method.threshold=0.2"),
+        ("train", "sample.ratio=0.2"),
+        ("select", "warmup.epochs=1"),
+    ]:
+        with pytest.raises(UserError, match="made under another configuration"):
+            run(folder, override, stages=[stage])
+    with pytest.raises(UserError, match="has no stage score"):
+        run(folder, "method.name=lora", stages=["score"])
+    assert contents(folder) == contents(finished)
+
+
+def test_evaluating_on_other_rows_leaves_the_run_as_it_was(finished, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(finished, folder)
+    before = (folder / "config.yaml").read_bytes()
+    told, summary = run(folder, "limit.eval=20", stages=["eval"])
+    assert told.done == ["eval"] and summary.results[0]["n"] == 20
+    assert (folder / "config.yaml").read_bytes() == before
+    assert run(folder)[0].done == ["eval"]
+    assert contents(folder) == contents(finished)
+
+
+def test_a_new_version_of_the_task_repeats_every_stage(finished, tmp_path, monkeypatch):
+    import dataclasses
+
+    from lora_drop import pipeline
+
+    folder = tmp_path / "copy"
+    shutil.copytree(finished, folder)
+    newer = dataclasses.replace(pipeline.get_task("toy-nli"), version=99)
+    monkeypatch.setattr(pipeline, "get_task", lambda name: newer)
+    assert run(folder)[0].done == [
+        "sample",
+        "score",
+        "train",
+        "eval",
+    ]  # the scores come out equal, so the selection stands
+
+
+def test_an_abandoned_retraining_does_not_change_what_is_said_of_the_old_adapter(finished, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(finished, folder)
+
+    class Kill(Told):
+        def advance(self, done, total, note=""):
+            if "epoch 2" in note and "train" not in self.done and "select" in (*self.done, *self.skipped):
+                raise SystemExit
+
+    with pytest.raises(SystemExit):
+        perform(folder, load_config([], [*SMALL, "method.rank=16"]), ["all"], False, Kill(), [])
+    _, summary = run(folder)
+    assert summary.results[0]["parameters"] == read_json(finished / "run.json")["trainable_parameters"]["adapter"]
+    assert contents(folder) == contents(finished)
+
+
 def test_threshold_one_trains_exactly_plain_lora(tmp_path):
     run(tmp_path / "run", "method.threshold=1", compare=["lora"])
     whole, plain = tmp_path / "run", tmp_path / "run" / "compare" / "lora"
@@ -170,7 +232,7 @@ def test_the_python_interface(finished):
 
 
 def test_a_stage_without_the_one_before_it_says_which(tmp_path):
-    with pytest.raises(UserError, match="lora-drop sample --run-dir"):
+    with pytest.raises(UserError, match="lora-drop sample --run-dir"):  # nothing was sampled
         run(tmp_path / "x", stages=["score"])
 
 
@@ -190,6 +252,11 @@ def test_regression_and_strata_run_through(tmp_path):
         "train.epochs=1",
     )
     assert told.done[-1] == "eval" and {"spearman", "pearson"} <= summary.results[0].keys()
+
+
+def test_longer_than_the_backbone_is_refused(tmp_path):
+    with pytest.raises(UserError, match="more than this backbone's 512 positions"):
+        run(tmp_path / "run", "train.max_length=513", "method.name=lora")
 
 
 def test_cut_inputs_are_counted(tmp_path):

@@ -27,7 +27,7 @@ def perform(run, inputs=1, content="x", force=False):
 
     def work():
         write_text(run.file("a.txt"), content)
-        return "a note"
+        return "a note", {"fact": inputs}
 
     run.perform("a", {"input": inputs}, ["a.txt"], work, force, told)
     return "done" if told.done else "skipped" if told.skipped else "nothing"
@@ -96,13 +96,37 @@ def test_one_process_at_a_time(tmp_path):
         pass
 
 
-def test_a_limited_run_says_so(tmp_path):
+def test_a_limited_run_says_so_and_a_skipped_stage_keeps_its_circumstances(tmp_path):
     from lora_drop.config import load_config
 
     run = Run(tmp_path, load_config([], ["limit.train=5"]))
-    with run.working():
+    perform(run)
+    assert (run.manifest["limited"], run.manifest["fact"]) == ({"train": 5}, 1)
+    run.manifest["versions"]["torch"] = "older"
+    perform(run)
+    assert run.manifest["versions"]["torch"] == "older"
+    perform(run, inputs=2)
+    assert run.manifest["versions"]["torch"] != "older" and run.manifest["fact"] == 2
+
+
+def test_facts_of_work_that_failed_are_not_recorded(tmp_path):
+    run = Run(tmp_path, Config())
+    perform(run)
+
+    def fail():
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        run.perform("a", {"input": 3}, ["a.txt"], fail)
+    assert run.manifest["fact"] == 1 and perform(run) == "skipped"
+
+
+def test_leftovers_of_a_killed_process_are_removed(tmp_path):
+    (tmp_path / ".adapter.1.tmp").mkdir()
+    (tmp_path / ".scores.json.1.tmp").write_text("half")
+    with Run(tmp_path, Config()).working():
         pass
-    assert run.manifest["limited"] == {"train": 5}
+    assert not list(tmp_path.glob(".*.tmp"))
 
 
 def test_writing_is_all_or_nothing(tmp_path):

@@ -7,6 +7,7 @@ from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 from models import backbone, method
+from safetensors.torch import load_file
 
 from lora_drop.config import TrainConfig
 from lora_drop.encoding import batches, collator, encode
@@ -17,15 +18,17 @@ from lora_drop.tasks.base import Source
 from lora_drop.training import LengthGroups, fit, split_batch
 
 
-@given(st.integers(1, 300), st.one_of(st.none(), st.integers(1, 64)), st.integers(1, 4))
-def test_the_total_batch_is_exact(total, limit, devices):
-    if total % devices:
-        with pytest.raises(UserError, match="multiple"):
-            split_batch(total, limit, devices)
-        return
-    per_device, accumulation = split_batch(total, limit, devices)
-    assert per_device * accumulation * devices == total
-    assert limit is None or per_device <= limit
+@given(st.integers(1, 300), st.one_of(st.none(), st.integers(1, 64)))
+def test_the_total_batch_is_exact(total, limit):
+    at_a_time, accumulation = split_batch(total, limit)
+    assert at_a_time * accumulation == total
+    assert limit is None or at_a_time <= limit
+
+
+def test_several_processes_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="several processes"):
+        train(tmp_path)
 
 
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=300), st.integers(1, 16), st.integers(0, 3))
@@ -68,15 +71,31 @@ def test_long_inputs_are_counted():
     assert list(encoded["labels"]) == [0, 1]
 
 
-def train(folder, epochs=3.0, seed=0, report=None, **settings):
-    """Train a tiny LoRA on 48 rows in three steps an epoch; returns its weights and what `fit` says."""
+def train(folder, epochs=3.0, seed=0, report=None, best=None, dropout=True, **settings):
+    """Train a tiny LoRA on 48 rows in three steps an epoch; returns its weights and what `fit` says.
+
+    The metric is a number that depends on the weights, or is highest in epoch `best`.
+    """
     model, tokenizer = backbone(seed=seed)
+    if not dropout:
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
     trained = method("lora", model, seed=seed)
     rows = get_task("toy-nli").load(Source(None), "train").select(range(48))
     encoded, _ = encode(rows, tokenizer, 64)
     config = TrainConfig(batch_size=16, **settings)
+    steps = []
+
+    class Counted(Reporter):
+        def advance(self, done, total, note=""):
+            steps[:] = [done]
+            if report:
+                report.advance(done, total, note)
 
     def evaluator(current):
+        if best is not None:
+            return {"accuracy": -abs(steps[0] / 3 - best)}
         total = sum(weight.detach().double().sum() for weight in current.parameters() if weight.requires_grad)
         return {"accuracy": float(total.abs() % 1)}
 
@@ -92,7 +111,7 @@ def train(folder, epochs=3.0, seed=0, report=None, **settings):
         learning_rate=1e-2,
         evaluator=evaluator,
         primary="accuracy",
-        **({"report": report} if report else {}),
+        report=Counted(),
     )
     return {
         name: weight.detach().clone() for name, weight in trained.named_parameters() if weight.requires_grad
@@ -114,38 +133,75 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not(tmp_path):
 
 
 def test_best_keeps_the_best_epoch_and_last_the_last(tmp_path):
-    _, best = train(tmp_path / "best", select_epoch="best")
-    _, last = train(tmp_path / "last", select_epoch="last")
-    top = max(best.epochs, key=lambda entry: entry["accuracy"])
-    assert best.kept_epoch == top["epoch"] and last.kept_epoch == 3
+    weights, best = train(tmp_path / "best", best=2)
+    last_weights, last = train(tmp_path / "last", best=2, select_epoch="last")
+    assert best.kept_epoch == 2 and last.kept_epoch == 3
+    assert not same(weights, last_weights)
+    kept = load_file(tmp_path / "best" / "checkpoint-6" / "trainable.safetensors")
+    assert same(weights, kept)
+
+
+def test_a_fraction_of_an_epoch_is_recorded_as_such(tmp_path):
+    _, outcome = train(tmp_path, epochs=1.34, select_epoch="last")
+    assert outcome.steps == 5 and outcome.kept_epoch == pytest.approx(5 / 3, abs=1e-3)
 
 
 def test_accumulation_gives_the_same_training(tmp_path):
-    whole, _ = train(tmp_path / "whole", select_epoch="last")
-    split, outcome = train(tmp_path / "split", select_epoch="last", device_batch_size=4)
-    assert outcome.steps == 9
-    # dropout draws differ with the shape of the batch, so only closeness can be asked
+    whole, first = train(tmp_path / "whole", select_epoch="last", dropout=False)
+    split, second = train(tmp_path / "split", select_epoch="last", dropout=False, device_batch_size=4)
     for name in whole:
-        assert (whole[name] - split[name]).abs().max() < 0.1
+        torch.testing.assert_close(whole[name], split[name], rtol=0, atol=1e-5)
+    assert [entry["loss"] for entry in first.epochs] == pytest.approx(
+        [entry["loss"] for entry in second.epochs], rel=1e-5
+    )
 
 
 class Interrupt(Reporter):
-    """Sends the process a Ctrl-C in the middle of the second epoch."""
+    """Sends the process a Ctrl-C at a step."""
+
+    def __init__(self, step):
+        self.step = step
 
     def advance(self, done, total, note=""):
-        if done == 4:
+        if done == self.step:
             os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_ctrl_c_saves_and_resuming_gives_the_same_bits(tmp_path):
-    undisturbed, expected = train(tmp_path / "a")
+@pytest.fixture
+def ctrl_c():
+    """Ctrl-C raises KeyboardInterrupt, also where the tests run in a background job, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize("step", [3, 4, 6, 8, 9])
+@pytest.mark.usefixtures("ctrl_c")
+def test_ctrl_c_saves_and_resuming_gives_the_same_bits(step, tmp_path):
+    undisturbed, expected = train(tmp_path / "a", best=1)
     with pytest.raises(KeyboardInterrupt):
-        train(tmp_path / "b", report=Interrupt())
-    assert any((tmp_path / "b").glob("checkpoint-*"))
+        train(tmp_path / "b", best=1, report=Interrupt(step))
+    assert (tmp_path / "b" / f"checkpoint-{step}" / "trainer_state.json").exists()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    resumed, outcome = train(tmp_path / "b")
-    assert same(undisturbed, resumed)
+    resumed, outcome = train(tmp_path / "b", best=1)
+    assert same(undisturbed, resumed) and outcome.kept_epoch == expected.kept_epoch == 1
     assert [entry["accuracy"] for entry in outcome.epochs] == [entry["accuracy"] for entry in expected.epochs]
+
+
+def test_checkpoints_between_epochs(tmp_path):
+    undisturbed, _ = train(tmp_path / "a", save_steps=2)
+    steps = {int(path.name.split("-")[1]) for path in (tmp_path / "a").glob("checkpoint-*")}
+    assert 9 in steps
+
+    class Kill(Reporter):
+        def advance(self, done, total, note=""):
+            if done == 6:
+                raise SystemExit
+
+    with pytest.raises(SystemExit):
+        train(tmp_path / "b", save_steps=2, report=Kill())
+    assert (tmp_path / "b" / "checkpoint-4").exists()
+    assert same(undisturbed, train(tmp_path / "b", save_steps=2)[0])
 
 
 def test_an_unfinished_checkpoint_is_not_resumed_from(tmp_path):
@@ -159,10 +215,8 @@ def test_an_unfinished_checkpoint_is_not_resumed_from(tmp_path):
 
 
 def test_checkpoints_hold_only_what_is_trained(tmp_path):
-    from safetensors.torch import load_file
-
     weights, _ = train(tmp_path, select_epoch="last")
-    (checkpoint,) = tmp_path.glob("checkpoint-*")
+    checkpoint = tmp_path / "checkpoint-9"
     assert load_file(checkpoint / "trainable.safetensors").keys() == weights.keys()
     assert not list(checkpoint.glob("*.bin"))
 
@@ -174,6 +228,6 @@ def test_divergence_is_said():
     from lora_drop.training import _History
 
     with pytest.raises(UserError, match="diverged"):
-        _History(Reporter(), 1, False).on_log(
-            TrainingArguments("x", use_cpu=True), TrainerState(epoch=1.0), TrainerControl(), {"loss": float("nan")}
+        _History(Reporter(), 1, 3, None).on_log(
+            TrainingArguments("x", use_cpu=True), TrainerState(epoch=1.0), TrainerControl(), logs={"loss": float("nan")}
         )

@@ -12,6 +12,9 @@ from transformers import PreTrainedModel
 from lora_drop.config import MethodConfig
 from lora_drop.selection import Selection
 
+HEADS = ("classifier", "score", "pre_classifier")
+"""What transformers calls the head of a sequence classifier."""
+
 
 @dataclass(frozen=True)
 class Parameters:
@@ -37,9 +40,15 @@ def count_parameters(model: nn.Module) -> Parameters:
     return Parameters(adapter, head)
 
 
+def heads(backbone: PreTrainedModel) -> list[str]:
+    """Return the modules without pretrained weights, which every method trains: the task's head, in DeBERTa the pooler, too."""
+    known = [name for name in HEADS if hasattr(backbone, name)]
+    return sorted({*known, *getattr(backbone, "fresh_modules", ())})
+
+
 def is_head(name: str) -> bool:
     """Whether a parameter belongs to the task's head: PEFT keeps heads in `modules_to_save`, a plain model in a top module of that name."""
-    return "modules_to_save" in name or name.split(".")[0] in ("classifier", "score", "pre_classifier")
+    return "modules_to_save" in name or name.split(".")[0] in HEADS
 
 
 @dataclass(frozen=True)

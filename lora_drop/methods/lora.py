@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from lora_drop.config import MethodConfig
 from lora_drop.errors import UserError
-from lora_drop.methods.base import Method
+from lora_drop.methods.base import Method, heads
 from lora_drop.projections import Place, find_places
 from lora_drop.selection import Selection
 
@@ -40,6 +40,7 @@ def add_lora(backbone: PreTrainedModel, config: MethodConfig, seed: int, places:
         lora_dropout=config.dropout,
         target_modules=[place.name for place in places],
         task_type=task_type(backbone),
+        modules_to_save=heads(backbone) or None,
         bias="none",
     )
     return wrap(backbone, lora, seed)

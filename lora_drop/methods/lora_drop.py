@@ -11,8 +11,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import PeftModel
-from torch import nn
+from peft.utils import load_peft_weights
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lora_drop.config import MethodConfig
@@ -97,7 +99,7 @@ def save(model: nn.Module, folder: Path) -> None:
 
 
 def load(backbone: PreTrainedModel, folder: Path) -> PeftModel:
-    """Build the adapter, tie it as it was, and fill it. Tied first, so that a file that contradicts the ties is found."""
+    """Build the adapter, tie it as it was, and fill it. Raises UserError if the file is damaged or contradicts the ties."""
     model = lora.wrap(backbone, lora.read_config(folder), seed=0)
     try:
         groups = json.loads((folder / TIES).read_text(encoding="utf-8"))["tied"]
@@ -112,7 +114,20 @@ def load(backbone: PreTrainedModel, folder: Path) -> PeftModel:
     for group in groups:
         tie(model, group)
     lora.fill(model, folder)
+    _check_copies(load_peft_weights(str(folder), device="cpu"), groups, folder)
     return model
+
+
+def _check_copies(weights: dict[str, Tensor], groups: list[list[str]], folder: Path) -> None:
+    """The file holds a copy of the shared pair for each layer; if one was altered, nobody can say which is meant."""
+    for first, *others in groups:
+        for name in others:
+            for half in ("lora_A", "lora_B"):
+                one, two = (weights[f"base_model.model.{layer}.{half}.weight"] for layer in (first, name))
+                if not torch.equal(one, two):
+                    raise UserError(
+                        f"In {folder} the {half} of {first} and {name} differ, though {TIES} says that they share one. Train it again."
+                    )
 
 
 def _check(selection: Selection, places: Iterable[Place]) -> None:

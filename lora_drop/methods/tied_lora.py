@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 
 from lora_drop.config import MethodConfig
 from lora_drop.errors import UserError
-from lora_drop.methods.base import Method, is_head, trainable
+from lora_drop.methods.base import Method, heads, trainable
 from lora_drop.projections import Place, find_places
 from lora_drop.selection import Selection
 
@@ -89,8 +89,8 @@ def _build(
         )
     outputs = sum(width for _, width in next(iter(widths)))
     backbone.requires_grad_(False)
-    for name, parameter in backbone.named_parameters():
-        parameter.requires_grad = is_head(name)
+    for name in heads(backbone):
+        backbone.get_submodule(name).requires_grad_(True)
     torch.manual_seed(seed)
     device = next(backbone.parameters()).device
     with device:

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from lora_drop.config import MethodConfig
 from lora_drop.methods import lora
-from lora_drop.methods.base import Method
+from lora_drop.methods.base import Method, heads
 from lora_drop.projections import find_places
 from lora_drop.selection import Selection
 
@@ -27,6 +27,7 @@ def build(backbone: PreTrainedModel, config: MethodConfig, seed: int, selection:
         save_projection=True,
         target_modules=[place.name for place in find_places(backbone, config.target_projections)],
         task_type=lora.task_type(backbone),
+        modules_to_save=heads(backbone) or None,
         bias="none",
     )
     return lora.wrap(backbone, vera, seed)
