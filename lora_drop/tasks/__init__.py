@@ -20,6 +20,10 @@ REGISTRY = {
     "qnli": "glue:QNLI",
     "rte": "glue:RTE",
     "toy-nli": "toy_nli:TASK",
+    "e2e": "e2e:TASK",
+    "dart": "dart:TASK",
+    "dialogsum": "dialogsum:TASK",
+    "toy-nlg": "toy_nlg:TASK",
 }
 
 

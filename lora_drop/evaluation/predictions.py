@@ -1,0 +1,172 @@
+"""Scoring anybody's output without a model: a text file, JSONL, or the E2E challenge's TSV.
+
+| file | holds | order |
+|---|---|---|
+| text | one prediction a line | that of the official file's items |
+| JSONL | objects with `prediction`, perhaps `id` (as in a run's `predictions.jsonl`) | by `id` if these are the task's, else that of the items |
+| TSV (task e2e) | `MR<TAB>output`, with or without that header, cells perhaps in quotes | that of the items; the MRs are compared |
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+
+from lora_drop.errors import UserError, closest
+from lora_drop.evaluation.classification import evaluate_predictions
+from lora_drop.evaluation.generation import score_texts
+from lora_drop.tasks.base import Source, Task
+from lora_drop.tasks.e2e import meaning_representations
+from lora_drop.tasks.text_files import read_jsonl, read_text
+
+_MISREAD = {"Ł": "£", "Â£": "£", "Ã©": "é", "ã©": "é"}
+"""What the wrong encoding made of some submissions; the challenge's script mends it too."""
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """One prediction per item, and whether they are a system's final text (compared as they stand) or a model's raw output."""
+
+    predictions: list[Any]
+    as_written: bool
+
+
+def score_predictions(task: Task, path: str | Path, source: Source, split: str | None = None) -> dict[str, Any]:
+    """Score a file of predictions and return what `metrics.json` holds.
+
+    Args:
+        task: any task; for classification the file holds label names, for regression numbers.
+        path: the file, see the top of this module.
+        source: where the references are read from.
+        split: the split predicted; None is the task's first (`test` for E2E, DART and DialogSum).
+
+    Returns:
+        `{task, split, examples, metrics: {name: value}, primary, signatures: {name: protocol}}`, and `skipped: {name: reason}` for
+        metrics whose packages are not installed.
+
+    Raises:
+        UserError: for a file that cannot be read, a wrong number of predictions (saying both numbers), an unknown label.
+    """
+    split = task.check_split(split or task.splits[0])
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"The file of predictions {path} does not exist.")
+    rows = task.load(source, split)
+    outputs = read_outputs(task, path, rows)
+    if len(outputs.predictions) != len(rows):
+        raise UserError(
+            f"{path} holds {len(outputs.predictions)} predictions, but the {split} split of {task.name} has {len(rows)} items. "
+            f"One per item is needed, in the order of {task.files.get(split, 'the task')}."
+        )
+    head = {"task": task.name, "split": split, "examples": len(rows)}
+    if task.kind != "generation":
+        values = [_value(task, path, number, text) for number, text in enumerate(outputs.predictions, 1)]
+        groups = list(rows["group"]) if "group" in rows.column_names else None
+        return {
+            **head,
+            "metrics": evaluate_predictions(task, values, list(rows["label"]), groups),
+            "primary": task.primary,
+            "signatures": {},
+        }
+    texts = [str(text).strip() for text in outputs.predictions]
+    scores = score_texts(task.metrics, texts, list(rows["references"]), as_written=outputs.as_written)
+    skipped = {"skipped": scores.skipped} if scores.skipped else {}
+    return {**head, "metrics": scores.metrics, "primary": task.primary, "signatures": scores.signatures, **skipped}
+
+
+def read_outputs(task: Task, path: Path, rows: Dataset) -> Outputs:
+    """Read a file of predictions, whatever its format. Raises UserError that names file and line."""
+    text = read_text(path)
+    if path.suffix in (".jsonl", ".ndjson") or _is_json(text):
+        return Outputs(_from_jsonl(path, list(rows["id"])), as_written=False)
+    if task.name == "e2e" and (
+        path.suffix in (".tsv", ".csv") or re.match(r"\s*[\"']?MR[\"']?\s*[\t,]", text, re.IGNORECASE)
+    ):
+        return Outputs(_from_challenge(path, text, meaning_representations(list(rows["prompt"]))), as_written=True)
+    lines = text.split("\n")  # not splitlines: a text may hold U+2028
+    if lines[-1] == "" and len(lines) != len(
+        rows
+    ):  # the last line is empty because the file ends, not because the prediction is
+        lines.pop()
+    return Outputs([line.strip() for line in lines], as_written=True)
+
+
+def _is_json(text: str) -> bool:
+    try:
+        first = json.loads(text.lstrip().partition("\n")[0])
+    except json.JSONDecodeError:
+        return False
+    return isinstance(first, dict) and "prediction" in first
+
+
+def _from_jsonl(path: Path, ids: Sequence[str]) -> list[Any]:
+    """Return the predictions by `id` if those are the rows' ids, else in the order of the file."""
+    named: dict[str, Any] = {}
+    predictions = []
+    for line, row in read_jsonl(path):
+        if not isinstance(row.get("prediction"), (str, int, float)):
+            raise UserError(f"{path}, line {line}: there is no text under 'prediction'")
+        predictions.append(row["prediction"])
+        name = row.get("id")
+        if isinstance(name, str) and name in named:
+            raise UserError(f"{path}, line {line}: a second prediction for {name!r}")
+        named[str(name)] = row["prediction"]
+    return [named[name] for name in ids] if set(named) == set(ids) else predictions
+
+
+def _from_challenge(path: Path, text: str, expected: Sequence[str]) -> list[str]:
+    """Return the outputs of a submission, read as the challenge's own script reads it."""
+    for wrong, right in _MISREAD.items():
+        text = text.replace(wrong, right)
+    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    separator = "\t" if any("\t" in line for _, line in lines) else '","'
+    cells = [(number, line.strip("\r\n").split(separator)) for number, line in lines]
+    if cells and re.match(r"\s*[\"']?MR\b", cells[0][1][0], re.IGNORECASE):
+        cells = cells[1:]
+    complete = len(cells) == len(
+        expected
+    )  # else the caller says both numbers, which tells more than the first MR that differs
+    outputs = []
+    for position, (number, row) in enumerate(cells):
+        if len(row) != 2:
+            raise UserError(
+                f"{path}, line {number}: {len(row)} cells where MR and output are expected, separated by a tab"
+            )
+        mr, output = map(_unquote, row)
+        if complete and _letters(mr) != _letters(expected[position]):
+            raise UserError(
+                f"{path}, line {number}: the MR is {mr!r}, but item {position + 1} of the official file is {expected[position]!r}"
+            )
+        outputs.append(output)
+    return outputs
+
+
+def _unquote(cell: str) -> str:
+    """Remove blanks and one quotation mark, single or double, at either end."""
+    bare = re.sub(r"\s*['\"]?\s*$", "", re.sub(r"^\s*['\"]?\s*", "", cell))
+    return bare.replace('""', '"') if cell.strip().startswith('"') else bare
+
+
+def _letters(mr: str) -> str:
+    """Return what identifies an MR whatever its quotes, blanks and encoding."""
+    return re.sub(r"[^a-z0-9]", "", mr.lower())
+
+
+def _value(task: Task, path: Path, number: int, prediction: Any) -> float:
+    text = str(prediction).strip()
+    if task.kind == "classification":
+        if text not in task.labels:
+            raise UserError(
+                f"{path}, prediction {number}: unknown label {text!r}.{closest(text, list(task.labels))} Labels: {', '.join(task.labels)}"
+            )
+        return task.labels.index(text)
+    try:
+        return float(text)
+    except ValueError:
+        raise UserError(f"{path}, prediction {number}: {text!r} is not a number") from None

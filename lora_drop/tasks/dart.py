@@ -1,0 +1,119 @@
+"""DART 1.1.1 (Nan et al. 2021): from a set of (subject, relation, object) triples to a sentence.
+
+Every annotation of an item is a training row of its own (62,659 from 30,526 items); an evaluation row is an item with all its
+annotations as references. One official test reference is the empty string, and stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+
+from lora_drop.errors import UserError
+from lora_drop.tasks.base import Source, Task
+from lora_drop.tasks.sources import official_file
+from lora_drop.tasks.text_files import PARQUET, check_rows, hub_rows, read_json_list, text_in
+
+PROMPT = "{triples}\n\nThese facts in words:\n"
+"""What the model reads; the annotation follows."""
+
+FILES = {
+    "train": "dart/dart-v1.1.1-full-train.json",
+    "validation": "dart/dart-v1.1.1-full-dev.json",
+    "test": "dart/dart-v1.1.1-full-test.json",
+}
+HUB = "GEM/dart"
+
+Annotations = list[tuple[str, str]]
+"""(source, text) of each annotation of an item."""
+
+
+def load(source: Source, split: str) -> Dataset:
+    """Load "train" (`id, prompt, completion, stratum`), "test" or "validation" (`id, prompt, references`)."""
+    items = list(_items(source, split))
+    prompts = [PROMPT.format(triples=linearise(triples)) for triples, _ in items]
+    if split != "train":
+        return Dataset.from_dict(
+            {
+                "id": [f"{split}-{number}" for number in range(len(items))],
+                "prompt": prompts,
+                "references": [[text for _, text in annotations] for _, annotations in items],
+            }
+        )
+    pairs = [
+        (prompt, *annotation)
+        for prompt, (_, annotations) in zip(prompts, items, strict=True)
+        for annotation in annotations
+    ]
+    return Dataset.from_dict(
+        {
+            "id": [f"train-{number}" for number in range(len(pairs))],
+            "prompt": [prompt for prompt, _, _ in pairs],
+            "completion": [text for _, _, text in pairs],
+            "stratum": [origin for _, origin, _ in pairs],
+        }
+    )
+
+
+def linearise(triples: Sequence[Sequence[str]]) -> str:
+    """Return the triples as one line: `subject : relation : object | subject : relation : object`."""
+    return " | ".join(" : ".join(triple) for triple in triples)
+
+
+def _items(source: Source, split: str) -> Iterator[tuple[list[list[str]], Annotations]]:
+    path = official_file(source, FILES[split], HUB)
+    if path is None:
+        yield from _hub_items(split, (source.data_dir or Path("<data folder>")) / FILES[split])
+        return
+    lines = list(read_json_list(path))
+    check_rows(path, lines)
+    for line, item in lines:
+        yield _triples(path, line, item), _annotations(path, line, item)
+
+
+def _triples(path: Path, line: int, item: Any) -> list[list[str]]:
+    triples = item.get("tripleset") if isinstance(item, dict) else None
+    if not isinstance(triples, list) or not all(_is_triple(triple) for triple in triples):
+        raise UserError(f"{path}, line {line}: 'tripleset' is not a list of [subject, relation, object] of texts")
+    return triples
+
+
+def _is_triple(triple: Any) -> bool:
+    return isinstance(triple, list) and len(triple) == 3 and all(isinstance(part, str) for part in triple)
+
+
+def _annotations(path: Path, line: int, item: Any) -> Annotations:
+    annotations = item.get("annotations")
+    if not isinstance(annotations, list) or not annotations:
+        raise UserError(f"{path}, line {line}: 'annotations' is not a list with at least one annotation")
+    return [
+        (text_in(path, line, annotation, "source"), text_in(path, line, annotation, "text"))
+        for annotation in annotations
+    ]
+
+
+def _hub_items(split: str, expected: Path) -> Iterator[tuple[list[list[str]], Annotations]]:
+    """GEM's copy has the official rows; its training rows are single annotations already."""
+    for row in hub_rows(HUB, split, expected, ("tripleset", "target", "target_sources", "references"), PARQUET):
+        texts = list(row["references"]) if split != "train" and row["references"] else [row["target"]]
+        origins = list(row["target_sources"]) or ["unknown"]
+        yield row["tripleset"], [(origins[min(number, len(origins) - 1)], text) for number, text in enumerate(texts)]
+
+
+TASK = Task(
+    name="dart",
+    version=1,
+    kind="generation",
+    description="triples to a sentence",
+    load=load,
+    strata=lambda rows: list(rows["stratum"]),
+    metrics=("sacrebleu", "rouge_l", "rouge_l_mean", "dart_bleu", "char_bleu4", "rouge_chinese_l"),
+    primary="sacrebleu",
+    splits=("test", "validation"),
+    files=FILES,
+    hub=f"{HUB} ({PARQUET})",
+    official_rows={"train": 62659, "validation": 2768, "test": 5097},
+)

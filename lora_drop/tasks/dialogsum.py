@@ -1,0 +1,98 @@
+"""DialogSum (Chen et al. 2021): from a dialogue to a summary of it. Test dialogues have three summaries."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import quantiles
+
+from datasets import Dataset
+
+from lora_drop.tasks.base import Source, Task
+from lora_drop.tasks.sources import official_file
+from lora_drop.tasks.text_files import check_rows, check_target, hub_rows, read_jsonl, text_in
+
+PROMPT = "{dialogue}\n\nSummary of the dialogue:\n"
+"""What the model reads; the summary follows."""
+
+FILES = {
+    "train": "dialogsum/dialogsum.train.jsonl",
+    "validation": "dialogsum/dialogsum.dev.jsonl",
+    "test": "dialogsum/dialogsum.test.jsonl",
+}
+HUB = "knkarthick/dialogsum"
+LENGTH_BINS = 5
+
+
+def load(source: Source, split: str) -> Dataset:
+    """Load "train" (`id, prompt, completion, stratum`), "test" or "validation" (`id, prompt, references`)."""
+    items = list(_items(source, split))
+    columns: dict[str, list] = {
+        "id": [name for name, _, _ in items],
+        "prompt": [PROMPT.format(dialogue=dialogue) for _, dialogue, _ in items],
+    }
+    if split == "train":
+        columns["completion"] = [summaries[0] for _, _, summaries in items]
+        columns["stratum"] = length_strata([dialogue for _, dialogue, _ in items])
+    else:
+        columns["references"] = [summaries for _, _, summaries in items]
+    return Dataset.from_dict(columns)
+
+
+def length_strata(dialogues: list[str]) -> list[str]:
+    """Return each dialogue's bin of length in words: five bins, cut at the quintiles of the list itself."""
+    lengths = [len(dialogue.split()) for dialogue in dialogues]
+    cuts = quantiles(lengths, n=LENGTH_BINS, method="inclusive") if len(lengths) > 1 else []
+    return [f"length {bisect_right(cuts, length) + 1} of {LENGTH_BINS}" for length in lengths]
+
+
+def _items(source: Source, split: str) -> Iterator[tuple[str, str, list[str]]]:
+    """Yield (id, dialogue, summaries)."""
+    path = official_file(source, FILES[split], HUB)
+    if path is None:
+        yield from _hub_items(split, (source.data_dir or Path("<data folder>")) / FILES[split])
+        return
+    lines = list(read_jsonl(path))
+    check_rows(path, lines)
+    for number, (line, row) in enumerate(lines):
+        keys: list[str] = [key for key in ("summary1", "summary2", "summary3") if key in row] or ["summary"]
+        summaries = [check_target(path, line, text_in(path, line, row, key), key) for key in keys]
+        yield f"{split}-{number}", text_in(path, line, row, "dialogue").replace("\r\n", "\n"), summaries
+
+
+def _hub_items(split: str, expected: Path) -> Iterator[tuple[str, str, list[str]]]:
+    """The Hub's test split repeats a dialogue for each of its summaries."""
+    summaries: dict[str, list[str]] = {}
+    dialogues: dict[str, str] = {}
+    for row in hub_rows(HUB, split, expected, ("id", "dialogue", "summary")):
+        name = row["id"].rsplit("_", 1)[0] if split == "test" else row["id"]  # test_7_1, test_7_2, test_7_3
+        dialogues[name] = row["dialogue"].replace("\r\n", "\n")
+        summaries.setdefault(name, []).append(row["summary"])
+    for number, name in enumerate(dialogues):
+        yield f"{split}-{number}", dialogues[name], summaries[name]
+
+
+TASK = Task(
+    name="dialogsum",
+    version=1,
+    kind="generation",
+    description="dialogue to summary",
+    load=load,
+    strata=lambda rows: list(rows["stratum"]),
+    metrics=(
+        "sacrebleu",
+        "rouge_l",
+        "rouge_l_mean",
+        "rouge1_stem",
+        "rouge2_stem",
+        "rougeL_stem",
+        "char_bleu4",
+        "rouge_chinese_l",
+    ),
+    primary="sacrebleu",
+    splits=("test", "validation"),
+    files=FILES,
+    hub=HUB,
+    official_rows={"train": 12460, "validation": 500, "test": 500},
+)

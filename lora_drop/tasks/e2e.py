@@ -1,0 +1,92 @@
+"""The E2E challenge (Novikova et al. 2017): from a restaurant's meaning representation (MR) to a description of it.
+
+Training rows are the pairs of the official file; evaluation rows are its distinct MRs, in order of first appearance, each with
+all its references (test: 630), which is how the challenge scored.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from datasets import Dataset
+
+from lora_drop.tasks.base import Source, Task
+from lora_drop.tasks.sources import official_file
+from lora_drop.tasks.text_files import PARQUET, check_rows, check_target, hub_rows, read_csv
+
+PROMPT = "{mr}\n\nDescription of the restaurant:\n"
+"""What the model reads; the reference follows."""
+
+FILES = {
+    "train": "e2e-dataset/trainset.csv",
+    "validation": "e2e-dataset/devset.csv",
+    "test": "e2e-dataset/testset_w_refs.csv",
+}
+HUB = "tuetschek/e2e_nlg"
+
+
+def load(source: Source, split: str) -> Dataset:
+    """Load "train" (`id, prompt, completion, stratum`), "test" or "validation" (`id, prompt, references`)."""
+    pairs = list(_pairs(source, split))
+    if split == "train":
+        return Dataset.from_dict(
+            {
+                "id": [f"train-{number}" for number in range(len(pairs))],
+                "prompt": [PROMPT.format(mr=mr) for mr, _ in pairs],
+                "completion": [reference for _, reference in pairs],
+                "stratum": [slots(mr) for mr, _ in pairs],
+            }
+        )
+    references: dict[str, list[str]] = {}
+    for mr, reference in pairs:
+        references.setdefault(mr, []).append(reference)
+    return Dataset.from_dict(
+        {
+            "id": [f"{split}-{number}" for number in range(len(references))],
+            "prompt": [PROMPT.format(mr=mr) for mr in references],
+            "references": list(references.values()),
+        }
+    )
+
+
+def meaning_representations(prompts: list[str]) -> list[str]:
+    """Return the MRs that prompts were made from."""
+    before, after = PROMPT.split("{mr}")
+    return [prompt.removeprefix(before).removesuffix(after) for prompt in prompts]
+
+
+def slots(mr: str) -> str:
+    """Return the slots of an MR in alphabetical order: `area, eatType, name`. The stratum of a row."""
+    return ", ".join(sorted({name.strip() for name in re.findall(r"([^\[\],]+)\[", mr)})) or "no slots"
+
+
+def _pairs(source: Source, split: str) -> Iterator[tuple[str, str]]:
+    path = official_file(source, FILES[split], HUB)
+    if path is None:
+        columns = ("meaning_representation", "human_reference")
+        expected = (source.data_dir or Path("<data folder>")) / FILES[split]
+        for row in hub_rows(HUB, split, expected, columns, PARQUET):
+            yield row["meaning_representation"], row["human_reference"]
+        return
+    lines = list(read_csv(path, ("mr", "ref")))
+    check_rows(path, lines)
+    for line, (mr, reference) in lines:
+        yield mr, check_target(path, line, reference, "reference")
+
+
+TASK = Task(
+    name="e2e",
+    version=1,
+    kind="generation",
+    description="restaurant data to a description (E2E challenge)",
+    load=load,
+    strata=lambda rows: list(rows["stratum"]),
+    metrics=("sacrebleu", "rouge_l", "rouge_l_mean", "e2e_bleu", "e2e_rouge_l", "char_bleu4", "rouge_chinese_l"),
+    primary="sacrebleu",
+    splits=("test", "validation"),
+    files=FILES,
+    hub=f"{HUB} ({PARQUET})",
+    official_rows={"train": 42061, "validation": 547, "test": 630},
+)

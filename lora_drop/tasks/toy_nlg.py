@@ -1,0 +1,90 @@
+"""`toy-nlg`: a generated data-to-text task for demonstrations and tests; no file, no network, the same rows everywhere.
+
+A meaning representation in the style of E2E becomes a sentence: `animal[dog], number[three], colour[brown], does[sleep],
+place[garden]` -> "Three brown dogs sleep in the garden." or "In the garden, three brown dogs sleep.". The words can be
+copied, but number, negation and the missing slots decide the endings and the order, so a model has to read them all.
+"""
+
+from __future__ import annotations
+
+import random
+from itertools import product
+
+from datasets import Dataset
+
+from lora_drop.tasks.base import Source, Task
+
+PROMPT = "{mr}\n\nIn words:\n"
+"""What the model reads; the sentence follows."""
+ROWS = {"train": 800, "validation": 200}
+
+ANIMALS = ("dog", "cat", "horse", "duck", "rabbit", "goat", "parrot", "donkey")
+NUMBERS = ("one", "two", "three", "four")
+COLOURS = ("", "brown", "black", "white", "grey")
+ACTIONS = ("sleep", "eat", "wait", "rest", "play")
+PLACES = ("", "garden", "stable", "field", "yard")
+POLARITIES = ("yes", "no")
+
+Meaning = tuple[str, str, str, str, str, str]
+"""(animal, number, colour, action, place, polarity); colour and place may be empty."""
+
+
+def load(source: Source, split: str) -> Dataset:
+    """Generate "train" (`id, prompt, completion, stratum`) or "validation" (`id, prompt, references`); they share no meaning."""
+    meanings = _meanings(split)
+    columns: dict[str, list] = {
+        "id": [f"{split}-{number}" for number in range(len(meanings))],
+        "prompt": [PROMPT.format(mr=representation(meaning)) for meaning in meanings],
+    }
+    if split == "train":
+        columns["completion"] = [sentences(meaning)[number % 2] for number, meaning in enumerate(meanings)]
+        columns["stratum"] = [_stratum(meaning) for meaning in meanings]
+    else:
+        columns["references"] = [list(dict.fromkeys(sentences(meaning))) for meaning in meanings]
+    return Dataset.from_dict(columns)
+
+
+def representation(meaning: Meaning) -> str:
+    """Return the slots of a meaning as one line: `animal[dog], number[three], does[sleep]`."""
+    animal, number, colour, action, place, polarity = meaning
+    slots = {"animal": animal, "number": number, "colour": colour, "does": action, "place": place}
+    filled = [f"{name}[{value}]" for name, value in slots.items() if value]
+    return ", ".join(filled if polarity == "yes" else [*filled, "true[no]"])
+
+
+def sentences(meaning: Meaning) -> tuple[str, str]:
+    """Return two sentences that say a meaning; they are the same where no place is given."""
+    animal, number, colour, action, place, polarity = meaning
+    plural, ending, auxiliary = ("", "s", "does") if number == "one" else ("s", "", "do")
+    subject = " ".join(word for word in (number, colour, animal + plural) if word)
+    verb = action + ending if polarity == "yes" else f"{auxiliary} not {action}"
+    plain = f"{subject} {verb}"
+    if not place:
+        return f"{plain.capitalize()}.", f"{plain.capitalize()}."
+    return f"{plain.capitalize()} in the {place}.", f"In the {place}, {plain}."
+
+
+def _meanings(split: str) -> list[Meaning]:
+    everything = list(product(ANIMALS, NUMBERS, COLOURS, ACTIONS, PLACES, POLARITIES))
+    random.Random("toy-nlg").shuffle(everything)
+    start = 0 if split == "train" else ROWS["train"]
+    return everything[start : start + ROWS[split]]
+
+
+def _stratum(meaning: Meaning) -> str:
+    given = ["colour"] * bool(meaning[2]) + ["place"] * bool(meaning[4]) + ["negated"] * (meaning[5] == "no")
+    return ", ".join(given) or "plain"
+
+
+TASK = Task(
+    name="toy-nlg",
+    version=1,
+    kind="generation",
+    description="generated: data about animals to a sentence",
+    load=load,
+    strata=lambda rows: list(rows["stratum"]),
+    metrics=("sacrebleu", "rouge_l", "rouge_l_mean"),
+    primary="sacrebleu",
+    hub="generated, needs nothing",
+    official_rows=ROWS,
+)
