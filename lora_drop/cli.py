@@ -10,9 +10,10 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from lora_drop.config import Config, flatten, load_config
+from lora_drop.config import Config, load_config
 from lora_drop.console import ConsoleReporter, print_profile, print_table
 from lora_drop.errors import UserError
+from lora_drop.strict import flatten
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -214,7 +215,7 @@ def show_config(
     if as_json:
         typer.echo(json.dumps(resolved))
         return
-    for key, (_, text) in flatten().items():
+    for key, (_, text) in flatten(Config).items():
         value: Any = resolved
         for part in key.split("."):
             value = value[part]

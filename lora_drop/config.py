@@ -6,24 +6,18 @@ collected and reported at once, with its key, its value, what is allowed, and th
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import hashlib
-import inspect
 import json
-import math
-import types
-import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import yaml
 
 from lora_drop.errors import UserError, closest
-
-T = TypeVar("T")
+from lora_drop.strict import apply_override, build, merge
 
 
 def _checked(default: Any, allowed: str, check: Callable[[Any], bool]) -> Any:
@@ -217,9 +211,9 @@ def load_config(files: Iterable[str | Path] = (), overrides: Iterable[str] = ())
     errors: list[str] = []
     merged: dict[str, Any] = {}
     for name in files:
-        _merge(merged, _read_yaml(find_config(name)))
+        merge(merged, _read_yaml(find_config(name)))
     for override in overrides:
-        _apply_override(merged, override, errors)
+        apply_override(merged, override, errors)
     return from_dict(merged, errors=errors)
 
 
@@ -229,7 +223,7 @@ def from_dict(values: Mapping[str, Any], errors: list[str] | None = None) -> Con
     from lora_drop.tasks import task_names
 
     errors = [] if errors is None else errors
-    config = _build(Config, values, "", errors)
+    config = build(Config, values, errors)
     for key, name, known in (("task", config.task, task_names()), ("method.name", config.method.name, method_names())):
         if name not in known:
             errors.append(f"{key} = {name!r}: allowed is one of {', '.join(known)}.{closest(name, known)}")
@@ -263,32 +257,6 @@ def config_folders() -> list[Path]:
     return [folder for folder in (package / "configs", package.parent / "configs") if folder.is_dir()]
 
 
-def describe(cls: type) -> dict[str, str]:
-    """Return the attribute docstring of each field of a configuration dataclass, by field name."""
-    (definition,) = ast.parse(inspect.getsource(cls)).body
-    assert isinstance(definition, ast.ClassDef)
-    texts = {}
-    for statement, following in zip(definition.body, definition.body[1:], strict=False):
-        if (
-            isinstance(statement, ast.AnnAssign)
-            and isinstance(following, ast.Expr)
-            and isinstance(following.value, ast.Constant)
-        ):
-            texts[ast.unparse(statement.target)] = str(following.value.value)
-    return texts
-
-
-def flatten(cls: type = Config, prefix: str = "") -> dict[str, tuple[Any, str]]:
-    """Return every leaf key, dotted, with its default and help text."""
-    leaves: dict[str, tuple[Any, str]] = {}
-    for item in dataclasses.fields(cls):
-        if dataclasses.is_dataclass(item.default):
-            leaves |= flatten(type(item.default), f"{prefix}{item.name}.")
-        else:
-            leaves[prefix + item.name] = (item.default, describe(cls)[item.name])
-    return leaves
-
-
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -299,104 +267,6 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path} must hold keys and values, but holds a {type(content).__name__}.")
     return content
-
-
-def _merge(into: dict[str, Any], values: Mapping[str, Any]) -> None:
-    for key, value in values.items():
-        if isinstance(value, dict) and isinstance(into.get(key), dict):
-            _merge(into[key], value)
-        else:
-            into[key] = value
-
-
-def _apply_override(into: dict[str, Any], override: str, errors: list[str]) -> None:
-    key, separator, text = override.partition("=")
-    if not separator:
-        errors.append(f"{override!r} is not of the form key=value (example: train.epochs=3)")
-        return
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        value = text
-    *path, last = key.strip().split(".")
-    nested: dict[str, Any] = {last: value}
-    for part in reversed(path):
-        nested = {part: nested}
-    _merge(into, nested)
-
-
-def _build(cls: type[T], values: Any, prefix: str, errors: list[str]) -> T:
-    if not isinstance(values, Mapping):
-        errors.append(f"{prefix.rstrip('.')} = {values!r}: needs keys under it ({', '.join(describe(cls))})")
-        return cls()
-    hints = typing.get_type_hints(cls)
-    fields = {item.name: item for item in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    arguments: dict[str, Any] = {}
-    for key, value in values.items():
-        dotted = f"{prefix}{key}"
-        if key not in fields:
-            errors.append(_unknown_key(dotted, str(key), prefix, list(fields)))
-        elif dataclasses.is_dataclass(hints[key]):
-            arguments[key] = _build(hints[key], value, f"{dotted}.", errors)
-        else:
-            _check_leaf(fields[key], hints[key], value, dotted, arguments, errors)
-    return cls(**arguments)
-
-
-def _unknown_key(dotted: str, key: str, prefix: str, siblings: list[str]) -> str:
-    by_leaf = {leaf.rsplit(".", 1)[-1]: leaf for leaf in flatten()}
-    if key in by_leaf:  # the right name in the wrong place
-        return f"{dotted}: no such key. Did you mean {by_leaf[key]!r}?"
-    hint = closest(key, siblings)
-    if hint and prefix:
-        hint = hint.replace(" '", f" '{prefix}")
-    where = f"under {prefix.rstrip('.')!r}: " if prefix else ""
-    return f"{dotted}: no such key.{hint or closest(dotted, list(flatten()))} Allowed {where}{', '.join(siblings)}"
-
-
-def _check_leaf(
-    item: dataclasses.Field[Any], hint: Any, value: Any, dotted: str, arguments: dict[str, Any], errors: list[str]
-) -> None:
-    try:
-        converted = _convert(value, hint)
-    except ValueError as error:
-        errors.append(f"{dotted} = {value!r}: must be {error}")
-        return
-    check = item.metadata.get("check")
-    if check is not None and converted is not None and not check(converted):
-        names = item.metadata.get("names")
-        hint_text = closest(str(value), list(names)) if names else ""
-        errors.append(f"{dotted} = {value!r}: allowed is {item.metadata['allowed']}.{hint_text}")
-        return
-    arguments[item.name] = converted
-
-
-def _convert(value: Any, hint: Any) -> Any:
-    """Return `value` as the type `hint`, accepting only lossless readings (1 as 1.0, '5e-4' as 0.0005)."""
-    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    if value is None and type(None) in options:
-        return None
-    (kind,) = [option for option in options if option is not type(None)]
-    if typing.get_origin(kind) is tuple:
-        items = [value] if isinstance(value, str) else value
-        if isinstance(items, (list, tuple)) and items and all(isinstance(entry, str) for entry in items):
-            return tuple(items)
-        raise ValueError("a list of names")
-    if kind is bool and isinstance(value, bool):
-        return value
-    if kind is int and isinstance(value, int) and not isinstance(value, bool):
-        return value
-    if kind is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
-        try:
-            number = float(value)
-        except ValueError:
-            number = math.nan
-        if math.isfinite(number):
-            return number
-    if kind is str and isinstance(value, (str, int, float)) and not isinstance(value, bool):
-        return str(value)
-    names = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
-    raise ValueError(names[kind] + (" or empty" if type(None) in options else ""))
 
 
 def _count(number: int) -> str:

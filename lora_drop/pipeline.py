@@ -6,10 +6,8 @@ Each stage reads artefacts of the ones before it, writes its own, and is skipped
 from __future__ import annotations
 
 import json
-import random
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +17,9 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lora_drop import importance, sampling
-from lora_drop.backbones import Backbone, check_length, load_model, load_tokenizer, locate, resolve_device
-from lora_drop.encoding import Collate, batches, collator, encode
+from lora_drop.backbones import Backbone, check_length, load_model, locate, resolve_device
+from lora_drop.data import Data
+from lora_drop.encoding import batches
 from lora_drop.errors import UserError
 from lora_drop.evaluation.classifier import Evaluation, evaluate_classifier
 from lora_drop.methods import get_method
@@ -45,7 +44,7 @@ _MAIN = {
 
 
 class Pipeline:
-    """The stages of one run. Data and tokenizer are loaded when a stage first needs them."""
+    """The stages of one run."""
 
     def __init__(self, run: Run, report: Reporter = SILENT, force: bool = False):
         """Work on `run`; `force` repeats stages that are already done."""
@@ -58,8 +57,9 @@ class Pipeline:
             )
         self.task.check_split(self.config.eval.split)
         self.method: Method = get_method(self.config.method.name)
-        self.source = Source.resolve(self.config.data_dir, self.config.offline)
+        source = Source.resolve(self.config.data_dir, self.config.offline)
         self.backbone: Backbone = locate(self.config.backbone, self.config.offline)
+        self.data = Data(self.config, self.task, source, self.backbone, report)
         self.device = resolve_device(self.config.device)
 
     # --- stages -------------------------------------------------------------------------------------------------------
@@ -125,7 +125,7 @@ class Pipeline:
         config, task = self.config, [self.task.name, self.task.version]
         method = asdict(config.method)
         if stage == "sample":
-            return {"task": task, "data": self.train_digest, "ratio": config.sample.ratio, "seed": config.seed}
+            return {"task": task, "data": self.data.train_digest, "ratio": config.sample.ratio, "seed": config.seed}
         if stage == "score":
             unused = ("epochs", "learning_rate", "select_epoch", "save_steps")
             training = {key: value for key, value in asdict(config.train).items() if key not in unused}
@@ -135,7 +135,7 @@ class Pipeline:
             return {
                 "task": task,
                 "sample": sample,
-                "data": self.train_digest,
+                "data": self.data.train_digest,
                 "warmup": warmup,
                 "train": training,
                 "method": settings,
@@ -148,13 +148,13 @@ class Pipeline:
                 "seed": config.seed,
             }
         if stage == "train":
-            return {**self._trained_from(), "chosen_on": self.eval_digest, "eval_batch": config.eval.batch_size}
+            return {**self._trained_from(), "chosen_on": self.data.eval_digest, "eval_batch": config.eval.batch_size}
         adapter = file_digest(self.run.require("adapter", "train"))
         asked = [asdict(config.eval), config.train.max_length]
         return {
             "task": task,
             "adapter": adapter,
-            "data": self.eval_digest,
+            "data": self.data.eval_digest,
             "backbone": self.backbone.identity,
             "eval": asked,
         }
@@ -167,7 +167,7 @@ class Pipeline:
         return {
             "task": task,
             "selection": selection,
-            "data": self.train_digest,
+            "data": self.data.train_digest,
             "train": training,
             "method": method,
         } | self._machine
@@ -183,7 +183,7 @@ class Pipeline:
     # --- what the stages do -------------------------------------------------------------------------------------------
 
     def _sample(self) -> Work:
-        rows, ratio = self.train_rows, self.config.sample.ratio
+        rows, ratio = self.data.train_rows, self.config.sample.ratio
         size = max(1, round(ratio * len(rows)))
         drawn = sampling.stratified_sample(self.task.strata(rows), size, self.config.seed)
         if drawn.raised:
@@ -201,10 +201,10 @@ class Pipeline:
 
     def _score(self) -> Work:
         config = self.config
-        encoded = self.train_encoded.select(read_json(self.run.file("sample.json"))["indices"])
+        encoded = self.data.train_encoded.select(read_json(self.run.file("sample.json"))["indices"])
         model = get_method("lora").build(self._load_backbone(), config.method, config.seed, None)
         outcome = self._fit("score", model, encoded, config.warmup.epochs, self._warmup_rate, evaluator=None)
-        inputs = (batch for _, batch in batches(encoded, self.collate, config.train.batch_size))
+        inputs = (batch for _, batch in batches(encoded, self.data.collate, config.train.batch_size))
         scores = importance.score(
             model, inputs, progress=lambda done: self.report.advance(done, len(encoded), "scoring")
         )
@@ -250,13 +250,13 @@ class Pipeline:
         )
         model = self.method.build(self._load_backbone(), config.method, config.seed, selection)
         if self.method.prepare is not None:
-            self.method.prepare(model.to(self.device), self._some_batches(self.method.examples))
+            self.method.prepare(model.to(self.device), self.data.some_batches(self.method.examples))
         parameters = self.method.count(model)
         self.run.forget("eval", ["metrics.json", "predictions.jsonl"])
         outcome = self._fit(
             "train",
             model,
-            self.train_encoded,
+            self.data.train_encoded,
             config.train.epochs,
             config.train.learning_rate,
             lambda trained: self._metrics(trained).metrics,
@@ -267,7 +267,7 @@ class Pipeline:
         return f"{parameters.adapter:,} trainable parameters (head {parameters.head:,}); {kept}", {
             "trained_from": digest(self._trained_from()),
             "trainable_parameters": asdict(parameters),
-            "train_rows": len(self.train_rows),
+            "train_rows": len(self.data.train_rows),
             "select_epoch": config.train.select_epoch,
             "kept_epoch": outcome.kept_epoch,
             "epochs": outcome.epochs,
@@ -280,13 +280,13 @@ class Pipeline:
         content = {
             "task": self.task.name,
             "split": split,
-            "examples": len(self.eval_rows),
+            "examples": len(self.data.eval_rows),
             "metrics": result.metrics,
             "primary": primary,
         }
         write_text(self.run.file("predictions.jsonl"), "".join(self._prediction_lines(result.predictions)))
         write_json(self.run.file("metrics.json"), content)
-        return f"{primary} {result.metrics[primary]:.4f} on {len(self.eval_rows):,} rows of {split}", {}
+        return f"{primary} {result.metrics[primary]:.4f} on {len(self.data.eval_rows):,} rows of {split}", {}
 
     # --- helpers ------------------------------------------------------------------------------------------------------
 
@@ -309,7 +309,7 @@ class Pipeline:
         return fit(
             model,
             encoded,
-            self.collate,
+            self.data.collate,
             self.config.train,
             self.run.checkpoints(stage),
             seed=self.config.seed,
@@ -321,21 +321,21 @@ class Pipeline:
             report=self.report,
         )
 
-    def _some_batches(self, examples: int) -> Iterator[dict[str, torch.Tensor]]:
-        """Batches of at most `examples` training rows, drawn by the seed."""
-        rows = self.train_encoded
-        drawn = random.Random(self.config.seed).sample(range(len(rows)), min(examples, len(rows)))
-        return (batch for _, batch in batches(rows.select(drawn), self.collate, self.config.train.batch_size))
-
     def _metrics(self, model: nn.Module, progress: Callable[[int, int], None] | None = None) -> Evaluation:
         return evaluate_classifier(
-            model, self.task, self.eval_rows, self.eval_encoded, self.collate, self.config.eval.batch_size, progress
+            model,
+            self.task,
+            self.data.eval_rows,
+            self.data.eval_encoded,
+            self.data.collate,
+            self.config.eval.batch_size,
+            progress,
         )
 
     def _prediction_lines(self, predictions: list[float]) -> Iterator[str]:
         name: Callable[[Any], Any] = (lambda index: self.task.labels[int(index)]) if self.task.labels else float
         for identifier, predicted, actual in zip(
-            self.eval_rows["id"], predictions, self.eval_rows["label"], strict=True
+            self.data.eval_rows["id"], predictions, self.data.eval_rows["label"], strict=True
         ):
             yield (
                 json.dumps(
@@ -345,65 +345,9 @@ class Pipeline:
             )
 
     def _load_backbone(self) -> PreTrainedModel:
-        model = load_model(self.backbone, self.task, self.config.seed, self.tokenizer)
+        model = load_model(self.backbone, self.task, self.config.seed, self.data.tokenizer)
         check_length(model.config, self.config.train.max_length)
         return model
-
-    def _rows(self, split: str, limit: int | None) -> Dataset:
-        rows = self.task.load(self.source, split)
-        if limit is None or limit >= len(rows):
-            return rows
-        self.report.notice(f"limited to {limit:,} of {len(rows):,} {split} rows")
-        drawn = sampling.stratified_sample(self.task.strata(rows), limit, self.config.seed)
-        return rows.select(drawn.indices)
-
-    def _encode(self, rows: Dataset, what: str) -> Dataset:
-        encoded, cut = encode(rows, self.tokenizer, self.config.train.max_length)
-        if cut:
-            self.report.notice(
-                f"{cut:,} of {len(rows):,} {what} inputs reach train.max_length={self.config.train.max_length} and were cut"
-            )
-        return encoded
-
-    @cached_property
-    def train_rows(self) -> Dataset:
-        """The training rows, limited if so configured."""
-        return self._rows("train", self.config.limit.train)
-
-    @cached_property
-    def eval_rows(self) -> Dataset:
-        """The evaluation rows, limited if so configured."""
-        return self._rows(self.config.eval.split, self.config.limit.eval)
-
-    @cached_property
-    def train_digest(self) -> str:
-        """Identifies the content of the training rows."""
-        return digest([self.train_rows[:]])
-
-    @cached_property
-    def eval_digest(self) -> str:
-        """Identifies the content of the evaluation rows."""
-        return digest([self.eval_rows[:]])
-
-    @cached_property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The backbone's tokenizer."""
-        return load_tokenizer(self.backbone, causal=self.task.kind == "generation")
-
-    @cached_property
-    def collate(self) -> Collate:
-        """Pads rows to a batch."""
-        return collator(self.tokenizer)
-
-    @cached_property
-    def train_encoded(self) -> Dataset:
-        """The tokenised training rows."""
-        return self._encode(self.train_rows, "training")
-
-    @cached_property
-    def eval_encoded(self) -> Dataset:
-        """The tokenised evaluation rows."""
-        return self._encode(self.eval_rows, "evaluation")
 
 
 def read_scores(path: Path) -> list[Scored]:
@@ -429,4 +373,4 @@ def load_run(path: str | Path, device: str = "auto") -> tuple[torch.nn.Module, P
     """
     pipeline = Pipeline(Run(path))
     model = pipeline.method.load(pipeline._load_backbone(), pipeline.run.require("adapter", "train"))
-    return model.to(resolve_device(device)).eval(), pipeline.tokenizer
+    return model.to(resolve_device(device)).eval(), pipeline.data.tokenizer

@@ -3,7 +3,8 @@
 import json
 from pathlib import Path
 
-from lora_drop.config import flatten
+from lora_drop.config import Config
+from lora_drop.strict import flatten
 
 TARGET = Path(__file__).parent.parent / "docs" / "configuration.md"
 HEAD = """# Configuration
@@ -20,7 +21,7 @@ values are errors, all reported at once. `lora-drop config -c FILE` prints the r
 
 
 def render() -> str:
-    rows = [f"| `{key}` | {_default(value)} | {text} |" for key, (value, text) in flatten().items()]
+    rows = [f"| `{key}` | {_default(value)} | {text} |" for key, (value, text) in flatten(Config).items()]
     return HEAD + "\n".join(rows) + "\n"
 
 

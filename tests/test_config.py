@@ -3,8 +3,9 @@ import dataclasses
 import pytest
 import yaml
 
-from lora_drop.config import Config, config_folders, config_hash, describe, flatten, from_dict, load_config, to_dict
+from lora_drop.config import Config, config_folders, config_hash, from_dict, load_config, to_dict
 from lora_drop.errors import UserError
+from lora_drop.strict import describe, flatten
 
 
 def message(*overrides: str) -> str:
@@ -85,7 +86,7 @@ def test_every_field_has_a_help_text():
                 check(type(item.default))
 
     check(Config)
-    assert "method.threshold" in flatten()
+    assert "method.threshold" in flatten(Config)
 
 
 def test_every_packaged_configuration_is_valid():

@@ -1,0 +1,89 @@
+"""The rows of a run and their tokens: loaded, limited and encoded when a stage first needs them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from functools import cached_property
+
+import torch
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from lora_drop.backbones import Backbone, load_tokenizer
+from lora_drop.config import Config
+from lora_drop.encoding import Collate, batches, collator, encode
+from lora_drop.progress import Reporter
+from lora_drop.runs import digest
+from lora_drop.sampling import stratified_sample
+from lora_drop.tasks.base import Source, Task
+
+
+class Data:
+    """Training and evaluation rows of one configuration, as text and as tokens."""
+
+    def __init__(self, config: Config, task: Task, source: Source, backbone: Backbone, report: Reporter):
+        """Read `task` from `source` and encode it for `backbone`; what is left out or cut is told to `report`."""
+        self.config, self.task, self.source, self.backbone, self.report = config, task, source, backbone, report
+
+    @cached_property
+    def train_rows(self) -> Dataset:
+        """The training rows, limited if so configured."""
+        return self._rows("train", self.config.limit.train)
+
+    @cached_property
+    def eval_rows(self) -> Dataset:
+        """The evaluation rows, limited if so configured."""
+        return self._rows(self.config.eval.split, self.config.limit.eval)
+
+    @cached_property
+    def train_digest(self) -> str:
+        """Identifies the content of the training rows."""
+        return digest([self.train_rows[:]])
+
+    @cached_property
+    def eval_digest(self) -> str:
+        """Identifies the content of the evaluation rows."""
+        return digest([self.eval_rows[:]])
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The backbone's tokenizer."""
+        return load_tokenizer(self.backbone, causal=self.task.kind == "generation")
+
+    @cached_property
+    def collate(self) -> Collate:
+        """Pads rows to a batch."""
+        return collator(self.tokenizer)
+
+    @cached_property
+    def train_encoded(self) -> Dataset:
+        """The tokenised training rows."""
+        return self._encode(self.train_rows, "training")
+
+    @cached_property
+    def eval_encoded(self) -> Dataset:
+        """The tokenised evaluation rows."""
+        return self._encode(self.eval_rows, "evaluation")
+
+    def some_batches(self, examples: int) -> Iterator[dict[str, torch.Tensor]]:
+        """Batches of at most `examples` training rows, drawn by the seed."""
+        rows = self.train_encoded
+        drawn = random.Random(self.config.seed).sample(range(len(rows)), min(examples, len(rows)))
+        return (batch for _, batch in batches(rows.select(drawn), self.collate, self.config.train.batch_size))
+
+    def _rows(self, split: str, limit: int | None) -> Dataset:
+        rows = self.task.load(self.source, split)
+        if limit is None or limit >= len(rows):
+            return rows
+        self.report.notice(f"limited to {limit:,} of {len(rows):,} {split} rows")
+        drawn = stratified_sample(self.task.strata(rows), limit, self.config.seed)
+        return rows.select(drawn.indices)
+
+    def _encode(self, rows: Dataset, what: str) -> Dataset:
+        encoded, cut = encode(rows, self.tokenizer, self.config.train.max_length)
+        if cut:
+            self.report.notice(
+                f"{cut:,} of {len(rows):,} {what} inputs reach train.max_length={self.config.train.max_length} and were cut"
+            )
+        return encoded
