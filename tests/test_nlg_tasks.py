@@ -195,7 +195,8 @@ def hub(monkeypatch):
         rows: list
         asked: tuple
 
-    def load_dataset(identifier, split, revision=None):
+    def load_dataset(identifier, name=None, split=None, revision=None):
+        assert name is None  # these repositories have one configuration
         Hub.asked = (identifier, split, revision)
         return datasets.Dataset.from_list(Hub.rows)
 

@@ -63,6 +63,10 @@ def test_qqp_leaves_out_the_lines_that_official_loaders_leave_out(tmp_path):
         "train",
     )
     assert list(rows["text"]) == ["a"]
+    with pytest.raises(
+        UserError, match="line 2: 3 columns where 6 are expected"
+    ):  # only the train file is known to have such lines
+        load(tmp_path, "qqp", "QQP/dev.tsv", "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n4\t1\tcut off\n")
 
 
 MNLI_HEADER = "index\tgenre\tsentence1\tsentence2\tlabel1\tgold_label\n"

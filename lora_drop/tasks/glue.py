@@ -54,11 +54,13 @@ def _read(layout: Layout, path: Path) -> Dataset:
         **({"text_pair": []} if len(layout.texts) == 2 else {}),
         "label": [],
     }
-    for number, row in read_tsv(path, layout.header, columns=4, skip_short=layout.skip_short_lines):
+    for number, row in read_tsv(
+        path, layout.header, columns=4, skip_short=layout.skip_short_lines and path.name == "train.tsv"
+    ):
         columns["id"].append(str(len(columns["id"])))
         for column, name in zip(("text", "text_pair"), layout.texts, strict=False):
-            columns[column].append(cell(path, number, row, name))
-        text = cell(path, number, row, layout.label)
+            columns[column].append(cell(path, row, name))
+        text = cell(path, row, layout.label)
         value = (
             label_index(path, number, text, layout.file_labels)
             if layout.file_labels
@@ -71,7 +73,7 @@ def _read(layout: Layout, path: Path) -> Dataset:
 
 
 def _hub_rows(layout: Layout, split: str, expected: Path) -> Dataset:
-    rows = from_hub(HUB, layout.hub, split, expected, layout.advice)
+    rows = from_hub(HUB, split, expected, layout.hub, advice=layout.advice)
     columns = {"id": [str(number) for number in range(len(rows))], "text": list(rows[layout.hub_texts[0]])}
     if len(layout.texts) == 2:
         columns["text_pair"] = list(rows[layout.hub_texts[1]])

@@ -70,7 +70,7 @@ def _lines(path: Path) -> Iterator[str]:
         yield text.removesuffix("\r")
 
 
-def cell(path: Path, number: int, row: dict[str, str], column: str) -> str:
+def cell(path: Path, row: dict[str, str], column: str) -> str:
     """Return a cell. Raises UserError if the file has no such column."""
     if column not in row:
         raise UserError(
@@ -97,15 +97,23 @@ def number_in(path: Path, number: int, text: str, low: float, high: float) -> fl
     return value
 
 
-def from_hub(identifier: str, configuration: str, split: str, expected: Path | str, advice: str = "") -> Any:
+def from_hub(
+    identifier: str,
+    split: str,
+    expected: Path | str,
+    configuration: str | None = None,
+    revision: str | None = None,
+    advice: str = "",
+) -> Any:
     """Load a split from the Hub. Raises UserError that says where official files would be read from if the Hub cannot be reached."""
     import datasets
 
     try:
-        return datasets.load_dataset(identifier, configuration, split=split)
+        return datasets.load_dataset(identifier, name=configuration, split=split, revision=revision)
     except (OSError, RuntimeError, ValueError) as error:
+        what = f"{configuration}, {split}" if configuration else split
         raise UserError(
-            f"{identifier} ({configuration}, {split}) cannot be loaded from the Hub ({type(error).__name__}). Without a network, "
+            f"{identifier} ({what}) cannot be loaded from the Hub ({type(error).__name__}). Without a network, "
             f"put the official file at {expected} and name its folder with --data-dir or LORA_DROP_DATA.{advice} "
-            "A task that needs neither: toy-nli"
+            "Tasks that need neither: toy-nli, toy-nlg"
         ) from error

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_drop.errors import UserError
+from lora_drop.tasks.sources import from_hub
 
 PARQUET = "refs/convert/parquet"
 """The revision of a Hub repository that holds the rows themselves where its main revision holds a loading script."""
@@ -133,15 +134,7 @@ def hub_rows(
 
     Raises UserError that says where official files would be read from if the Hub cannot be reached, or has other columns.
     """
-    import datasets
-
-    try:
-        rows = datasets.load_dataset(identifier, split=split, revision=revision)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise UserError(
-            f"{identifier} ({split}) cannot be loaded from the Hub ({type(error).__name__}). Without a network, put the official file "
-            f"at {expected} and name its folder with --data-dir or LORA_DROP_DATA. A task that needs neither: toy-nlg"
-        ) from error
+    rows = from_hub(identifier, split, expected, revision=revision)
     missing = [name for name in columns if name not in rows.column_names]
     if missing:
         raise UserError(
