@@ -23,7 +23,7 @@ from lora_drop.encoding import batches
 from lora_drop.errors import UserError
 from lora_drop.evaluation.classifier import Evaluation, evaluate_classifier
 from lora_drop.methods import get_method
-from lora_drop.methods.base import Method
+from lora_drop.methods.base import Method, Stepper
 from lora_drop.progress import SILENT, Reporter
 from lora_drop.runs import Run, digest, file_digest, read_json, write_folder, write_json, write_text
 from lora_drop.selection import Scored, Selection, select
@@ -260,6 +260,7 @@ class Pipeline:
             config.train.epochs,
             config.train.learning_rate,
             lambda trained: self._metrics(trained).metrics,
+            self.method.stepper,
         )
         with write_folder(self.run.file("adapter")) as folder:
             self.method.save(model, folder)
@@ -305,6 +306,7 @@ class Pipeline:
         epochs: float,
         rate: float,
         evaluator: Callable[[nn.Module], dict[str, float]] | None,
+        stepper: Callable[[nn.Module, int], Stepper] | None = None,
     ) -> Outcome:
         return fit(
             model,
@@ -318,6 +320,7 @@ class Pipeline:
             learning_rate=rate,
             evaluator=evaluator,
             primary=self.task.primary,
+            stepper=stepper,
             report=self.report,
         )
 

@@ -200,7 +200,7 @@ def test_threshold_one_trains_exactly_plain_lora(tmp_path):
     assert (whole / "metrics.json").read_bytes() == (plain / "metrics.json").read_bytes()
 
 
-@pytest.mark.parametrize("name", ["full", "sparse_adapter", "vera", "tied_lora"])
+@pytest.mark.parametrize("name", ["full", "sparse_adapter", "vera", "tied_lora", "adalora"])
 def test_a_baseline_skips_the_stages_that_it_does_not_need(name, tmp_path):
     told, summary = run(tmp_path / name, f"method.name={name}", "train.epochs=1")
     assert told.done == ["train", "eval"] and summary.results[0]["method"] == get_method(name).title
