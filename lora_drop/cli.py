@@ -42,6 +42,12 @@ Budget = Annotated[
     float | None,
     typer.Option(help="Retain what fits this share of LoRA's parameters (0.5: half) instead of method.threshold."),
 ]
+Bootstrap = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Also resample the scored examples N times: intervals, and how often each layer is retained."
+    ),
+]
 Force = Annotated[bool, typer.Option("--force", help="Repeat stages that are already done.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print results only.")]
 Json = Annotated[bool, typer.Option("--json", help="The last line is machine-readable.")]
@@ -59,6 +65,7 @@ def _resolve(files: list[str] | None, run_dir: Path | None, overrides: list[str]
         "device": flags.get("device"),
         "seed": flags.get("seed"),
         "method.budget": flags.get("budget"),
+        "score.bootstrap": flags.get("bootstrap"),
         "limit.train": flags.get("limit_train"),
         "limit.eval": flags.get("limit_eval"),
     }
@@ -75,6 +82,7 @@ def _stage(name: str, help_text: str) -> None:
         config: ConfigFiles = None,
         overrides: Overrides = None,
         budget: Budget = None,
+        bootstrap: Bootstrap = None,
         data_dir: DataDir = None,
         limit_train: Limit = None,
         limit_eval: Limit = None,
@@ -91,6 +99,7 @@ def _stage(name: str, help_text: str) -> None:
             run_dir,
             overrides,
             budget=budget,
+            bootstrap=bootstrap,
             data_dir=data_dir,
             limit_train=limit_train,
             limit_eval=limit_eval,
@@ -177,6 +186,7 @@ def run(
         ),
     ] = None,
     budget: Budget = None,
+    bootstrap: Bootstrap = None,
     data_dir: DataDir = None,
     limit_train: Limit = None,
     limit_eval: Limit = None,
@@ -194,6 +204,7 @@ def run(
         run_dir,
         overrides,
         budget=budget,
+        bootstrap=bootstrap,
         data_dir=data_dir,
         limit_train=limit_train,
         limit_eval=limit_eval,
@@ -294,7 +305,7 @@ def _perform(
     finally:
         reporter.close()
     if summary.scored and not quiet:
-        print_profile(out, summary.scored, summary.selection)
+        print_profile(out, summary.scored, summary.selection, summary.stability)
     if summary.results:
         print_table(out, list(summary.results[0]), [list(row.values()) for row in summary.results])
     if not quiet:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -69,23 +69,37 @@ class ConsoleReporter(Reporter):
             self.console.print(escape(text), highlight=False, soft_wrap=True)
 
 
-def print_profile(console: Console, scored: Sequence[Any], selection: Any) -> None:
-    """Draw the importance of each layer as bars; `█` layers retain their LoRA, `░` layers share one (or have none)."""
+def print_profile(
+    console: Console, scored: Sequence[Any], selection: Any, stability: Sequence[Mapping[str, Any]] = ()
+) -> None:
+    """Draw the importance of each layer as bars; `█` layers retain their LoRA, `░` layers share one (or have none).
+
+    With the rows of a bootstrap each layer also shows its 95 % interval and in how many resamples it was retained.
+    """
     widest = max(row.importance for row in scored)
-    rest = "share one LoRA" if selection.share else "no LoRA"
-    for projection, layers in selection.projections.items():
-        console.print(
-            f"\n{projection}: {_summary(layers)}",
-            highlight=False,
-        )
+    doubts = {(row["projection"], row["layer"]): row for row in stability}
+    for projection in dict.fromkeys(row.projection for row in scored):
+        layers = selection.projections[projection] if selection else None
+        console.print(f"\n{projection}{': ' + _summary(layers) if layers else ''}", highlight=False)
         for row in (row for row in scored if row.projection == projection):
-            kept = row.layer in layers.retained
+            kept = layers is None or row.layer in layers.retained
             bar = ("█" if kept else "░") * max(1, round(BAR_WIDTH * row.importance / widest))
+            fate = _fate(kept, selection) + _doubt(doubts.get((projection, row.layer)))
             console.print(
-                f"  layer {row.layer:>3}  {row.importance:6.1%}  {bar:<{BAR_WIDTH}}  {'retained' if kept else rest}",
-                highlight=False,
+                f"  layer {row.layer:>3}  {row.importance:6.1%}  {bar:<{BAR_WIDTH}}  {fate}".rstrip(), highlight=False
             )
     console.print()
+
+
+def _fate(kept: bool, selection: Any) -> str:
+    if selection is None:
+        return ""
+    rest = "share one LoRA" if selection.share else "no LoRA"
+    return f"{'retained' if kept else rest:<14}"
+
+
+def _doubt(row: Mapping[str, Any] | None) -> str:
+    return f"  {row['low']:.1%} to {row['high']:.1%}, retained in {row['retained']:.0%} of resamples" if row else ""
 
 
 def _summary(layers: Any) -> str:

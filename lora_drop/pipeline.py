@@ -11,12 +11,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lora_drop import importance, sampling
+from lora_drop import importance, sampling, stability
 from lora_drop.backbones import Backbone, check_length, load_model, locate, resolve_device
 from lora_drop.data import Data
 from lora_drop.encoding import batches
@@ -72,6 +73,14 @@ class Pipeline:
         """Stage 2: warm-up LoRA on the sample, then the importance of every LoRA -> `warmup/`, `scores.json`."""
         self._perform("score", ["warmup", "scores.json"], self._score)
 
+    def keep_norms(self) -> None:
+        """Beside stage 2: ‖ΔW x‖² of each example -> `norms.json`."""
+        self._perform("norms", ["norms.json"], self._keep_norms)
+
+    def bootstrap(self) -> None:
+        """Beside stage 2: how far the importances can be trusted -> `stability.json`."""
+        self._perform("stability", ["stability.json"], self._bootstrap)
+
     def select(self) -> None:
         """Stage 3 -> `selection.json`, `importance.png`."""
         self._perform("select", ["selection.json", "importance.png"], self._select)
@@ -84,11 +93,34 @@ class Pipeline:
         """Stage 5 -> `metrics.json`, `predictions.jsonl`."""
         self._perform("eval", ["metrics.json", "predictions.jsonl"], self._evaluate)
 
+    def score_trained(self) -> None:
+        """After stage 4: the importances of the trained adapter on the sample -> `scores_trained.json`."""
+        self._perform("trained", ["scores_trained.json"], self._score_trained)
+
     def all(self) -> None:
-        """Every stage that the method needs, in order."""
-        stages = [self.sample, self.score, self.select] if self.method.needs_selection else []
-        for stage in [*stages, self.train, self.evaluate]:
-            stage()
+        """Every stage that the method and the configuration need, in order."""
+        for stage in self.plan():
+            self.perform(stage)
+
+    def plan(self) -> list[str]:
+        """Return the names of the stages that `all` performs."""
+        score = self.config.score
+        beside = ["norms"] * bool(score.norms or score.bootstrap) + ["stability"] * bool(score.bootstrap)
+        before = ["sample", "score", *beside, "select"] if self.method.needs_selection else []
+        return [*before, "train", "eval", *["trained"] * (score.trained and self.method.needs_selection)]
+
+    def perform(self, stage: str) -> None:
+        """One stage by name, whatever was done before it."""
+        {
+            "sample": self.sample,
+            "score": self.score,
+            "norms": self.keep_norms,
+            "stability": self.bootstrap,
+            "select": self.select,
+            "train": self.train,
+            "eval": self.evaluate,
+            "trained": self.score_trained,
+        }[stage]()
 
     def one(self, stage: str) -> None:
         """One stage alone. Raises UserError if a stage before it was not done, or was done under another configuration."""
@@ -104,14 +136,9 @@ class Pipeline:
                     f"{self.run.file(_MAIN[upstream])} was made under another configuration, or from other data, than this command has. "
                     f"Repeat it with: lora-drop {upstream} (or all that is needed with: lora-drop run) and the same options."
                 )
-        stages = {
-            "sample": self.sample,
-            "score": self.score,
-            "select": self.select,
-            "train": self.train,
-            "eval": self.evaluate,
-        }
-        stages[stage]()
+        beside = [name for name in self.plan() if name in ("norms", "stability")] if stage == "score" else []
+        for name in [stage, *beside]:
+            self.perform(name)
 
     # --- what decides whether a stage still stands ----------------------------------------------------------------------
 
@@ -140,6 +167,8 @@ class Pipeline:
                 "train": training,
                 "method": settings,
             } | self._machine
+        if stage in ("norms", "stability", "trained"):
+            return self._inputs_beside(stage)
         if stage == "select":
             settings = {key: method[key] for key in ("threshold", "budget", "policy", "share")}
             return {
@@ -158,6 +187,23 @@ class Pipeline:
             "backbone": self.backbone.identity,
             "eval": asked,
         }
+
+    def _inputs_beside(self, stage: str) -> dict[str, Any]:
+        method = self.config.method
+        if stage == "stability":
+            rule = [method.threshold, method.budget, method.share, self.config.score.bootstrap]
+            return {
+                "norms": file_digest(self.run.require("norms.json", "score")),
+                "rule": rule,
+                "seed": self.config.seed,
+            }
+        adapter, made_by = {"norms": ("warmup", "score"), "trained": ("adapter", "train")}[stage]
+        return {
+            "adapter": file_digest(self.run.require(adapter, made_by)),
+            "sample": file_digest(self.run.require("sample.json", "sample")),
+            "data": self.data.train_digest,
+            "encoding": self.config.train.max_length,
+        } | self._machine
 
     def _trained_from(self) -> dict[str, Any]:
         selection = file_digest(self.run.require("selection.json", "select")) if self.method.needs_selection else None
@@ -197,11 +243,12 @@ class Pipeline:
             "size": len(drawn.indices),
         }
         write_json(self.run.file("sample.json"), {**content, "strata": strata, "indices": list(drawn.indices)})
-        return f"{len(drawn.indices):,} of {len(rows):,} rows in {len(strata)} strata", {}
+        facts = {"data": {"train": self.data.train_digest}}
+        return f"{len(drawn.indices):,} of {len(rows):,} rows in {len(strata)} strata", facts
 
     def _score(self) -> Work:
         config = self.config
-        encoded = self.data.train_encoded.select(read_json(self.run.file("sample.json"))["indices"])
+        encoded = self._sampled()
         model = get_method("lora").build(self._load_backbone(), config.method, config.seed, None)
         outcome = self._fit("score", model, encoded, config.warmup.epochs, self._warmup_rate, evaluator=None)
         inputs = (batch for _, batch in batches(encoded, self.data.collate, config.train.batch_size))
@@ -210,17 +257,47 @@ class Pipeline:
         )
         with write_folder(self.run.file("warmup")) as folder:
             get_method("lora").save(model, folder)
-        modules = [asdict(row) for row in scores.rows]
-        content = {
-            "backbone": config.backbone,
-            "task": self.task.name,
-            "rank": _rank(model),
-            "examples": scores.examples,
-            "tokens": scores.tokens,
-        }
-        write_json(self.run.file("scores.json"), {**content, "modules": modules})
+        write_json(self.run.file("scores.json"), self._scores_content(model, scores))
         seen = f"{scores.examples:,} examples, {scores.tokens:,} tokens"
-        return f"{len(modules)} LoRAs on {seen}, after {outcome.steps:,} warm-up steps", {}
+        facts = {"warmup_steps": outcome.steps}
+        return f"{len(scores.rows)} LoRAs on {seen}, after {outcome.steps:,} warm-up steps", facts
+
+    def _keep_norms(self) -> Work:
+        encoded = self._sampled()
+        model = get_method("lora").load(self._load_backbone(), self.run.file("warmup")).to(self.device)
+        chunks = list(batches(encoded, self.data.collate, self.config.train.batch_size))
+        scores = importance.score(model, (batch for _, batch in chunks), per_example=True)
+        order = np.argsort([row for chosen, _ in chunks for row in chosen])  # from the batches' order to the sample's
+        modules = [
+            {
+                "name": row.name,
+                "projection": row.projection,
+                "layer": row.layer,
+                "norms": np.array(norms)[order].tolist(),
+            }
+            for row, norms in zip(scores.rows, (scores.norms or {}).values(), strict=True)
+        ]
+        write_json(self.run.file("norms.json"), {"examples": scores.examples, "modules": modules})
+        return f"{scores.examples:,} examples of {len(modules)} LoRAs", {}
+
+    def _bootstrap(self) -> Work:
+        method, resamples = self.config.method, self.config.score.bootstrap
+        scored = read_scores(self.run.file("scores.json"))
+        norms = {row["name"]: row["norms"] for row in read_json(self.run.file("norms.json"))["modules"]}
+        rule: dict[str, Any] = {"threshold": method.threshold, "budget": method.budget, "share": method.share}
+        rule["seed"] = self.config.seed
+        rows = stability.bootstrap(scored, norms, resamples, **rule)
+        content = {"resamples": resamples, "confidence": stability.CONFIDENCE, **rule, "modules": rows}
+        write_json(self.run.file("stability.json"), content)
+        certain = sum(row["retained"] in (0, 1) for row in rows)
+        return f"{resamples:,} resamples: {certain} of {len(rows)} LoRAs always on the same side", {}
+
+    def _score_trained(self) -> Work:
+        model = self.method.load(self._load_backbone(), self.run.file("adapter")).to(self.device)
+        inputs = (batch for _, batch in batches(self._sampled(), self.data.collate, self.config.train.batch_size))
+        scores = importance.score(model, inputs)
+        write_json(self.run.file("scores_trained.json"), self._scores_content(model, scores))
+        return f"{len(scores.rows)} LoRAs on {scores.examples:,} examples", {}
 
     def _select(self) -> Work:
         from lora_drop.experiments.figures import importance_figure, save_figure
@@ -269,6 +346,7 @@ class Pipeline:
             "trained_from": digest(self._trained_from()),
             "trainable_parameters": asdict(parameters),
             "train_rows": len(self.data.train_rows),
+            "data": {"train": self.data.train_digest, "eval": self.data.eval_digest},
             "select_epoch": config.train.select_epoch,
             "kept_epoch": outcome.kept_epoch,
             "epochs": outcome.epochs,
@@ -289,12 +367,25 @@ class Pipeline:
         write_json(self.run.file("metrics.json"), content)
         return f"{primary} {result.metrics[primary]:.4f} on {len(self.data.eval_rows):,} rows of {split}", {}
 
+    def _sampled(self) -> Dataset:
+        return self.data.train_encoded.select(read_json(self.run.file("sample.json"))["indices"])
+
+    def _scores_content(self, model: nn.Module, scores: importance.Scores) -> dict[str, Any]:
+        return {
+            "backbone": self.config.backbone,
+            "task": self.task.name,
+            "rank": _rank(model),
+            "examples": scores.examples,
+            "tokens": scores.tokens,
+            "modules": [asdict(row) for row in scores.rows],
+        }
+
     # --- helpers ------------------------------------------------------------------------------------------------------
 
     def _perform(self, stage: str, outputs: list[str], work: Callable[[], Work]) -> None:
         def on_device() -> Work:
             note, facts = work()
-            return note, {**facts, "device": str(self.device)}
+            return note, {**facts, "device": str(self.device), "threads": torch.get_num_threads()}
 
         self.run.perform(stage, self._inputs(stage), outputs, on_device, self.force, self.report)
 
