@@ -27,12 +27,17 @@ class Summary:
     results: list[dict[str, Any]] = field(default_factory=list)
 
 
+def quiet_libraries() -> None:
+    """Let transformers print nothing but errors: what it would say is said by our reporter."""
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
 def perform(
     run_dir: Path, config: Config, stages: list[str], force: bool, report: Reporter, compare: list[str]
 ) -> Summary:
     """Perform stages ("all", or names of `pipeline.STAGES`) in a run directory, then train the methods to compare with beside it."""
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    quiet_libraries()
     for name in compare:
         get_method(name)  # a wrong name must not show after the first training
     summary = Summary()

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from lora_drop.progress import Reporter
+from lora_drop.progress import GridReporter, Reporter
 
 BAR_WIDTH = 40
 
@@ -69,6 +69,41 @@ class ConsoleReporter(Reporter):
             self.console.print(escape(text), highlight=False, soft_wrap=True)
 
 
+class ConsoleGridReporter(ConsoleReporter, GridReporter):
+    """One line per run of a grid; while it is under way, a bar for its current stage."""
+
+    def __init__(self, console: Console, quiet: bool = False):
+        super().__init__(console, quiet)
+        self.told: set[str] = set()
+        self.label = ""
+
+    def begin(self, name: str, number: int, total: int) -> None:
+        """The next run."""
+        self.label, self.began = f"{number:>{len(str(total))}}/{total}  {name}", time.monotonic()
+
+    def start(self, stage: str) -> None:
+        """A stage of the run begins."""
+        super().start(f"{self.label}  {stage}")
+
+    def finish(self, stage: str, seconds: float, note: str) -> None:
+        """A stage of the run has ended."""
+        self.close()
+
+    def skip(self, stage: str, reason: str) -> None:
+        """A stage is already done."""
+
+    def notice(self, text: str) -> None:
+        """Something to know; what holds for many runs is said once."""
+        if text not in self.told:
+            self.told.add(text)
+            super().notice(text)
+
+    def end(self, name: str, note: str) -> None:
+        """The run is over."""
+        self.close()
+        self._line(f"{self.label}  {time.monotonic() - self.began:.1f} s  {note}")
+
+
 def print_profile(
     console: Console, scored: Sequence[Any], selection: Any, stability: Sequence[Mapping[str, Any]] = ()
 ) -> None:
@@ -110,7 +145,9 @@ def print_table(
     console: Console, columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str | None = None
 ) -> None:
     """Print rows under column names; numbers are right-aligned, with thousands separators for integers."""
-    table = Table(title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
+    if title:
+        console.print(title, style="italic", highlight=False, markup=False, soft_wrap=True)
+    table = Table(box=None, header_style="bold", pad_edge=False)
     for number, name in enumerate(columns):
         numeric = all(isinstance(row[number], (int, float)) for row in rows)
         table.add_column(name, justify="right" if numeric else "left", overflow="fold")

@@ -6,7 +6,7 @@ Each stage reads artefacts of the ones before it, writes its own, and is skipped
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -35,13 +35,17 @@ from lora_drop.training import Outcome, fit
 Work = tuple[str, dict[str, Any]]
 """A few words about what was done, and facts for `run.json`."""
 
-_MAIN = {
-    "sample": "sample.json",
-    "score": "scores.json",
-    "select": "selection.json",
-    "train": "adapter",
-    "eval": "metrics.json",
+_OUTPUTS = {
+    "sample": ["sample.json"],
+    "score": ["scores.json", "warmup"],
+    "norms": ["norms.json"],
+    "stability": ["stability.json"],
+    "select": ["selection.json", "importance.png"],
+    "train": ["adapter"],
+    "eval": ["metrics.json", "predictions.jsonl"],
+    "trained": ["scores_trained.json"],
 }
+"""What each stage writes, the main artefact first."""
 
 
 class Pipeline:
@@ -65,62 +69,53 @@ class Pipeline:
 
     # --- stages -------------------------------------------------------------------------------------------------------
 
-    def sample(self) -> None:
-        """Stage 1 -> `sample.json`."""
-        self._perform("sample", ["sample.json"], self._sample)
-
-    def score(self) -> None:
-        """Stage 2: warm-up LoRA on the sample, then the importance of every LoRA -> `warmup/`, `scores.json`."""
-        self._perform("score", ["warmup", "scores.json"], self._score)
-
-    def keep_norms(self) -> None:
-        """Beside stage 2: ‖ΔW x‖² of each example -> `norms.json`."""
-        self._perform("norms", ["norms.json"], self._keep_norms)
-
-    def bootstrap(self) -> None:
-        """Beside stage 2: how far the importances can be trusted -> `stability.json`."""
-        self._perform("stability", ["stability.json"], self._bootstrap)
-
-    def select(self) -> None:
-        """Stage 3 -> `selection.json`, `importance.png`."""
-        self._perform("select", ["selection.json", "importance.png"], self._select)
-
-    def train(self) -> None:
-        """Stage 4: a fresh model under the selection, trained on the whole training set -> `adapter/`."""
-        self._perform("train", ["adapter"], self._train)
-
-    def evaluate(self) -> None:
-        """Stage 5 -> `metrics.json`, `predictions.jsonl`."""
-        self._perform("eval", ["metrics.json", "predictions.jsonl"], self._evaluate)
-
-    def score_trained(self) -> None:
-        """After stage 4: the importances of the trained adapter on the sample -> `scores_trained.json`."""
-        self._perform("trained", ["scores_trained.json"], self._score_trained)
-
     def all(self) -> None:
         """Every stage that the method and the configuration need, in order."""
         for stage in self.plan():
             self.perform(stage)
 
-    def plan(self) -> list[str]:
-        """Return the names of the stages that `all` performs."""
+    def plan(self, until: str = "") -> list[str]:
+        """Return the names of the stages that `all` performs, or those up to the stage `until`."""
         score = self.config.score
         beside = ["norms"] * bool(score.norms or score.bootstrap) + ["stability"] * bool(score.bootstrap)
         before = ["sample", "score", *beside, "select"] if self.method.needs_selection else []
-        return [*before, "train", "eval", *["trained"] * (score.trained and self.method.needs_selection)]
+        stages = [*before, "train", "eval", *["trained"] * (score.trained and self.method.needs_selection)]
+        return stages[: stages.index(until) + 1] if until else stages
 
     def perform(self, stage: str) -> None:
-        """One stage by name, whatever was done before it."""
-        {
-            "sample": self.sample,
-            "score": self.score,
-            "norms": self.keep_norms,
-            "stability": self.bootstrap,
-            "select": self.select,
-            "train": self.train,
-            "eval": self.evaluate,
-            "trained": self.score_trained,
-        }[stage]()
+        """Do one stage of the plan, whatever was done before it, unless it is done already.
+
+        | stage | what it does |
+        |---|---|
+        | `sample` | stage 1 |
+        | `score` | stage 2: warm-up LoRA on the sample, then the importance of every LoRA |
+        | `norms` | beside it, if configured: ‖ΔW x‖² of each example |
+        | `stability` | beside it, if configured: how far the importances can be trusted |
+        | `select` | stage 3 |
+        | `train` | stage 4: a fresh model under the selection, trained on the whole training set |
+        | `eval` | stage 5 |
+        | `trained` | after it, if configured: the importances of the trained adapter on the sample |
+        """
+        work = {
+            "sample": self._sample,
+            "score": self._score,
+            "norms": self._keep_norms,
+            "stability": self._bootstrap,
+            "select": self._select,
+            "train": self._train,
+            "eval": self._evaluate,
+            "trained": self._score_trained,
+        }[stage]
+
+        def on_device() -> Work:
+            note, facts = work()
+            return note, {**facts, "device": str(self.device), "threads": torch.get_num_threads()}
+
+        self.run.perform(stage, self._inputs(stage), _OUTPUTS[stage], on_device, self.force, self.report)
+
+    def adopt(self, stage: str, others: Iterable[Run]) -> bool:
+        """Take a stage over from another run that has done it from the same inputs; return whether it is done now."""
+        return self.run.adopt(stage, self._inputs(stage), _OUTPUTS[stage], others)
 
     def one(self, stage: str) -> None:
         """One stage alone. Raises UserError if a stage before it was not done, or was done under another configuration."""
@@ -130,10 +125,10 @@ class Pipeline:
                 f"The method {self.method.name} has no stage {stage}: it needs no selection of layers. Use: lora-drop train"
             )
         for upstream in ["train"] if stage == "eval" else before[: before.index(stage)]:
-            self.run.require(_MAIN[upstream], upstream)
+            self.run.require(_OUTPUTS[upstream][0], upstream)
             if not self._stands(upstream, stage):
                 raise UserError(
-                    f"{self.run.file(_MAIN[upstream])} was made under another configuration, or from other data, than this command has. "
+                    f"{self.run.file(_OUTPUTS[upstream][0])} was made under another configuration, or from other data, than this command has. "
                     f"Repeat it with: lora-drop {upstream} (or all that is needed with: lora-drop run) and the same options."
                 )
         beside = [name for name in self.plan() if name in ("norms", "stability")] if stage == "score" else []
@@ -329,7 +324,7 @@ class Pipeline:
         if self.method.prepare is not None:
             self.method.prepare(model.to(self.device), self.data.some_batches(self.method.examples))
         parameters = self.method.count(model)
-        self.run.forget("eval", ["metrics.json", "predictions.jsonl"])
+        self.run.forget("eval", _OUTPUTS["eval"])
         outcome = self._fit(
             "train",
             model,
@@ -381,13 +376,6 @@ class Pipeline:
         }
 
     # --- helpers ------------------------------------------------------------------------------------------------------
-
-    def _perform(self, stage: str, outputs: list[str], work: Callable[[], Work]) -> None:
-        def on_device() -> Work:
-            note, facts = work()
-            return note, {**facts, "device": str(self.device), "threads": torch.get_num_threads()}
-
-        self.run.perform(stage, self._inputs(stage), outputs, on_device, self.force, self.report)
 
     def _fit(
         self,
