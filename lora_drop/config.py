@@ -258,7 +258,10 @@ def find_config(name: str | Path) -> Path:
         if candidate.is_file():
             return candidate
     known = sorted(
-        str(file.relative_to(folder).with_suffix("")) for folder in config_folders() for file in folder.rglob("*.yaml")
+        name
+        for folder in config_folders()
+        for file in folder.rglob("*.yaml")
+        if not (name := str(file.relative_to(folder).with_suffix(""))).startswith("experiments/")
     )
     raise UserError(
         f"No configuration file {str(name)!r}.{closest(str(name), known)} Give a path, or one of: {', '.join(known)}"

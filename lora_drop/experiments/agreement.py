@@ -9,17 +9,13 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from lora_drop.errors import UserError
 from lora_drop.experiments.records import Record
 from lora_drop.experiments.table import Table
 
 
 def scored(table: Table) -> list[Record]:
-    """Return the records with importances. Raises UserError if there are none."""
-    records = [record for record in table.records if record.scores]
-    if not records:
-        raise UserError(f"{table.title}: no importances to show.")
-    return records
+    """Return the records with importances."""
+    return [record for record in table.records if record.scores]
 
 
 def scored_by_row(table: Table) -> dict[str, list[Record]]:
@@ -31,7 +27,7 @@ def scored_by_row(table: Table) -> dict[str, list[Record]]:
 
 def projections_of(table: Table) -> list[str]:
     """Return the projections that have importances."""
-    return list(dict.fromkeys(row["projection"] for row in scored(table)[0].scores))
+    return list(dict.fromkeys(row["projection"] for record in scored(table) for row in record.scores))
 
 
 def importances_of(rows: Sequence[Mapping[str, Any]], projection: str) -> list[float]:

@@ -9,6 +9,7 @@ A file `configs/experiments/NAME.yaml` says:
 | `config` | the packaged configuration of a task, with `{task}` in its name (`glue/{task}`) |
 | `tasks`, `seeds` | in the order of the paper's columns |
 | `set` | keys over every run |
+| `task_set` | by task: keys over its runs |
 | `rows` | by name: `title`, and the keys that the row changes |
 | `until` | `select`: stop before training, where only importances are wanted |
 | `columns` | columns beside the scores: `retained` (mean number of retained layers per projection) |
@@ -16,7 +17,7 @@ A file `configs/experiments/NAME.yaml` says:
 | `figures` | names of figures that `report` draws (`plots.FIGURES`) |
 | `published` | the entry of `published.yaml` beside which it is put |
 
-Precedence, later wins: configuration of the task, `backbone`, `set`, files of `-c`, the row, `-o` and flags.
+Precedence, later wins: configuration of the task, `backbone`, `set`, `task_set`, files of `-c`, the row, `-o` and flags.
 """
 
 from __future__ import annotations
@@ -56,6 +57,8 @@ class Experiment:
     """One run each."""
     set: dict[str, Any] = field(default_factory=dict)
     """Keys over every run."""
+    task_set: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Keys over the runs of one task."""
     rows: dict[str, dict[str, Any]] = field(default_factory=dict)
     """What each row changes."""
     until: str = ""
@@ -143,7 +146,9 @@ def expand(experiment: Experiment, choice: Choice) -> list[Planned]:
 
     Raises UserError for a task, row or key that does not exist.
     """
-    tasks = list(choice.tasks) or _tasks(experiment, choice)
+    from lora_drop.tasks import get_task
+
+    tasks = [get_task(name).name for name in choice.tasks] or _tasks(experiment, choice)
     rows = _rows(experiment, choice.rows)
     asked = _asked(choice)
     return [
@@ -204,7 +209,7 @@ def _planned(
         errors: list[str] = []
         values = read_config(_task_config(experiment, task))
         merge(values, {"backbone": experiment.backbone} if experiment.backbone else {})
-        for key, value in experiment.set.items():
+        for key, value in {**experiment.set, **experiment.task_set.get(task, {})}.items():
             put(values, key, value)
         for name in files:
             merge(values, read_config(name))

@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from lora_drop.errors import UserError
 from lora_drop.experiments.agreement import (
     importances_of,
     kendall,
@@ -25,11 +24,11 @@ DARK, MIDDLE, LIGHT = "#1f4e79", "#6b8fb3", "#d9b38c"
 MARKERS = "osD^vP*Xd<>p"
 
 
-def tradeoff(table: Table) -> Figure:
+def tradeoff(table: Table) -> Figure | None:
     """Score against trainable parameters, one panel per task, one marker per row; bars are standard deviations over seeds."""
     columns = [column for column in table.columns if any(column.key in row.cells for row in table.rows)]
     if not columns:
-        raise UserError(f"{table.title}: no scores to draw.")
+        return None
     figure, axes = _panels(1, len(columns), width=3.2, height=3.4, sharex=True)
     for axis, column in zip(axes[0], columns, strict=True):
         for number, row in enumerate(table.rows):
@@ -49,17 +48,24 @@ def tradeoff(table: Table) -> Figure:
                 label=row.title,
             )
         axis.set_xscale("log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+        axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axis.xaxis.set_minor_formatter(NullFormatter())
         axis.set_title(column.title, fontsize=10)
         axis.set_xlabel("trainable parameters")
     axes[0][0].set_ylabel("score")
     handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 6), frameon=False, fontsize=8)
+    figure.legend(
+        handles, labels, loc="outside lower center", ncols=int(figure.get_figwidth() / 1.5), frameon=False, fontsize=8
+    )
     return figure
 
 
-def importance(table: Table) -> Figure:
+def importance(table: Table) -> Figure | None:
     """Importance per layer, a column of panels per task, a row per projection; mean over seeds."""
     by_task: dict[str, list[Record]] = {}
+    if not scored(table):
+        return None
     for record in scored(table):
         by_task.setdefault(record.task_title, []).append(record)
     projections = projections_of(table)
@@ -74,11 +80,11 @@ def importance(table: Table) -> Figure:
     return figure
 
 
-def distribution(table: Table) -> Figure:
+def distribution(table: Table) -> Figure | None:
     """Distribution of ‖ΔW x‖² over the examples of the sample, per layer; boxes hold the middle half, whiskers 5 to 95 %."""
     record = next((record for record in table.records if record.norms), None)
     if record is None:
-        raise UserError(f"{table.title}: no norms of examples were kept (score.norms).")
+        return None
     projections = list(dict.fromkeys(row["projection"] for row in record.norms))
     figure, axes = _panels(1, len(projections), width=4.4, height=3.2, sharey=True)
     for axis, projection in zip(axes[0], projections, strict=True):
@@ -105,11 +111,11 @@ def distribution(table: Table) -> Figure:
     return figure
 
 
-def sharing(table: Table) -> Figure:
+def sharing(table: Table) -> Figure | None:
     """Importance per layer before sharing (the warmed-up LoRA) and after (the trained LoRA-drop); shared layers are hatched."""
     record = next((record for record in table.records if record.trained_scores), None)
     if record is None:
-        raise UserError(f"{table.title}: the trained adapter was not scored (score.trained).")
+        return None
     projections = projections_of(table)
     figure, axes = _panels(1, len(projections), width=4.4, height=3.2, sharey=True)
     for axis, projection in zip(axes[0], projections, strict=True):
@@ -130,10 +136,11 @@ def sharing(table: Table) -> Figure:
     return figure
 
 
-def ratios(table: Table) -> Figure:
+def ratios(table: Table) -> Figure | None:
     """Importance per layer, one line per sample ratio, the larger the darker; mean over seeds."""
-    projections = projections_of(table)
-    by_row = scored_by_row(table)
+    projections, by_row = projections_of(table), scored_by_row(table)
+    if not by_row:
+        return None
     figure, axes = _panels(1, len(projections), width=4.4, height=3.2, sharey=True)
     for axis, projection in zip(axes[0], projections, strict=True):
         for number, (title, records) in enumerate(by_row.items()):
@@ -157,14 +164,14 @@ def ratios(table: Table) -> Figure:
     return figure
 
 
-FIGURES: dict[str, Callable[[Table], Figure]] = {
+FIGURES: dict[str, Callable[[Table], Figure | None]] = {
     "tradeoff": tradeoff,
     "importance": importance,
     "distribution": distribution,
     "sharing": sharing,
     "ratios": ratios,
 }
-"""What an experiment's `figures` may name."""
+"""What an experiment's `figures` may name; None where nothing of it was measured yet."""
 
 
 def _grey(number: int, total: int) -> str:

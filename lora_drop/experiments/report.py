@@ -59,5 +59,7 @@ def draw(tables: Sequence[Table], folder: Path) -> None:
     for number, table in enumerate(tables, 1):
         for name in table.records[0].layout["figures"]:
             figure = FIGURES[name](table)
+            if figure is None:
+                continue
             for suffix in ("png", "pdf"):
                 save_figure(figure, folder / f"{name}{f'-{number}' if number > 1 else ''}.{suffix}")
