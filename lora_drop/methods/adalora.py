@@ -44,7 +44,11 @@ def build(backbone: PreTrainedModel, config: MethodConfig, seed: int, selection:
         modules_to_save=heads(backbone) or None,
         bias="none",
     )
-    return lora.wrap(backbone, adalora, seed)
+    model = lora.wrap(backbone, adalora, seed)
+    for name, parameter in model.named_parameters():
+        if "ranknum" in name:  # a constant, which PEFT 0.21 leaves trainable on the meta device
+            parameter.requires_grad_(False)
+    return model
 
 
 class Allocation:
