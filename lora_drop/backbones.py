@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,17 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    GenerationConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
 from lora_drop.errors import UserError, closest
+from lora_drop.gguf_weights import fill_from_gguf, gguf_config
+from lora_drop.quantization import nf4
 from lora_drop.tasks.base import Task
+from lora_drop.tiny import TINY, tiny_config, tiny_tokenizer
 
 
 @dataclass(frozen=True)
@@ -66,25 +71,6 @@ PACKAGED = {
     ),
 }
 
-TINY: dict[str, tuple[str, dict[str, Any]]] = {
-    "bert": ("bert", {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 64}),
-    "roberta": (
-        "roberta",
-        {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 64},
-    ),
-    "llama": (
-        "llama",
-        {
-            "hidden_size": 32,
-            "num_hidden_layers": 4,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "intermediate_size": 64,
-        },
-    ),
-}
-TINY_POSITIONS = 512
-
 
 @dataclass(frozen=True)
 class Backbone:
@@ -95,6 +81,12 @@ class Backbone:
     identity: str
     """Changes when the weights change: part of what decides whether a finished stage still stands."""
     options: dict[str, Any] = field(default_factory=dict)
+    quantization: str = "none"
+
+    @property
+    def gguf(self) -> str:
+        """The name of its GGUF file if it is one, else an empty string."""
+        return self.options.get("gguf_file", "")
 
     @property
     def tiny(self) -> str:
@@ -102,11 +94,18 @@ class Backbone:
         return self.name.removeprefix("tiny:") if self.name.startswith("tiny:") else ""
 
 
-def locate(name: str, offline: bool = False) -> Backbone:
+def locate(name: str, offline: bool = False, quantization: str = "none") -> Backbone:
     """Find a backbone by its name, and check its weights where it is packaged.
 
     Raises UserError for an unknown name, a package that is missing, a wrong checksum, or a Hub that cannot be asked.
     """
+    found = _locate(name, offline)
+    if quantization == "none":
+        return found
+    return replace(found, identity=f"{found.identity}/{quantization}", quantization=quantization)
+
+
+def _locate(name: str, offline: bool) -> Backbone:
     if name.startswith("tiny:"):
         if name.removeprefix("tiny:") not in TINY:
             raise UserError(
@@ -124,36 +123,68 @@ def locate(name: str, offline: bool = False) -> Backbone:
 
 
 def load_tokenizer(backbone: Backbone, causal: bool = False) -> PreTrainedTokenizerBase:
-    """Load the tokenizer. `causal`: pad on the left, as generation needs; a missing pad token becomes the end-of-text token."""
-    tokenizer = _tiny_tokenizer() if backbone.tiny else _from_pretrained(AutoTokenizer, backbone)
+    """Load the tokenizer; a missing pad token becomes the end-of-text token.
+
+    `causal`: pad on the left, as generation needs. Else on the right, whatever the checkpoint says: positions then count from the first real token,
+    and a decoder's classifier reads the last one, so that padding changes nothing.
+    """
+    tokenizer = tiny_tokenizer() if backbone.tiny else _from_pretrained(AutoTokenizer, backbone)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    if causal:
-        tokenizer.padding_side = "left"
+    tokenizer.padding_side = "left" if causal else "right"
     return tokenizer
 
 
 def load_config(backbone: Backbone, task: Task) -> PretrainedConfig:
     """Load the model's configuration with the head that the task needs."""
-    config = _tiny_config(backbone.tiny) if backbone.tiny else _from_pretrained(AutoConfig, backbone)
+    if backbone.tiny:
+        config = tiny_config(backbone.tiny)
+    elif backbone.gguf:
+        config = gguf_config(backbone.path, backbone.gguf)
+    else:
+        config = _from_pretrained(AutoConfig, backbone)
     if task.kind != "generation":
         config.num_labels = task.outputs
         config.problem_type = "regression" if task.kind == "regression" else "single_label_classification"
     return config
 
 
-def load_model(backbone: Backbone, task: Task, seed: int, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """Load the pretrained model with a fresh head for the task; `seed` decides the head (and all of a `tiny:` model)."""
+def load_model(
+    backbone: Backbone, task: Task, seed: int, tokenizer: PreTrainedTokenizerBase, device: torch.device | None = None
+) -> PreTrainedModel:
+    """Load the pretrained model for the task; `seed` decides a classifier's fresh head (and all of a `tiny:` model).
+
+    It is on the CPU, but for a quantized one, which is read straight onto `device`.
+    """
     kind = AutoModelForCausalLM if task.kind == "generation" else AutoModelForSequenceClassification
     config = load_config(backbone, task)
     config.pad_token_id = tokenizer.pad_token_id
     torch.manual_seed(seed)
     if backbone.tiny:
-        return kind.from_config(config)
-    model, report = _from_pretrained(kind, backbone, config=config, dtype=torch.float32, output_loading_info=True)
-    # whatever had no pretrained weights (a head, DeBERTa's pooler) must be trained and saved, whichever the method
-    model.fresh_modules = sorted({name.rpartition(".")[0] for name in report["missing_keys"]})
+        model = kind.from_config(config)
+    elif backbone.gguf:
+        model = kind.from_config(config)
+        model.fresh_modules = _modules(fill_from_gguf(model, backbone.path, backbone.gguf))
+    else:
+        options: dict[str, Any] = {"config": config, "dtype": torch.float32, "output_loading_info": True}
+        if backbone.quantization != "none":
+            options |= {"quantization_config": nf4(), "device_map": {"": device or "cuda"}}
+        model, report = _from_pretrained(kind, backbone, **options)
+        model.fresh_modules = _modules(report["missing_keys"])
+    if (
+        task.kind == "generation"
+    ):  # a checkpoint's own settings for sampling must not leak into decoding, nor be saved with it
+        model.generation_config = GenerationConfig(
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
     return model
+
+
+def _modules(missing: Iterable[str]) -> list[str]:
+    """Return the modules of weights that were not pretrained (a head, DeBERTa's pooler): they must be trained and saved, whichever the method."""
+    return sorted({name.rpartition(".")[0] for name in missing})
 
 
 def load_meta_model(backbone: Backbone, task: Task) -> PreTrainedModel:
@@ -253,11 +284,9 @@ def _locate_on_hub(name: str, offline: bool) -> Backbone:
 
 
 def _from_pretrained(kind: Any, backbone: Backbone, **options: Any) -> Any:
-    if kind not in (AutoTokenizer, AutoConfig):
-        options["use_safetensors"] = True
-    if "gguf_file" in backbone.options:
-        options.pop("use_safetensors", None)
     try:
+        if kind not in (AutoTokenizer, AutoConfig):
+            options["use_safetensors"] = True
         return kind.from_pretrained(backbone.path, trust_remote_code=False, **backbone.options, **options)
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"The backbone {backbone.name} cannot be loaded: {str(error).splitlines()[0]}") from error
@@ -271,40 +300,3 @@ def _sha256(path: Path) -> str:
         while block := file.read(2**20):
             total.update(block)
     return total.hexdigest()
-
-
-def _tiny_config(architecture: str) -> PretrainedConfig:
-    model_type, sizes = TINY[architecture]
-    offset = 2 if model_type == "roberta" else 0  # RoBERTa counts positions from pad_token_id + 1
-    tokens = _tiny_tokenizer()
-    special = {
-        "pad_token_id": tokens.pad_token_id,
-        "bos_token_id": tokens.bos_token_id,
-        "eos_token_id": tokens.eos_token_id,
-    }
-    return AutoConfig.for_model(
-        model_type, vocab_size=len(tokens), max_position_embeddings=TINY_POSITIONS + offset, **special, **sizes
-    )
-
-
-def _tiny_tokenizer() -> PreTrainedTokenizerBase:
-    """One token per byte, so that any text is encoded without a vocabulary file."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
-
-    specials = ["<pad>", "<s>", "</s>", "<unk>"]
-    vocabulary = {token: number for number, token in enumerate(specials + sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>", pair="<s> $A </s> $B </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="<pad>",
-        bos_token="<s>",
-        eos_token="</s>",
-        unk_token="<unk>",
-        model_max_length=TINY_POSITIONS,
-    )

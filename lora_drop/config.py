@@ -113,17 +113,23 @@ class TrainConfig:
     device_batch_size: int | None = _positive(None)
     """At most this many examples at a time on one device; empty: the whole batch. Accumulation is derived from it."""
     max_length: int = _positive(128)
-    """Longer inputs are truncated to this many tokens."""
+    """Longer inputs are truncated to this many tokens; of prompt and completion together, the prompt's beginning goes first."""
     warmup_ratio: float = _fraction(0.06)
     """Share of the steps in which the learning rate rises from 0."""
+    warmup_steps: int | None = _checked(None, "an integer ≥ 0", lambda value: value >= 0)
+    """Instead of a share: this many steps, at most half of all (Hu et al. on E2E: 500); empty: train.warmup_ratio decides."""
     weight_decay: float = _checked(0.1, "a number ≥ 0", lambda value: value >= 0)
     """AdamW's decoupled weight decay."""
     max_grad_norm: float = _checked(1.0, "a number ≥ 0", lambda value: value >= 0)
     """Gradients are clipped to this norm; 0 switches clipping off."""
     scheduler: str = _one_of("linear", "linear", "cosine", "constant", "constant_with_warmup")
     """Learning-rate schedule after the rise."""
+    label_smoothing: float = _fraction(0.0)
+    """Share of each label's probability that is spread over all classes, or all tokens of the vocabulary (Hu et al. on E2E: 0.1)."""
     precision: str = _one_of("fp32", "fp32", "bf16", "fp16")
     """Arithmetic of the forward and backward pass; weights that are trained stay in fp32."""
+    gradient_checkpointing: bool = False
+    """Compute activations twice instead of keeping them: less memory, a third more time."""
     select_epoch: str = _one_of("best", "best", "last")
     """Which epoch's weights are kept: the best on eval.split (as the paper reports) or the last."""
     save_steps: int | None = _positive(None)
@@ -136,8 +142,8 @@ class EvalConfig:
 
     batch_size: int = _positive(64)
     """Examples per forward pass."""
-    split: str = "validation"
-    """Split that is evaluated; MNLI also has validation_matched and validation_mismatched."""
+    split: str | None = None
+    """Split that is evaluated; empty: test in E2E, DART and DialogSum, else validation. MNLI also has validation_matched and _mismatched."""
 
 
 @dataclass(frozen=True)
@@ -172,6 +178,8 @@ class Config:
     """The task; `lora-drop tasks` lists them."""
     backbone: str = "packaged:minilm-l6"
     """The pretrained model: a Hub id, a folder, packaged:NAME or tiny:NAME."""
+    quantization: str = _one_of("none", "none", "nf4")
+    """Precision of the frozen weights: as they come (none), or 4 bits (nf4, as in QLoRA; needs CUDA and the extra qlora)."""
     seed: int = _checked(0, "an integer from 0 to 4294967295", lambda value: 0 <= value < 2**32)
     """Seed of the sample, the initial weights, the order of the rows and dropout."""
     data_dir: str | None = None
@@ -257,12 +265,8 @@ def find_config(name: str | Path) -> Path:
     for candidate in candidates:
         if candidate.is_file():
             return candidate
-    known = sorted(
-        name
-        for folder in config_folders()
-        for file in folder.rglob("*.yaml")
-        if not (name := str(file.relative_to(folder).with_suffix(""))).startswith("experiments/")
-    )
+    files = (file.relative_to(folder).with_suffix("") for folder in config_folders() for file in folder.rglob("*.yaml"))
+    known = sorted(str(file) for file in files if file.parts[0] != "experiments")
     raise UserError(
         f"No configuration file {str(name)!r}.{closest(str(name), known)} Give a path, or one of: {', '.join(known)}"
     )

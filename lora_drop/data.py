@@ -11,8 +11,10 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from lora_drop.backbones import Backbone, load_tokenizer
+from lora_drop.batching import split_batch
 from lora_drop.config import Config
-from lora_drop.encoding import Collate, batches, collator, encode
+from lora_drop.encoding import Collate, batches
+from lora_drop.kinds import Encoded, Kind, get_kind
 from lora_drop.progress import Reporter
 from lora_drop.runs import digest
 from lora_drop.sampling import stratified_sample
@@ -25,6 +27,8 @@ class Data:
     def __init__(self, config: Config, task: Task, source: Source, backbone: Backbone, report: Reporter):
         """Read `task` from `source` and encode it for `backbone`; what is left out or cut is told to `report`."""
         self.config, self.task, self.source, self.backbone, self.report = config, task, source, backbone, report
+        self.kind: Kind = get_kind(task)
+        self.split = task.check_split(config.eval.split or task.splits[0])
 
     @cached_property
     def train_rows(self) -> Dataset:
@@ -34,7 +38,7 @@ class Data:
     @cached_property
     def eval_rows(self) -> Dataset:
         """The evaluation rows, limited if so configured."""
-        return self._rows(self.config.eval.split, self.config.limit.eval)
+        return self._rows(self.split, self.config.limit.eval)
 
     @cached_property
     def train_digest(self) -> str:
@@ -49,28 +53,33 @@ class Data:
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The backbone's tokenizer."""
-        return load_tokenizer(self.backbone, causal=self.task.kind == "generation")
+        return load_tokenizer(self.backbone, causal=self.kind.causal)
 
     @cached_property
     def collate(self) -> Collate:
-        """Pads rows to a batch."""
-        return collator(self.tokenizer)
+        """Pads training rows to a batch."""
+        return self.kind.collate(self.tokenizer)
+
+    @property
+    def batch_size(self) -> int:
+        """Examples at a time in training, and so in every pass over training rows."""
+        return split_batch(self.config.train.batch_size, self.config.train.device_batch_size)[0]
 
     @cached_property
     def train_encoded(self) -> Dataset:
         """The tokenised training rows."""
-        return self._encode(self.train_rows, "training")
+        return self._told(self.kind.encode_training(self.train_rows, self.tokenizer, self.config, "training"))
 
     @cached_property
     def eval_encoded(self) -> Dataset:
         """The tokenised evaluation rows."""
-        return self._encode(self.eval_rows, "evaluation")
+        return self._told(self.kind.encode_evaluation(self.eval_rows, self.tokenizer, self.config, "evaluation"))
 
     def some_batches(self, examples: int) -> Iterator[dict[str, torch.Tensor]]:
         """Batches of at most `examples` training rows, drawn by the seed."""
         rows = self.train_encoded
         drawn = random.Random(self.config.seed).sample(range(len(rows)), min(examples, len(rows)))
-        return (batch for _, batch in batches(rows.select(drawn), self.collate, self.config.train.batch_size))
+        return (batch for _, batch in batches(rows.select(drawn), self.collate, self.batch_size))
 
     def _rows(self, split: str, limit: int | None) -> Dataset:
         rows = self.task.load(self.source, split)
@@ -80,10 +89,8 @@ class Data:
         drawn = stratified_sample(self.task.strata(rows), limit, self.config.seed)
         return rows.select(drawn.indices)
 
-    def _encode(self, rows: Dataset, what: str) -> Dataset:
-        encoded, cut = encode(rows, self.tokenizer, self.config.train.max_length)
-        if cut:
-            self.report.notice(
-                f"{cut:,} of {len(rows):,} {what} inputs reach train.max_length={self.config.train.max_length} and were cut"
-            )
-        return encoded
+    def _told(self, encoded: Encoded) -> Dataset:
+        rows, notices = encoded
+        for notice in notices:
+            self.report.notice(notice)
+        return rows

@@ -6,7 +6,7 @@ Each stage reads artefacts of the ones before it, writes its own, and is skipped
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,13 @@ from lora_drop.backbones import Backbone, check_length, load_model, locate, reso
 from lora_drop.data import Data
 from lora_drop.encoding import batches
 from lora_drop.errors import UserError
-from lora_drop.evaluation.classifier import Evaluation, evaluate_classifier
+from lora_drop.evaluation.base import Evaluation
+from lora_drop.inputs import Inputs, warmup_rate
 from lora_drop.methods import get_method
 from lora_drop.methods.base import Method, Stepper
 from lora_drop.progress import SILENT, Reporter
-from lora_drop.runs import Run, digest, file_digest, read_json, write_folder, write_json, write_text
+from lora_drop.quantization import check_quantization
+from lora_drop.runs import Run, digest, read_json, write_folder, write_json, write_text
 from lora_drop.selection import Scored, Selection, select
 from lora_drop.tasks import get_task
 from lora_drop.tasks.base import Source, Task
@@ -55,17 +57,15 @@ class Pipeline:
         """Work on `run`; `force` repeats stages that are already done."""
         self.run, self.config, self.report, self.force = run, run.config, report, force
         self.task: Task = get_task(self.config.task)
-        if self.task.kind == "generation":
-            raise UserError(
-                f"Training and generating on {self.task.name} is not built yet. Texts written elsewhere are scored with: "
-                f"lora-drop eval --task {self.task.name} --predictions FILE"
-            )
-        self.task.check_split(self.config.eval.split)
         self.method: Method = get_method(self.config.method.name)
         source = Source.resolve(self.config.data_dir, self.config.offline)
-        self.backbone: Backbone = locate(self.config.backbone, self.config.offline)
-        self.data = Data(self.config, self.task, source, self.backbone, report)
         self.device = resolve_device(self.config.device)
+        check_quantization(self.config, self.device)
+        self.backbone: Backbone = locate(self.config.backbone, self.config.offline, self.config.quantization)
+        self.data = Data(self.config, self.task, source, self.backbone, report)
+        self.kind = self.data.kind
+        self.kind.check(self.config, self.task)
+        self.inputs = Inputs(run, self.task, self.method, self.data, self.device)
 
     # --- stages -------------------------------------------------------------------------------------------------------
 
@@ -111,11 +111,11 @@ class Pipeline:
             note, facts = work()
             return note, {**facts, "device": str(self.device), "threads": torch.get_num_threads()}
 
-        self.run.perform(stage, self._inputs(stage), _OUTPUTS[stage], on_device, self.force, self.report)
+        self.run.perform(stage, self.inputs.of(stage), _OUTPUTS[stage], on_device, self.force, self.report)
 
     def adopt(self, stage: str, others: Iterable[Run]) -> bool:
         """Take a stage over from another run that has done it from the same inputs; return whether it is done now."""
-        return self.run.adopt(stage, self._inputs(stage), _OUTPUTS[stage], others)
+        return self.run.adopt(stage, self.inputs.of(stage), _OUTPUTS[stage], others)
 
     def one(self, stage: str) -> None:
         """One stage alone. Raises UserError if a stage before it was not done, or was done under another configuration."""
@@ -139,87 +139,8 @@ class Pipeline:
 
     def _stands(self, upstream: str, stage: str) -> bool:
         if upstream == "train" and stage == "eval":  # a trained adapter may be evaluated on any split and any rows
-            return self.run.manifest.get("trained_from") == digest(self._trained_from())
-        return self.run.stands(upstream, self._inputs(upstream))
-
-    def _inputs(self, stage: str) -> dict[str, Any]:
-        """Everything that a stage's outputs depend on."""
-        config, task = self.config, [self.task.name, self.task.version]
-        method = asdict(config.method)
-        if stage == "sample":
-            return {"task": task, "data": self.data.train_digest, "ratio": config.sample.ratio, "seed": config.seed}
-        if stage == "score":
-            unused = ("epochs", "learning_rate", "select_epoch", "save_steps")
-            training = {key: value for key, value in asdict(config.train).items() if key not in unused}
-            settings = {key: method[key] for key in ("rank", "alpha", "dropout", "target_projections")}
-            sample = file_digest(self.run.require("sample.json", "sample"))
-            warmup = [config.warmup.epochs, self._warmup_rate]
-            return {
-                "task": task,
-                "sample": sample,
-                "data": self.data.train_digest,
-                "warmup": warmup,
-                "train": training,
-                "method": settings,
-            } | self._machine
-        if stage in ("norms", "stability", "trained"):
-            return self._inputs_beside(stage)
-        if stage == "select":
-            settings = {key: method[key] for key in ("threshold", "budget", "policy", "share")}
-            return {
-                "scores": file_digest(self.run.require("scores.json", "score")),
-                "method": settings,
-                "seed": config.seed,
-            }
-        if stage == "train":
-            return {**self._trained_from(), "chosen_on": self.data.eval_digest, "eval_batch": config.eval.batch_size}
-        adapter = file_digest(self.run.require("adapter", "train"))
-        asked = [asdict(config.eval), config.train.max_length]
-        return {
-            "task": task,
-            "adapter": adapter,
-            "data": self.data.eval_digest,
-            "backbone": self.backbone.identity,
-            "eval": asked,
-        }
-
-    def _inputs_beside(self, stage: str) -> dict[str, Any]:
-        method = self.config.method
-        if stage == "stability":
-            rule = [method.threshold, method.budget, method.share, self.config.score.bootstrap]
-            return {
-                "norms": file_digest(self.run.require("norms.json", "score")),
-                "rule": rule,
-                "seed": self.config.seed,
-            }
-        adapter, made_by = {"norms": ("warmup", "score"), "trained": ("adapter", "train")}[stage]
-        return {
-            "adapter": file_digest(self.run.require(adapter, made_by)),
-            "sample": file_digest(self.run.require("sample.json", "sample")),
-            "data": self.data.train_digest,
-            "encoding": self.config.train.max_length,
-        } | self._machine
-
-    def _trained_from(self) -> dict[str, Any]:
-        selection = file_digest(self.run.require("selection.json", "select")) if self.method.needs_selection else None
-        training = {key: value for key, value in asdict(self.config.train).items() if key != "save_steps"}
-        task = [self.task.name, self.task.version]
-        method = asdict(self.config.method)
-        return {
-            "task": task,
-            "selection": selection,
-            "data": self.data.train_digest,
-            "train": training,
-            "method": method,
-        } | self._machine
-
-    @property
-    def _machine(self) -> dict[str, Any]:
-        return {"backbone": self.backbone.identity, "seed": self.config.seed, "device": self.device.type}
-
-    @property
-    def _warmup_rate(self) -> float:
-        return self.config.warmup.learning_rate or self.config.train.learning_rate
+            return self.run.manifest.get("trained_from") == digest(self.inputs.trained_from())
+        return self.run.stands(upstream, self.inputs.of(upstream))
 
     # --- what the stages do -------------------------------------------------------------------------------------------
 
@@ -245,8 +166,8 @@ class Pipeline:
         config = self.config
         encoded = self._sampled()
         model = get_method("lora").build(self._load_backbone(), config.method, config.seed, None)
-        outcome = self._fit("score", model, encoded, config.warmup.epochs, self._warmup_rate, evaluator=None)
-        inputs = (batch for _, batch in batches(encoded, self.data.collate, config.train.batch_size))
+        outcome = self._fit("score", model, encoded, config.warmup.epochs, warmup_rate(config), evaluator=None)
+        inputs = (batch for _, batch in batches(encoded, self.data.collate, self.data.batch_size))
         scores = importance.score(
             model, inputs, progress=lambda done: self.report.advance(done, len(encoded), "scoring")
         )
@@ -260,7 +181,7 @@ class Pipeline:
     def _keep_norms(self) -> Work:
         encoded = self._sampled()
         model = get_method("lora").load(self._load_backbone(), self.run.file("warmup")).to(self.device)
-        chunks = list(batches(encoded, self.data.collate, self.config.train.batch_size))
+        chunks = list(batches(encoded, self.data.collate, self.data.batch_size))
         scores = importance.score(model, (batch for _, batch in chunks), per_example=True)
         order = np.argsort([row for chosen, _ in chunks for row in chosen])  # from the batches' order to the sample's
         modules = [
@@ -289,7 +210,7 @@ class Pipeline:
 
     def _score_trained(self) -> Work:
         model = self.method.load(self._load_backbone(), self.run.file("adapter")).to(self.device)
-        inputs = (batch for _, batch in batches(self._sampled(), self.data.collate, self.config.train.batch_size))
+        inputs = (batch for _, batch in batches(self._sampled(), self.data.collate, self.data.batch_size))
         scores = importance.score(model, inputs)
         write_json(self.run.file("scores_trained.json"), self._scores_content(model, scores))
         return f"{len(scores.rows)} LoRAs on {scores.examples:,} examples", {}
@@ -331,14 +252,14 @@ class Pipeline:
             self.data.train_encoded,
             config.train.epochs,
             config.train.learning_rate,
-            lambda trained: self._metrics(trained).metrics,
+            (lambda trained: self._metrics(trained).metrics) if self.inputs.scored_each_epoch else None,
             self.method.stepper,
         )
         with write_folder(self.run.file("adapter")) as folder:
             self.method.save(model, folder)
         kept = f"kept epoch {outcome.kept_epoch:g} ({config.train.select_epoch})"
         return f"{parameters.adapter:,} trainable parameters (head {parameters.head:,}); {kept}", {
-            "trained_from": digest(self._trained_from()),
+            "trained_from": digest(self.inputs.trained_from()),
             "trainable_parameters": asdict(parameters),
             "train_rows": len(self.data.train_rows),
             "data": {"train": self.data.train_digest, "eval": self.data.eval_digest},
@@ -349,16 +270,18 @@ class Pipeline:
 
     def _evaluate(self) -> Work:
         model = self.method.load(self._load_backbone(), self.run.file("adapter")).to(self.device)
-        result = self._metrics(model, lambda done, total: self.report.advance(done, total))
-        split, primary = self.config.eval.split, self.task.primary
+        result = self._metrics(model, self.report.advance, self.run.checkpoints("eval") / "predictions.jsonl")
+        split, primary = self.data.split, self.task.primary
         content = {
             "task": self.task.name,
             "split": split,
             "examples": len(self.data.eval_rows),
             "metrics": result.metrics,
             "primary": primary,
+            **result.details,
         }
-        write_text(self.run.file("predictions.jsonl"), "".join(self._prediction_lines(result.predictions)))
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in result.predictions]
+        write_text(self.run.file("predictions.jsonl"), "".join(lines))
         write_json(self.run.file("metrics.json"), content)
         return f"{primary} {result.metrics[primary]:.4f} on {len(self.data.eval_rows):,} rows of {split}", {}
 
@@ -399,35 +322,21 @@ class Pipeline:
             learning_rate=rate,
             evaluator=evaluator,
             primary=self.task.primary,
+            loss=self.kind.loss(self.config.train.label_smoothing),
             stepper=stepper,
             report=self.report,
         )
 
-    def _metrics(self, model: nn.Module, progress: Callable[[int, int], None] | None = None) -> Evaluation:
-        return evaluate_classifier(
-            model,
-            self.task,
-            self.data.eval_rows,
-            self.data.eval_encoded,
-            self.data.collate,
-            self.config.eval.batch_size,
-            progress,
+    def _metrics(
+        self, model: nn.Module, progress: Callable[[int, int], None] | None = None, journal: Path | None = None
+    ) -> Evaluation:
+        data = self.data
+        return self.kind.evaluate(
+            model, self.task, data.eval_rows, data.eval_encoded, data.tokenizer, self.config, progress, journal
         )
 
-    def _prediction_lines(self, predictions: list[float]) -> Iterator[str]:
-        name: Callable[[Any], Any] = (lambda index: self.task.labels[int(index)]) if self.task.labels else float
-        for identifier, predicted, actual in zip(
-            self.data.eval_rows["id"], predictions, self.data.eval_rows["label"], strict=True
-        ):
-            yield (
-                json.dumps(
-                    {"id": identifier, "prediction": name(predicted), "reference": name(actual)}, ensure_ascii=False
-                )
-                + "\n"
-            )
-
     def _load_backbone(self) -> PreTrainedModel:
-        model = load_model(self.backbone, self.task, self.config.seed, self.data.tokenizer)
+        model = load_model(self.backbone, self.task, self.config.seed, self.data.tokenizer, self.device)
         check_length(model.config, self.config.train.max_length)
         return model
 

@@ -14,7 +14,7 @@ import math
 import os
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,15 +27,17 @@ from torch.utils.data import Sampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, TrainerControl, TrainerState
 
+from lora_drop.batching import LengthGroups, split_batch
 from lora_drop.config import TrainConfig
 from lora_drop.errors import UserError
 from lora_drop.methods.base import Stepper, trainable
 from lora_drop.progress import SILENT, Reporter
 
 Evaluator = Callable[[nn.Module], dict[str, float]]
+Loss = Callable[..., torch.Tensor]
+"""`loss(outputs, labels, num_items_in_batch)`: the part that a forward pass has in the loss of the whole batch, which has that many labels."""
 WEIGHTS = "trainable.safetensors"
 STEPPER = "stepper.safetensors"
-MEGABATCH = 50
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ def fit(
     learning_rate: float,
     evaluator: Evaluator | None = None,
     primary: str | None = None,
+    loss: Loss | None = None,
     stepper: Callable[[nn.Module, int], Stepper] | None = None,
     report: Reporter = SILENT,
 ) -> Outcome:
@@ -79,6 +82,7 @@ def fit(
         learning_rate: its peak.
         evaluator: called with the model after each epoch; its metrics are recorded.
         primary: with `config.select_epoch == "best"`, the epoch with the highest value of this metric is kept.
+        loss: what is minimised; None is the model's own loss, which must be a mean over the examples of a batch.
         stepper: what the method does after each step, see `methods.base.Method`.
         report: told about progress.
 
@@ -102,6 +106,7 @@ def fit(
         data_collator=collate,
         callbacks=[history],
         evaluator=evaluator,
+        compute_loss_func=loss,
         stepper=between,
     )
     trainer.remove_callback(PrinterCallback)  # ours reports instead
@@ -114,10 +119,12 @@ def fit(
     return history.outcome(trainer.state, kept)
 
 
-def split_batch(total: int, device_limit: int | None) -> tuple[int, int]:
-    """Return (examples at a time, accumulation steps) whose product is exactly `total`, the first as large as the limit allows."""
-    at_a_time = next(size for size in range(min(device_limit or total, total), 0, -1) if total % size == 0)
-    return at_a_time, total // at_a_time
+def warmup_steps(config: TrainConfig, epochs: float, rows: int) -> int:
+    """Return the steps in which the learning rate rises; a configured number is cut to half of all, for the warm-up and for limited runs."""
+    steps_per_epoch = math.ceil(rows / config.batch_size)
+    if config.warmup_steps is None:
+        return math.ceil(config.warmup_ratio * epochs * steps_per_epoch)
+    return min(config.warmup_steps, math.ceil(epochs * steps_per_epoch / 2))
 
 
 def _arguments(
@@ -139,7 +146,7 @@ def _arguments(
         num_train_epochs=epochs,
         learning_rate=learning_rate,
         lr_scheduler_type=config.scheduler,
-        warmup_steps=math.ceil(config.warmup_ratio * epochs * math.ceil(rows / config.batch_size)),
+        warmup_steps=warmup_steps(config, epochs, rows),
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
         bf16=config.precision == "bf16",
@@ -158,49 +165,18 @@ def _arguments(
         dataloader_pin_memory=device.type == "cuda",
         disable_tqdm=True,
         report_to=[],
+        **_checkpointing(config.gradient_checkpointing),
     )
     arguments._n_gpu = min(arguments.n_gpu, 1)  # more would be DataParallel, which multiplies the batch
     return arguments
 
 
-class LengthGroups(Sampler[int]):
-    """Row order of an epoch: batches of similar length, in random order; the first batch of the first epoch is the longest.
-
-    So padding is small, and running out of memory shows at once. The order is a function of seed and epoch alone.
-    """
-
-    def __init__(self, lengths: list[int], batch_size: int, seed: int):
-        """Order rows of these lengths in batches of `batch_size`."""
-        self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by the Trainer before each epoch."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        order = torch.randperm(len(self.lengths), generator=generator).tolist()
-        megabatch = self.batch_size * MEGABATCH
-        grouped = [
-            index
-            for start in range(0, len(order), megabatch)
-            for index in self._by_length(order[start : start + megabatch])
-        ]
-        batches = [grouped[start : start + self.batch_size] for start in range(0, len(grouped), self.batch_size)]
-        *whole, last = batches  # only the last batch may be smaller: it stays last
-        shuffled = [whole[position] for position in torch.randperm(len(whole), generator=generator).tolist()]
-        if self.epoch == 0 and shuffled:
-            longest = max(
-                range(len(shuffled)), key=lambda position: max(self.lengths[index] for index in shuffled[position])
-            )
-            shuffled[0], shuffled[longest] = shuffled[longest], shuffled[0]
-        return (index for batch in [*shuffled, last] for index in batch)
-
-    def _by_length(self, indices: list[int]) -> list[int]:
-        return sorted(indices, key=lambda index: -self.lengths[index])
+def _checkpointing(wanted: bool) -> dict[str, Any]:
+    """Return the arguments for computing activations twice, under the name that the installed transformers has for it."""
+    known = TrainingArguments.__dataclass_fields__
+    name = "activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"
+    # the reentrant kind would need inputs with gradients, which the output of a frozen embedding is not
+    return {name: True, f"{name}_kwargs": {"use_reentrant": False}} if wanted else {}
 
 
 class _Trainer(Trainer):
@@ -211,7 +187,8 @@ class _Trainer(Trainer):
         self.evaluator, self.stepper = evaluator, stepper
         self.trained: nn.Module = options["model"]
         # A sequence classifier's loss is a mean over its batch and ignores the number of items that the Trainer would pass it; without this the
-        # Trainer would not divide by the accumulation steps, and gradients would be that many times too large.
+        # Trainer would not divide by the accumulation steps, and gradients would be that many times too large. A loss of ours is given the
+        # number of items whatever this says, and is not divided.
         self.model_accepts_loss_kwargs = False
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:

@@ -9,13 +9,14 @@ from hypothesis import strategies as st
 from models import backbone, method
 from safetensors.torch import load_file
 
+from lora_drop.batching import LengthGroups, split_batch
 from lora_drop.config import TrainConfig
 from lora_drop.encoding import batches, collator, encode
 from lora_drop.errors import UserError
 from lora_drop.progress import Reporter
 from lora_drop.tasks import get_task
 from lora_drop.tasks.base import Source
-from lora_drop.training import LengthGroups, fit, split_batch
+from lora_drop.training import fit
 
 
 @given(st.integers(1, 300), st.one_of(st.none(), st.integers(1, 64)))

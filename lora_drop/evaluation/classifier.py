@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import Any
 
 import torch
 from datasets import Dataset
 from torch import nn
 
 from lora_drop.encoding import Collate, batches
+from lora_drop.evaluation.base import Evaluation
 from lora_drop.evaluation.classification import evaluate_predictions
 from lora_drop.tasks.base import Task
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Metrics by name, and one prediction per row in the rows' order (a label index, or a score)."""
-
-    metrics: dict[str, float]
-    predictions: list[float]
 
 
 def evaluate_classifier(
@@ -49,4 +42,10 @@ def evaluate_classifier(
                 progress(done, len(rows))
     model.train(training)
     groups = list(rows["group"]) if "group" in rows.column_names else None
-    return Evaluation(evaluate_predictions(task, predictions, list(rows["label"]), groups), predictions)
+    metrics = evaluate_predictions(task, predictions, list(rows["label"]), groups)
+    name: Callable[[Any], Any] = (lambda index: task.labels[int(index)]) if task.labels else float
+    columns = zip(rows["id"], predictions, rows["label"], strict=True)
+    return Evaluation(
+        metrics,
+        [{"id": row, "prediction": name(predicted), "reference": name(actual)} for row, predicted, actual in columns],
+    )

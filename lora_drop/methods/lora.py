@@ -68,7 +68,8 @@ def task_type(backbone: PreTrainedModel) -> str:
 def save(model: nn.Module, folder: Path) -> None:
     """Write an ordinary PEFT adapter: `adapter_config.json` and `adapter_model.safetensors`."""
     assert isinstance(model, PeftModel)
-    model.save_pretrained(str(folder), safe_serialization=True)
+    # no embedding is ever trained; left to itself, PEFT would look for the backbone's vocabulary, on the Hub if need be
+    model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
 
 

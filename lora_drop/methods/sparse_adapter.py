@@ -54,13 +54,13 @@ def prune(model: nn.Module, batches: Iterable[Mapping[str, Tensor]]) -> None:
 def snip_scores(
     model: nn.Module, parameters: Mapping[str, nn.Parameter], batches: Iterable[Mapping[str, Tensor]]
 ) -> dict[str, Float[Tensor, "rows columns"]]:
-    """Return |θ · ∂L/∂θ| of each weight, L being the loss summed over all examples, without dropout."""
+    """Return |θ · ∂L/∂θ| of each weight, L being the loss summed over all examples (all tokens that are learned), without dropout."""
     training, device = model.training, next(model.parameters()).device
     model.eval()
     model.zero_grad()
     for batch in batches:
         inputs = {name: tensor.to(device) for name, tensor in batch.items()}
-        (model(**inputs).loss * len(inputs["input_ids"])).backward()
+        (model(**inputs).loss * _predicted(inputs["labels"])).backward()
     scores = {
         name: (parameter * parameter.grad).abs().detach()
         for name, parameter in parameters.items()
@@ -69,6 +69,11 @@ def snip_scores(
     model.zero_grad()
     model.train(training)
     return scores
+
+
+def _predicted(labels: Tensor) -> int:
+    """Return over how many items a model's loss is a mean: the examples, or the tokens of a text that are learned (`batch seq`, -100 elsewhere)."""
+    return len(labels) if labels.ndim == 1 else int((labels[:, 1:] != -100).sum())
 
 
 def keep_highest(

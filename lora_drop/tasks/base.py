@@ -52,7 +52,7 @@ class Task:
     load: Callable[[Source, str], Dataset]
     """`load(source, split)`: the rows of "train" or of an evaluation split. Raises UserError that says what to do."""
     strata: Callable[[Dataset], list[str]]
-    """The stratum of each training row, for stratified sampling."""
+    """The stratum of each row, for stratified sampling."""
     metrics: tuple[str, ...]
     """Names of the metrics computed, those of the paper first."""
     primary: str
@@ -80,3 +80,8 @@ class Task:
         if split not in self.splits:
             raise UserError(f"{self.name} has no split {split!r}. Its evaluation splits: {', '.join(self.splits)}")
         return split
+
+
+def stratum_column(rows: Dataset) -> list[str]:
+    """Return the strata of a generation task: of training rows their column, of evaluation rows one for all."""
+    return list(rows["stratum"]) if "stratum" in rows.column_names else ["all"] * len(rows)

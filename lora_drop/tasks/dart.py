@@ -13,7 +13,7 @@ from typing import Any
 from datasets import Dataset
 
 from lora_drop.errors import UserError
-from lora_drop.tasks.base import Source, Task
+from lora_drop.tasks.base import Source, Task, stratum_column
 from lora_drop.tasks.sources import official_file
 from lora_drop.tasks.text_files import PARQUET, check_rows, hub_rows, read_json_list, text_in
 
@@ -109,7 +109,7 @@ TASK = Task(
     kind="generation",
     description="triples to a sentence",
     load=load,
-    strata=lambda rows: list(rows["stratum"]),
+    strata=stratum_column,
     metrics=("sacrebleu", "rouge_l", "rouge_l_mean", "dart_bleu", "char_bleu4", "rouge_chinese_l"),
     primary="sacrebleu",
     title="DART",

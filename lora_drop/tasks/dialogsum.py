@@ -9,7 +9,7 @@ from statistics import quantiles
 
 from datasets import Dataset
 
-from lora_drop.tasks.base import Source, Task
+from lora_drop.tasks.base import Source, Task, stratum_column
 from lora_drop.tasks.sources import official_file
 from lora_drop.tasks.text_files import check_rows, check_target, hub_rows, read_jsonl, text_in
 
@@ -79,7 +79,7 @@ TASK = Task(
     kind="generation",
     description="dialogue to summary",
     load=load,
-    strata=lambda rows: list(rows["stratum"]),
+    strata=stratum_column,
     metrics=(
         "sacrebleu",
         "rouge_l",

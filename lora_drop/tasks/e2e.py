@@ -12,7 +12,7 @@ from pathlib import Path
 
 from datasets import Dataset
 
-from lora_drop.tasks.base import Source, Task
+from lora_drop.tasks.base import Source, Task, stratum_column
 from lora_drop.tasks.sources import official_file
 from lora_drop.tasks.text_files import PARQUET, check_rows, check_target, hub_rows, read_csv
 
@@ -82,7 +82,7 @@ TASK = Task(
     kind="generation",
     description="restaurant data to a description (E2E challenge)",
     load=load,
-    strata=lambda rows: list(rows["stratum"]),
+    strata=stratum_column,
     metrics=("sacrebleu", "rouge_l", "rouge_l_mean", "e2e_bleu", "e2e_rouge_l", "char_bleu4", "rouge_chinese_l"),
     primary="sacrebleu",
     title="E2E",

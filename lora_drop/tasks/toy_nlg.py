@@ -12,7 +12,7 @@ from itertools import product
 
 from datasets import Dataset
 
-from lora_drop.tasks.base import Source, Task
+from lora_drop.tasks.base import Source, Task, stratum_column
 
 PROMPT = "{mr}\n\nIn words:\n"
 """What the model reads; the sentence follows."""
@@ -82,7 +82,7 @@ TASK = Task(
     kind="generation",
     description="generated: data about animals to a sentence",
     load=load,
-    strata=lambda rows: list(rows["stratum"]),
+    strata=stratum_column,
     metrics=("sacrebleu", "rouge_l", "rouge_l_mean"),
     primary="sacrebleu",
     hub="generated, needs nothing",

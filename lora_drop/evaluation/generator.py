@@ -1,0 +1,175 @@
+"""Texts that a causal model writes for prompts, and their metrics.
+
+Decoding is greedy or by beams, so a text depends on its prompt alone: not on the batch it is in, and not on the settings for sampling that a
+checkpoint may bring along.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import nn
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    NoRepeatNGramLogitsProcessor,
+    PreTrainedTokenizerBase,
+)
+
+from lora_drop import config
+from lora_drop.completions import end_of_text, prompt_collator
+from lora_drop.encoding import batches
+from lora_drop.evaluation.base import Evaluation
+from lora_drop.evaluation.generation import score_texts
+from lora_drop.tasks.base import Task
+
+Progress = Callable[[int, int], None]
+
+
+def evaluate_generator(
+    model: nn.Module,
+    task: Task,
+    rows: Dataset,
+    encoded: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    settings: config.GenerationConfig,
+    batch_size: int,
+    progress: Progress | None = None,
+    journal: Path | None = None,
+) -> Evaluation:
+    """Write a text for each of `encoded`, the tokenised prompts of `rows`, and compare it with the row's references.
+
+    See `generate` for the arguments. Texts are compared without the blanks around them.
+    """
+    texts = [
+        text.strip()
+        for text in generate(model, encoded, tokenizer, settings, batch_size, progress=progress, journal=journal)
+    ]
+    references = [list(given) for given in rows["references"]]
+    scores = score_texts(task.metrics, texts, references)
+    columns = zip(rows["id"], texts, references, strict=True)
+    skipped = {"skipped": scores.skipped} if scores.skipped else {}
+    return Evaluation(
+        scores.metrics,
+        [{"id": row, "prediction": text, "references": given} for row, text, given in columns],
+        {"signatures": scores.signatures, **skipped},
+    )
+
+
+def generate(
+    model: Any,
+    encoded: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    settings: config.GenerationConfig,
+    batch_size: int,
+    *,
+    progress: Progress | None = None,
+    journal: Path | None = None,
+) -> list[str]:
+    """Continue every prompt, the longest first, so that running out of memory shows at once.
+
+    Args:
+        model: a causal language model, under an adapter or not; its mode is as before afterwards.
+        encoded: the prompts' `input_ids` and `attention_mask`.
+        tokenizer: the backbone's.
+        settings: beams, length, penalties.
+        batch_size: prompts at a time.
+        progress: called with the number of finished prompts and of all.
+        journal: a file that finished batches are added to; what it already holds is not generated again.
+
+    Returns:
+        The text of each prompt, in the rows' order, without end of text and special tokens.
+    """
+    decoding, device = decoding_config(settings, tokenizer), next(model.parameters()).device
+    texts, done = [""] * len(encoded), 0
+    finished = read_journal(journal) if journal else []
+    training = model.training
+    model.eval()
+    with torch.no_grad():
+        for number, (chosen, batch) in enumerate(batches(encoded, prompt_collator(tokenizer), batch_size)):
+            if number < len(finished):
+                written = finished[number]
+            else:
+                inputs = {name: tensor.to(device) for name, tensor in batch.items()}
+                written = _continue(model, inputs, tokenizer, decoding, settings.no_repeat_ngram_size)
+                if journal:
+                    _append(journal, written)
+            for index, text in zip(chosen, written, strict=True):
+                texts[index] = text
+            done += len(chosen)
+            if progress:
+                progress(done, len(encoded))
+    model.train(training)
+    return texts
+
+
+def decoding_config(settings: config.GenerationConfig, tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
+    """Return transformers' settings; those of beam search only where there are beams, since transformers warns of others."""
+    beams = {"length_penalty": settings.length_penalty, "early_stopping": False} if settings.num_beams > 1 else {}
+    end = end_of_text(tokenizer)
+    padding = end if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    return GenerationConfig(
+        do_sample=False,
+        num_beams=settings.num_beams,
+        max_new_tokens=settings.max_new_tokens,
+        eos_token_id=end,
+        pad_token_id=padding,
+        use_cache=True,
+        **beams,
+    )
+
+
+class NoRepeatedText(LogitsProcessor):
+    """Lets n-grams occur once in what is generated. transformers' own rule counts the prompt, too: no name could be copied from it."""
+
+    def __init__(self, size: int, start: int):
+        """`start`: where the generated tokens begin."""
+        self.rule, self.start = NoRepeatNGramLogitsProcessor(size), start
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Return `scores` (`batch vocabulary`) without the tokens that would repeat an n-gram."""
+        return self.rule(input_ids[:, self.start :], scores)
+
+
+def _continue(
+    model: Any,
+    inputs: dict[str, torch.Tensor],
+    tokenizer: PreTrainedTokenizerBase,
+    decoding: GenerationConfig,
+    no_repeat: int,
+) -> list[str]:
+    start = inputs["input_ids"].shape[1]
+    rules = LogitsProcessorList([NoRepeatedText(no_repeat, start)] if no_repeat else [])
+    outputs = model.generate(**inputs, generation_config=decoding, logits_processor=rules)
+    return [_decode(tokenizer, row, decoding.eos_token_id) for row in outputs[:, start:].tolist()]
+
+
+def _decode(tokenizer: PreTrainedTokenizerBase, ids: list[int], end: int) -> str:
+    """Return the text up to the first end of text."""
+    return str(tokenizer.decode(ids[: ids.index(end)] if end in ids else ids, skip_special_tokens=True))
+
+
+def read_journal(path: Path) -> list[list[str]]:
+    """Return the texts of each finished batch; a last line that a kill has cut off is removed from the file."""
+    if not path.is_file():
+        return []
+    content = path.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    if len(whole) < len(content):
+        os.truncate(path, len(whole))
+    return [json.loads(line) for line in whole.splitlines()]
+
+
+def _append(path: Path, texts: list[str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8", newline="\n") as file:
+        file.write(json.dumps(texts) + "\n")
+        file.flush()
+        os.fsync(file.fileno())

@@ -1,0 +1,37 @@
+"""Weights from a GGUF file, read once a process.
+
+Reading one takes half a minute for 135M parameters, most of it for parsing the file's vocabulary in Python, and a run loads its backbone
+three times.
+"""
+
+from __future__ import annotations
+
+import copy
+from functools import lru_cache
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+
+def gguf_config(folder: str, file: str) -> PretrainedConfig:
+    """Return the configuration that a GGUF file holds; the caller may change it."""
+    return copy.deepcopy(_config(folder, file))
+
+
+def fill_from_gguf(model: PreTrainedModel, folder: str, file: str) -> list[str]:
+    """Copy the de-quantised weights into a model of the file's architecture, and return the names of those that the file does not hold."""
+    return model.load_state_dict(_state(folder, file), strict=False).missing_keys
+
+
+@lru_cache(maxsize=1)
+def _config(folder: str, file: str) -> PretrainedConfig:
+    return AutoConfig.from_pretrained(folder, gguf_file=file, trust_remote_code=False)
+
+
+@lru_cache(maxsize=1)
+def _state(folder: str, file: str) -> dict[str, torch.Tensor]:
+    """Return all weights in fp32, by their names in a causal language model; a classifier's have the same names, but for its head."""
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, gguf_file=file, config=gguf_config(folder, file), dtype=torch.float32, trust_remote_code=False
+    )
+    return dict(model.state_dict())

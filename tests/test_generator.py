@@ -1,0 +1,129 @@
+"""Decoding: a text depends on its prompt alone, and a killed evaluation continues."""
+
+import json
+
+import pytest
+import torch
+from datasets import Dataset
+from models import randomise_b
+
+from lora_drop.backbones import load_model, load_tokenizer, locate
+from lora_drop.completions import encode_prompts
+from lora_drop.config import GenerationConfig, MethodConfig
+from lora_drop.evaluation import generator
+from lora_drop.evaluation.generator import NoRepeatedText, decoding_config, evaluate_generator, generate, read_journal
+from lora_drop.methods import get_method
+from lora_drop.tasks import get_task
+
+PROMPTS = [
+    "animal[dog]\n\nIn words:\n",
+    "",
+    "a " * 60 + "\n\nIn words:\n",
+    "#Person1#: 😀 naïve\r\n#Person2#: שלום\r\n\nIn words:\n",
+    "mr",
+    "word " * 5000 + "\n\nIn words:\n",
+]
+GREEDY = GenerationConfig(max_new_tokens=24)
+BEAMS = GenerationConfig(num_beams=3, max_new_tokens=24, length_penalty=0.8, no_repeat_ngram_size=3)
+
+
+@pytest.fixture(scope="module")
+def writer():
+    """A tiny causal model under a LoRA, its tokenizer, and prompts of very different lengths."""
+    located = locate("tiny:llama")
+    tokenizer = load_tokenizer(located, causal=True)
+    model = get_method("lora").build(
+        load_model(located, get_task("toy-nlg"), 0, tokenizer), MethodConfig(rank=4), 0, None
+    )
+    with torch.no_grad():  # untrained weights are so small that every token is about as likely
+        for parameter in model.parameters():
+            parameter.mul_(4)
+    randomise_b(model, 0)
+    encoded, _ = encode_prompts(Dataset.from_dict({"prompt": PROMPTS}), tokenizer, 200)
+    return model, tokenizer, encoded
+
+
+@pytest.mark.parametrize("settings", [GREEDY, BEAMS], ids=["greedy", "beams"])
+def test_a_batch_gives_what_its_prompts_give_one_by_one(writer, settings):
+    model, tokenizer, encoded = writer
+    batched = generate(model, encoded, tokenizer, settings, 6)
+    assert (
+        batched == generate(model, encoded, tokenizer, settings, 1) == generate(model, encoded, tokenizer, settings, 4)
+    )
+    assert len(set(batched)) > 3 and all(batched)
+
+
+def test_the_first_end_of_text_ends_it(writer):
+    _, tokenizer, _ = writer
+    end = tokenizer.eos_token_id
+    ids = tokenizer("abc", add_special_tokens=False)["input_ids"]
+    assert generator._decode(tokenizer, [*ids, end, *ids, end], end) == "abc"
+    assert generator._decode(tokenizer, ids, end) == "abc"
+
+
+def test_the_mode_of_the_model_is_as_before(writer):
+    model, tokenizer, encoded = writer
+    model.train()
+    generate(model, encoded.select([4]), tokenizer, GREEDY, 1)
+    assert model.training
+    model.eval()
+
+
+def test_n_grams_of_the_prompt_may_be_copied_those_of_the_text_not():
+    rule = NoRepeatedText(2, start=3)
+    scores = torch.zeros(1, 9)
+    assert torch.equal(rule(torch.tensor([[5, 6, 7, 5]]), scores), scores)  # 5 6 stands in the prompt alone
+    banned = rule(torch.tensor([[5, 6, 7, 5, 6, 5]]), scores)
+    assert banned[0].isinf().nonzero().flatten().tolist() == [6]
+
+
+def test_no_n_gram_occurs_twice(writer, monkeypatch):
+    model, tokenizer, encoded = writer
+    monkeypatch.setattr(generator, "_decode", lambda tokenizer, ids, end: ids[: ids.index(end)] if end in ids else ids)
+    (ids,) = generate(model, encoded.select([0]), tokenizer, BEAMS, 1)
+    grams = list(zip(ids, ids[1:], ids[2:], strict=False))
+    assert len(grams) > 10 and len(grams) == len(set(grams))
+
+
+def test_settings_of_a_checkpoint_do_not_leak(writer):
+    model, tokenizer, _ = writer
+    kept = {"bos_token_id", "eos_token_id", "pad_token_id", "transformers_version"}
+    assert model.generation_config.to_diff_dict().keys() <= kept
+    assert not decoding_config(GREEDY, tokenizer).do_sample
+
+
+class Killed(Exception):
+    pass
+
+
+def test_a_killed_evaluation_continues_after_the_last_whole_batch(writer, tmp_path, monkeypatch):
+    model, tokenizer, encoded = writer
+    undisturbed = generate(model, encoded, tokenizer, GREEDY, 2)
+    journal = tmp_path / "checkpoints" / "texts.jsonl"
+
+    def kill(done, total):
+        if done == 4:
+            raise Killed
+
+    with pytest.raises(Killed):
+        generate(model, encoded, tokenizer, GREEDY, 2, progress=kill, journal=journal)
+    assert len(read_journal(journal)) == 2
+    with journal.open("a") as file:
+        file.write('["cut o')
+    shown, generated, write = [], [], generator._continue
+    monkeypatch.setattr(generator, "_continue", lambda *given: generated.append(1) or write(*given))
+    continued = generate(
+        model, encoded, tokenizer, GREEDY, 2, progress=lambda done, total: shown.append(done), journal=journal
+    )
+    assert continued == undisturbed and shown == [2, 4, 6] and len(generated) == 1
+    assert [len(json.loads(line)) for line in journal.read_text().splitlines()] == [2, 2, 2]
+
+
+def test_texts_are_compared_with_all_references(writer):
+    model, tokenizer, encoded = writer
+    texts = [text.strip() for text in generate(model, encoded, tokenizer, GREEDY, 6)]
+    rows = Dataset.from_dict({"id": [str(n) for n in range(6)], "references": [["other", text] for text in texts]})
+    result = evaluate_generator(model, get_task("toy-nlg"), rows, encoded, tokenizer, GREEDY, 6)
+    assert result.metrics["sacrebleu"] == pytest.approx(100)
+    assert result.predictions[0] == {"id": "0", "prediction": texts[0], "references": ["other", texts[0]]}
+    assert result.details["signatures"].keys() == result.metrics.keys()
