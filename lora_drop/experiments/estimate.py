@@ -63,14 +63,15 @@ def _measure(planned: Planned, runs: Path) -> tuple[float, float, float]:
     batch = next(iter(data.some_batches(min(ROWS, len(data.train_rows)))))
     seconds, left, peak = 0.0, 0.0, 0.0
     if "score" in stages:
-        step, _, size = _time(pipeline, "lora", batch)
+        step, size = _time(pipeline, "lora", batch)
         seconds += step * config.sample.ratio * len(data.train_rows) * config.warmup.epochs
         left += _megabytes(size)
         peak = 6 * _megabytes(size)
     if "train" in stages:
-        step, forward, size = _time(pipeline, config.method.name, batch)
-        evaluations = config.train.epochs + 1
-        seconds += step * len(data.train_rows) * config.train.epochs + forward * len(data.eval_rows) * evaluations
+        step, size = _time(pipeline, config.method.name, batch)
+        evaluations = 1 + (config.train.epochs if pipeline.inputs.scored_each_epoch else 0)
+        seconds += step * len(data.train_rows) * config.train.epochs
+        seconds += _time_evaluation(pipeline) * len(data.eval_rows) * evaluations
         left += _megabytes(size)
         peak = max(peak, 6 * _megabytes(size))  # two checkpoints, each of the weights and the two moments of AdamW
     return seconds, left, peak
@@ -80,8 +81,8 @@ def _megabytes(size: Parameters) -> float:
     return 4 * (size.adapter + size.head) / 1e6
 
 
-def _time(pipeline: Pipeline, method: str, batch: dict[str, torch.Tensor]) -> tuple[float, float, Parameters]:
-    """Return seconds per row of a training step and of a forward pass, and what is trained."""
+def _time(pipeline: Pipeline, method: str, batch: dict[str, torch.Tensor]) -> tuple[float, Parameters]:
+    """Return seconds per row of a training step, and what is trained."""
     config, rows = pipeline.config, len(batch["input_ids"])
     # which layers would be retained is not known yet; LoRA on all of them costs the same time and at most as much disk
     built = get_method("lora" if get_method(method).needs_selection else method)
@@ -90,9 +91,20 @@ def _time(pipeline: Pipeline, method: str, batch: dict[str, torch.Tensor]) -> tu
     optimizer = torch.optim.AdamW(parameter for parameter in model.parameters() if parameter.requires_grad)
     with _precision(pipeline):
         step = _seconds(lambda: _step(model, optimizer, inputs), pipeline.device)
-        with torch.no_grad():
-            forward = _seconds(lambda: model(**inputs), pipeline.device)
-    return step / rows, forward / rows, built.count(model)
+    return step / rows, built.count(model)
+
+
+def _time_evaluation(pipeline: Pipeline) -> float:
+    """Return seconds per row of an evaluation by the untrained backbone, which writes texts as long as they may be."""
+    data, model = pipeline.data, pipeline._load_backbone()
+    model.to(pipeline.device)  # type: ignore[arg-type]  # transformers wraps nn.Module.to
+    chosen = range(min(ROWS, len(data.eval_rows)))
+    rows, encoded = data.eval_rows.select(chosen), data.eval_encoded.select(chosen)
+
+    def work() -> None:
+        data.kind.evaluate(model, pipeline.task, rows, encoded, data.tokenizer, pipeline.config, None, None)
+
+    return _seconds(work, pipeline.device) / len(rows)
 
 
 def _step(model: nn.Module, optimizer: torch.optim.Optimizer, inputs: dict[str, Any]) -> None:
