@@ -48,11 +48,11 @@ class ConsoleReporter(Reporter):
     def finish(self, stage: str, seconds: float, note: str) -> None:
         """A stage has ended."""
         self.close()
-        self._line(f"{stage:<7} {seconds:7.1f} s  {note}")
+        self._line(f"{stage:<9} {seconds:7.1f} s  {note}")
 
     def skip(self, stage: str, reason: str) -> None:
         """A stage is already done."""
-        self._line(f"{stage:<7}   skipped  {reason}")
+        self._line(f"{stage:<9}   skipped  {reason}")
 
     def notice(self, text: str) -> None:
         """Something to know."""
