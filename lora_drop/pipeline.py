@@ -104,14 +104,7 @@ class Pipeline:
                     f"{self.run.file(_MAIN[upstream])} was made under another configuration, or from other data, than this command has. "
                     f"Repeat it with: lora-drop {upstream} (or all that is needed with: lora-drop run) and the same options."
                 )
-        stages = {
-            "sample": self.sample,
-            "score": self.score,
-            "select": self.select,
-            "train": self.train,
-            "eval": self.evaluate,
-        }
-        stages[stage]()
+        (self.evaluate if stage == "eval" else getattr(self, stage))()
 
     # --- what decides whether a stage still stands ----------------------------------------------------------------------
 
@@ -178,10 +171,8 @@ class Pipeline:
             f"{name} {len(layers.retained)} of {len(layers.retained + layers.shared)}"
             for name, layers in selection.projections.items()
         )
-        return (
-            f"retained {counts}; {selection.trainable_parameters:,} parameters, {selection.trainable_parameters / whole:.0%} of LoRA's",
-            {},
-        )
+        share = selection.trainable_parameters / whole
+        return f"retained {counts}; {selection.trainable_parameters:,} parameters, {share:.0%} of LoRA's", {}
 
     def _train(self) -> Work:
         config = self.config

@@ -33,7 +33,7 @@ def tokenizer(located):
 
 
 def test_it_writes_the_same_in_a_batch_and_alone_and_again_when_loaded_again(located, tokenizer):
-    prompts = ["The capital of France is", "Numbers: one, two, three, four,", "😀 שלום\r\n"]
+    prompts = ["The capital of France is", "A long list of numbers: one, two, three, four,", "😀 שלום\r\n"]
     encoded, _ = encode_prompts(Dataset.from_dict({"prompt": prompts}), tokenizer, 64)
     settings = GenerationConfig(max_new_tokens=3)
     model = load_model(located, get_task("e2e"), 0, tokenizer)
