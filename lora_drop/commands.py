@@ -59,7 +59,9 @@ def _profile(run: Run, summary: Summary, stages: list[str]) -> None:
     if run.file("selection.json").is_file() and stages != ["score"]:
         summary.selection = Selection.from_json(read_json(run.file("selection.json")))
     # the stage `select` alone leaves a bootstrap of another threshold as it was
-    bootstrapped = run.config.score.bootstrap and stages in (["score"], ["all"]) and run.file("stability.json").is_file()
+    bootstrapped = (
+        run.config.score.bootstrap and stages in (["score"], ["all"]) and run.file("stability.json").is_file()
+    )
     if bootstrapped:
         summary.stability = read_json(run.file("stability.json"))["modules"]
     if summary.selection or (bootstrapped and stages == ["score"]):

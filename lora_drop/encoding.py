@@ -19,12 +19,17 @@ def encode(rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -
         tokenizer: the backbone's.
         max_length: longer inputs are cut, the longer sentence of a pair first.
 
+    The tokenizers of most decoders put nothing between the sentences of a pair; a line end then parts them.
+
     Returns:
         Rows with `input_ids`, `attention_mask`, perhaps `token_type_ids`, and `labels`; and how many inputs were cut.
     """
+    texts = list(rows["text"])
     pairs = list(rows["text_pair"]) if "text_pair" in rows.column_names else None
+    if pairs and not tokenizer.num_special_tokens_to_add(pair=True):
+        texts = [f"{text}\n" for text in texts]
     encoded = tokenizer(
-        list(rows["text"]), pairs, truncation="longest_first", max_length=max_length, return_overflowing_tokens=False
+        texts, pairs, truncation="longest_first", max_length=max_length, return_overflowing_tokens=False
     )
     cut = sum(len(ids) >= max_length for ids in encoded["input_ids"])
     return Dataset.from_dict({**encoded, "labels": list(rows["label"])}), cut

@@ -7,6 +7,8 @@ three times.
 from __future__ import annotations
 
 import copy
+import io
+from contextlib import redirect_stderr
 from functools import lru_cache
 
 import torch
@@ -31,7 +33,9 @@ def _config(folder: str, file: str) -> PretrainedConfig:
 @lru_cache(maxsize=1)
 def _state(folder: str, file: str) -> dict[str, torch.Tensor]:
     """Return all weights in fp32, by their names in a causal language model; a classifier's have the same names, but for its head."""
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, gguf_file=file, config=gguf_config(folder, file), dtype=torch.float32, trust_remote_code=False
-    )
+    config = gguf_config(folder, file)
+    with redirect_stderr(io.StringIO()):  # a progress bar that knows no switch
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, gguf_file=file, config=config, dtype=torch.float32, trust_remote_code=False
+        )
     return dict(model.state_dict())

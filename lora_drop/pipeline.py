@@ -231,10 +231,8 @@ class Pipeline:
             f"{name} {len(layers.retained)} of {len(layers.retained + layers.shared)}"
             for name, layers in selection.projections.items()
         )
-        return (
-            f"retained {counts}; {selection.trainable_parameters:,} parameters, {selection.trainable_parameters / whole:.0%} of LoRA's",
-            {},
-        )
+        share = selection.trainable_parameters / whole
+        return f"retained {counts}; {selection.trainable_parameters:,} parameters, {share:.0%} of LoRA's", {}
 
     def _train(self) -> Work:
         config = self.config
