@@ -10,10 +10,11 @@ from transformers.utils import logging
 
 from lora_drop.config import Config
 from lora_drop.methods import get_method
-from lora_drop.pipeline import Pipeline, read_scores
+from lora_drop.pipeline import Pipeline
 from lora_drop.progress import Reporter
 from lora_drop.runs import Run, read_json
 from lora_drop.selection import Scored, Selection
+from lora_drop.stages import read_scores
 
 
 @dataclass

@@ -186,7 +186,7 @@ def test_norms_stand_in_the_order_of_the_sample(finished):
     pipeline = Pipeline(Run(finished))
     pipeline.perform("norms")
     first = pipeline.data.train_encoded.select(read_json(finished / "sample.json")["indices"][:1])
-    model = get_method("lora").load(pipeline._load_backbone(), finished / "warmup")
+    model = get_method("lora").load(pipeline.stages.load_backbone(), finished / "warmup")
     alone = profiler.score(model, (batch for _, batch in batches(first, pipeline.data.collate, 1)))
     norms = read_json(finished / "norms.json")["modules"]
     assert [row["norms"][0] for row in norms] == pytest.approx([row.score for row in alone.rows], rel=1e-4)

@@ -86,7 +86,7 @@ def _time(pipeline: Pipeline, method: str, batch: dict[str, torch.Tensor]) -> tu
     config, rows = pipeline.config, len(batch["input_ids"])
     # which layers would be retained is not known yet; LoRA on all of them costs the same time and at most as much disk
     built = get_method("lora" if get_method(method).needs_selection else method)
-    model = built.build(pipeline._load_backbone(), config.method, config.seed, None).to(pipeline.device)
+    model = built.build(pipeline.stages.load_backbone(), config.method, config.seed, None).to(pipeline.device)
     inputs = {name: tensor.to(pipeline.device) for name, tensor in batch.items()}
     optimizer = torch.optim.AdamW(parameter for parameter in model.parameters() if parameter.requires_grad)
     with _precision(pipeline):
@@ -96,7 +96,7 @@ def _time(pipeline: Pipeline, method: str, batch: dict[str, torch.Tensor]) -> tu
 
 def _time_evaluation(pipeline: Pipeline) -> float:
     """Return seconds per row of an evaluation by the untrained backbone, which writes texts as long as they may be."""
-    data, model = pipeline.data, pipeline._load_backbone()
+    data, model = pipeline.data, pipeline.stages.load_backbone()
     model.to(pipeline.device)  # type: ignore[arg-type]  # transformers wraps nn.Module.to
     chosen = range(min(ROWS, len(data.eval_rows)))
     rows, encoded = data.eval_rows.select(chosen), data.eval_encoded.select(chosen)
