@@ -36,7 +36,7 @@ def test_what_is_asked_for_wins_over_the_row_and_the_row_over_files(tmp_path):
         tasks=["cola"],
         seeds=[5],
         files=[str(tmp_path / "mine.yaml")],
-        overrides=["train.batch_size=8", "device=cpu"],
+        overrides=["train.batch_size=8", "device=cpu", "train.weight_decay=1e-2"],
     )
     planned = {run.row: run for run in expand(load_experiment("table1"), choice)}
     full, lora = planned["full"].config.train, planned["lora"].config.train
@@ -47,9 +47,11 @@ def test_what_is_asked_for_wins_over_the_row_and_the_row_over_files(tmp_path):
         "train.epochs": [80, 4],
         "train.learning_rate": [4e-4, 0.01],
         "train.batch_size": [64, 8],
+        "train.weight_decay": [0.1, 0.01],
     }
     assert planned["lora"].overrides == planned["full"].overrides  # the same for all runs of a command
     assert planned["lora"].overrides["train.epochs"] == 4 and "device" not in planned["lora"].overrides
+    assert planned["lora"].overrides["train.weight_decay"] == 0.01
 
 
 def test_a_tiny_backbone_gets_toy_data_unless_tasks_are_named():

@@ -196,8 +196,8 @@ def _asked(choice: Choice) -> dict[str, Any]:
         merge(nested, read_config(name))
     for override in choice.overrides:
         apply_override(nested, override, errors)
-    from_dict(nested, errors)
-    return {key: value for key, value in leaves(nested).items() if key not in (*WHERE_KEYS, "seed", "task")}
+    values = leaves(to_dict(from_dict(nested, errors)))  # 7e-4 is a text to YAML, and a number here
+    return {key: values[key] for key in leaves(nested) if key not in (*WHERE_KEYS, "seed", "task")}
 
 
 def _planned(
