@@ -118,6 +118,11 @@ def test_cut_texts_are_counted_by_kind(tmp_path):
     assert "training completions alone are longer" in cut[1] and "evaluation prompts" in cut[2]
 
 
+def test_an_encoder_cannot_write(tmp_path):
+    with pytest.raises(UserError, match="it reads texts and cannot continue them"):
+        run(tmp_path / "run", "backbone=tiny:bert", "method.name=lora")
+
+
 def test_a_killed_evaluation_continues_and_gives_the_same_bytes(finished, tmp_path):
     """SIGKILL after the second batch of ten; the second start generates the rest."""
     folder = tmp_path / "killed"
@@ -158,7 +163,7 @@ def test_a_run_through_the_command_line(tmp_path):
         (["generation.max_new_tokens=160"], "leaves no room for a prompt"),
         (["task=stsb", "train.label_smoothing=0.1"], "predicts a number"),
         (["quantization=nf4"], "is for backbones from the Hub or a folder"),
-        (["quantization=nf4", "method.name=full"], "the method full trains it"),
+        (["quantization=nf4", "method.name=full"], "needs a method that is a PEFT adapter, and full is none"),
         (["quantization=nf4", "backbone=org/name"], "needs an NVIDIA GPU"),
     ],
 )
