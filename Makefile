@@ -8,10 +8,10 @@ TORCH ?= torch==2.13.0
 TORCH_INDEX ?= $(shell command -v nvidia-smi >/dev/null 2>&1 || echo --retries 0 --extra-index-url https://download.pytorch.org/whl/cpu)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check clean
+.PHONY: help install demo test check reproduce-glue reproduce-smoke report clean
 
 help: ## List the targets
-	@grep -hE '^[a-zA-Z_-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-zA-Z_-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
 
 install: $(VENV)/installed ## Make .venv and install the project with everything that demo and tests need
 
@@ -33,5 +33,14 @@ check: install ## Lint, formatting and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-clean: ## Remove .venv, caches and runs/demo
-	rm -rf $(VENV) runs/demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
+reproduce-glue: install ## Table 1 on RoBERTa-base as published: 168 runs, a GPU's work (ARGS=--dry-run says what it would cost)
+	$(BIN)/lora-drop reproduce table1 $(ARGS)
+
+reproduce-smoke: install ## The same grid on a tiny model and generated data, in a minute
+	$(BIN)/lora-drop reproduce table1 --backbone tiny:roberta --seeds 0 --runs runs/smoke --results runs/smoke/results
+
+report: install ## Tables and figures from the records in results/
+	$(BIN)/lora-drop report
+
+clean: ## Remove .venv, caches, runs/demo and runs/smoke
+	rm -rf $(VENV) runs/demo runs/smoke .pytest_cache .mypy_cache .ruff_cache .hypothesis

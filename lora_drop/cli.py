@@ -8,11 +8,29 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
+from lora_drop.cli_experiments import report, reproduce
 from lora_drop.config import Config, load_config
 from lora_drop.console import ConsoleReporter, print_profile, print_table
 from lora_drop.errors import UserError
+from lora_drop.options import (
+    Bootstrap,
+    Budget,
+    ConfigFiles,
+    DataDir,
+    Debug,
+    Device,
+    Force,
+    Json,
+    Limit,
+    Offline,
+    Overrides,
+    Quiet,
+    RunDir,
+    Seed,
+    err,
+    out,
+)
 from lora_drop.strict import flatten
 
 app = typer.Typer(
@@ -21,31 +39,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-out = Console(width=None if sys.stdout.isatty() else 160)
-err = Console(stderr=True)
-
-ConfigFiles = Annotated[
-    list[str] | None, typer.Option("--config", "-c", help="YAML file, or packaged name (glue/rte); later ones win.")
-]
-RunDir = Annotated[Path, typer.Option("--run-dir", "-d", help="Folder of the run: artefacts, checkpoints, manifest.")]
-Overrides = Annotated[
-    list[str] | None, typer.Option("--set", "-o", metavar="KEY=VALUE", help="Override one key (see: lora-drop config).")
-]
-DataDir = Annotated[
-    str | None, typer.Option("--data-dir", help="Folder with the official files; else $LORA_DROP_DATA, else the Hub.")
-]
-Offline = Annotated[bool, typer.Option("--offline", help="Never ask the Hub.")]
-Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or mps.")]
-Seed = Annotated[int | None, typer.Option("--seed", help="Seed of everything random.")]
-Limit = Annotated[int | None, typer.Option(min=1, help="Use N rows only, stratified; the run is marked as limited.")]
-Budget = Annotated[
-    float | None,
-    typer.Option(help="Retain what fits this share of LoRA's parameters (0.5: half) instead of method.threshold."),
-]
-Force = Annotated[bool, typer.Option("--force", help="Repeat stages that are already done.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print results only.")]
-Json = Annotated[bool, typer.Option("--json", help="The last line is machine-readable.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+app.command()(reproduce)
+app.command()(report)
 
 
 def _resolve(files: list[str] | None, run_dir: Path | None, overrides: list[str] | None, **flags: Any) -> Config:
@@ -59,6 +54,7 @@ def _resolve(files: list[str] | None, run_dir: Path | None, overrides: list[str]
         "device": flags.get("device"),
         "seed": flags.get("seed"),
         "method.budget": flags.get("budget"),
+        "score.bootstrap": flags.get("bootstrap"),
         "limit.train": flags.get("limit_train"),
         "limit.eval": flags.get("limit_eval"),
     }
@@ -75,6 +71,7 @@ def _stage(name: str, help_text: str) -> None:
         config: ConfigFiles = None,
         overrides: Overrides = None,
         budget: Budget = None,
+        bootstrap: Bootstrap = None,
         data_dir: DataDir = None,
         limit_train: Limit = None,
         limit_eval: Limit = None,
@@ -91,6 +88,7 @@ def _stage(name: str, help_text: str) -> None:
             run_dir,
             overrides,
             budget=budget,
+            bootstrap=bootstrap,
             data_dir=data_dir,
             limit_train=limit_train,
             limit_eval=limit_eval,
@@ -177,6 +175,7 @@ def run(
         ),
     ] = None,
     budget: Budget = None,
+    bootstrap: Bootstrap = None,
     data_dir: DataDir = None,
     limit_train: Limit = None,
     limit_eval: Limit = None,
@@ -194,6 +193,7 @@ def run(
         run_dir,
         overrides,
         budget=budget,
+        bootstrap=bootstrap,
         data_dir=data_dir,
         limit_train=limit_train,
         limit_eval=limit_eval,
@@ -294,7 +294,7 @@ def _perform(
     finally:
         reporter.close()
     if summary.scored and not quiet:
-        print_profile(out, summary.scored, summary.selection)
+        print_profile(out, summary.scored, summary.selection, summary.stability)
     if summary.results:
         print_table(out, list(summary.results[0]), [list(row.values()) for row in summary.results])
     if not quiet:

@@ -10,10 +10,11 @@ from transformers.utils import logging
 
 from lora_drop.config import Config
 from lora_drop.methods import get_method
-from lora_drop.pipeline import Pipeline, read_scores
+from lora_drop.pipeline import Pipeline
 from lora_drop.progress import Reporter
 from lora_drop.runs import Run, read_json
 from lora_drop.selection import Scored, Selection
+from lora_drop.stages import read_scores
 
 
 @dataclass
@@ -22,22 +23,28 @@ class Summary:
 
     scored: list[Scored] = field(default_factory=list)
     selection: Selection | None = None
+    stability: list[dict[str, Any]] = field(default_factory=list)
+    """Rows of `stability.json`, if the importances were bootstrapped."""
     results: list[dict[str, Any]] = field(default_factory=list)
+
+
+def quiet_libraries() -> None:
+    """Let transformers print nothing but errors: what it would say is said by our reporter."""
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
 
 
 def perform(
     run_dir: Path, config: Config, stages: list[str], force: bool, report: Reporter, compare: list[str]
 ) -> Summary:
     """Perform stages ("all", or names of `pipeline.STAGES`) in a run directory, then train the methods to compare with beside it."""
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    quiet_libraries()
     for name in compare:
         get_method(name)  # a wrong name must not show after the first training
     summary = Summary()
     run = _perform_one(run_dir, config, stages, force, report)
-    if stages != ["train"] and run.file("selection.json").is_file() and get_method(config.method.name).needs_selection:
-        summary.scored = read_scores(run.file("scores.json"))
-        summary.selection = Selection.from_json(read_json(run.file("selection.json")))
+    if stages != ["train"] and get_method(config.method.name).needs_selection:
+        _profile(run, summary, stages)
     runs = [run]
     for name in compare:
         report.notice(f"now {get_method(name).title}, to compare")
@@ -46,6 +53,20 @@ def perform(
     if stages in (["all"], ["eval"]):
         summary.results = [_result(run) for run in runs]
     return summary
+
+
+def _profile(run: Run, summary: Summary, stages: list[str]) -> None:
+    """Read what there is to show of the layers: after `score` alone there is no selection yet."""
+    if run.file("selection.json").is_file() and stages != ["score"]:
+        summary.selection = Selection.from_json(read_json(run.file("selection.json")))
+    # the stage `select` alone leaves a bootstrap of another threshold as it was
+    bootstrapped = (
+        run.config.score.bootstrap and stages in (["score"], ["all"]) and run.file("stability.json").is_file()
+    )
+    if bootstrapped:
+        summary.stability = read_json(run.file("stability.json"))["modules"]
+    if summary.selection or (bootstrapped and stages == ["score"]):
+        summary.scored = read_scores(run.file("scores.json"))
 
 
 def _perform_one(run_dir: Path, config: Config, stages: list[str], force: bool, report: Reporter) -> Run:

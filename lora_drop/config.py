@@ -63,6 +63,18 @@ class WarmupConfig:
 
 
 @dataclass(frozen=True)
+class ScoreConfig:
+    """What else is kept of the scores. The importances are the same with or without."""
+
+    norms: bool = False
+    """Keep ‖ΔW x‖² of each example in norms.json, for the distributions of the paper's Figures 2 and 4."""
+    bootstrap: int = _checked(0, "an integer ≥ 0", lambda value: value >= 0)
+    """Resample the examples so many times: confidence intervals and how often each layer is retained, in stability.json."""
+    trained: bool = False
+    """Also score the trained adapter on the sample, in scores_trained.json (the paper's Figures 7 and 8)."""
+
+
+@dataclass(frozen=True)
 class MethodConfig:
     """What is trained."""
 
@@ -184,6 +196,8 @@ class Config:
     """Stage 1."""
     warmup: WarmupConfig = WarmupConfig()
     """Stage 2."""
+    score: ScoreConfig = ScoreConfig()
+    """Beside the scores."""
     method: MethodConfig = MethodConfig()
     """What is trained."""
     train: TrainConfig = TrainConfig()
@@ -251,9 +265,8 @@ def find_config(name: str | Path) -> Path:
     for candidate in candidates:
         if candidate.is_file():
             return candidate
-    known = sorted(
-        str(file.relative_to(folder).with_suffix("")) for folder in config_folders() for file in folder.rglob("*.yaml")
-    )
+    files = (file.relative_to(folder).with_suffix("") for folder in config_folders() for file in folder.rglob("*.yaml"))
+    known = sorted(str(file) for file in files if file.parts[0] != "experiments")
     raise UserError(
         f"No configuration file {str(name)!r}.{closest(str(name), known)} Give a path, or one of: {', '.join(known)}"
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from lora_drop.progress import Reporter
+from lora_drop.progress import GridReporter, Reporter
 
 BAR_WIDTH = 40
 
@@ -48,11 +48,11 @@ class ConsoleReporter(Reporter):
     def finish(self, stage: str, seconds: float, note: str) -> None:
         """A stage has ended."""
         self.close()
-        self._line(f"{stage:<7} {seconds:7.1f} s  {note}")
+        self._line(f"{stage:<9} {seconds:7.1f} s  {note}")
 
     def skip(self, stage: str, reason: str) -> None:
         """A stage is already done."""
-        self._line(f"{stage:<7}   skipped  {reason}")
+        self._line(f"{stage:<9}   skipped  {reason}")
 
     def notice(self, text: str) -> None:
         """Something to know."""
@@ -69,23 +69,72 @@ class ConsoleReporter(Reporter):
             self.console.print(escape(text), highlight=False, soft_wrap=True)
 
 
-def print_profile(console: Console, scored: Sequence[Any], selection: Any) -> None:
-    """Draw the importance of each layer as bars; `█` layers retain their LoRA, `░` layers share one (or have none)."""
+class ConsoleGridReporter(ConsoleReporter, GridReporter):
+    """One line per run of a grid; while it is under way, a bar for its current stage."""
+
+    def __init__(self, console: Console, quiet: bool = False):
+        super().__init__(console, quiet)
+        self.told: set[str] = set()
+        self.label = ""
+
+    def begin(self, name: str, number: int, total: int) -> None:
+        """The next run."""
+        self.label, self.began = f"{number:>{len(str(total))}}/{total}  {name}", time.monotonic()
+
+    def start(self, stage: str) -> None:
+        """A stage of the run begins."""
+        super().start(f"{self.label}  {stage}")
+
+    def finish(self, stage: str, seconds: float, note: str) -> None:
+        """A stage of the run has ended."""
+        self.close()
+
+    def skip(self, stage: str, reason: str) -> None:
+        """A stage is already done."""
+
+    def notice(self, text: str) -> None:
+        """Something to know; what holds for many runs is said once."""
+        if text not in self.told:
+            self.told.add(text)
+            super().notice(text)
+
+    def end(self, name: str, note: str) -> None:
+        """The run is over."""
+        self.close()
+        self._line(f"{self.label}  {time.monotonic() - self.began:.1f} s  {note}")
+
+
+def print_profile(
+    console: Console, scored: Sequence[Any], selection: Any, stability: Sequence[Mapping[str, Any]] = ()
+) -> None:
+    """Draw the importance of each layer as bars; `█` layers retain their LoRA, `░` layers share one (or have none).
+
+    With the rows of a bootstrap each layer also shows its 95 % interval and in how many resamples it was retained.
+    """
     widest = max(row.importance for row in scored)
-    rest = "share one LoRA" if selection.share else "no LoRA"
-    for projection, layers in selection.projections.items():
-        console.print(
-            f"\n{projection}: {_summary(layers)}",
-            highlight=False,
-        )
+    doubts = {(row["projection"], row["layer"]): row for row in stability}
+    for projection in dict.fromkeys(row.projection for row in scored):
+        layers = selection.projections[projection] if selection else None
+        console.print(f"\n{projection}{': ' + _summary(layers) if layers else ''}", highlight=False)
         for row in (row for row in scored if row.projection == projection):
-            kept = row.layer in layers.retained
+            kept = layers is None or row.layer in layers.retained
             bar = ("█" if kept else "░") * max(1, round(BAR_WIDTH * row.importance / widest))
+            fate = _fate(kept, selection) + _doubt(doubts.get((projection, row.layer)))
             console.print(
-                f"  layer {row.layer:>3}  {row.importance:6.1%}  {bar:<{BAR_WIDTH}}  {'retained' if kept else rest}",
-                highlight=False,
+                f"  layer {row.layer:>3}  {row.importance:6.1%}  {bar:<{BAR_WIDTH}}  {fate}".rstrip(), highlight=False
             )
     console.print()
+
+
+def _fate(kept: bool, selection: Any) -> str:
+    if selection is None:
+        return ""
+    rest = "share one LoRA" if selection.share else "no LoRA"
+    return f"{'retained' if kept else rest:<14}"
+
+
+def _doubt(row: Mapping[str, Any] | None) -> str:
+    return f"  {row['low']:.1%} to {row['high']:.1%}, retained in {row['retained']:.0%} of resamples" if row else ""
 
 
 def _summary(layers: Any) -> str:
@@ -96,7 +145,9 @@ def print_table(
     console: Console, columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str | None = None
 ) -> None:
     """Print rows under column names; numbers are right-aligned, with thousands separators for integers."""
-    table = Table(title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
+    if title:
+        console.print(title, style="italic", highlight=False, markup=False, soft_wrap=True)
+    table = Table(box=None, header_style="bold", pad_edge=False)
     for number, name in enumerate(columns):
         numeric = all(isinstance(row[number], (int, float)) for row in rows)
         table.add_column(name, justify="right" if numeric else "left", overflow="fold")

@@ -27,9 +27,12 @@ class Inputs:
         return {
             "sample": self._sample,
             "score": self._score,
+            "norms": lambda: self._rescored("warmup", "score"),
+            "stability": self._stability,
             "select": self._select,
             "train": self._train,
             "eval": self._evaluate,
+            "trained": lambda: self._rescored("adapter", "train"),
         }[stage]()
 
     def trained_from(self) -> dict[str, Any]:
@@ -68,6 +71,23 @@ class Inputs:
             "train": {key: value for key, value in asdict(self.config.train).items() if key not in unused},
             "method": {key: method[key] for key in ("rank", "alpha", "dropout", "target_projections")},
         } | self._machine
+
+    def _rescored(self, adapter: str, made_by: str) -> dict[str, Any]:
+        """Of a look at the sample through a finished adapter."""
+        return {
+            "adapter": file_digest(self.run.require(adapter, made_by)),
+            "sample": file_digest(self.run.require("sample.json", "sample")),
+            "data": self.data.train_digest,
+            "max_length": self.config.train.max_length,
+        } | self._machine
+
+    def _stability(self) -> dict[str, Any]:
+        method = self.config.method
+        return {
+            "norms": file_digest(self.run.require("norms.json", "score")),
+            "rule": [method.threshold, method.budget, method.share, self.config.score.bootstrap],
+            "seed": self.config.seed,
+        }
 
     def _select(self) -> dict[str, Any]:
         method = asdict(self.config.method)

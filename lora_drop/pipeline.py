@@ -1,48 +1,25 @@
-"""The five stages over a run directory: sample, score, select, train, evaluate.
-
-Each stage reads artefacts of the ones before it, writes its own, and is skipped when neither its inputs nor its outputs have changed.
-"""
+"""The order of the stages of a run, and which need not be done again: those whose inputs and outputs have not changed since."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import torch
-from datasets import Dataset
-from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from lora_drop import importance, sampling
-from lora_drop.backbones import Backbone, check_length, load_model, locate, resolve_device
+from lora_drop.backbones import Backbone, locate, resolve_device
 from lora_drop.data import Data
-from lora_drop.encoding import batches
 from lora_drop.errors import UserError
-from lora_drop.evaluation.base import Evaluation
-from lora_drop.inputs import Inputs, warmup_rate
+from lora_drop.inputs import Inputs
 from lora_drop.methods import get_method
 from lora_drop.methods.base import Method
 from lora_drop.progress import SILENT, Reporter
 from lora_drop.quantization import check_quantization
-from lora_drop.runs import Run, digest, read_json, write_folder, write_json, write_text
-from lora_drop.selection import Scored, Selection, select
+from lora_drop.runs import Run, digest
+from lora_drop.stages import OUTPUTS, Stages, Work
 from lora_drop.tasks import get_task
 from lora_drop.tasks.base import Source, Task
-from lora_drop.training import Outcome, fit
-
-Work = tuple[str, dict[str, Any]]
-"""A few words about what was done, and facts for `run.json`."""
-
-_MAIN = {
-    "sample": "sample.json",
-    "score": "scores.json",
-    "select": "selection.json",
-    "train": "adapter",
-    "eval": "metrics.json",
-}
 
 
 class Pipeline:
@@ -58,37 +35,46 @@ class Pipeline:
         check_quantization(self.config, self.device)
         self.backbone: Backbone = locate(self.config.backbone, self.config.offline, self.config.quantization)
         self.data = Data(self.config, self.task, source, self.backbone, report)
-        self.kind = self.data.kind
-        self.kind.check(self.config, self.task)
+        self.data.kind.check(self.config, self.task)
         self.inputs = Inputs(run, self.task, self.method, self.data, self.device)
-
-    # --- stages -------------------------------------------------------------------------------------------------------
-
-    def sample(self) -> None:
-        """Stage 1 -> `sample.json`."""
-        self._perform("sample", ["sample.json"], self._sample)
-
-    def score(self) -> None:
-        """Stage 2: warm-up LoRA on the sample, then the importance of every LoRA -> `warmup/`, `scores.json`."""
-        self._perform("score", ["warmup", "scores.json"], self._score)
-
-    def select(self) -> None:
-        """Stage 3 -> `selection.json`, `importance.png`."""
-        self._perform("select", ["selection.json", "importance.png"], self._select)
-
-    def train(self) -> None:
-        """Stage 4: a fresh model under the selection, trained on the whole training set -> `adapter/`."""
-        self._perform("train", ["adapter"], self._train)
-
-    def evaluate(self) -> None:
-        """Stage 5 -> `metrics.json`, `predictions.jsonl`."""
-        self._perform("eval", ["metrics.json", "predictions.jsonl"], self._evaluate)
+        self.stages = Stages(run, self.task, self.method, self.backbone, self.data, self.inputs, report)
 
     def all(self) -> None:
-        """Every stage that the method needs, in order."""
-        stages = [self.sample, self.score, self.select] if self.method.needs_selection else []
-        for stage in [*stages, self.train, self.evaluate]:
-            stage()
+        """Every stage that the method and the configuration need, in order."""
+        for stage in self.plan():
+            self.perform(stage)
+
+    def plan(self, until: str = "") -> list[str]:
+        """Return the names of the stages that `all` performs, or those up to the stage `until`."""
+        score = self.config.score
+        beside = ["norms"] * bool(score.norms or score.bootstrap) + ["stability"] * bool(score.bootstrap)
+        before = ["sample", "score", *beside, "select"] if self.method.needs_selection else []
+        stages = [*before, "train", "eval", *["trained"] * (score.trained and self.method.needs_selection)]
+        return stages[: stages.index(until) + 1] if until else stages
+
+    def perform(self, stage: str) -> None:
+        """Do one stage of the plan, whatever was done before it, unless it is done already."""
+        stages = self.stages
+        work = {
+            "sample": stages.sample,
+            "score": stages.score,
+            "norms": stages.norms,
+            "stability": stages.stability,
+            "select": stages.select,
+            "train": stages.train,
+            "eval": stages.evaluate,
+            "trained": stages.trained,
+        }[stage]
+
+        def on_device() -> Work:
+            note, facts = work()
+            return note, {**facts, "device": str(self.device), "threads": torch.get_num_threads()}
+
+        self.run.perform(stage, self.inputs.of(stage), OUTPUTS[stage], on_device, self.force, self.report)
+
+    def adopt(self, stage: str, others: Iterable[Run]) -> bool:
+        """Take a stage over from another run that has done it from the same inputs; return whether it is done now."""
+        return self.run.adopt(stage, self.inputs.of(stage), OUTPUTS[stage], others)
 
     def one(self, stage: str) -> None:
         """One stage alone. Raises UserError if a stage before it was not done, or was done under another configuration."""
@@ -98,191 +84,20 @@ class Pipeline:
                 f"The method {self.method.name} has no stage {stage}: it needs no selection of layers. Use: lora-drop train"
             )
         for upstream in ["train"] if stage == "eval" else before[: before.index(stage)]:
-            self.run.require(_MAIN[upstream], upstream)
+            self.run.require(OUTPUTS[upstream][0], upstream)
             if not self._stands(upstream, stage):
                 raise UserError(
-                    f"{self.run.file(_MAIN[upstream])} was made under another configuration, or from other data, than this command has. "
+                    f"{self.run.file(OUTPUTS[upstream][0])} was made under another configuration, or from other data, than this command has. "
                     f"Repeat it with: lora-drop {upstream} (or all that is needed with: lora-drop run) and the same options."
                 )
-        (self.evaluate if stage == "eval" else getattr(self, stage))()
-
-    # --- what decides whether a stage still stands ----------------------------------------------------------------------
+        beside = [name for name in self.plan() if name in ("norms", "stability")] if stage == "score" else []
+        for name in [stage, *beside]:
+            self.perform(name)
 
     def _stands(self, upstream: str, stage: str) -> bool:
         if upstream == "train" and stage == "eval":  # a trained adapter may be evaluated on any split and any rows
             return self.run.manifest.get("trained_from") == digest(self.inputs.trained_from())
         return self.run.stands(upstream, self.inputs.of(upstream))
-
-    # --- what the stages do -------------------------------------------------------------------------------------------
-
-    def _sample(self) -> Work:
-        rows, ratio = self.data.train_rows, self.config.sample.ratio
-        size = max(1, round(ratio * len(rows)))
-        drawn = sampling.stratified_sample(self.task.strata(rows), size, self.config.seed)
-        if drawn.raised:
-            self.report.notice(f"too small to split, one row each was taken: {', '.join(drawn.raised)}")
-        strata = {name: {"population": total, "sample": taken} for name, (total, taken) in drawn.strata.items()}
-        content = {
-            "task": self.task.name,
-            "seed": self.config.seed,
-            "ratio": ratio,
-            "population": len(rows),
-            "size": len(drawn.indices),
-        }
-        write_json(self.run.file("sample.json"), {**content, "strata": strata, "indices": list(drawn.indices)})
-        return f"{len(drawn.indices):,} of {len(rows):,} rows in {len(strata)} strata", {}
-
-    def _score(self) -> Work:
-        config = self.config
-        encoded = self.data.train_encoded.select(read_json(self.run.file("sample.json"))["indices"])
-        model = get_method("lora").build(self._load_backbone(), config.method, config.seed, None)
-        outcome = self._fit("score", model, encoded, config.warmup.epochs, warmup_rate(config), evaluator=None)
-        inputs = (batch for _, batch in batches(encoded, self.data.collate, self.data.batch_size))
-        scores = importance.score(
-            model, inputs, progress=lambda done: self.report.advance(done, len(encoded), "scoring")
-        )
-        with write_folder(self.run.file("warmup")) as folder:
-            get_method("lora").save(model, folder)
-        modules = [asdict(row) for row in scores.rows]
-        content = {
-            "backbone": config.backbone,
-            "task": self.task.name,
-            "rank": _rank(model),
-            "examples": scores.examples,
-            "tokens": scores.tokens,
-        }
-        write_json(self.run.file("scores.json"), {**content, "modules": modules})
-        seen = f"{scores.examples:,} examples, {scores.tokens:,} tokens"
-        return f"{len(modules)} LoRAs on {seen}, after {outcome.steps:,} warm-up steps", {}
-
-    def _select(self) -> Work:
-        from lora_drop.experiments.figures import importance_figure, save_figure
-
-        method = self.config.method
-        scored = read_scores(self.run.file("scores.json"))
-        selection = select(scored, method.threshold, method.budget, method.policy, method.share, self.config.seed)
-        write_json(self.run.file("selection.json"), selection.to_json())
-        save_figure(
-            importance_figure(scored, selection, f"{self.task.name}, {self.config.backbone}"),
-            self.run.file("importance.png"),
-        )
-        whole = sum(row.parameters for row in scored)
-        counts = ", ".join(
-            f"{name} {len(layers.retained)} of {len(layers.retained + layers.shared)}"
-            for name, layers in selection.projections.items()
-        )
-        share = selection.trainable_parameters / whole
-        return f"retained {counts}; {selection.trainable_parameters:,} parameters, {share:.0%} of LoRA's", {}
-
-    def _train(self) -> Work:
-        config = self.config
-        selection = (
-            Selection.from_json(read_json(self.run.file("selection.json"))) if self.method.needs_selection else None
-        )
-        model = self.method.build(self._load_backbone(), config.method, config.seed, selection)
-        if self.method.prepare is not None:
-            self.method.prepare(model.to(self.device), self.data.some_batches(self.method.examples))
-        parameters = self.method.count(model)
-        self.run.forget("eval", ["metrics.json", "predictions.jsonl"])
-        outcome = self._fit(
-            "train",
-            model,
-            self.data.train_encoded,
-            config.train.epochs,
-            config.train.learning_rate,
-            (lambda trained: self._metrics(trained).metrics) if self.inputs.scored_each_epoch else None,
-        )
-        with write_folder(self.run.file("adapter")) as folder:
-            self.method.save(model, folder)
-        kept = f"kept epoch {outcome.kept_epoch:g} ({config.train.select_epoch})"
-        return f"{parameters.adapter:,} trainable parameters (head {parameters.head:,}); {kept}", {
-            "trained_from": digest(self.inputs.trained_from()),
-            "trainable_parameters": asdict(parameters),
-            "train_rows": len(self.data.train_rows),
-            "select_epoch": config.train.select_epoch,
-            "kept_epoch": outcome.kept_epoch,
-            "epochs": outcome.epochs,
-        }
-
-    def _evaluate(self) -> Work:
-        model = self.method.load(self._load_backbone(), self.run.file("adapter")).to(self.device)
-        result = self._metrics(model, self.report.advance, self.run.checkpoints("eval") / "predictions.jsonl")
-        split, primary = self.data.split, self.task.primary
-        content = {
-            "task": self.task.name,
-            "split": split,
-            "examples": len(self.data.eval_rows),
-            "metrics": result.metrics,
-            "primary": primary,
-            **result.details,
-        }
-        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in result.predictions]
-        write_text(self.run.file("predictions.jsonl"), "".join(lines))
-        write_json(self.run.file("metrics.json"), content)
-        return f"{primary} {result.metrics[primary]:.4f} on {len(self.data.eval_rows):,} rows of {split}", {}
-
-    # --- helpers ------------------------------------------------------------------------------------------------------
-
-    def _perform(self, stage: str, outputs: list[str], work: Callable[[], Work]) -> None:
-        def on_device() -> Work:
-            note, facts = work()
-            return note, {**facts, "device": str(self.device)}
-
-        self.run.perform(stage, self.inputs.of(stage), outputs, on_device, self.force, self.report)
-
-    def _fit(
-        self,
-        stage: str,
-        model: nn.Module,
-        encoded: Dataset,
-        epochs: float,
-        rate: float,
-        evaluator: Callable[[nn.Module], dict[str, float]] | None,
-    ) -> Outcome:
-        return fit(
-            model,
-            encoded,
-            self.data.collate,
-            self.config.train,
-            self.run.checkpoints(stage),
-            seed=self.config.seed,
-            device=self.device,
-            epochs=epochs,
-            learning_rate=rate,
-            evaluator=evaluator,
-            primary=self.task.primary,
-            loss=self.kind.loss(self.config.train.label_smoothing),
-            report=self.report,
-        )
-
-    def _metrics(
-        self, model: nn.Module, progress: Callable[[int, int], None] | None = None, journal: Path | None = None
-    ) -> Evaluation:
-        data = self.data
-        return self.kind.evaluate(
-            model, self.task, data.eval_rows, data.eval_encoded, data.tokenizer, self.config, progress, journal
-        )
-
-    def _load_backbone(self) -> PreTrainedModel:
-        model = load_model(self.backbone, self.task, self.config.seed, self.data.tokenizer, self.device)
-        check_length(model.config, self.config.train.max_length)
-        return model
-
-
-def read_scores(path: Path) -> list[Scored]:
-    """Read the rows of a `scores.json`."""
-    try:
-        return [Scored(**row) for row in read_json(path)["modules"]]
-    except (KeyError, TypeError) as error:
-        raise UserError(
-            f"{path} does not hold scores ({error}). Make it again with: lora-drop score --force"
-        ) from error
-
-
-def _rank(model: nn.Module) -> int:
-    layer: Any = next(iter(importance.lora_layers(model).values()))
-    (adapter,) = layer.active_adapters
-    return layer.r[adapter]
 
 
 def load_run(path: str | Path, device: str = "auto") -> tuple[torch.nn.Module, PreTrainedTokenizerBase]:
@@ -291,5 +106,5 @@ def load_run(path: str | Path, device: str = "auto") -> tuple[torch.nn.Module, P
     Raises UserError if the directory is not a run or was not trained yet.
     """
     pipeline = Pipeline(Run(path))
-    model = pipeline.method.load(pipeline._load_backbone(), pipeline.run.require("adapter", "train"))
+    model = pipeline.method.load(pipeline.stages.load_backbone(), pipeline.run.require("adapter", "train"))
     return model.to(resolve_device(device)).eval(), pipeline.data.tokenizer

@@ -22,4 +22,14 @@ class Reporter:
         """Something the user should know: truncated inputs, tiny strata, a limited run."""
 
 
+class GridReporter(Reporter):
+    """Also hears which run of a grid begins, and how it ended."""
+
+    def begin(self, name: str, number: int, total: int) -> None:
+        """The next run."""
+
+    def end(self, name: str, note: str) -> None:
+        """The run is over; `note` says its result, or why there is none."""
+
+
 SILENT = Reporter()

@@ -16,12 +16,13 @@ import hashlib
 import json
 import os
 import platform
+import re
 import resource
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -34,7 +35,12 @@ from lora_drop.config import Config, config_hash, from_dict, to_dict
 from lora_drop.errors import UserError
 from lora_drop.progress import SILENT, Reporter
 
+SHARED_FACTS = ("data", "warmup_steps", "device", "threads")
+"""What `run.json` says of a stage that is taken over from another run with it."""
 PACKAGES = ("lora-drop", "torch", "transformers", "peft", "datasets", "accelerate", "scikit-learn", "numpy")
+
+
+_CLEAR_REFS, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -111,6 +117,10 @@ def file_digest(path: Path) -> str:
     return total.hexdigest()[:16]
 
 
+class Busy(UserError):
+    """Another process is working in the run directory."""
+
+
 class Run:
     """A run directory. Opening it with a configuration writes `config.yaml`; opening it without reads it."""
 
@@ -144,7 +154,7 @@ class Run:
     def working(self, store_config: bool = True) -> Iterator[None]:
         """Hold the directory for this process, write the configuration, and record how the work ends.
 
-        Raises UserError if another process works in the same directory.
+        Raises Busy if another process works in the same directory.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -156,7 +166,7 @@ class Run:
         try:
             lock.acquire(timeout=0)
         except Timeout as error:
-            raise UserError(
+            raise Busy(
                 f"Another process is working in {self.path}. Wait for it, or name another directory with --run-dir."
             ) from error
         try:
@@ -199,6 +209,7 @@ class Run:
         report.start(stage)
         self._keep_checkpoints_of(stage, key, force)
         began = time.perf_counter()
+        reset_peak_memory()
         note, facts = work()
         seconds = time.perf_counter() - began
         shutil.rmtree(self.checkpoints(stage), ignore_errors=True)
@@ -212,6 +223,25 @@ class Run:
         self.manifest["stages"][stage] = entry
         self._record(**facts, **_provenance(self.config))
         report.finish(stage, seconds, note)
+
+    def adopt(self, stage: str, inputs: Mapping[str, Any], outputs: Sequence[str], others: Iterable[Run]) -> bool:
+        """Copy a stage from the first of `others` that has done it from the same inputs, unless it is done here; return whether it now is.
+
+        What it cost stays what it cost there; the record says where it was done.
+        """
+        key = digest(inputs)
+        for other in (self, *others):
+            entry = other.manifest["stages"].get(stage, {})
+            if entry.get("inputs") != key or entry.get("outputs") != other._digests(outputs):
+                continue
+            if other is not self:
+                for name in outputs:
+                    self._copy(other.file(name), name)
+                facts = {name: other.manifest[name] for name in SHARED_FACTS if name in other.manifest}
+                self.manifest["stages"][stage] = {"shared_from": other.path.name, **entry}
+                self._record(**facts)
+            return True
+        return False
 
     def checkpoints(self, stage: str) -> Path:
         """Return the folder in which a stage keeps what it needs to continue after a kill."""
@@ -236,6 +266,13 @@ class Run:
             shutil.rmtree(folder, ignore_errors=True)
             write_text(owner, key)
 
+    def _copy(self, source: Path, name: str) -> None:
+        if source.is_dir():
+            with write_folder(self.file(name)) as folder:
+                shutil.copytree(source, folder, dirs_exist_ok=True)
+        else:
+            write_text(self.file(name), source.read_text(encoding="utf-8"))
+
     def _digests(self, outputs: Sequence[str]) -> dict[str, str]:
         return {name: file_digest(self.path / name) for name in outputs}
 
@@ -250,11 +287,25 @@ def _sweep(path: Path) -> None:
         shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
 
 
+def reset_peak_memory() -> None:
+    """Let the peak be counted anew, where the system can do that (a GPU; Linux, by writing 5 to clear_refs)."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.reset_peak_memory_stats()
+    elif _CLEAR_REFS.exists() and os.access(_CLEAR_REFS, os.W_OK):
+        _CLEAR_REFS.write_text("5")
+
+
 def peak_memory_mb() -> int:
-    """Return the peak memory in MB since the process started: of the GPU if one is in use, else of the process."""
+    """Return the peak memory in MB since `reset_peak_memory`: of the GPU if one is in use, else of the process.
+
+    Where the system cannot count anew, it is the peak since the process started.
+    """
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated() // 2**20
+    if _STATUS.exists():
+        return int(re.findall(r"^VmHWM:\s+(\d+) kB", _STATUS.read_text(), re.MULTILINE)[0]) // 2**10
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak // (2**20 if sys.platform == "darwin" else 2**10)
 

@@ -67,11 +67,24 @@ def apply_override(into: dict[str, Any], override: str, errors: list[str]) -> No
         value = yaml.safe_load(text)
     except yaml.YAMLError:
         value = text
-    *path, last = key.strip().split(".")
+    put(into, key.strip(), value)
+
+
+def put(into: dict[str, Any], dotted: str, value: Any) -> None:
+    """Put a value over `into` at `section.key`."""
+    *path, last = dotted.split(".")
     nested: dict[str, Any] = {last: value}
     for part in reversed(path):
         nested = {part: nested}
     merge(into, nested)
+
+
+def leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested values by dotted key."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
 
 
 def build(cls: type[T], values: Any, errors: list[str], prefix: str = "", root: type | None = None) -> T:
@@ -129,10 +142,10 @@ def _convert(value: Any, hint: Any) -> Any:
         return None
     (kind,) = [option for option in options if option is not type(None)]
     if typing.get_origin(kind) is tuple:
-        items = [value] if isinstance(value, str) else value
-        if isinstance(items, (list, tuple)) and items and all(isinstance(entry, str) for entry in items):
-            return tuple(items)
-        raise ValueError("a list of names")
+        return _convert_list(value, typing.get_args(kind)[0])
+    if typing.get_origin(kind) is dict and isinstance(value, dict):
+        inner = typing.get_args(kind)[1]
+        return {str(key): entry if inner is Any else _convert(entry, inner) for key, entry in value.items()}
     if kind is bool and isinstance(value, bool):
         return value
     if kind is int and isinstance(value, int) and not isinstance(value, bool):
@@ -147,4 +160,12 @@ def _convert(value: Any, hint: Any) -> Any:
     if kind is str and isinstance(value, (str, int, float)) and not isinstance(value, bool):
         return str(value)
     names = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
-    raise ValueError(names[kind] + (" or empty" if type(None) in options else ""))
+    raise ValueError(names.get(kind, "keys and values") + (" or empty" if type(None) in options else ""))
+
+
+def _convert_list(value: Any, kind: Any) -> tuple[Any, ...]:
+    items = [value] if isinstance(value, (str, int)) else value
+    what = "names" if kind is str else "whole numbers"
+    if not isinstance(items, (list, tuple)) or not items or not all(isinstance(entry, kind) for entry in items):
+        raise ValueError(f"a list of {what}")
+    return tuple(items)

@@ -30,13 +30,14 @@ from transformers.trainer_callback import PrinterCallback, TrainerControl, Train
 from lora_drop.batching import LengthGroups, split_batch
 from lora_drop.config import TrainConfig
 from lora_drop.errors import UserError
-from lora_drop.methods.base import trainable
+from lora_drop.methods.base import Stepper, trainable
 from lora_drop.progress import SILENT, Reporter
 
 Evaluator = Callable[[nn.Module], dict[str, float]]
 Loss = Callable[..., torch.Tensor]
 """`loss(outputs, labels, num_items_in_batch)`: the part that a forward pass has in the loss of the whole batch, which has that many labels."""
 WEIGHTS = "trainable.safetensors"
+STEPPER = "stepper.safetensors"
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ def fit(
     evaluator: Evaluator | None = None,
     primary: str | None = None,
     loss: Loss | None = None,
+    stepper: Callable[[nn.Module, int], Stepper] | None = None,
     report: Reporter = SILENT,
 ) -> Outcome:
     """Train the trainable parameters of `model` in place, continuing from the last whole checkpoint in `folder` if there is one.
@@ -81,6 +83,7 @@ def fit(
         evaluator: called with the model after each epoch; its metrics are recorded.
         primary: with `config.select_epoch == "best"`, the epoch with the highest value of this metric is kept.
         loss: what is minimised; None is the model's own loss, which must be a mean over the examples of a batch.
+        stepper: what the method does after each step, see `methods.base.Method`.
         report: told about progress.
 
     Raises:
@@ -92,7 +95,9 @@ def fit(
     model.to(device)
     best = primary if evaluator is not None and config.select_epoch == "best" else None
     arguments = _arguments(config, folder, seed, device, epochs, learning_rate, len(rows), evaluator is not None, best)
-    history = _History(report, epochs, math.ceil(len(rows) / config.batch_size), config.save_steps)
+    steps_per_epoch = math.ceil(len(rows) / config.batch_size)
+    between = stepper(model, math.ceil(epochs * steps_per_epoch)) if stepper else None
+    history = _History(report, epochs, steps_per_epoch, config.save_steps, between)
     trainer = _Trainer(
         model=model,
         args=arguments,
@@ -102,6 +107,7 @@ def fit(
         callbacks=[history],
         evaluator=evaluator,
         compute_loss_func=loss,
+        stepper=between,
     )
     trainer.remove_callback(PrinterCallback)  # ours reports instead
     with history.interruptible():
@@ -176,9 +182,9 @@ def _checkpointing(wanted: bool) -> dict[str, Any]:
 class _Trainer(Trainer):
     """The Trainer with our row order, our evaluation, and checkpoints of the trainable tensors alone."""
 
-    def __init__(self, *, evaluator: Evaluator | None, **options: Any):
+    def __init__(self, *, evaluator: Evaluator | None, stepper: Stepper | None, **options: Any):
         super().__init__(**options)
-        self.evaluator = evaluator
+        self.evaluator, self.stepper = evaluator, stepper
         self.trained: nn.Module = options["model"]
         # A sequence classifier's loss is a mean over its batch and ignores the number of items that the Trainer would pass it; without this the
         # Trainer would not divide by the accumulation steps, and gradients would be that many times too large. A loss of ours is given the
@@ -201,9 +207,14 @@ class _Trainer(Trainer):
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
         save_file({name: tensor.detach().contiguous() for name, tensor in trainable(self.trained)}, folder / WEIGHTS)
+        if self.stepper is not None:
+            save_file(self.stepper.state(), folder / STEPPER)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        load_trainable(self.trained, Path(resume_from_checkpoint) / WEIGHTS)
+        folder = Path(resume_from_checkpoint)
+        load_trainable(self.trained, folder / WEIGHTS)
+        if self.stepper is not None:
+            self.stepper.restore(load_file(folder / STEPPER))
 
 
 def load_trainable(model: nn.Module, path: Path) -> None:
@@ -217,8 +228,16 @@ def load_trainable(model: nn.Module, path: Path) -> None:
 class _History(TrainerCallback):
     """Records each epoch, reports progress, and turns Ctrl-C into a checkpoint and a stop."""
 
-    def __init__(self, report: Reporter, epochs: float, steps_per_epoch: int, save_steps: int | None):
+    def __init__(
+        self,
+        report: Reporter,
+        epochs: float,
+        steps_per_epoch: int,
+        save_steps: int | None,
+        stepper: Stepper | None = None,
+    ):
         self.report, self.epochs, self.steps_per_epoch, self.save_steps = report, epochs, steps_per_epoch, save_steps
+        self.stepper = stepper
         self.interrupted = self.cut = False
 
     def interruptible(self) -> _Interruptible:
@@ -228,6 +247,12 @@ class _History(TrainerCallback):
     def raise_if_interrupted(self) -> None:
         if self.interrupted:
             raise KeyboardInterrupt
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        if self.stepper is not None:
+            self.stepper.step(state.global_step + 1)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         epoch = math.ceil(state.global_step / self.steps_per_epoch)

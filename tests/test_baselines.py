@@ -9,6 +9,7 @@ from lora_drop.config import MethodConfig
 from lora_drop.errors import UserError
 from lora_drop.methods import get_method
 from lora_drop.methods.base import count_parameters, trainable
+from lora_drop.selection import Layers, Selection
 
 QUERY = "roberta.encoder.layer.{}.attention.self.query"
 VALUE = "roberta.encoder.layer.{}.attention.self.value"
@@ -39,6 +40,66 @@ def test_parameter_counts_of_the_paper_on_roberta_base(name, expected):
     counted = get_method(name).count(get_method(name).build(model, MethodConfig(name=name), 0, None))
     assert counted.adapter == expected
     assert counted.head == 592_130
+
+
+SHAPES = {
+    "roberta-base": ("roberta", {}, 12),
+    "roberta-large": (
+        "roberta",
+        {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096},
+        24,
+    ),
+    "llama-2-7b": ("llama", {"hidden_size": 4096, "num_hidden_layers": 32, "intermediate_size": 11008}, 32),
+}
+
+
+def counted(shape, name, selection=None, **settings):
+    kind, sizes, _ = SHAPES[shape]
+    with torch.device("meta"):
+        model = AutoModelForSequenceClassification.from_config(AutoConfig.for_model(kind, num_labels=2, **sizes))
+    config = MethodConfig(name=name, **settings)
+    return get_method(name).count(get_method(name).build(model, config, 0, selection)).adapter
+
+
+def retained(shape, query, value):
+    layers = range(SHAPES[shape][2])
+    kept = {"query": query, "value": value}
+    return Selection(
+        "threshold",
+        0.9,
+        True,
+        {name: Layers(tuple(layers[-count:]), tuple(layers[:-count]), 0.9) for name, count in kept.items()},
+        0,
+    )
+
+
+@pytest.mark.parametrize(
+    ("shape", "rank", "expected"),
+    [
+        ("roberta-base", 8, 294_912),
+        ("roberta-large", 8, 786_432),
+        ("llama-2-7b", 8, 4_194_304),
+        ("llama-2-7b", 16, 8_388_608),
+    ],
+)
+def test_lora_counts_of_the_paper(shape, rank, expected):
+    assert counted(shape, "lora", rank=rank) == expected
+
+
+@pytest.mark.parametrize(
+    ("shape", "query", "value", "expected"),
+    [
+        ("roberta-base", 5, 7, 172_032),  # (5 + 7 + 2) · 2 · 768 · 8
+        ("roberta-large", 10, 13, 25 * 2 * 1024 * 8),
+        ("llama-2-7b", 15, 17, 34 * 2 * 4096 * 8),
+    ],
+)
+def test_lora_drop_counts_are_the_retained_pairs_and_a_shared_one_each(shape, query, value, expected):
+    assert counted(shape, "lora_drop", retained(shape, query, value)) == expected
+
+
+def test_adalora_starts_with_one_and_a_half_times_loras_rank():
+    assert counted("roberta-base", "adalora") == 24 * (12 * (768 + 768) + 12)
 
 
 @pytest.mark.parametrize("layer", [0, 3])

@@ -155,6 +155,43 @@ def test_evaluating_on_other_rows_leaves_the_run_as_it_was(finished, tmp_path):
     assert contents(folder) == contents(finished)
 
 
+def test_what_is_kept_beside_the_scores_agrees_with_them(finished, tmp_path):
+    """Norms, bootstrap and the scores of the trained adapter; the other stages are not repeated for them."""
+    folder = tmp_path / "copy"
+    shutil.copytree(finished, folder)
+    told, summary = run(folder, "score.bootstrap=50", "score.trained=true")
+    assert told.done == ["norms", "stability", "trained"]
+    scores, norms, stability, trained = (
+        read_json(folder / f"{name}.json") for name in ("scores", "norms", "stability", "scores_trained")
+    )
+    for row, kept in zip(scores["modules"], norms["modules"], strict=True):
+        assert row["name"] == kept["name"] and len(kept["norms"]) == scores["examples"]
+        assert sum(kept["norms"]) / scores["examples"] == pytest.approx(row["score"], rel=1e-5)
+    assert [row["importance"] for row in stability["modules"]] == [row["importance"] for row in scores["modules"]]
+    assert all(row["low"] <= row["high"] and 0 <= row["retained"] <= 1 for row in stability["modules"])
+    assert summary.stability == stability["modules"] and stability["resamples"] == 50
+    assert [row["name"] for row in trained["modules"]] == [row["name"] for row in scores["modules"]]
+    assert [row["score"] for row in trained["modules"]] != [row["score"] for row in scores["modules"]]
+    assert contents(folder) == contents(finished)
+    assert run(folder, "score.bootstrap=60", stages=["score"])[0].done == ["stability"]
+
+
+def test_norms_stand_in_the_order_of_the_sample(finished):
+    """The longest inputs are scored first; what is kept is in the order of sample.json all the same."""
+    import lora_drop.importance as profiler
+    from lora_drop.encoding import batches
+    from lora_drop.pipeline import Pipeline
+    from lora_drop.runs import Run
+
+    pipeline = Pipeline(Run(finished))
+    pipeline.perform("norms")
+    first = pipeline.data.train_encoded.select(read_json(finished / "sample.json")["indices"][:1])
+    model = get_method("lora").load(pipeline.stages.load_backbone(), finished / "warmup")
+    alone = profiler.score(model, (batch for _, batch in batches(first, pipeline.data.collate, 1)))
+    norms = read_json(finished / "norms.json")["modules"]
+    assert [row["norms"][0] for row in norms] == pytest.approx([row.score for row in alone.rows], rel=1e-4)
+
+
 def test_a_new_version_of_the_task_repeats_every_stage(finished, tmp_path, monkeypatch):
     import dataclasses
 
@@ -200,7 +237,7 @@ def test_threshold_one_trains_exactly_plain_lora(tmp_path):
     assert (whole / "metrics.json").read_bytes() == (plain / "metrics.json").read_bytes()
 
 
-@pytest.mark.parametrize("name", ["full", "sparse_adapter", "vera", "tied_lora"])
+@pytest.mark.parametrize("name", ["full", "sparse_adapter", "vera", "tied_lora", "adalora"])
 def test_a_baseline_skips_the_stages_that_it_does_not_need(name, tmp_path):
     told, summary = run(tmp_path / name, f"method.name={name}", "train.epochs=1")
     assert told.done == ["train", "eval"] and summary.results[0]["method"] == get_method(name).title

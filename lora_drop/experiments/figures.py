@@ -18,6 +18,12 @@ RETAINED: dict[str, Any] = {"color": "#1f4e79"}
 SHARED: dict[str, Any] = {"color": "#d9b38c", "hatch": "///", "edgecolor": "white"}
 
 
+_NO_DATES: dict[str, dict[str, Any]] = {
+    ".png": {"Software": None},
+    ".pdf": {"CreationDate": None, "Producer": None, "Creator": None},
+}
+
+
 def importance_figure(scored: Sequence[Scored], selection: Selection, title: str) -> Figure:
     """Draw the importance of each layer, one panel per projection, retained and low-importance layers in two colours."""
     panels = list(selection.projections)
@@ -49,5 +55,5 @@ def save_figure(figure: Figure, path: Path) -> None:
     """Write a figure in the format of the path's suffix; the same figure gives the same bytes."""
     FigureCanvasAgg(figure)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    figure.savefig(temporary, dpi=150, metadata={"Software": None} if path.suffix == ".png" else None)
+    figure.savefig(temporary, dpi=150, metadata=_NO_DATES[path.suffix])
     temporary.replace(path)

@@ -16,6 +16,7 @@ REGISTRY = {
     "sparse_adapter": "sparse_adapter:METHOD",
     "vera": "vera:METHOD",
     "tied_lora": "tied_lora:METHOD",
+    "adalora": "adalora:METHOD",
     "lora_drop": "lora_drop:METHOD",
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -51,6 +52,19 @@ def is_head(name: str) -> bool:
     return "modules_to_save" in name or name.split(".")[0] in HEADS
 
 
+class Stepper(Protocol):
+    """What a method does between the steps of training. Its state is part of a checkpoint."""
+
+    def step(self, number: int) -> None:
+        """Called after optimizer step `number` (from 1), while the gradients are still there."""
+
+    def state(self) -> dict[str, Tensor]:
+        """Return everything that a continued training needs beside the trainable tensors."""
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Take back what `state` returned."""
+
+
 @dataclass(frozen=True)
 class Method:
     """A way to fine-tune. `build` decides what is trainable; everything else of the model is frozen."""
@@ -72,3 +86,5 @@ class Method:
     """How many rows `prepare` wants."""
     count: Callable[[nn.Module], Parameters] = count_parameters
     """Counts what is trained."""
+    stepper: Callable[[nn.Module, int], Stepper] | None = None
+    """`stepper(model, steps)`: what is to be done after each of the `steps` optimizer steps (AdaLoRA moves ranks between layers)."""

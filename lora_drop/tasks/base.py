@@ -57,6 +57,8 @@ class Task:
     """Names of the metrics computed, those of the paper first."""
     primary: str
     """The metric the paper reports, by which the best epoch is chosen."""
+    title: str = ""
+    """The name in tables; empty: `name`."""
     labels: tuple[str, ...] = ()
     """Label names in index order; empty unless kind is classification."""
     splits: tuple[str, ...] = ("validation",)

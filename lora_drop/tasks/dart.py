@@ -112,6 +112,7 @@ TASK = Task(
     strata=stratum_column,
     metrics=("sacrebleu", "rouge_l", "rouge_l_mean", "dart_bleu", "char_bleu4", "rouge_chinese_l"),
     primary="sacrebleu",
+    title="DART",
     splits=("test", "validation"),
     files=FILES,
     hub=f"{HUB} ({PARQUET})",

@@ -91,6 +91,7 @@ TASK = Task(
         "rouge_chinese_l",
     ),
     primary="sacrebleu",
+    title="DialogSum",
     splits=("test", "validation"),
     files=FILES,
     hub=HUB,

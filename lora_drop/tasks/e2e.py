@@ -85,6 +85,7 @@ TASK = Task(
     strata=stratum_column,
     metrics=("sacrebleu", "rouge_l", "rouge_l_mean", "e2e_bleu", "e2e_rouge_l", "char_bleu4", "rouge_chinese_l"),
     primary="sacrebleu",
+    title="E2E",
     splits=("test", "validation"),
     files=FILES,
     hub=f"{HUB} ({PARQUET})",

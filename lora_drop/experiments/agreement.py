@@ -1,0 +1,49 @@
+"""Importances of records, and how far those of two rows rank the layers alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from lora_drop.experiments.records import Record
+from lora_drop.experiments.table import Table
+
+
+def scored(table: Table) -> list[Record]:
+    """Return the records with importances."""
+    return [record for record in table.records if record.scores]
+
+
+def scored_by_row(table: Table) -> dict[str, list[Record]]:
+    """Return the records with importances by the title of their row, in the table's order."""
+    records = scored(table)
+    rows = {row.title: [record for record in records if record.row == row.name] for row in table.rows}
+    return {title: mine for title, mine in rows.items() if mine}
+
+
+def projections_of(table: Table) -> list[str]:
+    """Return the projections that have importances."""
+    return list(dict.fromkeys(row["projection"] for record in scored(table) for row in record.scores))
+
+
+def importances_of(rows: Sequence[Mapping[str, Any]], projection: str) -> list[float]:
+    """Return the importances of one projection in the order of its layers."""
+    mine = sorted((row for row in rows if row["projection"] == projection), key=lambda row: row["layer"])
+    return [row["importance"] for row in mine]
+
+
+def mean_importances(records: Sequence[Record], projection: str) -> np.ndarray:
+    """Return the importances of one projection, mean over records."""
+    return np.mean([importances_of(record.scores, projection) for record in records], axis=0)
+
+
+def kendall(table: Table, projection: str) -> dict[tuple[str, str], float]:
+    """Return the rank correlation (Kendall τ-b) of the layers' importances for every two rows, by their titles."""
+    means = {title: mean_importances(records, projection) for title, records in scored_by_row(table).items()}
+    return {
+        (one, two): float(stats.kendalltau(means[one], means[two]).statistic) for one, two in combinations(means, 2)
+    }

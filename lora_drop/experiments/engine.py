@@ -1,0 +1,99 @@
+"""Performs the runs of a grid one after the other, each in a run directory of its own, and writes a record for each.
+
+Every run is found by the hash of its configuration: what has a record is not repeated, what was killed is continued, and a run that two
+experiments have in common is performed once. Several processes, also on several machines with one file system, may work on a grid at the
+same time: each takes runs that nobody is working at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from filelock import FileLock
+
+from lora_drop.config import config_hash
+from lora_drop.experiments.grid import Planned, slug
+from lora_drop.experiments.records import is_done, write_record
+from lora_drop.pipeline import Pipeline
+from lora_drop.progress import GridReporter, Reporter
+from lora_drop.runs import Busy, Run
+
+SHARED = ("sample", "score", "norms")
+"""Stages that runs of the same task and seed often have in common: a threshold sweep needs one warm-up."""
+
+
+@dataclass
+class Outcome:
+    """How a grid ended."""
+
+    performed: list[str] = field(default_factory=list)
+    already: int = 0
+    """Runs whose record was there."""
+    busy: list[str] = field(default_factory=list)
+    """Runs that another process is working at."""
+    failed: dict[str, str] = field(default_factory=dict)
+    """Message by run."""
+
+
+def perform_grid(planned: Sequence[Planned], runs: Path, results: Path, report: GridReporter) -> Outcome:
+    """Perform what has no record yet. A run that fails does not stop the others.
+
+    Args:
+        planned: the runs.
+        runs: folder of the run directories.
+        results: folder of the records.
+        report: told about progress.
+
+    Raises:
+        KeyboardInterrupt: after Ctrl-C, when the run under way has written a checkpoint.
+    """
+    outcome = Outcome()
+    todo = [run for run in planned if not is_done(results, run)]
+    outcome.already = len(planned) - len(todo)
+    for number, run in enumerate(todo, outcome.already + 1):
+        report.begin(run.name, number, len(planned))
+        try:
+            note = _perform_one(run, runs, results, report)
+        except Busy:
+            outcome.busy.append(run.name)
+            note = "another process is working at it"
+        except Exception as error:  # noqa: BLE001 - whatever it was, it is told at the end, and the other runs go on
+            note = outcome.failed[run.name] = f"{type(error).__name__}: {error}"
+        else:
+            outcome.performed.append(run.name)
+        report.end(run.name, note)
+    return outcome
+
+
+def run_directory(planned: Planned, runs: Path) -> Path:
+    """Return where a run is performed; the same for all experiments that it belongs to."""
+    config = planned.config
+    return runs / slug(config.backbone) / f"{config.task}-s{config.seed}-{config.method.name}-{config_hash(config)}"
+
+
+def _perform_one(planned: Planned, runs: Path, results: Path, report: Reporter) -> str:
+    path, config = run_directory(planned, runs), planned.config
+    path.parent.mkdir(parents=True, exist_ok=True)
+    warming_up = FileLock(path.parent / f".{config.task}-s{config.seed}.lock")
+    run = Run(path, config)
+    with run.working():
+        pipeline = Pipeline(run, report)
+        stages = pipeline.plan(planned.experiment.until)
+        for stage in stages:
+            if stage in SHARED:
+                with warming_up:  # another process that needs the same warm-up waits for it instead of making its own
+                    if not pipeline.adopt(stage, _siblings(run)):
+                        pipeline.perform(stage)
+            else:
+                pipeline.perform(stage)
+    write_record(results, planned, run, stages)
+    return str(run.manifest["stages"][planned.experiment.until or "eval"]["note"])
+
+
+def _siblings(run: Run) -> Iterator[Run]:
+    """Yield the other runs of the same backbone, task and seed."""
+    for path in sorted(run.path.parent.glob(f"{run.config.task}-s{run.config.seed}-*")):
+        if path != run.path and (path / "run.json").is_file():
+            yield Run(path, run.config)

@@ -1,0 +1,267 @@
+"""Tables as Markdown, CSV and LaTeX."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterable, Sequence
+
+from lora_drop.experiments.agreement import kendall, projections_of, scored_by_row
+from lora_drop.experiments.table import FLAGS, Cell, Column, Row, Table, limits
+
+CSV_COLUMNS = (
+    "experiment",
+    "backbone",
+    "overrides",
+    "row",
+    "title",
+    "task",
+    "metric",
+    "n_seeds",
+    "seeds",
+    "mean",
+    "standard_deviation",
+    "best_epoch_mean",
+    "last_epoch_mean",
+    "parameters",
+    "head_parameters",
+    "published",
+    "difference",
+    "flags",
+)
+
+
+def to_markdown(tables: Sequence[Table]) -> str:
+    """Return the tables of one experiment and backbone, each with what its numbers rest on."""
+    return "\n".join(_markdown(table) for table in tables)
+
+
+def to_latex(tables: Sequence[Table]) -> str:
+    """Return the tables as `tabular`s of the package booktabs."""
+    return "\n".join(_latex(table) for table in tables)
+
+
+def to_csv(tables: Sequence[Table]) -> str:
+    """Return one line per cell, unrounded."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(CSV_COLUMNS)
+    for table in tables:
+        writer.writerows(
+            _csv_line(table, row, column) for row in table.rows for column in table.columns if column.key in row.cells
+        )
+    return stream.getvalue()
+
+
+def _csv_line(table: Table, row: Row, column: Column) -> list[object]:
+    cell = row.cells[column.key]
+    numbers = [
+        cell.mean,
+        cell.deviation,
+        cell.best,
+        cell.last,
+        row.parameters,
+        row.head,
+        cell.published,
+        cell.difference,
+    ]
+    mean, deviation, best, last, parameters, head, published, difference = (
+        "" if value is None else f"{value:.10g}" for value in numbers
+    )
+    return [
+        table.experiment,
+        table.backbone,
+        json.dumps(table.overrides, sort_keys=True) if table.overrides else "",
+        row.name,
+        row.title,
+        column.task,
+        column.metric,
+        len(cell.seeds),
+        " ".join(map(str, cell.seeds)),
+        mean,
+        deviation,
+        best,
+        last,
+        parameters,
+        head,
+        published,
+        difference,
+        cell.flags,
+    ]
+
+
+def heads(table: Table) -> list[str]:
+    """Return the names of the columns."""
+    average = ["Avg"] if len(table.columns) > 1 else []
+    return [
+        "",
+        "parameters",
+        *(f"retained {name}" for name in table.projections),
+        *(column.title for column in table.columns),
+        *average,
+    ]
+
+
+def lines(table: Table, flag: Callable[[str], str]) -> Iterable[tuple[str, list[str]]]:
+    """Yield (kind, cells) of each line: `measured`, then `published` and `difference` where there is something to say."""
+    several = len(table.columns) > 1
+    for row in table.rows:
+        scores = [_score(row.cells.get(column.key), flag) for column in table.columns]
+        average = (
+            [_number(row.average) + (flag(row.average_flags) if row.average is not None else "")] if several else []
+        )
+        kept = [_number(row.retained.get(name)) for name in table.projections]
+        yield (
+            "measured",
+            [row.title, f"{row.parameters:,.0f}" if row.parameters is not None else "", *kept, *scores, *average],
+        )
+        published = _published_line(table, row, several)
+        if any(published[1:]):
+            yield "published", published
+        differences = [cell.difference if (cell := row.cells.get(column.key)) else None for column in table.columns]
+        if any(value is not None for value in differences):
+            blank = [""] * (len(table.projections) + 1)
+            yield "difference", ["difference", *blank, *(_signed(value) for value in differences), *[""] * several]
+
+
+def notes(table: Table) -> list[str]:
+    """Return what the numbers rest on."""
+    trained = [record for record in table.records if record.metrics]
+    found = [_how_scored(table)] if trained else []
+    flags = sorted(
+        {flag for row in table.rows for cell in row.cells.values() for flag in cell.flags}, key=list(FLAGS).index
+    )
+    if flags:
+        found.append("† limited: " + ", ".join(f"{flag} = {FLAGS[flag]}" for flag in flags) + ".")
+    rows = sorted({(record.task_title, *record.limited.items()) for record in trained if record.limited})
+    if rows:
+        found.append(
+            "Rows used: "
+            + "; ".join(f"{title} " + ", ".join(f"{count:,} {part}" for part, count in parts) for title, *parts in rows)
+            + "."
+        )
+    epochs = sorted(
+        {_epochs(record.task_title, *record.deviations["train.epochs"]) for record in trained if "e" in limits(record)}
+    )
+    if epochs:
+        found.append("Epochs: " + "; ".join(epochs) + ".")
+    if table.source:
+        comparable = (
+            ""
+            if table.backbone == table.published_backbone
+            else f", on {table.published_backbone}: not comparable with this backbone"
+        )
+        found.append(f"Published: {table.source}{comparable}. Cells that the source does not show are empty.")
+    return found
+
+
+def _epochs(title: str, there: float, here: float) -> str:
+    return f"{title} {here:g} instead of {there:g}"
+
+
+def _how_scored(table: Table) -> str:
+    trained = [record for record in table.records if record.metrics]
+    kinds = sorted({record.select_epoch for record in trained})
+    splits = sorted(
+        {f"{record.task_title} {record.primary} on {record.split} (n = {record.examples:,})" for record in trained}
+    )
+    unit = "in percent" if trained[0].percent else "from 0 to 100"
+    return (
+        f"Mean ± standard deviation (number of seeds), {unit}, of the {' or '.join(kinds)} epoch of each run: "
+        + "; ".join(splits)
+        + ". "
+        "Parameters: trained ones of the adapter, mean over tasks and seeds, without the head."
+    )
+
+
+def _published_line(table: Table, row: Row, several: bool) -> list[str]:
+    theirs = row.published
+    retained = [_integer(theirs.get("retained", {}).get(name)) for name in table.projections]
+    scores = [_number(theirs.get("scores", {}).get(column.key)) for column in table.columns]
+    return [
+        "published",
+        str(theirs.get("parameters", "")),
+        *retained,
+        *scores,
+        *[_number(theirs.get("average"))] * several,
+    ]
+
+
+def _markdown(table: Table) -> str:
+    names = heads(table)
+    asked = ", ".join(f"`{key} = {json.dumps(value)}`" for key, value in table.overrides.items())
+    text = [
+        f"## {table.title}",
+        "",
+        f"Backbone `{table.backbone}`; "
+        + (f"over the experiment's configuration: {asked}." if asked else "as published."),
+    ]
+    text += ["", "| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
+    for kind, cells in lines(table, lambda flags: f" †{flags}" if flags else ""):
+        shown = cells if kind == "measured" else [f"*{cell}*" if cell else "" for cell in cells]
+        text.append("| " + " | ".join(shown) + " |")
+    text += ["", *(line + "\n" for line in notes(table))]
+    return "\n".join(text + (_agreement(table) if "ratios" in table.records[0].layout["figures"] else []))
+
+
+def _agreement(table: Table) -> list[str]:
+    """Matrices of the rank correlation between rows, one per projection."""
+    names = list(scored_by_row(table))
+    text = []
+    for projection in projections_of(table):
+        taus = kendall(table, projection)
+        text += [
+            f"Kendall τ between the rows, {projection}:",
+            "",
+            "| | " + " | ".join(names) + " |",
+            "|---" * (len(names) + 1) + "|",
+        ]
+        for one in names:
+            found = [1.0 if one == two else taus.get((one, two), taus.get((two, one))) for two in names]
+            text.append(f"| {one} | " + " | ".join(f"{tau:.2f}" for tau in found if tau is not None) + " |")
+        text.append("")
+    return text
+
+
+def _latex(table: Table) -> str:
+    names = heads(table)
+    text = [f"% {table.title}; {table.backbone}; {json.dumps(table.overrides, sort_keys=True)}"]
+    text += [
+        r"\begin{tabular}{l" + "r" * (len(names) - 1) + "}",
+        r"\toprule",
+        " & ".join(map(_escape, names)) + r" \\",
+        r"\midrule",
+    ]
+    for kind, cells in lines(table, lambda flags: "†" + flags if flags else ""):
+        shown = [_escape(cell) for cell in cells]
+        if kind != "measured":
+            shown = [rf"\textit{{{cell}}}" if cell else "" for cell in shown]
+        text.append(" & ".join(shown) + r" \\")
+    return "\n".join([*text, r"\bottomrule", r"\end{tabular}", *(f"% {note}" for note in notes(table)), ""])
+
+
+def _escape(text: str) -> str:
+    for sign in "&%_#$":
+        text = text.replace(sign, "\\" + sign)
+    head, dagger, flags = text.partition("†")
+    return head.replace("±", r"$\pm$").replace("−", "$-$") + (rf"$^{{\dagger {flags}}}$" if dagger else "")
+
+
+def _score(cell: Cell | None, flag: Callable[[str], str]) -> str:
+    if cell is None:
+        return ""
+    spread = f" ± {cell.deviation:.1f}" if cell.deviation is not None else ""
+    return f"{cell.mean:.1f}{spread} ({len(cell.seeds)}){flag(cell.flags)}"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f}"
+
+
+def _integer(value: float | None) -> str:
+    return "" if value is None else f"{value:g}"
+
+
+def _signed(value: float | None) -> str:
+    return "" if value is None else f"{value:+.1f}".replace("-", "−")

@@ -1,0 +1,65 @@
+"""Tables and figures from the records of `results/`, and from nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from lora_drop.errors import UserError, closest
+from lora_drop.experiments.records import read_records
+from lora_drop.experiments.render import to_csv, to_latex, to_markdown
+from lora_drop.experiments.table import Table, build_tables
+from lora_drop.runs import write_text
+
+TEXTS = {"table.md": to_markdown, "table.csv": to_csv, "table.tex": to_latex}
+
+
+def report(
+    results: Path, experiments: Sequence[str] = (), figures: bool = True, backbones: Sequence[str] = ()
+) -> dict[Path, list[Table]]:
+    """Write `table.md`, `table.csv`, `table.tex` and the figures of each experiment and backbone, beside its records.
+
+    Args:
+        results: the folder that holds `EXPERIMENT/BACKBONE/*.json`.
+        experiments: names; empty means all.
+        figures: whether to draw.
+        backbones: names of the backbones' folders; empty means all.
+
+    Returns:
+        The tables by folder.
+
+    Raises:
+        UserError: if there are no results of an experiment, or a file is not a result.
+    """
+    found = sorted({path.parent for path in results.glob("*/*/*.json")})
+    names = sorted({folder.parent.name for folder in found})
+    for name in experiments:
+        if name not in names:
+            raise UserError(
+                f"{results} holds no results of {name!r}.{closest(name, names)} There are: {', '.join(names) or 'none'}"
+            )
+    if not found:
+        raise UserError(f"{results} holds no results. Make some with: lora-drop reproduce EXPERIMENT")
+    written = {}
+    for folder in found:
+        if (not experiments or folder.parent.name in experiments) and (not backbones or folder.name in backbones):
+            written[folder] = build_tables(read_records(folder))
+            for name, render in TEXTS.items():
+                write_text(folder / name, render(written[folder]))
+            if figures:
+                draw(written[folder], folder)
+    return written
+
+
+def draw(tables: Sequence[Table], folder: Path) -> None:
+    """Draw the figures that the experiment names, as PDF and PNG; those of a second table are numbered."""
+    from lora_drop.experiments.figures import save_figure
+    from lora_drop.experiments.plots import FIGURES
+
+    for number, table in enumerate(tables, 1):
+        for name in table.records[0].layout["figures"]:
+            figure = FIGURES[name](table)
+            if figure is None:
+                continue
+            for suffix in ("png", "pdf"):
+                save_figure(figure, folder / f"{name}{f'-{number}' if number > 1 else ''}.{suffix}")

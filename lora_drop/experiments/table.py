@@ -1,0 +1,224 @@
+"""From records to the cells of a table: means over seeds, beside what the paper publishes. A pure function of the records."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lora_drop.errors import UserError
+from lora_drop.experiments.records import Record
+
+FLAGS = {"r": "fewer rows", "e": "fewer epochs", "s": "fewer seeds"}
+"""How a number can rest on less than the experiment asks for."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One score per row: a task's metric."""
+
+    task: str
+    title: str
+    metric: str
+    key: str
+    """As in published.yaml: the task, or `task.metric` where a table shows several metrics."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A score over seeds, in the table's unit (percent, or BLEU and ROUGE as they are)."""
+
+    mean: float
+    deviation: float | None
+    """Standard deviation (n - 1); None for one seed."""
+    seeds: tuple[int, ...]
+    flags: str
+    """Letters of FLAGS."""
+    best: float | None
+    """Mean of the best epochs on the evaluation split."""
+    last: float | None
+    """Mean of the last epochs."""
+    published: float | None
+    difference: float | None
+    """From the published value; None unless it is of the same backbone."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method, or a variant of it."""
+
+    name: str
+    title: str
+    parameters: float | None
+    """Trainable parameters of the adapter, mean over tasks and seeds; the head is left out, as in the paper."""
+    head: float | None
+    cells: dict[str, Cell]
+    """By column key; a cell never measured is absent."""
+    average: float | None
+    """Mean of the columns, if every column is measured."""
+    average_flags: str
+    retained: dict[str, float]
+    """Mean number of retained layers per projection."""
+    published: Mapping[str, Any]
+    """The row of published.yaml, or empty."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """The runs that one command asked for: runs with other overrides make a table of their own."""
+
+    experiment: str
+    title: str
+    backbone: str
+    overrides: dict[str, Any]
+    columns: tuple[Column, ...]
+    projections: tuple[str, ...]
+    """Whose retained layers are shown."""
+    rows: tuple[Row, ...]
+    records: tuple[Record, ...]
+    source: str
+    """Where the published values stand; empty without."""
+    published_backbone: str
+
+
+def build_tables(records: Sequence[Record]) -> list[Table]:
+    """Group the records of one experiment and backbone by what was asked for, as published first, and make a table of each."""
+    groups: dict[str, list[Record]] = {}
+    _refuse_doubles(records)
+    for record in records:
+        groups.setdefault(json.dumps(record.overrides, sort_keys=True), []).append(record)
+    return [_table(groups[key]) for key in sorted(groups, key=lambda key: (len(key), key))]
+
+
+def _refuse_doubles(records: Sequence[Record]) -> None:
+    """Two results for one cell and seed would be averaged as if they were two seeds."""
+    seen: dict[Any, Record] = {}
+    for record in records:
+        key = (record.row, record.task, record.seed, json.dumps(record.overrides, sort_keys=True))
+        other = seen.setdefault(key, record)
+        if other is not record:
+            raise UserError(
+                f"There are two results for {record.row}, {record.task}, seed {record.seed} of {record.experiment}: those with "
+                f"{other.config_hash} and {record.config_hash} in their file names. One is of an older configuration: remove it."
+            )
+
+
+def load_published() -> dict[str, Any]:
+    """Return what the paper publishes, by experiment."""
+    return yaml.safe_load((Path(__file__).parent / "published.yaml").read_text(encoding="utf-8"))
+
+
+def limits(record: Record) -> str:
+    """Return how a run was limited, as letters of FLAGS, but for seeds, which are counted over runs."""
+    published, here = record.deviations.get("train.epochs", [0, 0])
+    return "r" * bool(record.limited) + "e" * (here < published)
+
+
+def _table(records: list[Record]) -> Table:
+    layout, first = records[0].layout, records[0]
+    published = load_published().get(layout["published"], {"rows": {}, "source": "", "backbone": ""})
+    columns = _columns(records, layout)
+    rows = []
+    for name, title in layout["rows"].items():
+        mine = [record for record in records if record.row == name]
+        known = published["rows"].get(name, {})
+        comparable = first.backbone == published["backbone"]
+        if mine or known:
+            rows.append(_row(name, title, mine, columns, layout, known, comparable))
+    return Table(
+        experiment=first.experiment,
+        title=layout["title"],
+        backbone=first.backbone,
+        overrides=first.overrides,
+        columns=tuple(columns),
+        projections=_projections(records) if "retained" in layout["columns"] else (),
+        rows=tuple(rows),
+        records=tuple(records),
+        source=published["source"],
+        published_backbone=published["backbone"],
+    )
+
+
+def _columns(records: Sequence[Record], layout: Mapping[str, Any]) -> list[Column]:
+    """The tasks of the experiment in its order, measured or not; on other tasks (toy data) those that were run instead."""
+    measured = {record.task: record for record in records if record.metrics}
+    titles = layout["tasks"] if set(layout["tasks"]) & set(measured) else {}
+    titles = {**titles, **{task: record.task_title for task, record in measured.items()}}
+    columns = []
+    for task, title in titles.items():
+        metrics = layout["metrics"] or [measured[task].primary if task in measured else ""]
+        for metric in metrics:
+            several = len(metrics) > 1
+            name, key = (f"{title} {metric}", f"{task}.{metric}") if several else (title, task)
+            columns.append(Column(task, name, metric, key))
+    return columns
+
+
+def _projections(records: Iterable[Record]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name for record in records for name in record.selection.get("projections", {})))
+
+
+def _row(
+    name: str,
+    title: str,
+    records: Sequence[Record],
+    columns: Sequence[Column],
+    layout: Mapping[str, Any],
+    published: Mapping[str, Any],
+    comparable: bool,
+) -> Row:
+    cells = {}
+    for column in columns:
+        mine = [record for record in records if record.task == column.task and column.metric in record.metrics]
+        if mine:
+            theirs = published.get("scores", {}).get(column.key)
+            cells[column.key] = _cell(mine, column, layout, theirs, comparable)
+    complete = bool(columns) and len(cells) == len(columns)
+    trained = [record for record in records if record.parameters]
+    return Row(
+        name=name,
+        title=title,
+        parameters=_mean(record.parameters["adapter"] for record in trained),
+        head=_mean(record.parameters["head"] for record in trained),
+        cells=cells,
+        average=_mean(cell.mean for cell in cells.values()) if complete else None,
+        average_flags="".join(flag for flag in FLAGS if any(flag in cell.flags for cell in cells.values())),
+        retained={
+            projection: statistics.fmean(
+                len(record.selection["projections"][projection]["retained"]) for record in records if record.selection
+            )
+            for projection in _projections(records)
+        },
+        published=published,
+    )
+
+
+def _cell(
+    records: Sequence[Record], column: Column, layout: Mapping[str, Any], published: float | None, comparable: bool
+) -> Cell:
+    unit = 100.0 if records[0].percent else 1.0
+    values = [unit * record.metrics[column.metric] for record in records]
+    mean = statistics.fmean(values)
+    seeds = tuple(sorted(record.seed for record in records))
+    limited = "".join(flag for flag in FLAGS if any(flag in limits(record) for record in records))
+    primary = column.metric == records[0].primary
+    return Cell(
+        mean=mean,
+        deviation=statistics.stdev(values) if len(values) > 1 else None,
+        seeds=seeds,
+        flags=limited + "s" * (len(seeds) < len(layout["seeds"])),
+        best=_mean(unit * record.best["score"] for record in records if record.best) if primary else None,
+        last=_mean(unit * record.last["score"] for record in records if record.last) if primary else None,
+        published=published,
+        difference=mean - published if comparable and published is not None else None,
+    )
+
+
+def _mean(values: Iterable[float]) -> float | None:
+    found = list(values)
+    return statistics.fmean(found) if found else None

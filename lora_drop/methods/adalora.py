@@ -1,0 +1,106 @@
+"""AdaLoRA (Zhang et al. 2023, arXiv 2303.10512), PEFT's: ΔW = P Λ Q, whose singular values are pruned while training.
+
+Every module starts with 1.5 times the rank it is to have on average; between the first 15 % and the last 45 % of the steps the least important
+singular values of the whole model are set to 0, so that ranks move to the layers that need them (its §3.2 and 3.3). LoRA-drop's paper does not
+compare with it; it is here because users ask. Parameters are counted as training starts, which is when memory is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import AdaLoraConfig, PeftModel
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from lora_drop.config import MethodConfig
+from lora_drop.errors import UserError
+from lora_drop.methods import lora
+from lora_drop.methods.base import Method, heads
+from lora_drop.projections import find_places
+from lora_drop.selection import Selection
+
+SURPLUS = 1.5
+FIRST, LAST = 0.15, 0.45
+"""Shares of the steps before pruning starts and after it has ended."""
+UNKNOWN = 2**31
+"""PEFT wants the number of steps at once; the real one follows when training starts."""
+
+
+def build(backbone: PreTrainedModel, config: MethodConfig, seed: int, selection: Selection | None) -> nn.Module:
+    """Put P, Λ and Q on every module of the target projections."""
+    rank = config.rank or lora.RANK
+    adalora = AdaLoraConfig(
+        target_r=rank,
+        init_r=round(SURPLUS * rank),
+        total_step=UNKNOWN,
+        lora_alpha=config.alpha or 2 * rank,  # type: ignore[arg-type]
+        lora_dropout=config.dropout,
+        target_modules=[place.name for place in find_places(backbone, config.target_projections)],
+        task_type=lora.task_type(backbone),
+        modules_to_save=heads(backbone) or None,
+        bias="none",
+    )
+    model = lora.wrap(backbone, adalora, seed)
+    for name, parameter in model.named_parameters():
+        if "ranknum" in name:  # a constant, which PEFT 0.21 leaves trainable on the meta device
+            parameter.requires_grad_(False)
+    return model
+
+
+class Allocation:
+    """Prunes after each step, and carries PEFT's running averages of importance through a checkpoint."""
+
+    AVERAGES = ("ipt", "exp_avg_ipt", "exp_avg_unc")
+
+    def __init__(self, model: Any, steps: int):
+        """Spread the pruning over `steps` optimizer steps. Raises UserError if they are too few to prune in."""
+        self.adalora = model.base_model
+        self.config = self.adalora.peft_config[self.adalora.trainable_adapter_name]
+        first, last = round(FIRST * steps), round(LAST * steps)
+        if steps - last - first < 2:
+            raise UserError(
+                f"AdaLoRA cannot prune in {steps} steps. Train longer (train.epochs) or in smaller batches."
+            )
+        self.config.total_step, self.config.tinit, self.config.tfinal = steps, first, last
+
+    def step(self, number: int) -> None:
+        """Update the importances from the gradients and set pruned singular values to 0."""
+        self.adalora.update_and_allocate(number)
+
+    def state(self) -> dict[str, Tensor]:
+        """Return PEFT's averages and which singular values are kept."""
+        allocator = self.adalora.rankallocator
+        averages = {
+            f"{kind}/{name}": value for kind in self.AVERAGES for name, value in getattr(allocator, kind).items()
+        }
+        kept = {f"kept/{name}": torch.tensor(mask).flatten() for name, mask in (self.config.rank_pattern or {}).items()}
+        return {**{name: value.detach().clone().contiguous() for name, value in averages.items()}, **kept}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Take back what `state` returned."""
+        device = next(self.adalora.parameters()).device
+        parts: dict[str, dict[str, Any]] = {kind: {} for kind in (*self.AVERAGES, "kept")}
+        for key, value in state.items():
+            kind, name = key.split("/", 1)
+            parts[kind][name] = value.tolist() if kind == "kept" else value.to(device)
+        for kind in self.AVERAGES:
+            setattr(self.adalora.rankallocator, kind, parts[kind])
+        self.config.rank_pattern = parts["kept"] or None
+
+
+def save(model: nn.Module, folder: Path) -> None:
+    """Write an ordinary PEFT adapter at its full initial rank, with zeros where singular values are pruned.
+
+    PEFT would cut the matrices to the last ranks that were allocated, which are not those of an earlier epoch that is kept.
+    """
+    assert isinstance(model, PeftModel)
+    config: Any = model.active_peft_config
+    config.rank_pattern = None
+    lora.save(model, folder)
+
+
+METHOD = Method(name="adalora", title="AdaLoRA", build=build, save=save, load=lora.load, stepper=Allocation)

@@ -1,0 +1,274 @@
+"""What each stage does: it reads artefacts of the ones before it, and writes its own into the run directory."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from torch import nn
+from transformers import PreTrainedModel
+
+from lora_drop import importance
+from lora_drop.backbones import Backbone, check_length, load_model
+from lora_drop.data import Data
+from lora_drop.encoding import batches
+from lora_drop.errors import UserError
+from lora_drop.evaluation.base import Evaluation
+from lora_drop.inputs import Inputs, warmup_rate
+from lora_drop.methods import get_method
+from lora_drop.methods.base import Method, Stepper
+from lora_drop.progress import Reporter
+from lora_drop.runs import Run, digest, read_json, write_folder, write_json, write_text
+from lora_drop.sampling import stratified_sample
+from lora_drop.selection import Scored, Selection, select
+from lora_drop.stability import CONFIDENCE, bootstrap
+from lora_drop.tasks.base import Task
+from lora_drop.training import Outcome, fit
+
+Work = tuple[str, dict[str, Any]]
+"""A few words about what was done, and facts for `run.json`."""
+
+OUTPUTS = {
+    "sample": ["sample.json"],
+    "score": ["scores.json", "warmup"],
+    "norms": ["norms.json"],
+    "stability": ["stability.json"],
+    "select": ["selection.json", "importance.png"],
+    "train": ["adapter"],
+    "eval": ["metrics.json", "predictions.jsonl"],
+    "trained": ["scores_trained.json"],
+}
+"""What each stage writes, the main artefact first."""
+
+
+class Stages:
+    """The work of every stage of one run, whatever was done before."""
+
+    def __init__(
+        self, run: Run, task: Task, method: Method, backbone: Backbone, data: Data, inputs: Inputs, report: Reporter
+    ):
+        """Work on `run` with what its configuration names."""
+        self.run, self.config, self.task, self.method, self.backbone = run, run.config, task, method, backbone
+        self.data, self.inputs, self.device, self.report = data, inputs, inputs.device, report
+
+    def sample(self) -> Work:
+        """Stage 1: the stratified sample."""
+        rows, ratio = self.data.train_rows, self.config.sample.ratio
+        size = max(1, round(ratio * len(rows)))
+        drawn = stratified_sample(self.task.strata(rows), size, self.config.seed)
+        if drawn.raised:
+            self.report.notice(f"too small to split, one row each was taken: {', '.join(drawn.raised)}")
+        strata = {name: {"population": total, "sample": taken} for name, (total, taken) in drawn.strata.items()}
+        content = {
+            "task": self.task.name,
+            "seed": self.config.seed,
+            "ratio": ratio,
+            "population": len(rows),
+            "size": len(drawn.indices),
+        }
+        write_json(self.run.file("sample.json"), {**content, "strata": strata, "indices": list(drawn.indices)})
+        facts = {"data": {"train": self.data.train_digest}}
+        return f"{len(drawn.indices):,} of {len(rows):,} rows in {len(strata)} strata", facts
+
+    def score(self) -> Work:
+        """Stage 2: warm-up LoRA on the sample, then the importance of every LoRA."""
+        config = self.config
+        encoded = self._sampled()
+        model = get_method("lora").build(self.load_backbone(), config.method, config.seed, None)
+        outcome = self._fit("score", model, encoded, config.warmup.epochs, warmup_rate(config), evaluator=None)
+        inputs = (batch for _, batch in batches(encoded, self.data.collate, self.data.batch_size))
+        scores = importance.score(
+            model, inputs, progress=lambda done: self.report.advance(done, len(encoded), "scoring")
+        )
+        with write_folder(self.run.file("warmup")) as folder:
+            get_method("lora").save(model, folder)
+        write_json(self.run.file("scores.json"), self._scores_content(model, scores))
+        seen = f"{scores.examples:,} examples, {scores.tokens:,} tokens"
+        facts = {"warmup_steps": outcome.steps}
+        return f"{len(scores.rows)} LoRAs on {seen}, after {outcome.steps:,} warm-up steps", facts
+
+    def norms(self) -> Work:
+        """Beside stage 2: ‖ΔW x‖² of each example."""
+        encoded = self._sampled()
+        model = get_method("lora").load(self.load_backbone(), self.run.file("warmup")).to(self.device)
+        chunks = list(batches(encoded, self.data.collate, self.data.batch_size))
+        scores = importance.score(model, (batch for _, batch in chunks), per_example=True)
+        order = np.argsort([row for chosen, _ in chunks for row in chosen])  # from the batches' order to the sample's
+        modules = [
+            {
+                "name": row.name,
+                "projection": row.projection,
+                "layer": row.layer,
+                "norms": np.array(norms)[order].tolist(),
+            }
+            for row, norms in zip(scores.rows, (scores.norms or {}).values(), strict=True)
+        ]
+        write_json(self.run.file("norms.json"), {"examples": scores.examples, "modules": modules})
+        return f"{scores.examples:,} examples of {len(modules)} LoRAs", {}
+
+    def stability(self) -> Work:
+        """Beside stage 2: how far the importances can be trusted."""
+        method, resamples = self.config.method, self.config.score.bootstrap
+        scored = read_scores(self.run.file("scores.json"))
+        norms = {row["name"]: row["norms"] for row in read_json(self.run.file("norms.json"))["modules"]}
+        rule: dict[str, Any] = {"threshold": method.threshold, "budget": method.budget, "share": method.share}
+        rule["seed"] = self.config.seed
+        rows = bootstrap(scored, norms, resamples, **rule)
+        content = {"resamples": resamples, "confidence": CONFIDENCE, **rule, "modules": rows}
+        write_json(self.run.file("stability.json"), content)
+        certain = sum(row["retained"] in (0, 1) for row in rows)
+        return f"{resamples:,} resamples: {certain} of {len(rows)} LoRAs always on the same side", {}
+
+    def trained(self) -> Work:
+        """After stage 4: the importances of the trained adapter on the sample."""
+        model = self.method.load(self.load_backbone(), self.run.file("adapter")).to(self.device)
+        inputs = (batch for _, batch in batches(self._sampled(), self.data.collate, self.data.batch_size))
+        scores = importance.score(model, inputs)
+        write_json(self.run.file("scores_trained.json"), self._scores_content(model, scores))
+        return f"{len(scores.rows)} LoRAs on {scores.examples:,} examples", {}
+
+    def select(self) -> Work:
+        """Stage 3: the layers that retain a LoRA of their own."""
+        from lora_drop.experiments.figures import importance_figure, save_figure
+
+        method = self.config.method
+        scored = read_scores(self.run.file("scores.json"))
+        selection = select(scored, method.threshold, method.budget, method.policy, method.share, self.config.seed)
+        write_json(self.run.file("selection.json"), selection.to_json())
+        save_figure(
+            importance_figure(scored, selection, f"{self.task.name}, {self.config.backbone}"),
+            self.run.file("importance.png"),
+        )
+        whole = sum(row.parameters for row in scored)
+        counts = ", ".join(
+            f"{name} {len(layers.retained)} of {len(layers.retained + layers.shared)}"
+            for name, layers in selection.projections.items()
+        )
+        share = selection.trainable_parameters / whole
+        return f"retained {counts}; {selection.trainable_parameters:,} parameters, {share:.0%} of LoRA's", {}
+
+    def train(self) -> Work:
+        """Stage 4: a fresh model under the selection, trained on the whole training set."""
+        config = self.config
+        selection = (
+            Selection.from_json(read_json(self.run.file("selection.json"))) if self.method.needs_selection else None
+        )
+        model = self.method.build(self.load_backbone(), config.method, config.seed, selection)
+        if self.method.prepare is not None:
+            self.method.prepare(model.to(self.device), self.data.some_batches(self.method.examples))
+        parameters = self.method.count(model)
+        self.run.forget("eval", OUTPUTS["eval"])
+        outcome = self._fit(
+            "train",
+            model,
+            self.data.train_encoded,
+            config.train.epochs,
+            config.train.learning_rate,
+            (lambda trained: self._metrics(trained).metrics) if self.inputs.scored_each_epoch else None,
+            self.method.stepper,
+        )
+        with write_folder(self.run.file("adapter")) as folder:
+            self.method.save(model, folder)
+        kept = f"kept epoch {outcome.kept_epoch:g} ({config.train.select_epoch})"
+        return f"{parameters.adapter:,} trainable parameters (head {parameters.head:,}); {kept}", {
+            "trained_from": digest(self.inputs.trained_from()),
+            "trainable_parameters": asdict(parameters),
+            "train_rows": len(self.data.train_rows),
+            "data": {"train": self.data.train_digest, "eval": self.data.eval_digest},
+            "select_epoch": config.train.select_epoch,
+            "kept_epoch": outcome.kept_epoch,
+            "epochs": outcome.epochs,
+        }
+
+    def evaluate(self) -> Work:
+        """Stage 5: the metrics of the trained adapter."""
+        model = self.method.load(self.load_backbone(), self.run.file("adapter")).to(self.device)
+        result = self._metrics(model, self.report.advance, self.run.checkpoints("eval") / "predictions.jsonl")
+        split, primary = self.data.split, self.task.primary
+        content = {
+            "task": self.task.name,
+            "split": split,
+            "examples": len(self.data.eval_rows),
+            "metrics": result.metrics,
+            "primary": primary,
+            **result.details,
+        }
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in result.predictions]
+        write_text(self.run.file("predictions.jsonl"), "".join(lines))
+        write_json(self.run.file("metrics.json"), content)
+        return f"{primary} {result.metrics[primary]:.4f} on {len(self.data.eval_rows):,} rows of {split}", {}
+
+    def _sampled(self) -> Dataset:
+        return self.data.train_encoded.select(read_json(self.run.file("sample.json"))["indices"])
+
+    def _scores_content(self, model: nn.Module, scores: importance.Scores) -> dict[str, Any]:
+        return {
+            "backbone": self.config.backbone,
+            "task": self.task.name,
+            "rank": _rank(model),
+            "examples": scores.examples,
+            "tokens": scores.tokens,
+            "modules": [asdict(row) for row in scores.rows],
+        }
+
+    def _fit(
+        self,
+        stage: str,
+        model: nn.Module,
+        encoded: Dataset,
+        epochs: float,
+        rate: float,
+        evaluator: Callable[[nn.Module], dict[str, float]] | None,
+        stepper: Callable[[nn.Module, int], Stepper] | None = None,
+    ) -> Outcome:
+        return fit(
+            model,
+            encoded,
+            self.data.collate,
+            self.config.train,
+            self.run.checkpoints(stage),
+            seed=self.config.seed,
+            device=self.device,
+            epochs=epochs,
+            learning_rate=rate,
+            evaluator=evaluator,
+            primary=self.task.primary,
+            loss=self.data.kind.loss(self.config.train.label_smoothing),
+            stepper=stepper,
+            report=self.report,
+        )
+
+    def _metrics(
+        self, model: nn.Module, progress: Callable[[int, int], None] | None = None, journal: Path | None = None
+    ) -> Evaluation:
+        data = self.data
+        return self.data.kind.evaluate(
+            model, self.task, data.eval_rows, data.eval_encoded, data.tokenizer, self.config, progress, journal
+        )
+
+    def load_backbone(self) -> PreTrainedModel:
+        """Return a fresh copy of the pretrained model. Raises UserError if it has fewer positions than `train.max_length`."""
+        model = load_model(self.backbone, self.task, self.config.seed, self.data.tokenizer, self.device)
+        check_length(model.config, self.config.train.max_length)
+        return model
+
+
+def read_scores(path: Path) -> list[Scored]:
+    """Read the rows of a `scores.json`."""
+    try:
+        return [Scored(**row) for row in read_json(path)["modules"]]
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} does not hold scores ({error}). Make it again with: lora-drop score --force"
+        ) from error
+
+
+def _rank(model: nn.Module) -> int:
+    layer: Any = next(iter(importance.lora_layers(model).values()))
+    (adapter,) = layer.active_adapters
+    return layer.r[adapter]

@@ -1,0 +1,93 @@
+"""AdaLoRA: its formula, its pruning, and that a continued training prunes as an undisturbed one."""
+
+import pytest
+import torch
+from models import backbone, inputs, method
+from peft import PeftModel
+
+from lora_drop.config import TrainConfig
+from lora_drop.encoding import collator, encode
+from lora_drop.errors import UserError
+from lora_drop.methods import get_method
+from lora_drop.methods.base import trainable
+from lora_drop.progress import Reporter
+from lora_drop.tasks import get_task
+from lora_drop.tasks.base import Source
+from lora_drop.training import fit
+
+ADALORA = get_method("adalora")
+VALUE = "base_model.model.roberta.encoder.layer.{}.attention.self.value"
+
+
+def train(folder, report=None, epochs=4.0, **settings):
+    model, tokenizer = backbone()
+    model = method("adalora", model, rank=4)
+    rows = get_task("toy-nli").load(Source(None), "train").select(range(64))
+    outcome = fit(
+        model,
+        encode(rows, tokenizer, 64)[0],
+        collator(tokenizer),
+        TrainConfig(batch_size=8, **settings),
+        folder,
+        seed=0,
+        device=torch.device("cpu"),
+        epochs=epochs,
+        learning_rate=1e-2,
+        stepper=ADALORA.stepper,
+        report=report or Reporter(),
+    )
+    return model, outcome
+
+
+def kept(model):
+    return {name: (weight != 0).flatten() for name, weight in trainable(model) if "lora_E" in name}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    return train(tmp_path_factory.mktemp("adalora"))[0]
+
+
+def test_it_ends_at_the_budget_and_ranks_differ_between_layers(trained):
+    masks = kept(trained)
+    assert len(masks) == 8 and all(len(mask) == 6 for mask in masks.values())
+    assert sum(int(mask.sum()) for mask in masks.values()) == 8 * 4
+    assert len({int(mask.sum()) for mask in masks.values()}) > 1
+
+
+def test_it_equals_its_formula_in_float64(trained):
+    module = trained.eval().get_submodule(VALUE.format(3))
+    x = torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(0))
+    p, q, values = (getattr(module, name)["default"].double() for name in ("lora_B", "lora_A", "lora_E"))
+    update = p @ torch.diag(values.flatten()) @ q * 8 / (6 + 1e-5)  # PEFT divides alpha by the initial rank
+    expected = x.double() @ (module.base_layer.weight.double() + update).T + module.base_layer.bias.double()
+    torch.testing.assert_close(module(x).double(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_saved_it_is_an_ordinary_peft_adapter(trained, tmp_path):
+    ADALORA.save(trained, tmp_path)
+    batch = inputs(backbone()[1])
+    with torch.no_grad():
+        expected = trained.eval()(**batch).logits
+        assert torch.equal(ADALORA.load(backbone()[0], tmp_path).eval()(**batch).logits, expected)
+        assert torch.equal(PeftModel.from_pretrained(backbone()[0], str(tmp_path)).eval()(**batch).logits, expected)
+
+
+@pytest.mark.parametrize("step", [2, 13, 17, 29])  # before, in, at the end of, and after the pruning of 32 steps
+def test_a_continued_training_gives_the_same_bits(trained, step, tmp_path):
+    class Kill(Reporter):
+        def advance(self, done, total, note=""):
+            if done == step + 1:
+                raise SystemExit
+
+    with pytest.raises(SystemExit):
+        train(tmp_path, Kill(), save_steps=step)
+    continued, outcome = train(tmp_path)
+    assert outcome.steps == 32
+    expected = dict(trainable(trained))
+    assert all(torch.equal(weight, expected[name]) for name, weight in trainable(continued))
+
+
+def test_too_few_steps_to_prune_in_are_refused(tmp_path):
+    with pytest.raises(UserError, match="cannot prune in 1 steps"):
+        train(tmp_path, epochs=0.1)

@@ -1,0 +1,112 @@
+"""Experiments as data, and the runs they become."""
+
+import pytest
+
+from lora_drop.errors import UserError
+from lora_drop.experiments.grid import Choice, expand, experiment_names, load_experiment, slug
+
+
+@pytest.mark.parametrize("name", experiment_names())
+def test_every_experiment_becomes_runs_as_published(name):
+    planned = expand(load_experiment(name), Choice())
+    assert planned and all(not run.deviations and not run.overrides for run in planned)
+    assert len({run.name for run in planned}) == len(planned)
+
+
+def test_table1_is_the_published_setting():
+    planned = {
+        (run.row, run.config.task, run.config.seed): run.config for run in expand(load_experiment("table1"), Choice())
+    }
+    assert len(planned) == 7 * 8 * 3
+    lora = planned["lora", "cola", 2]
+    assert (lora.backbone, lora.train.epochs, lora.train.learning_rate, lora.train.batch_size) == (
+        "FacebookAI/roberta-base",
+        80,
+        4e-4,
+        64,
+    )
+    assert planned["vera", "rte", 0].method.rank == 512 and planned["tied_lora", "rte", 0].method.rank == 56
+    assert planned["lora_drop", "rte", 0].method.threshold == 0.9
+
+
+def test_what_is_asked_for_wins_over_the_row_and_the_row_over_files(tmp_path):
+    (tmp_path / "mine.yaml").write_text("train: {epochs: 4, learning_rate: 0.01}\n")
+    choice = Choice(
+        backbone="tiny:bert",
+        tasks=["cola"],
+        seeds=[5],
+        files=[str(tmp_path / "mine.yaml")],
+        overrides=["train.batch_size=8", "device=cpu"],
+    )
+    planned = {run.row: run for run in expand(load_experiment("table1"), choice)}
+    full, lora = planned["full"].config.train, planned["lora"].config.train
+    assert (full.epochs, full.learning_rate, full.batch_size) == (10, 2e-5, 8)
+    assert (lora.epochs, lora.learning_rate, lora.batch_size) == (4, 0.01, 8)
+    assert planned["lora"].deviations == {
+        "backbone": ["FacebookAI/roberta-base", "tiny:bert"],
+        "train.epochs": [80, 4],
+        "train.learning_rate": [4e-4, 0.01],
+        "train.batch_size": [64, 8],
+    }
+    assert planned["lora"].overrides == planned["full"].overrides  # the same for all runs of a command
+    assert planned["lora"].overrides["train.epochs"] == 4 and "device" not in planned["lora"].overrides
+
+
+def test_a_tiny_backbone_gets_toy_data_unless_tasks_are_named():
+    experiment = load_experiment("table7")
+    assert {run.config.task for run in expand(experiment, Choice(backbone="tiny:roberta"))} == {"toy-nli"}
+    assert {run.config.task for run in expand(experiment, Choice(backbone="tiny:roberta", tasks=["rte"]))} == {"rte"}
+
+
+def test_rows_are_chosen_by_name_or_method():
+    experiment = load_experiment("table1")
+    rows = [run.row for run in expand(experiment, Choice(tasks=["rte"], seeds=[0], rows=["lora_drop", "full"]))]
+    assert rows == ["full", "lora_drop"]  # in the table's order
+    with pytest.raises(UserError, match=r"no row 'lorra'.*Did you mean 'lora'"):
+        expand(experiment, Choice(rows=["lorra"]))
+
+
+def test_every_sample_ratio_of_figure11_takes_the_same_number_of_steps():
+    """RTE: 2,490 rows in batches of 256."""
+    import math
+
+    steps = set()
+    for run in expand(load_experiment("figure11"), Choice()):
+        rows, batch = round(2490 * run.config.sample.ratio), run.config.train.batch_size
+        steps.add(math.ceil(round(run.config.warmup.epochs * math.ceil(rows / batch), 3)))
+    assert max(steps) - min(steps) <= 1  # batches are whole
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("title: [", "not readable YAML"),
+        ("[1]", "needs keys"),
+        ("tasks: [rte]\nrow: {a: {}}", "row: no such key. Did you mean 'rows'"),
+        ("tasks: [rte]", "needs rows and tasks"),
+        ("rows: {a: {}}\ntasks: [rte]\nseeds: [x]", "a list of whole numbers"),
+        ("rows: {a: 1}\ntasks: [rte]", "keys and values"),
+    ],
+)
+def test_mistakes_in_an_experiment_are_told(content, message, tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(content)
+    with pytest.raises(UserError, match=message):
+        load_experiment(str(path))
+
+
+def test_mistakes_in_a_row_name_the_key(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("rows: {a: {method.rnk: 3}}\ntasks: [toy-nli]\n")
+    with pytest.raises(UserError, match=r"method\.rnk: no such key"):
+        expand(load_experiment(str(path)), Choice())
+
+
+def test_an_unknown_experiment_is_told():
+    with pytest.raises(UserError, match="Did you mean 'table1'"):
+        load_experiment("tabel1")
+
+
+def test_slugs_are_file_names():
+    assert slug("FacebookAI/roberta-base") == "FacebookAI-roberta-base"
+    assert slug("packaged:minilm-l6") == "packaged-minilm-l6" and slug("../..") == "x"

@@ -1,0 +1,208 @@
+"""Tables from records: means, flags, published values; and the committed results."""
+
+import csv
+import io
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lora_drop.errors import UserError
+from lora_drop.experiments.agreement import kendall
+from lora_drop.experiments.grid import Choice, expand, experiment_names, load_experiment
+from lora_drop.experiments.records import Record, read_records
+from lora_drop.experiments.render import to_csv, to_latex, to_markdown
+from lora_drop.experiments.report import TEXTS, report
+from lora_drop.experiments.table import build_tables, load_published
+from lora_drop.runs import write_json
+
+RESULTS = Path(__file__).parent.parent / "results"
+FOLDERS = sorted({path.parent for path in RESULTS.glob("*/*/*.json")})
+
+
+def record(row, task, seed, score, *, experiment="table1", **changes) -> Record:
+    """What a run on RoBERTa-base as published would leave."""
+    layout = load_experiment(experiment).layout
+    base = Record(
+        experiment=experiment,
+        row=row,
+        layout=layout,
+        task=task,
+        task_title=layout["tasks"].get(task, task),
+        backbone="FacebookAI/roberta-base",
+        method=row,
+        seed=seed,
+        config_hash=f"{seed:012d}",
+        config={},
+        overrides={},
+        deviations={},
+        limited={},
+        stages={},
+        versions={},
+        git=None,
+        device="cuda",
+        threads=1,
+        data={},
+        primary="accuracy",
+        split="validation",
+        examples=277,
+        metrics={"accuracy": score},
+        select_epoch="best",
+        kept_epoch=3,
+        best={"epoch": 3, "score": score},
+        last={"epoch": 5, "score": score - 0.01},
+        parameters={"adapter": 294912, "head": 592130},
+    )
+    return replace(base, **changes)
+
+
+def cells(tables):
+    return {(row.name, key): cell for row in tables[0].rows for key, cell in row.cells.items()}
+
+
+def test_a_cell_is_the_mean_over_seeds_beside_the_published_value():
+    tables = build_tables([record("full", "mrpc", seed, score) for seed, score in enumerate((0.90, 0.91, 0.92))])
+    cell = cells(tables)["full", "mrpc"]
+    assert (cell.mean, cell.deviation) == pytest.approx((91.0, 1.0))
+    assert (cell.published, cell.difference) == pytest.approx((90.2, 0.8))
+    assert (cell.best, cell.last) == pytest.approx((91.0, 90.0))
+    assert cell.flags == "" and cell.seeds == (0, 1, 2)
+    text = to_markdown(tables)
+    assert "| Full-FT | 294,912 |  | 91.0 ± 1.0 (3) |" in text and "*+0.8*" in text and "*90.2*" in text
+    assert "as published" in text and "†" not in text
+
+
+def test_columns_are_the_papers_and_what_was_not_measured_stays_empty():
+    tables = build_tables([record("lora", "rte", seed, 0.8) for seed in range(3)])
+    header = next(line for line in to_markdown(tables).splitlines() if line.startswith("|"))
+    assert header == "|  | parameters | RTE | MRPC | STS-B | CoLA | SST-2 | QNLI | MNLI | QQP | Avg |"
+    assert "| LoRA | 294,912 | 80.0 ± 0.0 (3) |  |  |  |  |  |  |  |  |" in to_markdown(tables)
+    assert tables[0].rows[1].average is None
+
+
+def test_the_average_needs_every_column():
+    tasks = load_experiment("table1").tasks
+    tables = build_tables([record("lora", task, 0, 0.8 + number / 100) for number, task in enumerate(tasks)])
+    (row,) = [row for row in tables[0].rows if row.cells]
+    assert row.average == pytest.approx(83.5) and row.average_flags == "s"
+    assert "83.5 †s" in to_markdown(tables)
+
+
+def test_every_limit_is_flagged_and_told():
+    limited = record(
+        "lora", "rte", 0, 0.6, limited={"train": 500}, deviations={"limit.train": [None, 500], "train.epochs": [80, 3]}
+    )
+    tables = build_tables([limited])
+    assert cells(tables)["lora", "rte"].flags == "res"
+    text = to_markdown(tables)
+    assert "60.0 (1) †res" in text and "RTE 500 train" in text and "RTE 3 instead of 80" in text
+    assert "r = fewer rows, e = fewer epochs, s = fewer seeds" in text
+    assert r"60.0 (1)$^{\dagger res}$" in to_latex(tables)
+
+
+def test_runs_with_other_overrides_are_not_mixed():
+    asked = {"overrides": {"train.epochs": 3}, "deviations": {"train.epochs": [80, 3]}}
+    records = [record("lora", "rte", 0, 0.8), record("lora", "rte", 0, 0.6, **asked)]
+    whole, limited = build_tables(records)
+    assert cells([whole])["lora", "rte"].mean == 80 and cells([limited])["lora", "rte"].mean == 60
+    assert "`train.epochs = 3`" in to_markdown([limited])
+
+
+def test_another_backbone_is_not_compared():
+    tables = build_tables([record("full", "mrpc", 0, 0.9, backbone="tiny:roberta")])
+    assert cells(tables)["full", "mrpc"].difference is None
+    text = to_markdown(tables)
+    assert "not comparable with this backbone" in text and "*difference*" not in text
+
+
+def test_csv_is_unrounded_and_latex_is_balanced():
+    tables = build_tables([record("full", "mrpc", seed, 0.9 + seed / 300) for seed in range(3)])
+    (line,) = csv.DictReader(io.StringIO(to_csv(tables)))
+    assert float(line["mean"]) == pytest.approx(100 * (0.9 + 1 / 300)) and line["n_seeds"] == "3"
+    assert line["published"] == "90.2" and line["head_parameters"] == "592130"
+    latex = to_latex(tables)
+    body = [row for row in latex.splitlines() if row.endswith(r"\\")]
+    assert len({row.count("&") for row in body}) == 1 and r"90.3 $\pm$ 0.3 (3)" in latex
+
+
+def test_text_metrics_are_not_percent():
+    tables = build_tables([record("lora", "rte", 0, 43.4, percent=False)])
+    assert cells(tables)["lora", "rte"].mean == 43.4
+
+
+def test_table6_shows_retained_layers_beside_the_papers():
+    def selection(query, value):
+        layers = {"query": query, "value": value}
+        return {"projections": {name: {"retained": list(range(count))} for name, count in layers.items()}}
+
+    records = [
+        record("t0.90", task, 0, 0.8, experiment="table6", selection=selection(5, count), overrides={})
+        for task, count in zip(("rte", "cola", "qnli", "qqp"), (6, 7, 7, 8), strict=True)
+    ]
+    text = to_markdown(build_tables(records))
+    assert "| T = 0.9 | 294,912 | 5.0 | 7.0 | 80.0 (1) †s |" in text
+    assert "| *published* |  | *5* | *7* | *81.9* | *63.1* | *93.2* | *90.2* | *82.1* |" in text
+
+
+def test_kendall_is_that_of_the_rankings():
+    def scores(*values):
+        return [{"projection": "query", "layer": layer, "importance": value} for layer, value in enumerate(values)]
+
+    rows = {"r0.1": scores(0.1, 0.2, 0.3, 0.4), "r0.2": scores(0.1, 0.2, 0.3, 0.4), "r0.3": scores(0.4, 0.3, 0.2, 0.1)}
+    records = [record(row, "rte", 0, 0, experiment="figure11", metrics={}, scores=value) for row, value in rows.items()]
+    (table,) = build_tables(records)
+    assert kendall(table, "query") == {("0.1", "0.2"): 1.0, ("0.1", "0.3"): -1.0, ("0.2", "0.3"): -1.0}
+
+
+def test_published_rows_belong_to_experiments_and_have_sources():
+    published = load_published()
+    for name in experiment_names():
+        experiment = load_experiment(name)
+        if experiment.published:
+            entry = published[experiment.published]
+            assert set(entry["rows"]) <= set(experiment.rows) and "2402.07721" in entry["source"]
+            keys = {f"{task}.{metric}" for task in experiment.tasks for metric in experiment.metrics} or set(
+                experiment.tasks
+            )
+            assert all(set(row["scores"]) <= keys for row in entry["rows"].values())
+            assert entry["backbone"] == experiment.backbone
+
+
+def test_published_averages_are_those_of_the_published_cells():
+    """Table 6 is whole, so its averages can be checked."""
+    rows = load_published()["table6"]["rows"]
+    for row in rows.values():
+        assert row["average"] == pytest.approx(np.mean(list(row["scores"].values())), abs=0.13)
+
+
+def test_another_format_is_refused(tmp_path):
+    folder = tmp_path / "table1" / "x"
+    folder.mkdir(parents=True)
+    write_json(folder / "a.json", {"version": 0})
+    with pytest.raises(UserError, match=r"a\.json is not a result of this version"):
+        report(tmp_path)
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: "/".join(folder.parts[-2:]))
+def test_the_committed_tables_are_those_of_the_committed_results(folder):
+    tables = build_tables(read_records(folder))
+    for name, render in TEXTS.items():
+        assert (folder / name).read_text(encoding="utf-8") == render(tables), (
+            f"run: lora-drop report {folder.parent.name}"
+        )
+    for name in tables[0].records[0].layout["figures"]:
+        assert (folder / f"{name}.png").is_file() and (folder / f"{name}.pdf").is_file()
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: "/".join(folder.parts[-2:]))
+def test_the_committed_results_are_whole_and_of_a_clean_commit(folder):
+    for found in read_records(folder):
+        assert found.git and not found.git["dirty"] and re.fullmatch("[0-9a-f]{40}", found.git["commit"])
+        assert not {"data_dir", "device"} & found.config.keys()
+
+
+def test_plans_of_one_experiment_have_one_layout():
+    layouts = [run.experiment.layout for run in expand(load_experiment("table6"), Choice())]
+    assert all(layout == layouts[0] for layout in layouts)

@@ -1,0 +1,209 @@
+"""Grids of real runs on a tiny model: done runs are skipped, killed ones continued, failed ones told, warm-ups shared."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from lora_drop import cli
+from lora_drop.errors import UserError
+from lora_drop.experiments.engine import perform_grid, run_directory
+from lora_drop.experiments.grid import Choice, expand, load_experiment
+from lora_drop.experiments.records import read_records
+from lora_drop.experiments.report import report
+from lora_drop.progress import GridReporter
+from lora_drop.runs import Run, read_json
+
+SMALL = ["limit.train=80", "limit.eval=40", "train.epochs=1", "train.batch_size=8", "device=cpu"]
+TEXTS = ("table.md", "table.csv", "table.tex")
+
+
+def planned(name, *overrides, **choice):
+    return expand(
+        load_experiment(name),
+        Choice(backbone="tiny:roberta", overrides=[*SMALL, *overrides], **{"seeds": [0], **choice}),
+    )
+
+
+def perform(tmp_path, runs):
+    return perform_grid(runs, tmp_path / "runs", tmp_path / "results", GridReporter())
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory):
+    """Table 6 on toy data, one seed."""
+    folder = tmp_path_factory.mktemp("table6")
+    outcome = perform(folder, planned("table6"))
+    assert not outcome.failed and len(outcome.performed) == 5
+    return folder
+
+
+def test_a_threshold_sweep_warms_up_once(swept):
+    records = read_records(swept / "results" / "table6" / "tiny-roberta")
+    own = [record.row for record in records if "shared_from" not in record.stages["score"]]
+    assert own == ["t1.00"]  # the first that was performed
+    assert all(record.scores == records[0].scores for record in records)
+    assert {record.stages["score"]["seconds"] for record in records} == {records[0].stages["score"]["seconds"]}
+    kept = {record.row: record.parameters["adapter"] for record in records}
+    assert kept["t1.00"] == 4096 >= kept["t0.95"] >= kept["t0.90"] >= kept["t0.80"] >= kept["t0.70"]
+
+
+def test_a_record_holds_what_its_run_gave(swept):
+    (record,) = [
+        record for record in read_records(swept / "results" / "table6" / "tiny-roberta") if record.row == "t0.90"
+    ]
+    (run,) = [run for run in planned("table6") if run.row == "t0.90"]
+    folder = run_directory(run, swept / "runs")
+    assert record.metrics == read_json(folder / "metrics.json")["metrics"]
+    assert record.selection == read_json(folder / "selection.json")
+    assert (record.experiment, record.task, record.seed, record.examples) == ("table6", "toy-nli", 0, 40)
+    assert record.limited == {"train": 80, "eval": 40} and record.primary == "accuracy" and record.percent
+    assert record.best["score"] == record.last["score"] == record.metrics["accuracy"]
+    assert {"sample", "score", "select", "train", "eval"} == record.stages.keys()
+    assert all(stage["peak_memory_mb"] > 0 for stage in record.stages.values())
+    assert record.data.keys() == {"train", "eval"} and record.threads >= 1 and record.device == "cpu"
+    assert not {"data_dir", "device", "offline"} & record.config.keys()
+    assert record.deviations["train.epochs"] == [2, 1] and record.overrides["backbone"] == "tiny:roberta"
+
+
+def test_what_is_done_is_not_repeated_also_for_another_experiment(swept, tmp_path):
+    outcome = perform(swept, planned("table6"))
+    assert outcome.already == 5 and not outcome.performed
+    figure9 = planned("figure9")
+    seen = []
+
+    class Stages(GridReporter):
+        def finish(self, stage, seconds, note):
+            seen.append(stage)
+
+    outcome = perform_grid(figure9, swept / "runs", tmp_path, Stages())
+    assert len(outcome.performed) == 1 and not seen  # LoRA-drop at T = 0.9 is a run of both
+    (record,) = read_records(tmp_path / "figure9" / "tiny-roberta")
+    assert record.scores and not record.metrics and record.stages.keys() == {"sample", "score", "select"}
+
+
+def test_a_key_that_is_new_does_not_make_old_results_undone(swept):
+    """A record of a time when a key did not exist equals today's configuration if the key has its default."""
+    path = next((swept / "results" / "table6" / "tiny-roberta").glob("t0.70-*.json"))
+    before = path.read_text()
+    content = json.loads(before)
+    del content["config"]["generation"]
+    path.write_text(json.dumps(content))
+    assert perform(swept, planned("table6")).already == 5
+    content["config"]["train"]["batch_size"] = 16
+    path.write_text(json.dumps(content))
+    assert perform(swept, planned("table6")).already == 4
+    path.write_text(before)
+
+
+def test_a_failed_run_does_not_stop_the_others(tmp_path):
+    runs = planned("table1", rows=["lora", "vera", "adalora"], tasks=["toy-nli"])
+    broken = run_directory(next(run for run in runs if run.row == "vera"), tmp_path / "runs")
+    broken.mkdir(parents=True)
+    (broken / "run.json").write_text("{ damaged")
+    outcome = perform(tmp_path, runs)
+    assert len(outcome.performed) == 2 and len(outcome.failed) == 1
+    ((name, message),) = outcome.failed.items()
+    assert name.startswith("vera-") and "not valid JSON" in message
+    (broken / "run.json").unlink()
+    assert len(perform(tmp_path, runs).performed) == 1
+
+
+def test_a_run_that_another_process_is_working_at_is_left_to_it(tmp_path):
+    runs = planned("table1", rows=["lora"])
+    busy = Run(run_directory(runs[0], tmp_path / "runs"), runs[0].config)
+    busy.path.mkdir(parents=True)
+    with busy.working():
+        assert perform(tmp_path, runs).busy == [runs[0].name]
+    assert len(perform(tmp_path, runs).performed) == 1
+
+
+def test_two_results_for_one_cell_are_refused(swept, tmp_path):
+    folder = tmp_path / "table6" / "tiny-roberta"
+    folder.mkdir(parents=True)
+    path = next((swept / "results" / "table6" / "tiny-roberta").glob("t0.70-*.json"))
+    for name in ("one", "two"):
+        (folder / f"{name}.json").write_text(path.read_text())
+    with pytest.raises(UserError, match=r"two results for t0.70, toy-nli, seed 0"):
+        report(tmp_path)
+
+
+def command(folder, *arguments):
+    small = [part for item in SMALL for part in ("-o", item)]
+    return [
+        *(sys.executable, "-m", "lora_drop.cli", "reproduce", *arguments, "--backbone", "tiny:roberta", "--seeds", "0"),
+        *("--runs", str(folder / "runs"), "--results", str(folder / "results"), "--quiet", *small),
+    ]
+
+
+def test_a_killed_grid_gives_the_same_tables(swept, tmp_path):
+    """SIGKILL in the middle of the grid, and again in the middle of a run; then to the end."""
+    results, started = tmp_path / "results" / "table6" / "tiny-roberta", time.monotonic()
+    for records in (1, 3):
+        process = subprocess.Popen(command(tmp_path, "table6"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while len(list(results.glob("*.json"))) < records:
+            assert process.poll() is None and time.monotonic() - started < 250, (
+                "the grid ended before it could be killed"
+            )
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert len(list(results.glob("*.json"))) < 5
+    assert subprocess.run(command(tmp_path, "table6"), capture_output=True, check=False).returncode == 0
+    report(swept / "results")
+    for name in TEXTS:
+        assert (results / name).read_bytes() == (swept / "results" / "table6" / "tiny-roberta" / name).read_bytes()
+
+
+@pytest.mark.parametrize("name", ["table1", "table7", "figure2", "figure7", "figure11"])
+def test_every_kind_of_experiment_ends_with_its_files(name, tmp_path, capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main(command(tmp_path, name)[3:] + (["--methods", "lora,tied_lora,lora_drop"] if name == "table1" else []))
+    printed = capsys.readouterr().out
+    assert end.value.code == 0 and load_experiment(name).title in printed
+    folder = tmp_path / "results" / name / "tiny-roberta"
+    for figure in load_experiment(name).figures:
+        assert (folder / f"{figure}.png").read_bytes()[:4] == b"\x89PNG"
+        assert (folder / f"{figure}.pdf").read_bytes()[:4] == b"%PDF"
+    if name == "figure11":
+        assert "Kendall τ between the rows, query" in (folder / "table.md").read_text()
+        assert len({record.warmup_steps for record in read_records(folder)}) == 1
+
+
+def test_a_dry_run_estimates_and_writes_nothing(swept, tmp_path, capsys):
+    arguments = command(swept, "table6")[3:]
+    arguments.remove("--quiet")
+    with pytest.raises(SystemExit) as end:
+        cli.main([*arguments, "--seeds", "0,1", "--dry-run", "--json", "--runs", str(tmp_path / "nothing")])
+    plan = json.loads(capsys.readouterr().out)
+    assert end.value.code == 0 and not (tmp_path / "nothing").exists()
+    assert [run["done"] for run in plan["runs"]] == [True] * 5 + [False] * 5
+    assert len(plan["estimates"]) == 5 and all(
+        entry["runs"] == 1 and entry["seconds"] > 0 for entry in plan["estimates"]
+    )
+    with pytest.raises(SystemExit):
+        cli.main([*arguments, "--tasks", "rte", "--offline", "--dry-run", "--json"])
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["estimates"][0]["seconds"] is None and "Put the official file there" in plan["estimates"][0]["reason"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["reproduce", "tabel1"], "Did you mean 'table1'"),
+        (["reproduce", "table1", "--tasks", "colla"], "Did you mean 'cola'"),
+        (["reproduce", "table1", "--methods", "lorra"], "Did you mean 'lora'"),
+        (["reproduce", "table1", "--seeds", "a"], "whole numbers separated by commas"),
+        (["report"], "holds no results"),
+    ],
+)
+def test_mistakes_give_one_message_and_code_2(arguments, text, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        cli.main(arguments)
+    message = capsys.readouterr().err
+    assert end.value.code == 2 and text in message and "Traceback" not in message
+    assert not list(tmp_path.iterdir())
