@@ -31,6 +31,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from lora_drop.errors import UserError, closest
 from lora_drop.gguf_weights import fill_from_gguf, gguf_config
@@ -136,14 +137,20 @@ def load_tokenizer(backbone: Backbone, causal: bool = False) -> PreTrainedTokeni
 
 
 def load_config(backbone: Backbone, task: Task) -> PretrainedConfig:
-    """Load the model's configuration with the head that the task needs."""
+    """Load the model's configuration with the head that the task needs. Raises UserError if an encoder is to write texts."""
     if backbone.tiny:
         config = tiny_config(backbone.tiny)
     elif backbone.gguf:
         config = gguf_config(backbone.path, backbone.gguf)
     else:
         config = _from_pretrained(AutoConfig, backbone)
-    if task.kind != "generation":
+    if task.kind == "generation":
+        if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+            raise UserError(
+                f"{task.name} is written, but {backbone.name} is an encoder ({config.model_type}): it reads texts and cannot continue them. "
+                "Choose a decoder: packaged:smollm2-135m, meta-llama/Llama-2-7b-hf, tiny:llama."
+            )
+    else:
         config.num_labels = task.outputs
         config.problem_type = "regression" if task.kind == "regression" else "single_label_classification"
     return config
@@ -174,11 +181,8 @@ def load_model(
     if (
         task.kind == "generation"
     ):  # a checkpoint's own settings for sampling must not leak into decoding, nor be saved with it
-        model.generation_config = GenerationConfig(
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
+        special = ("bos_token_id", "eos_token_id", "pad_token_id")
+        model.generation_config = GenerationConfig(**{name: getattr(tokenizer, name) for name in special})
     return model
 
 

@@ -16,9 +16,9 @@ def check_quantization(config: Config, device: torch.device) -> None:
     if config.quantization == "none":
         return
     asked = f"quantization={config.quantization}"
-    if config.method.name == "full":
+    if config.method.name in ("full", "tied_lora"):
         raise UserError(
-            f"{asked} freezes the backbone, but the method full trains it. Choose another method, or quantization=none."
+            f"{asked} needs a method that is a PEFT adapter, and {config.method.name} is none. Choose another method, or quantization=none."
         )
     if config.backbone.startswith(("tiny:", "packaged:")):
         raise UserError(

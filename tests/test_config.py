@@ -104,3 +104,16 @@ def test_every_packaged_configuration_is_valid():
 def test_glue_batch_sizes_are_the_totals_of_the_published_scripts():
     totals = {task: load_config([f"glue/{task}"]).train.batch_size for task in ("cola", "rte", "mrpc", "qnli")}
     assert totals == {"cola": 32 * 2, "rte": 32 * 8, "mrpc": 16 * 8, "qnli": 32 * 8}
+
+
+def test_generation_configurations_are_the_published_scripts_and_fit_a_cpu_with_the_overlay():
+    for task in ("e2e", "dart", "dialogsum"):
+        whole = load_config([f"nlg/{task}"])
+        assert (whole.task, whole.backbone) == (task, "meta-llama/Llama-2-7b-hf")
+        assert (whole.train.learning_rate, whole.train.batch_size, whole.train.select_epoch) == (2e-4, 8, "last")
+        assert (whole.generation.num_beams, whole.generation.length_penalty) == (10, 0.8)
+        assert whole.method.rank == (16 if task == "dialogsum" else None)
+        assert whole.generation.max_new_tokens < whole.train.max_length
+        small = load_config([f"nlg/{task}", "smollm2-cpu"])
+        assert (small.task, small.backbone, small.generation.num_beams) == (task, "packaged:smollm2-135m", 1)
+        assert small.train.warmup_steps is None and small.train.precision == "fp32"

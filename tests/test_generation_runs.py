@@ -10,16 +10,21 @@ from pathlib import Path
 
 import pytest
 import torch
+from models import randomise_b
 from test_pipeline import Told
 
 import lora_drop
+from lora_drop.backbones import load_model, load_tokenizer, locate
 from lora_drop.commands import perform
-from lora_drop.config import load_config
+from lora_drop.completions import encode_pairs, pair_collator
+from lora_drop.config import MethodConfig, load_config
 from lora_drop.errors import UserError
 from lora_drop.importance import lora_layers
 from lora_drop.methods import get_method
 from lora_drop.methods.lora_drop import ties
 from lora_drop.runs import read_json
+from lora_drop.tasks import get_task
+from lora_drop.tasks.base import Source
 
 SMALL = [
     "task=toy-nlg",
@@ -118,6 +123,11 @@ def test_cut_texts_are_counted_by_kind(tmp_path):
     assert "training completions alone are longer" in cut[1] and "evaluation prompts" in cut[2]
 
 
+def test_an_encoder_cannot_write(tmp_path):
+    with pytest.raises(UserError, match="it reads texts and cannot continue them"):
+        run(tmp_path / "run", "backbone=tiny:bert", "method.name=lora")
+
+
 def test_a_killed_evaluation_continues_and_gives_the_same_bytes(finished, tmp_path):
     """SIGKILL after the second batch of ten; the second start generates the rest."""
     folder = tmp_path / "killed"
@@ -158,7 +168,7 @@ def test_a_run_through_the_command_line(tmp_path):
         (["generation.max_new_tokens=160"], "leaves no room for a prompt"),
         (["task=stsb", "train.label_smoothing=0.1"], "predicts a number"),
         (["quantization=nf4"], "is for backbones from the Hub or a folder"),
-        (["quantization=nf4", "method.name=full"], "the method full trains it"),
+        (["quantization=nf4", "method.name=full"], "needs a method that is a PEFT adapter, and full is none"),
         (["quantization=nf4", "backbone=org/name"], "needs an NVIDIA GPU"),
     ],
 )
@@ -166,3 +176,50 @@ def test_settings_that_cannot_be_are_refused_before_anything_is_done(overrides, 
     with pytest.raises(UserError, match=text):
         run(tmp_path / "run", *overrides)
     assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+AWKWARD = [
+    "",
+    " \n",
+    "#Person1#: 😀 naïve\r\n#Person2#: ok\r\n",
+    "#Person1#: שלום עולם",
+    "</s> <pad> <s>",
+    "word " * 5000,
+]
+
+
+def test_awkward_dialogues_and_meanings_run_through(tmp_path):
+    """Empty, emoji, right to left, line ends of Windows, 5,000 words: learned from and written for."""
+    for name, keys in (("train", ["summary"]), ("test", ["summary1", "summary2", "summary3"])):
+        path = tmp_path / "data" / "dialogsum" / f"dialogsum.{name}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        rows = [{"dialogue": text} | dict.fromkeys(keys, "A talk. שלום 😀") for text in AWKWARD * 2]
+        path.write_text("".join(json.dumps(row) + "\r\n" for row in rows), newline="")
+    for file in ("trainset.csv", "testset_w_refs.csv"):
+        path = tmp_path / "data" / "e2e-dataset" / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text('mr,ref\r\n,A place.\r\n"name[مطعم], area[😀]",A place.\r\n', encoding="utf-8", newline="")
+    for task, count in (("dialogsum", 12), ("e2e", 2)):
+        asked = (f"task={task}", f"data_dir={tmp_path / 'data'}", "method.name=lora", "limit.train=12")
+        told, summary = run(tmp_path / task, *asked)
+        assert told.done == ["train", "eval"] and summary.results[0]["n"] == count
+        assert summary.results[0]["split"] == "test"  # this task's own, as nothing else is asked for
+        if task == "dialogsum":
+            cut = [notice for notice in told.notices if "cut at" in notice]
+            assert cut[0].startswith("2 of 12 training prompts") and len(cut) == 2
+
+
+def test_padding_with_the_end_of_text_does_not_move_a_score():
+    """The score of a padded batch is that of its rows one by one, where the padding is also the last token of each row."""
+    located = locate("tiny:llama")
+    tokenizer = load_tokenizer(located, causal=True)
+    tokenizer.pad_token = tokenizer.eos_token
+    task = get_task("toy-nlg")
+    model = get_method("lora").build(load_model(located, task, 0, tokenizer), MethodConfig(), 0, None)
+    randomise_b(model, 0)
+    encoded, _ = encode_pairs(task.load(Source(None), "train").select(range(6)), tokenizer, 200)
+    collate = pair_collator(tokenizer)
+    together = lora_drop.score(model, [collate(list(encoded))])
+    apart = lora_drop.score(model, [collate([row]) for row in encoded])
+    assert together.tokens == apart.tokens == sum(map(len, encoded["input_ids"]))
+    assert [row.score for row in together.rows] == pytest.approx([row.score for row in apart.rows], rel=1e-4)
