@@ -45,6 +45,9 @@ def reproduce(
 
     if experiment == "list":
         found = [load_experiment(name) for name in experiment_names()]
+        if as_json:
+            typer.echo(json.dumps([{"experiment": item.name, "title": item.title} for item in found]))
+            return
         print_table(
             out,
             ["experiment", "what", "runs"],
@@ -90,9 +93,9 @@ def report(
     from lora_drop.experiments.report import report as write
 
     written = write(results, experiments or [], figures)
-    if not quiet:
-        for folder, tables in written.items():
-            _show_tables(tables)
+    for folder, tables in written.items():
+        _show_tables(tables)
+        if not quiet:
             out.print(f"Files: {folder}\n", highlight=False, soft_wrap=True)
     if as_json:
         typer.echo(json.dumps({"folders": [str(folder) for folder in written]}))
@@ -113,16 +116,16 @@ def _perform(planned: list[Any], runs: Path, results: Path, quiet: bool, as_json
         raise typer.Exit(130) from interrupt
     finally:
         reporter.close()
+    if outcome.busy:
+        err.print(f"{len(outcome.busy)} runs are being performed by another process.")
+    for name, message in outcome.failed.items():
+        err.print(f"Failed: {name}: {message}", highlight=False, markup=False, soft_wrap=True)
     folders = sorted({record_path(results, run).parent for run in planned})
     present = [folder for folder in folders if any(folder.glob("*.json"))]
     for folder in present:
         (tables,) = write(results, [folder.parent.name], backbones=[folder.name]).values()
         _show_tables(tables)
         out.print(f"Files: {folder}", highlight=False, soft_wrap=True)
-    if outcome.busy:
-        err.print(f"{len(outcome.busy)} runs are being performed by another process.")
-    for name, message in outcome.failed.items():
-        err.print(f"Failed: {name}: {message}", highlight=False, markup=False, soft_wrap=True)
     if as_json:
         counts = {"performed": len(outcome.performed), "already": outcome.already, "busy": len(outcome.busy)}
         typer.echo(json.dumps({**counts, "failed": outcome.failed, "folders": [str(folder) for folder in present]}))
@@ -169,7 +172,7 @@ def _over(value: float | None, unit: float) -> Any:
 
 
 def _show_tables(tables: list[Any]) -> None:
-    from lora_drop.experiments.render import heads, lines, notes
+    from lora_drop.experiments.render import agreement, heads, lines, notes
 
     for table in tables:
         body = [cells for _, cells in lines(table, lambda flags: f" †{flags}" if flags else "")]
@@ -177,6 +180,8 @@ def _show_tables(tables: list[Any]) -> None:
         print_table(out, heads(table), body, title=f"\n{table.title} ({table.backbone}{'; ' if asked else ''}{asked})")
         for note in notes(table):
             out.print(note, highlight=False, markup=False, soft_wrap=True)
+        for line in agreement(table):
+            out.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def _split(text: str | None) -> list[str]:

@@ -233,7 +233,7 @@ def load_config(files: Iterable[str | Path] = (), overrides: Iterable[str] = ())
     errors: list[str] = []
     merged: dict[str, Any] = {}
     for name in files:
-        merge(merged, _read_yaml(find_config(name)))
+        merge(merged, read_yaml(find_config(name)))
     for override in overrides:
         apply_override(merged, override, errors)
     return from_dict(merged, errors=errors)
@@ -278,7 +278,8 @@ def config_folders() -> list[Path]:
     return [folder for folder in (package / "configs", package.parent / "configs") if folder.is_dir()]
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Return the keys and values of a YAML file, empty if it is. Raises UserError if it is none, or holds something else."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -28,6 +28,8 @@ class Data:
         """Read `task` from `source` and encode it for `backbone`; what is left out or cut is told to `report`."""
         self.config, self.task, self.source, self.backbone, self.report = config, task, source, backbone, report
         self.kind: Kind = get_kind(task)
+        self.population: dict[str, int] = {}
+        """Rows of each split that was read, before a limit."""
         self.split = task.check_split(config.eval.split or task.splits[0])
 
     @cached_property
@@ -75,6 +77,18 @@ class Data:
         """The tokenised evaluation rows."""
         return self._told(self.kind.encode_evaluation(self.eval_rows, self.tokenizer, self.config, "evaluation"))
 
+    @property
+    def limited(self) -> dict[str, int] | None:
+        """How many rows there are of each part of which not all are used; None if all are."""
+        parts = {"train": (self.config.limit.train, "train"), "eval": (self.config.limit.eval, self.split)}
+        used = {}
+        for part, (limit, split) in parts.items():
+            if limit is not None:
+                rows = self.train_rows if part == "train" else self.eval_rows
+                if len(rows) < self.population[split]:
+                    used[part] = len(rows)
+        return used or None
+
     def some_batches(self, examples: int) -> Iterator[dict[str, torch.Tensor]]:
         """Batches of at most `examples` training rows, drawn by the seed."""
         rows = self.train_encoded
@@ -83,6 +97,7 @@ class Data:
 
     def _rows(self, split: str, limit: int | None) -> Dataset:
         rows = self.task.load(self.source, split)
+        self.population[split] = len(rows)
         if limit is None or limit >= len(rows):
             return rows
         self.report.notice(f"limited to {limit:,} of {len(rows):,} {split} rows")

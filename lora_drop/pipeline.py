@@ -50,6 +50,8 @@ class Pipeline:
         beside = ["norms"] * bool(score.norms or score.bootstrap) + ["stability"] * bool(score.bootstrap)
         before = ["sample", "score", *beside, "select"] if self.method.needs_selection else []
         stages = [*before, "train", "eval", *["trained"] * (score.trained and self.method.needs_selection)]
+        if until and until not in stages:
+            raise UserError(f"The method {self.method.name} has no stage {until}: it needs no selection of layers.")
         return stages[: stages.index(until) + 1] if until else stages
 
     def perform(self, stage: str) -> None:
@@ -68,7 +70,8 @@ class Pipeline:
 
         def on_device() -> Work:
             note, facts = work()
-            return note, {**facts, "device": str(self.device), "threads": torch.get_num_threads()}
+            where = {"device": str(self.device), "threads": torch.get_num_threads(), "weights": self.backbone.identity}
+            return note, {**facts, **where, "limited": self.data.limited}
 
         self.run.perform(stage, self.inputs.of(stage), OUTPUTS[stage], on_device, self.force, self.report)
 

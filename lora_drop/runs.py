@@ -24,6 +24,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,19 @@ from lora_drop.config import Config, config_hash, from_dict, to_dict
 from lora_drop.errors import UserError
 from lora_drop.progress import SILENT, Reporter
 
-SHARED_FACTS = ("data", "warmup_steps", "device", "threads")
+CODE = ("lora_drop", "configs", "pyproject.toml")
+SHARED_FACTS = (
+    "warmup_steps",
+    "device",
+    "threads",
+    "weights",
+    "limited",
+    "task",
+    "backbone",
+    "seed",
+    "versions",
+    "git",
+)
 """What `run.json` says of a stage that is taken over from another run with it."""
 PACKAGES = ("lora-drop", "torch", "transformers", "peft", "datasets", "accelerate", "scikit-learn", "numpy")
 
@@ -135,6 +148,9 @@ class Run:
                 )
             config = from_dict(yaml.safe_load(stored.read_text(encoding="utf-8")) or {})
         self.config = config
+        self._read_manifest()
+
+    def _read_manifest(self) -> None:
         manifest = self.path / "run.json"
         self.manifest: dict[str, Any] = read_json(manifest) if manifest.is_file() else {"status": "new"}
         self.manifest.setdefault("stages", {})
@@ -171,6 +187,8 @@ class Run:
             ) from error
         try:
             _sweep(self.path)
+            self._read_manifest()  # it may have been opened before another process worked here
+            _git_state()
             if store_config:
                 content = yaml.safe_dump(to_dict(self.config), sort_keys=False, allow_unicode=True)
                 write_text(self.file("config.yaml"), content)
@@ -207,18 +225,21 @@ class Run:
             report.skip(stage, f"unchanged ({record['note']})")
             return
         report.start(stage)
-        self._keep_checkpoints_of(stage, key, force)
+        resumed = self._keep_checkpoints_of(stage, key, force)
         began = time.perf_counter()
         reset_peak_memory()
         note, facts = work()
         seconds = time.perf_counter() - began
         shutil.rmtree(self.checkpoints(stage), ignore_errors=True)
+        git = _git_state() or {}
         entry = {
             "inputs": key,
             "outputs": self._digests(outputs),
             "note": note,
             "seconds": round(seconds, 2),
+            "commit": f"{git.get('commit')}{'+altered' * git.get('dirty', False)}" if git else None,
             "peak_memory_mb": peak_memory_mb(),
+            **({"resumed": True} if resumed else {}),  # then the cost is that of the last process
         }
         self.manifest["stages"][stage] = entry
         self._record(**facts, **_provenance(self.config))
@@ -238,6 +259,7 @@ class Run:
                 for name in outputs:
                     self._copy(other.file(name), name)
                 facts = {name: other.manifest[name] for name in SHARED_FACTS if name in other.manifest}
+                facts["data"] = {"train": other.manifest["data"]["train"], **self.manifest.get("data", {})}
                 self.manifest["stages"][stage] = {"shared_from": other.path.name, **entry}
                 self._record(**facts)
             return True
@@ -258,13 +280,14 @@ class Run:
         for name in outputs:
             self.file(name).unlink(missing_ok=True)
 
-    def _keep_checkpoints_of(self, stage: str, key: str, force: bool) -> None:
-        """Checkpoints made from other inputs are of no use; remove them."""
+    def _keep_checkpoints_of(self, stage: str, key: str, force: bool) -> bool:
+        """Remove checkpoints made from other inputs, which are of no use; return whether there are others to continue from."""
         folder = self.checkpoints(stage)
         owner = folder / "inputs"
         if force or not owner.is_file() or owner.read_text() != key:
             shutil.rmtree(folder, ignore_errors=True)
             write_text(owner, key)
+        return any(path != owner for path in folder.iterdir())
 
     def _copy(self, source: Path, name: str) -> None:
         if source.is_dir():
@@ -323,21 +346,24 @@ def versions() -> dict[str, str]:
 
 def _provenance(config: Config) -> dict[str, Any]:
     """What a stage that is performed says of its circumstances; a skipped one leaves those of the run that performed it."""
-    limited = {key: value for key, value in to_dict(config)["limit"].items() if value is not None}
     return {
         "task": config.task,
         "backbone": config.backbone,
         "method": config.method.name,
         "seed": config.seed,
         "config_hash": config_hash(config),
-        "limited": limited or None,
         "versions": versions(),
         "git": _git_state(),
     }
 
 
+@lru_cache(maxsize=1)
 def _git_state() -> dict[str, Any] | None:
-    """Return the commit of the checkout this package runs from and whether it was altered; None outside a checkout."""
+    """Return the commit of the checkout this package runs from and whether its code was altered; None outside a checkout.
+
+    Asked once, when the work begins: what a process has loaded stays what it was when somebody commits meanwhile. Results and runs, which
+    the work itself writes, are not code.
+    """
     root = Path(__file__).parent.parent
     if not (root / ".git").exists():
         return None
@@ -347,4 +373,4 @@ def _git_state() -> dict[str, Any] | None:
             ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False
         ).stdout.strip()
 
-    return {"commit": git("rev-parse", "HEAD") or None, "dirty": bool(git("status", "--porcelain"))}
+    return {"commit": git("rev-parse", "HEAD") or None, "dirty": bool(git("status", "--porcelain", "--", *CODE))}

@@ -16,6 +16,7 @@ from lora_drop.errors import UserError
 from lora_drop.selection import Scored, normalise, select
 
 CONFIDENCE = 0.95
+CHUNK = 100
 
 
 def bootstrap(
@@ -52,9 +53,7 @@ def bootstrap(
         raise UserError(
             f"Cannot resample {examples} examples {resamples} times: at least 2 examples and 1 resample are needed."
         )
-    generator = np.random.default_rng(seed)
-    drawn = generator.multinomial(examples, np.full(examples, 1 / examples), size=resamples)
-    means = drawn @ values.T / examples  # resample module
+    means = _resampled_means(values, resamples, seed)
     importances = np.empty_like(means)
     retained = np.zeros(len(scored))
     for number, scores in enumerate(means):
@@ -75,6 +74,14 @@ def bootstrap(
         }
         for index, row in enumerate(scored)
     ]
+
+
+def _resampled_means(values: np.ndarray, resamples: int, seed: int) -> np.ndarray:
+    """Return the means (`resample module`) of `values` (`module example`) over drawn examples; only CHUNK resamples are in memory at a time."""
+    examples = values.shape[1]
+    generator, share = np.random.default_rng(seed), np.full(examples, 1 / examples)
+    sizes = [min(CHUNK, resamples - start) for start in range(0, resamples, CHUNK)]
+    return np.concatenate([generator.multinomial(examples, share, size=size) @ values.T / examples for size in sizes])
 
 
 def rescored(scored: Sequence[Scored], scores: Sequence[float]) -> list[Scored]:

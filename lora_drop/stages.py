@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,14 @@ from lora_drop.errors import UserError
 from lora_drop.evaluation.base import Evaluation
 from lora_drop.inputs import Inputs, warmup_rate
 from lora_drop.methods import get_method
-from lora_drop.methods.base import Method, Stepper
+from lora_drop.methods.base import Method
 from lora_drop.progress import Reporter
 from lora_drop.runs import Run, digest, read_json, write_folder, write_json, write_text
 from lora_drop.sampling import stratified_sample
 from lora_drop.selection import Scored, Selection, select
 from lora_drop.stability import CONFIDENCE, bootstrap
 from lora_drop.tasks.base import Task
-from lora_drop.training import Outcome, fit
+from lora_drop.training import Outcome, fit, penalised
 
 Work = tuple[str, dict[str, Any]]
 """A few words about what was done, and facts for `run.json`."""
@@ -79,14 +80,15 @@ class Stages:
         """Stage 2: warm-up LoRA on the sample, then the importance of every LoRA."""
         config = self.config
         encoded = self._sampled()
-        model = get_method("lora").build(self.load_backbone(), config.method, config.seed, None)
-        outcome = self._fit("score", model, encoded, config.warmup.epochs, warmup_rate(config), evaluator=None)
+        lora = get_method("lora")
+        model = lora.build(self.load_backbone(), config.method, config.seed, None)
+        outcome = self._fit("score", lora, model, encoded, config.warmup.epochs, warmup_rate(config), evaluator=None)
         inputs = (batch for _, batch in batches(encoded, self.data.collate, self.data.batch_size))
         scores = importance.score(
             model, inputs, progress=lambda done: self.report.advance(done, len(encoded), "scoring")
         )
         with write_folder(self.run.file("warmup")) as folder:
-            get_method("lora").save(model, folder)
+            lora.save(model, folder)
         write_json(self.run.file("scores.json"), self._scores_content(model, scores))
         seen = f"{scores.examples:,} examples, {scores.tokens:,} tokens"
         facts = {"warmup_steps": outcome.steps}
@@ -165,12 +167,12 @@ class Stages:
         self.run.forget("eval", OUTPUTS["eval"])
         outcome = self._fit(
             "train",
+            self.method,
             model,
             self.data.train_encoded,
             config.train.epochs,
             config.train.learning_rate,
             (lambda trained: self._metrics(trained).metrics) if self.inputs.scored_each_epoch else None,
-            self.method.stepper,
         )
         with write_folder(self.run.file("adapter")) as folder:
             self.method.save(model, folder)
@@ -219,13 +221,16 @@ class Stages:
     def _fit(
         self,
         stage: str,
+        method: Method,
         model: nn.Module,
         encoded: Dataset,
         epochs: float,
         rate: float,
         evaluator: Callable[[nn.Module], dict[str, float]] | None,
-        stepper: Callable[[nn.Module, int], Stepper] | None = None,
     ) -> Outcome:
+        loss = self.data.kind.loss(self.config.train.label_smoothing)
+        if loss is not None and method.penalty is not None:
+            loss = penalised(loss, partial(method.penalty, model), self.config.train)
         return fit(
             model,
             encoded,
@@ -238,8 +243,8 @@ class Stages:
             learning_rate=rate,
             evaluator=evaluator,
             primary=self.task.primary,
-            loss=self.data.kind.loss(self.config.train.label_smoothing),
-            stepper=stepper,
+            loss=loss,
+            stepper=method.stepper,
             report=self.report,
         )
 

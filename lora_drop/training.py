@@ -127,6 +127,12 @@ def warmup_steps(config: TrainConfig, epochs: float, rows: int) -> int:
     return min(config.warmup_steps, math.ceil(epochs * steps_per_epoch / 2))
 
 
+def penalised(loss: Loss, penalty: Callable[[], torch.Tensor], config: TrainConfig) -> Loss:
+    """Return `loss` with its share, one forward pass of several, of a penalty on the weights."""
+    passes = split_batch(config.batch_size, config.device_batch_size)[1]
+    return lambda *arguments, **options: loss(*arguments, **options) + penalty() / passes
+
+
 def _arguments(
     config: TrainConfig,
     folder: Path,

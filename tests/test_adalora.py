@@ -88,6 +88,27 @@ def test_a_continued_training_gives_the_same_bits(trained, step, tmp_path):
     assert all(torch.equal(weight, expected[name]) for name, weight in trainable(continued))
 
 
+def test_the_regulariser_is_the_one_that_peft_adds_to_a_models_own_loss(trained):
+    batch = {**inputs(backbone()[1]), "labels": torch.arange(7) % 2}
+    outputs = trained.eval()(**batch)
+    own = torch.nn.functional.cross_entropy(outputs.logits, batch["labels"])
+    torch.testing.assert_close(ADALORA.penalty(trained), outputs.loss - own, rtol=1e-4, atol=1e-6)
+
+
+def test_smoothed_labels_are_trained_with_the_regulariser(tmp_path):
+    """Without smoothing the loss is the model's own; with next to none of it, training must be the same."""
+    from test_pipeline import run
+
+    from lora_drop.runs import read_json
+
+    losses = []
+    for smoothing in (0.0, 1e-9):
+        folder = tmp_path / str(smoothing)
+        run(folder, "method.name=adalora", "train.epochs=1", f"train.label_smoothing={smoothing}", stages=["train"])
+        losses.append(read_json(folder / "run.json")["epochs"][0]["loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
 def test_too_few_steps_to_prune_in_are_refused(tmp_path):
     with pytest.raises(UserError, match="cannot prune in 1 steps"):
         train(tmp_path, epochs=0.1)

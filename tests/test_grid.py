@@ -83,11 +83,16 @@ def test_every_sample_ratio_of_figure11_takes_the_same_number_of_steps():
     ("content", "message"),
     [
         ("title: [", "not readable YAML"),
-        ("[1]", "needs keys"),
+        ("[1]", "must hold keys and values"),
         ("tasks: [rte]\nrow: {a: {}}", "row: no such key. Did you mean 'rows'"),
         ("tasks: [rte]", "needs rows and tasks"),
         ("rows: {a: {}}\ntasks: [rte]\nseeds: [x]", "a list of whole numbers"),
         ("rows: {a: 1}\ntasks: [rte]", "keys and values"),
+        ("rows: {a: {}}\ntasks: [rte]\nuntil: selct", "Did you mean 'select'"),
+        ("rows: {a: {}}\ntasks: [rte]\nfigures: [importanc]", "Did you mean 'importance'"),
+        ("rows: {a: {}}\ntasks: [rte]\ncolumns: [retaind]", "Did you mean 'retained'"),
+        ("rows: {a: {}}\ntasks: [rte]\npublished: tabel1", "Did you mean 'table1'"),
+        ("rows: {a: {}}\ntasks: [rte]\ntask_set: {rt: {}}", "Did you mean 'rte'"),
     ],
 )
 def test_mistakes_in_an_experiment_are_told(content, message, tmp_path):
@@ -95,6 +100,39 @@ def test_mistakes_in_an_experiment_are_told(content, message, tmp_path):
     path.write_text(content)
     with pytest.raises(UserError, match=message):
         load_experiment(str(path))
+
+
+def test_a_name_of_the_package_is_not_taken(tmp_path):
+    (tmp_path / "table1.yaml").write_text("rows: {a: {}}\ntasks: [rte]\n")
+    with pytest.raises(UserError, match="packaged experiment"):
+        load_experiment(str(tmp_path / "table1.yaml"))
+
+
+def test_what_changes_nothing_is_no_override():
+    asked = {
+        "tasks": ["cola"],
+        "rows": ["lora"],
+        "backbone": "FacebookAI/roberta-base",
+        "overrides": ["train.epochs=80"],
+    }
+    (run, *_) = expand(load_experiment("table1"), Choice(**asked))
+    assert (
+        run.overrides == {}
+        and run.name == expand(load_experiment("table1"), Choice(tasks=["cola"], rows=["lora"]))[0].name
+    )
+
+
+@pytest.mark.parametrize("override", ["seed=5", "task=rte"])
+def test_seeds_and_tasks_are_not_overrides(override):
+    with pytest.raises(UserError, match="an experiment has several; choose with --"):
+        expand(load_experiment("table1"), Choice(overrides=[override]))
+
+
+def test_every_figure_that_may_be_named_is_drawn():
+    from lora_drop.experiments.grid import FIGURES
+    from lora_drop.experiments.plots import FIGURES as DRAWN
+
+    assert tuple(DRAWN) == FIGURES
 
 
 def test_mistakes_in_a_row_name_the_key(tmp_path):

@@ -11,11 +11,12 @@ import pytest
 
 from lora_drop.errors import UserError
 from lora_drop.experiments.agreement import kendall
-from lora_drop.experiments.grid import Choice, expand, experiment_names, load_experiment
+from lora_drop.experiments.grid import experiment_names, load_experiment
+from lora_drop.experiments.published import load_published
 from lora_drop.experiments.records import Record, read_records
 from lora_drop.experiments.render import to_csv, to_latex, to_markdown
 from lora_drop.experiments.report import TEXTS, report
-from lora_drop.experiments.table import build_tables, load_published
+from lora_drop.experiments.table import build_tables
 from lora_drop.runs import write_json
 
 RESULTS = Path(__file__).parent.parent / "results"
@@ -71,7 +72,7 @@ def test_a_cell_is_the_mean_over_seeds_beside_the_published_value():
     assert cell.flags == "" and cell.seeds == (0, 1, 2)
     text = to_markdown(tables)
     assert "| Full-FT | 294,912 |  | 91.0 ± 1.0 (3) |" in text and "*+0.8*" in text and "*90.2*" in text
-    assert "as published" in text and "†" not in text
+    assert "the experiment's own configuration" in text and "†" not in text
 
 
 def test_columns_are_the_papers_and_what_was_not_measured_stays_empty():
@@ -146,6 +147,59 @@ def test_table6_shows_retained_layers_beside_the_papers():
     assert "| *published* |  | *5* | *7* | *81.9* | *63.1* | *93.2* | *90.2* | *82.1* |" in text
 
 
+def test_rows_that_an_experiment_gained_later_are_shown():
+    """The first record was written when the experiment had one row and one seed."""
+    layout = load_experiment("table1").layout
+    old = {**layout, "rows": {"adalora": "AdaLoRA"}, "seeds": [0], "tasks": {"rte": "RTE"}}
+    tables = build_tables([record("adalora", "rte", 0, 0.7, layout=old), record("lora_drop", "rte", 0, 0.8)])
+    assert cells(tables).keys() == {("adalora", "rte"), ("lora_drop", "rte")}
+    assert [row.name for row in tables[0].rows if row.cells] == ["adalora", "lora_drop"]  # the order of the experiment
+    assert all(cell.flags == "s" for cell in cells(tables).values())
+    assert len(tables[0].columns) == 8
+
+
+def test_several_metrics_of_one_task_have_no_average():
+    metrics = {"char_bleu4": 40.0, "rouge_chinese_l": 30.0, "sacrebleu": 20.0, "rouge_l": 10.0}
+    written = record(
+        "lora", "dialogsum", 0, 0, experiment="table2", metrics=metrics, primary="sacrebleu", percent=False
+    )
+    tables = build_tables([written])
+    assert tables[0].rows[1].average is None
+    text = to_markdown(tables)
+    assert "| Avg |" not in text and "DialogSum char_bleu4, rouge_chinese_l, sacrebleu, rouge_l on validation" in text
+    assert "*46.27*" in text  # as printed
+
+
+def test_the_average_is_compared_where_only_it_is_published():
+    tables = build_tables([record("lora_drop", task, 0, 0.872) for task in load_experiment("table1").tasks])
+    assert "*+1.0*" in to_markdown(tables)
+    (average,) = [line for line in csv.DictReader(io.StringIO(to_csv(tables))) if line["task"] == "average"]
+    assert (average["published"], float(average["difference"])) == ("86.2", pytest.approx(1.0))
+
+
+def test_the_importance_figure_counts_seeds_not_rows():
+    from lora_drop.experiments.plots import importance
+
+    scores = [
+        {"projection": name, "layer": layer, "importance": 0.5} for name in ("query", "value") for layer in (0, 1)
+    ]
+    records = [
+        record(row, "rte", seed, 0.8, experiment="table7", scores=scores)
+        for row in ("lora_drop", "inverse", "top")
+        for seed in (0, 1)
+    ]
+    figure = importance(build_tables(records)[0])
+    assert next(axis.get_title() for axis in figure.axes) == "RTE (n = 2 seeds)"
+
+
+def test_the_tradeoff_names_every_row_in_its_legend():
+    from lora_drop.experiments.plots import tradeoff
+
+    records = [record("full", "rte", 0, 0.8), record("full", "mrpc", 0, 0.8), record("lora", "mrpc", 0, 0.8)]
+    (legend,) = tradeoff(build_tables(records)[0]).legends
+    assert [text.get_text() for text in legend.get_texts()] == ["Full-FT", "LoRA"]
+
+
 def test_kendall_is_that_of_the_rankings():
     def scores(*values):
         return [{"projection": "query", "layer": layer, "importance": value} for layer, value in enumerate(values)]
@@ -201,8 +255,3 @@ def test_the_committed_results_are_whole_and_of_a_clean_commit(folder):
     for found in read_records(folder):
         assert found.git and not found.git["dirty"] and re.fullmatch("[0-9a-f]{40}", found.git["commit"])
         assert not {"data_dir", "device"} & found.config.keys()
-
-
-def test_plans_of_one_experiment_have_one_layout():
-    layouts = [run.experiment.layout for run in expand(load_experiment("table6"), Choice())]
-    assert all(layout == layouts[0] for layout in layouts)

@@ -1,6 +1,8 @@
 """Grids of real runs on a tiny model: done runs are skipped, killed ones continued, failed ones told, warm-ups shared."""
 
+import dataclasses
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -85,6 +87,27 @@ def test_what_is_done_is_not_repeated_also_for_another_experiment(swept, tmp_pat
     assert record.scores and not record.metrics and record.stages.keys() == {"sample", "score", "select"}
 
 
+def test_a_run_asked_for_in_another_way_stands_in_both_tables(swept, tmp_path):
+    """Two epochs are what toy data has anyway, one changes T = 0.9 and 0.7 alike: the run is done, and belongs to both sets."""
+    folder = tmp_path / "results"
+    shutil.copytree(swept / "results", folder)
+    first = planned("table6", rows=["t0.90"])
+    again = planned("table6", "train.weight_decay=0.1", rows=["t0.90"])
+    assert again[0].config == first[0].config and again[0].overrides == first[0].overrides  # 0.1 is what it was
+    (other,) = planned("table6", rows=["t0.90"], files=[])
+    other = dataclasses.replace(other, overrides={**other.overrides, "train.weight_decay": 0.2})
+    assert perform_grid([other], swept / "runs", folder, GridReporter()).already == 1
+    one, two = report(folder, figures=False)[folder / "table6" / "tiny-roberta"]
+    assert len(one.records) == 5 and [row.name for row in two.rows if row.cells] == ["t0.90"]
+
+
+def test_a_limit_above_the_rows_there_are_is_none(tmp_path):
+    (run,) = planned("table1", "limit.eval=100000", rows=["lora"])
+    perform(tmp_path, [run])
+    (record,) = read_records(tmp_path / "results" / "table1" / "tiny-roberta")
+    assert record.limited == {"train": 80} and record.examples == 400
+
+
 def test_a_key_that_is_new_does_not_make_old_results_undone(swept):
     """A record of a time when a key did not exist equals today's configuration if the key has its default."""
     path = next((swept / "results" / "table6" / "tiny-roberta").glob("t0.70-*.json"))
@@ -100,14 +123,15 @@ def test_a_key_that_is_new_does_not_make_old_results_undone(swept):
 
 
 def test_a_failed_run_does_not_stop_the_others(tmp_path):
-    runs = planned("table1", rows=["lora", "vera", "adalora"], tasks=["toy-nli"])
-    broken = run_directory(next(run for run in runs if run.row == "vera"), tmp_path / "runs")
+    """Neither those of other methods, nor those that look at it for a warm-up."""
+    runs = planned("table6", rows=["t1.00", "t0.90", "t0.70"])
+    broken = run_directory(next(run for run in runs if run.row == "t0.90"), tmp_path / "runs")
     broken.mkdir(parents=True)
     (broken / "run.json").write_text("{ damaged")
     outcome = perform(tmp_path, runs)
     assert len(outcome.performed) == 2 and len(outcome.failed) == 1
     ((name, message),) = outcome.failed.items()
-    assert name.startswith("vera-") and "not valid JSON" in message
+    assert name.startswith("t0.90-") and "not valid JSON" in message
     (broken / "run.json").unlink()
     assert len(perform(tmp_path, runs).performed) == 1
 
@@ -140,22 +164,31 @@ def command(folder, *arguments):
 
 
 def test_a_killed_grid_gives_the_same_tables(swept, tmp_path):
-    """SIGKILL in the middle of the grid, and again in the middle of a run; then to the end."""
+    """SIGKILL in the middle of a run's training, and again when three runs are done; then to the end."""
     results, started = tmp_path / "results" / "table6" / "tiny-roberta", time.monotonic()
-    for records in (1, 3):
+    for killable in (
+        lambda: list(tmp_path.glob("runs/*/*/checkpoints/train/checkpoint-*/trainer_state.json")),
+        lambda: len(list(results.glob("*.json"))) == 3,
+    ):
         process = subprocess.Popen(command(tmp_path, "table6"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        while len(list(results.glob("*.json"))) < records:
+        while not killable():
             assert process.poll() is None and time.monotonic() - started < 250, (
                 "the grid ended before it could be killed"
             )
             time.sleep(0.005)
         process.send_signal(signal.SIGKILL)
         process.wait()
-    assert len(list(results.glob("*.json"))) < 5
+    assert len(list(results.glob("*.json"))) == 3
     assert subprocess.run(command(tmp_path, "table6"), capture_output=True, check=False).returncode == 0
     report(swept / "results")
     for name in TEXTS:
         assert (results / name).read_bytes() == (swept / "results" / "table6" / "tiny-roberta" / name).read_bytes()
+    adapters = "runs/tiny-roberta/*/adapter/adapter_model.safetensors"
+    undisturbed = {path.parts[-3]: path.read_bytes() for path in swept.glob(adapters)}
+    assert {path.parts[-3]: path.read_bytes() for path in tmp_path.glob(adapters)} == undisturbed and len(
+        undisturbed
+    ) == 5
+    assert any(stage.get("resumed") for record in read_records(results) for stage in record.stages.values())
 
 
 @pytest.mark.parametrize("name", ["table1", "table7", "figure2", "figure7", "figure11"])
@@ -173,7 +206,8 @@ def test_every_kind_of_experiment_ends_with_its_files(name, tmp_path, capsys):
         assert len({record.warmup_steps for record in read_records(folder)}) == 1
 
 
-def test_a_dry_run_estimates_and_writes_nothing(swept, tmp_path, capsys):
+def test_a_dry_run_estimates_and_writes_nothing(swept, tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("LORA_DROP_DATA", raising=False)
     arguments = command(swept, "table6")[3:]
     arguments.remove("--quiet")
     with pytest.raises(SystemExit) as end:

@@ -96,12 +96,10 @@ def test_one_process_at_a_time(tmp_path):
         pass
 
 
-def test_a_limited_run_says_so_and_a_skipped_stage_keeps_its_circumstances(tmp_path):
-    from lora_drop.config import load_config
-
-    run = Run(tmp_path, load_config([], ["limit.train=5"]))
+def test_a_skipped_stage_keeps_its_circumstances(tmp_path):
+    run = Run(tmp_path, Config())
     perform(run)
-    assert (run.manifest["limited"], run.manifest["fact"]) == ({"train": 5}, 1)
+    assert (run.manifest["seed"], run.manifest["fact"]) == (0, 1)
     run.manifest["versions"]["torch"] = "older"
     perform(run)
     assert run.manifest["versions"]["torch"] == "older"

@@ -25,6 +25,16 @@ def scored_by_row(table: Table) -> dict[str, list[Record]]:
     return {title: mine for title, mine in rows.items() if mine}
 
 
+def one_warm_up_a_seed(table: Table) -> list[Record]:
+    """Return, per task and seed, the first record with importances: rows that only select differently share a warm-up."""
+    first: dict[tuple[str, int], Record] = {}
+    for row in table.rows:
+        for record in scored(table):
+            if record.row == row.name:
+                first.setdefault((record.task, record.seed), record)
+    return list(first.values())
+
+
 def projections_of(table: Table) -> list[str]:
     """Return the projections that have importances."""
     return list(dict.fromkeys(row["projection"] for record in scored(table) for row in record.scores))

@@ -14,11 +14,12 @@ from pathlib import Path
 from filelock import FileLock
 
 from lora_drop.config import config_hash
+from lora_drop.errors import UserError
 from lora_drop.experiments.grid import Planned, slug
 from lora_drop.experiments.records import is_done, write_record
 from lora_drop.pipeline import Pipeline
 from lora_drop.progress import GridReporter, Reporter
-from lora_drop.runs import Busy, Run
+from lora_drop.runs import Busy, Run, digest
 
 SHARED = ("sample", "score", "norms")
 """Stages that runs of the same task and seed often have in common: a threshold sweep needs one warm-up."""
@@ -50,9 +51,10 @@ def perform_grid(planned: Sequence[Planned], runs: Path, results: Path, report: 
         KeyboardInterrupt: after Ctrl-C, when the run under way has written a checkpoint.
     """
     outcome = Outcome()
-    todo = [run for run in planned if not is_done(results, run)]
-    outcome.already = len(planned) - len(todo)
-    for number, run in enumerate(todo, outcome.already + 1):
+    for number, run in enumerate(planned, 1):
+        if is_done(results, run):  # asked for each in turn: another process may have done it meanwhile
+            outcome.already += 1
+            continue
         report.begin(run.name, number, len(planned))
         try:
             note = _perform_one(run, runs, results, report)
@@ -76,19 +78,19 @@ def run_directory(planned: Planned, runs: Path) -> Path:
 def _perform_one(planned: Planned, runs: Path, results: Path, report: Reporter) -> str:
     path, config = run_directory(planned, runs), planned.config
     path.parent.mkdir(parents=True, exist_ok=True)
-    warming_up = FileLock(path.parent / f".{config.task}-s{config.seed}.lock")
     run = Run(path, config)
     with run.working():
         pipeline = Pipeline(run, report)
         stages = pipeline.plan(planned.experiment.until)
         for stage in stages:
             if stage in SHARED:
-                with warming_up:  # another process that needs the same warm-up waits for it instead of making its own
+                # another process that needs the same warm-up waits for it instead of making its own
+                with FileLock(path.parent / f".{stage}-{digest(pipeline.inputs.of(stage))}.lock"):
                     if not pipeline.adopt(stage, _siblings(run)):
                         pipeline.perform(stage)
             else:
                 pipeline.perform(stage)
-    write_record(results, planned, run, stages)
+        write_record(results, planned, run, stages)
     return str(run.manifest["stages"][planned.experiment.until or "eval"]["note"])
 
 
@@ -96,4 +98,7 @@ def _siblings(run: Run) -> Iterator[Run]:
     """Yield the other runs of the same backbone, task and seed."""
     for path in sorted(run.path.parent.glob(f"{run.config.task}-s{run.config.seed}-*")):
         if path != run.path and (path / "run.json").is_file():
-            yield Run(path, run.config)
+            try:
+                yield Run(path, run.config)
+            except UserError:  # damaged: told when its own turn comes
+                continue

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from lora_drop.experiments.grid import Planned
 from lora_drop.methods import get_method
 from lora_drop.methods.base import Parameters
 from lora_drop.pipeline import Pipeline
-from lora_drop.runs import Run
+from lora_drop.runs import Run, digest
 
 ROWS, STEPS = 8, 3
 """Rows and timed steps, after one step that is not counted; cost is taken to grow with the number of rows."""
@@ -46,23 +46,28 @@ def estimate(todo: Sequence[Planned], runs: Path, progress: Callable[[int, int],
     groups: dict[tuple[str, str], list[Planned]] = {}
     for planned in todo:
         groups.setdefault((planned.row, planned.config.task), []).append(planned)
+    warmed: set[str] = set()
     for number, ((row, task), group) in enumerate(groups.items()):
         progress(number, len(groups))
         try:
-            seconds, disk, peak = _measure(group[0], runs)
+            seconds, disk, peak = _measure(group[0], runs, warmed)
             yield Estimate(row, task, len(group), seconds, disk, peak)
-        except UserError as error:
-            yield Estimate(row, task, len(group), None, None, None, str(error))
+        except (UserError, RuntimeError, OSError) as error:  # too little memory, say: that is what a dry run is for
+            yield Estimate(row, task, len(group), None, None, None, f"{error}".splitlines()[0])
 
 
-def _measure(planned: Planned, runs: Path) -> tuple[float, float, float]:
-    """Return seconds, MB left and MB of checkpoints of one run."""
+def _measure(planned: Planned, runs: Path, warmed: set[str]) -> tuple[float, float, float]:
+    """Return seconds, MB left and MB of checkpoints of one run. A warm-up that a row before it makes (`warmed`) costs nothing again."""
     config, until = planned.config, planned.experiment.until
     pipeline = Pipeline(Run(run_directory(planned, runs), config))
     data, stages = pipeline.data, pipeline.plan(until)
     batch = next(iter(data.some_batches(min(ROWS, len(data.train_rows)))))
     seconds, left, peak = 0.0, 0.0, 0.0
-    if "score" in stages:
+    warm_up = digest(
+        config.task, asdict(config.sample), asdict(config.warmup), config.method.rank, config.train.learning_rate
+    )
+    if "score" in stages and warm_up not in warmed:
+        warmed.add(warm_up)
         step, size = _time(pipeline, "lora", batch)
         seconds += step * config.sample.ratio * len(data.train_rows) * config.warmup.epochs
         left += _megabytes(size)

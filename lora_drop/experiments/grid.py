@@ -14,7 +14,7 @@ A file `configs/experiments/NAME.yaml` says:
 | `until` | `select`: stop before training, where only importances are wanted |
 | `columns` | columns beside the scores: `retained` (mean number of retained layers per projection) |
 | `metrics` | metrics shown of each task; empty: the task's primary one |
-| `figures` | names of figures that `report` draws (`plots.FIGURES`) |
+| `figures` | names of figures that `report` draws |
 | `published` | the entry of `published.yaml` beside which it is put |
 
 Precedence, later wins: configuration of the task, `backbone`, `set`, `task_set`, files of `-c`, the row, `-o` and flags.
@@ -24,17 +24,20 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from lora_drop.config import WHERE_KEYS, Config, config_folders, config_hash, find_config, from_dict, to_dict
+from lora_drop.config import WHERE_KEYS, Config, config_folders, config_hash, find_config, from_dict, read_yaml, to_dict
 from lora_drop.errors import UserError, closest
+from lora_drop.runs import digest
 from lora_drop.strict import apply_override, build, leaves, merge, put
 
+STAGES = ("sample", "score", "select", "train", "eval")
+COLUMNS = ("retained",)
+FIGURES = ("tradeoff", "importance", "distribution", "sharing", "ratios")
+"""What an experiment may name; `plots.py` draws them."""
 TOY = {"classification": "toy-nli", "generation": "toy-nlg"}
 """What a `tiny:` backbone is given to learn: random weights learn nothing from real text in reasonable time."""
 
@@ -98,7 +101,8 @@ class Planned:
     @property
     def name(self) -> str:
         """Identifies the run within its experiment, for people and as a file name."""
-        return f"{slug(self.row)}-{self.config.task}-s{self.config.seed}-{config_hash(self.config)}"
+        asked = f"-{digest(self.overrides)[:6]}" if self.overrides else ""
+        return f"{slug(self.row)}-{self.config.task}-s{self.config.seed}-{config_hash(self.config)}{asked}"
 
 
 @dataclass(frozen=True)
@@ -128,17 +132,40 @@ def load_experiment(name: str) -> Experiment:
                 f"No experiment {name!r}.{closest(name, experiment_names())} Known: {', '.join(experiment_names())}"
             )
         path = find_config(f"experiments/{name}")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not readable YAML: {error}") from error
     errors: list[str] = []
-    experiment = build(Experiment, {"name": path.stem, **content} if isinstance(content, dict) else content, errors)
-    if not errors and not (experiment.rows and experiment.tasks):
-        errors.append("an experiment needs rows and tasks")
+    experiment = build(Experiment, {"name": path.stem, **read_yaml(path)}, errors)
+    errors += [] if errors else _mistakes(experiment, packaged=path != Path(name))
     if errors:
         raise UserError(f"{path}:\n" + "\n".join(f"  {error}" for error in errors))
     return experiment
+
+
+def _mistakes(experiment: Experiment, packaged: bool) -> list[str]:
+    """Return what is wrong with values that are of the right type."""
+    from lora_drop.experiments.published import load_published
+    from lora_drop.tasks import task_names
+
+    if not (experiment.rows and experiment.tasks):
+        return ["an experiment needs rows and tasks"]
+    known: dict[str, tuple[Iterable[str], Iterable[str]]] = {
+        "tasks": (experiment.tasks, task_names()),
+        "task_set": (experiment.task_set, experiment.tasks),
+        "until": ([experiment.until] if experiment.until else [], STAGES),
+        "columns": (experiment.columns, COLUMNS),
+        "figures": (experiment.figures, FIGURES),
+        "published": ([experiment.published] if experiment.published else [], load_published()),
+    }
+    errors = [
+        f"{key} = {name!r}: allowed is one of {', '.join(allowed)}.{closest(name, list(allowed))}"
+        for key, (names, allowed) in known.items()
+        for name in names
+        if name not in allowed
+    ]
+    if not packaged and experiment.name in experiment_names():
+        errors.append(
+            f"the name {experiment.name} is that of a packaged experiment, whose results it would join: rename the file"
+        )
+    return errors
 
 
 def expand(experiment: Experiment, choice: Choice) -> list[Planned]:
@@ -151,12 +178,15 @@ def expand(experiment: Experiment, choice: Choice) -> list[Planned]:
     tasks = [get_task(name).name for name in choice.tasks] or _tasks(experiment, choice)
     rows = _rows(experiment, choice.rows)
     asked = _asked(choice)
-    return [
-        _planned(experiment, row, task, seed, asked, choice)
+    planned = [
+        _planned(experiment, row, task, seed, choice)
         for task in tasks
         for seed in (choice.seeds or experiment.seeds)
         for row in rows
     ]
+    # what changes no run of the command is no override
+    effective = {key: value for key, value in asked.items() if any(key in run.deviations for run in planned)}
+    return [replace(run, overrides=effective) for run in planned]
 
 
 def slug(text: str) -> str:
@@ -196,13 +226,14 @@ def _asked(choice: Choice) -> dict[str, Any]:
         merge(nested, read_config(name))
     for override in choice.overrides:
         apply_override(nested, override, errors)
+    for key in ("seed", "task"):
+        if any(override.split("=")[0].strip() == key for override in choice.overrides):
+            errors.append(f"{key}: an experiment has several; choose with --{key}s")
     values = leaves(to_dict(from_dict(nested, errors)))  # 7e-4 is a text to YAML, and a number here
     return {key: values[key] for key in leaves(nested) if key not in (*WHERE_KEYS, "seed", "task")}
 
 
-def _planned(
-    experiment: Experiment, row: str, task: str, seed: int, asked: Mapping[str, Any], choice: Choice
-) -> Planned:
+def _planned(experiment: Experiment, row: str, task: str, seed: int, choice: Choice) -> Planned:
     own = {key: value for key, value in experiment.rows[row].items() if key != "title"}
 
     def resolved(files: Sequence[str], overrides: Sequence[str], backbone: str | None) -> Config:
@@ -227,7 +258,7 @@ def _planned(
         for key, value in leaves(to_dict(config)).items()
         if key not in WHERE_KEYS and value != published[key]
     }
-    return Planned(experiment, row, config, deviations, dict(asked))
+    return Planned(experiment, row, config, deviations, {})
 
 
 def _task_config(experiment: Experiment, task: str) -> str:
@@ -236,4 +267,4 @@ def _task_config(experiment: Experiment, task: str) -> str:
 
 def read_config(name: str) -> dict[str, Any]:
     """Return the content of a configuration file, by path or packaged name."""
-    return yaml.safe_load(find_config(name).read_text(encoding="utf-8")) or {}
+    return read_yaml(find_config(name))

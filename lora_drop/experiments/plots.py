@@ -13,6 +13,7 @@ from lora_drop.experiments.agreement import (
     importances_of,
     kendall,
     mean_importances,
+    one_warm_up_a_seed,
     projections_of,
     scored,
     scored_by_row,
@@ -54,9 +55,16 @@ def tradeoff(table: Table) -> Figure | None:
         axis.set_title(column.title, fontsize=10)
         axis.set_xlabel("trainable parameters")
     axes[0][0].set_ylabel("score")
-    handles, labels = axes[0][0].get_legend_handles_labels()
+    # a row may be missing in a panel: its task was not run
+    shown = {label: handle for axis in axes[0] for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    labels = [row.title for row in table.rows if row.title in shown]
     figure.legend(
-        handles, labels, loc="outside lower center", ncols=int(figure.get_figwidth() / 1.5), frameon=False, fontsize=8
+        [shown[label] for label in labels],
+        labels,
+        loc="outside lower center",
+        ncols=int(figure.get_figwidth() / 1.5),
+        frameon=False,
+        fontsize=8,
     )
     return figure
 
@@ -66,7 +74,7 @@ def importance(table: Table) -> Figure | None:
     by_task: dict[str, list[Record]] = {}
     if not scored(table):
         return None
-    for record in scored(table):
+    for record in one_warm_up_a_seed(table):
         by_task.setdefault(record.task_title, []).append(record)
     projections = projections_of(table)
     figure, axes = _panels(len(projections), len(by_task), width=2.9, height=2.3, sharey="row")
@@ -149,7 +157,7 @@ def ratios(table: Table) -> Figure | None:
             axis.plot(
                 values, marker=MARKERS[number % len(MARKERS)], color=shade, markersize=4, linewidth=1, label=title
             )
-        taus = list(kendall(table, projection).values())
+        taus = [tau for tau in kendall(table, projection).values() if not np.isnan(tau)]
         agreement = f": Kendall τ {np.mean(taus):.2f} on average, at least {min(taus):.2f}" if taus else ""
         axis.set_title(f"{projection}{agreement}", fontsize=10)
         _layer_axis(axis, len(values))

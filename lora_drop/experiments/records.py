@@ -33,7 +33,7 @@ class Record:
     method: str
     seed: int
     config_hash: str
-    """Identifies what the run computes; a run with this hash is not performed again."""
+    """Identifies what the run computes."""
     config: dict[str, Any]
     """The resolved configuration, without where it ran: running it again repeats the run."""
     overrides: dict[str, Any]
@@ -43,7 +43,8 @@ class Record:
     limited: dict[str, int]
     """Rows the run was limited to (`train`, `eval`); empty: all rows."""
     stages: dict[str, dict[str, Any]]
-    """Per stage `seconds`, `peak_memory_mb`, and `shared_from` where a run with the same inputs had done it already."""
+    """Per stage `seconds`, `peak_memory_mb`, `commit`; `shared_from` where a run with the same inputs had done it already; `resumed` where a
+    killed process was continued, whose cost is not in it."""
     versions: dict[str, str]
     git: dict[str, Any] | None
     """Commit of the checkout and whether it was altered (`dirty`)."""
@@ -51,6 +52,8 @@ class Record:
     threads: int
     data: dict[str, str]
     """Hashes of the training and evaluation rows."""
+    weights: str = ""
+    """Identifies the backbone's weights (the sha256 of the file, where it is packaged)."""
     primary: str = ""
     """The metric that the table shows."""
     percent: bool = True
@@ -97,10 +100,16 @@ def record_path(results: Path, planned: Planned) -> Path:
 def is_done(results: Path, planned: Planned) -> bool:
     """Whether the result of a run is there: a record of an equal configuration.
 
-    Configurations are compared, not their hashes: a key that did not exist when the record was written has today's default.
+    Configurations are compared, not their hashes: a key that did not exist when the record was written has today's default. A run that was
+    performed under other overrides, which come to the same configuration, gets a record of its own beside the others that were asked for with it.
     """
+    target = record_path(results, planned)
     pattern = f"{slug(planned.row)}-{planned.config.task}-s{planned.config.seed}-*.json"
-    return any(_same(path, planned.config) for path in record_path(results, planned).parent.glob(pattern))
+    same = [path for path in sorted(target.parent.glob(pattern)) if _same(path, planned.config)]
+    if same and not any(read_json(path)["overrides"] == planned.overrides for path in same):
+        changed = {"overrides": planned.overrides, "deviations": planned.deviations}
+        write_json(target, {**read_json(same[0]), **changed})
+    return bool(same)
 
 
 def _same(path: Path, config: Config) -> bool:
@@ -120,7 +129,7 @@ def gather(planned: Planned, run: Run, performed: Sequence[str]) -> Record:
     """Read a run directory, of which another experiment may have needed more stages."""
     manifest, config = run.manifest, run.config
     task = get_task(config.task)
-    keys = ("seconds", "peak_memory_mb", "shared_from")
+    keys = ("seconds", "peak_memory_mb", "commit", "shared_from", "resumed")
     entries = {name: manifest["stages"][name] for name in performed}
     stages = {name: {key: entry[key] for key in keys if key in entry} for name, entry in entries.items()}
     return Record(
@@ -143,6 +152,7 @@ def gather(planned: Planned, run: Run, performed: Sequence[str]) -> Record:
         device=manifest["device"],
         threads=manifest["threads"],
         data=manifest["data"],
+        weights=manifest["weights"],
         **_layers(run, performed),
         **(_trained(run, task.kind) if "eval" in performed else {}),
     )
@@ -205,6 +215,6 @@ def _read_all(folder: Path) -> Iterator[Record]:
         content = read_json(path)
         if not isinstance(content, dict) or content.get("version") != VERSION or set(content) - known:
             raise UserError(
-                f"{path} is not a result of this version of lora-drop (format {VERSION}). Remove it, or repeat the run."
+                f"{path} is not a result of this version of lora-drop (format {VERSION}). Remove it, and repeat the run with lora-drop reproduce."
             )
         yield Record(**content)

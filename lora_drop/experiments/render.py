@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from collections.abc import Callable, Iterable, Sequence
 
 from lora_drop.experiments.agreement import kendall, projections_of, scored_by_row
@@ -16,6 +17,7 @@ CSV_COLUMNS = (
     "overrides",
     "row",
     "title",
+    "retained",
     "task",
     "metric",
     "n_seeds",
@@ -48,14 +50,15 @@ def to_csv(tables: Sequence[Table]) -> str:
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(CSV_COLUMNS)
     for table in tables:
-        writer.writerows(
-            _csv_line(table, row, column) for row in table.rows for column in table.columns if column.key in row.cells
-        )
+        for row in table.rows:
+            writer.writerows(_csv_line(table, row, column) for column in table.columns if column.key in row.cells)
+            writer.writerows(_csv_average(table, row) if averaged(table) and row.average is not None else [])
     return stream.getvalue()
 
 
 def _csv_line(table: Table, row: Row, column: Column) -> list[object]:
     cell = row.cells[column.key]
+    seeds = [len(cell.seeds), " ".join(map(str, cell.seeds))]
     numbers = [
         cell.mean,
         cell.deviation,
@@ -66,34 +69,27 @@ def _csv_line(table: Table, row: Row, column: Column) -> list[object]:
         cell.published,
         cell.difference,
     ]
-    mean, deviation, best, last, parameters, head, published, difference = (
-        "" if value is None else f"{value:.10g}" for value in numbers
-    )
-    return [
-        table.experiment,
-        table.backbone,
-        json.dumps(table.overrides, sort_keys=True) if table.overrides else "",
-        row.name,
-        row.title,
-        column.task,
-        column.metric,
-        len(cell.seeds),
-        " ".join(map(str, cell.seeds)),
-        mean,
-        deviation,
-        best,
-        last,
-        parameters,
-        head,
-        published,
-        difference,
-        cell.flags,
-    ]
+    return [*_csv_head(table, row), column.task, column.metric, *seeds, *map(_exact, numbers), cell.flags]
+
+
+def _csv_average(table: Table, row: Row) -> list[list[object]]:
+    numbers = [row.average, None, None, None, row.parameters, row.head, row.published.get("average"), row.difference]
+    return [[*_csv_head(table, row), "average", "", "", "", *map(_exact, numbers), row.average_flags]]
+
+
+def _csv_head(table: Table, row: Row) -> list[object]:
+    asked = json.dumps(table.overrides, sort_keys=True) if table.overrides else ""
+    retained = " ".join(f"{name}:{row.retained[name]:g}" for name in table.projections)
+    return [table.experiment, table.backbone, asked, row.name, row.title, retained]
+
+
+def _exact(value: float | None) -> str:
+    return "" if value is None else f"{value:.10g}"
 
 
 def heads(table: Table) -> list[str]:
     """Return the names of the columns."""
-    average = ["Avg"] if len(table.columns) > 1 else []
+    average = ["Avg"] if averaged(table) else []
     return [
         "",
         "parameters",
@@ -103,9 +99,14 @@ def heads(table: Table) -> list[str]:
     ]
 
 
+def averaged(table: Table) -> bool:
+    """Whether the columns are different tasks, so that their mean says something."""
+    return len({column.task for column in table.columns}) == len(table.columns) > 1
+
+
 def lines(table: Table, flag: Callable[[str], str]) -> Iterable[tuple[str, list[str]]]:
     """Yield (kind, cells) of each line: `measured`, then `published` and `difference` where there is something to say."""
-    several = len(table.columns) > 1
+    several = averaged(table)
     for row in table.rows:
         scores = [_score(row.cells.get(column.key), flag) for column in table.columns]
         average = (
@@ -120,9 +121,10 @@ def lines(table: Table, flag: Callable[[str], str]) -> Iterable[tuple[str, list[
         if any(published[1:]):
             yield "published", published
         differences = [cell.difference if (cell := row.cells.get(column.key)) else None for column in table.columns]
-        if any(value is not None for value in differences):
+        if any(value is not None for value in (*differences, row.difference)):
             blank = [""] * (len(table.projections) + 1)
-            yield "difference", ["difference", *blank, *(_signed(value) for value in differences), *[""] * several]
+            average = [_signed(row.difference)] * several
+            yield "difference", ["difference", *blank, *map(_signed, differences), *average]
 
 
 def notes(table: Table) -> list[str]:
@@ -163,8 +165,14 @@ def _epochs(title: str, there: float, here: float) -> str:
 def _how_scored(table: Table) -> str:
     trained = [record for record in table.records if record.metrics]
     kinds = sorted({record.select_epoch for record in trained})
+    metrics = {
+        task: ", ".join(column.metric for column in table.columns if column.task == task) for task in _tasks(table)
+    }
     splits = sorted(
-        {f"{record.task_title} {record.primary} on {record.split} (n = {record.examples:,})" for record in trained}
+        {
+            f"{record.task_title} {metrics[record.task]} on {record.split} (n = {record.examples:,})"
+            for record in trained
+        }
     )
     unit = "in percent" if trained[0].percent else "from 0 to 100"
     return (
@@ -175,17 +183,16 @@ def _how_scored(table: Table) -> str:
     )
 
 
+def _tasks(table: Table) -> list[str]:
+    return list(dict.fromkeys(column.task for column in table.columns))
+
+
 def _published_line(table: Table, row: Row, several: bool) -> list[str]:
     theirs = row.published
-    retained = [_integer(theirs.get("retained", {}).get(name)) for name in table.projections]
-    scores = [_number(theirs.get("scores", {}).get(column.key)) for column in table.columns]
-    return [
-        "published",
-        str(theirs.get("parameters", "")),
-        *retained,
-        *scores,
-        *[_number(theirs.get("average"))] * several,
-    ]
+    retained = [_as_printed(theirs.get("retained", {}).get(name)) for name in table.projections]
+    scores = [_as_printed(theirs.get("scores", {}).get(column.key)) for column in table.columns]
+    average = [_as_printed(theirs.get("average"))] * several
+    return ["published", str(theirs.get("parameters", "")), *retained, *scores, *average]
 
 
 def _markdown(table: Table) -> str:
@@ -195,18 +202,20 @@ def _markdown(table: Table) -> str:
         f"## {table.title}",
         "",
         f"Backbone `{table.backbone}`; "
-        + (f"over the experiment's configuration: {asked}." if asked else "as published."),
+        + (f"over the experiment's configuration: {asked}." if asked else "the experiment's own configuration."),
     ]
     text += ["", "| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
     for kind, cells in lines(table, lambda flags: f" †{flags}" if flags else ""):
         shown = cells if kind == "measured" else [f"*{cell}*" if cell else "" for cell in cells]
         text.append("| " + " | ".join(shown) + " |")
     text += ["", *(line + "\n" for line in notes(table))]
-    return "\n".join(text + (_agreement(table) if "ratios" in table.records[0].layout["figures"] else []))
+    return "\n".join(text + agreement(table))
 
 
-def _agreement(table: Table) -> list[str]:
-    """Matrices of the rank correlation between rows, one per projection."""
+def agreement(table: Table) -> list[str]:
+    """Return matrices of the rank correlation between rows, one per projection, where the experiment compares sample ratios."""
+    if "ratios" not in table.figures:
+        return []
     names = list(scored_by_row(table))
     text = []
     for projection in projections_of(table):
@@ -218,8 +227,8 @@ def _agreement(table: Table) -> list[str]:
             "|---" * (len(names) + 1) + "|",
         ]
         for one in names:
-            found = [1.0 if one == two else taus.get((one, two), taus.get((two, one))) for two in names]
-            text.append(f"| {one} | " + " | ".join(f"{tau:.2f}" for tau in found if tau is not None) + " |")
+            found = [1.0 if one == two else taus[(one, two) if (one, two) in taus else (two, one)] for two in names]
+            text.append(f"| {one} | " + " | ".join("" if math.isnan(tau) else f"{tau:.2f}" for tau in found) + " |")
         text.append("")
     return text
 
@@ -259,7 +268,7 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.1f}"
 
 
-def _integer(value: float | None) -> str:
+def _as_printed(value: float | None) -> str:
     return "" if value is None else f"{value:g}"
 
 

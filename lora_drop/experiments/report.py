@@ -56,8 +56,11 @@ def draw(tables: Sequence[Table], folder: Path) -> None:
     from lora_drop.experiments.figures import save_figure
     from lora_drop.experiments.plots import FIGURES
 
+    for name in FIGURES:  # those of an earlier, larger report
+        for path in (*folder.glob(f"{name}*.png"), *folder.glob(f"{name}*.pdf")):
+            path.unlink()
     for number, table in enumerate(tables, 1):
-        for name in table.records[0].layout["figures"]:
+        for name in table.figures:
             figure = FIGURES[name](table)
             if figure is None:
                 continue

@@ -6,12 +6,10 @@ import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lora_drop.errors import UserError
+from lora_drop.experiments.published import load_published
 from lora_drop.experiments.records import Record
 
 FLAGS = {"r": "fewer rows", "e": "fewer epochs", "s": "fewer seeds"}
@@ -66,6 +64,8 @@ class Row:
     """Mean number of retained layers per projection."""
     published: Mapping[str, Any]
     """The row of published.yaml, or empty."""
+    difference: float | None
+    """Of the average from the published one."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,8 @@ class Table:
     """Whose retained layers are shown."""
     rows: tuple[Row, ...]
     records: tuple[Record, ...]
+    figures: tuple[str, ...]
+    """That the experiment wants drawn."""
     source: str
     """Where the published values stand; empty without."""
     published_backbone: str
@@ -108,11 +110,6 @@ def _refuse_doubles(records: Sequence[Record]) -> None:
             )
 
 
-def load_published() -> dict[str, Any]:
-    """Return what the paper publishes, by experiment."""
-    return yaml.safe_load((Path(__file__).parent / "published.yaml").read_text(encoding="utf-8"))
-
-
 def limits(record: Record) -> str:
     """Return how a run was limited, as letters of FLAGS, but for seeds, which are counted over runs."""
     published, here = record.deviations.get("train.epochs", [0, 0])
@@ -120,7 +117,7 @@ def limits(record: Record) -> str:
 
 
 def _table(records: list[Record]) -> Table:
-    layout, first = records[0].layout, records[0]
+    layout, first = _layout(records), records[0]
     published = load_published().get(layout["published"], {"rows": {}, "source": "", "backbone": ""})
     columns = _columns(records, layout)
     rows = []
@@ -139,9 +136,22 @@ def _table(records: list[Record]) -> Table:
         projections=_projections(records) if "retained" in layout["columns"] else (),
         rows=tuple(rows),
         records=tuple(records),
+        figures=tuple(layout["figures"]),
         source=published["source"],
         published_backbone=published["backbone"],
     )
+
+
+def _layout(records: Sequence[Record]) -> dict[str, Any]:
+    """The layout of the experiment, also where it has grown since some of the records were written."""
+    layouts = sorted((record.layout for record in records), key=lambda layout: -len(layout["rows"]))
+    merged = dict(layouts[0])
+    for key in ("rows", "tasks"):
+        merged[key] = {name: title for layout in reversed(layouts) for name, title in layout[key].items()}
+        merged[key] = {name: merged[key][name] for layout in layouts for name in layout[key]}
+    for key in ("seeds", "figures", "columns"):
+        merged[key] = list(dict.fromkeys(name for layout in layouts for name in layout[key]))
+    return merged
 
 
 def _columns(records: Sequence[Record], layout: Mapping[str, Any]) -> list[Column]:
@@ -176,9 +186,12 @@ def _row(
     for column in columns:
         mine = [record for record in records if record.task == column.task and column.metric in record.metrics]
         if mine:
-            theirs = published.get("scores", {}).get(column.key)
-            cells[column.key] = _cell(mine, column, layout, theirs, comparable)
-    complete = bool(columns) and len(cells) == len(columns)
+            known = published.get("scores", {}).get(column.key)
+            cells[column.key] = _cell(mine, column, layout, known, comparable)
+    # a mean over several metrics of one task would mean nothing
+    complete = len(cells) == len(columns) > 1 and len({column.task for column in columns}) == len(columns)
+    average = _mean(cell.mean for cell in cells.values()) if complete else None
+    theirs = published.get("average")
     trained = [record for record in records if record.parameters]
     return Row(
         name=name,
@@ -186,7 +199,7 @@ def _row(
         parameters=_mean(record.parameters["adapter"] for record in trained),
         head=_mean(record.parameters["head"] for record in trained),
         cells=cells,
-        average=_mean(cell.mean for cell in cells.values()) if complete else None,
+        average=average,
         average_flags="".join(flag for flag in FLAGS if any(flag in cell.flags for cell in cells.values())),
         retained={
             projection: statistics.fmean(
@@ -195,6 +208,7 @@ def _row(
             for projection in _projections(records)
         },
         published=published,
+        difference=average - theirs if comparable and average is not None and theirs is not None else None,
     )
 
 

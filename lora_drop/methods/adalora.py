@@ -3,6 +3,7 @@
 Every module starts with 1.5 times the rank it is to have on average; between the first 15 % and the last 45 % of the steps the least important
 singular values of the whole model are set to 0, so that ranks move to the layers that need them (its §3.2 and 3.3). LoRA-drop's paper does not
 compare with it; it is here because users ask. Parameters are counted as training starts, which is when memory is needed.
+With `select_epoch: best` the epoch that is kept may be one before the pruning has ended, and then has more singular values than the budget.
 """
 
 from __future__ import annotations
@@ -92,6 +93,17 @@ class Allocation:
         self.config.rank_pattern = parts["kept"] or None
 
 
+def orthogonality(model: Any) -> Tensor:
+    """Return the regulariser, the mean of ‖PᵀP − I‖ and ‖QQᵀ − I‖ over all modules (its eq. 4), as PEFT adds it to a model's own loss."""
+    config = model.peft_config[model.base_model.trainable_adapter_name]
+    norms = []
+    for name, weight in model.named_parameters():
+        if "lora_A" in name or "lora_B" in name:
+            gram = weight @ weight.T if "lora_A" in name else weight.T @ weight
+            norms.append(torch.linalg.matrix_norm(gram - torch.eye(len(gram), device=gram.device)))
+    return config.orth_reg_weight * torch.stack(norms).mean()
+
+
 def save(model: nn.Module, folder: Path) -> None:
     """Write an ordinary PEFT adapter at its full initial rank, with zeros where singular values are pruned.
 
@@ -103,4 +115,12 @@ def save(model: nn.Module, folder: Path) -> None:
     lora.save(model, folder)
 
 
-METHOD = Method(name="adalora", title="AdaLoRA", build=build, save=save, load=lora.load, stepper=Allocation)
+METHOD = Method(
+    name="adalora",
+    title="AdaLoRA",
+    build=build,
+    save=save,
+    load=lora.load,
+    stepper=Allocation,
+    penalty=orthogonality,
+)

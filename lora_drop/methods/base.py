@@ -88,3 +88,5 @@ class Method:
     """Counts what is trained."""
     stepper: Callable[[nn.Module, int], Stepper] | None = None
     """`stepper(model, steps)`: what is to be done after each of the `steps` optimizer steps (AdaLoRA moves ranks between layers)."""
+    penalty: Callable[[nn.Module], Tensor] | None = None
+    """`penalty(model)`: what the model adds to its own loss (AdaLoRA's regulariser); added to the loss where that is not the model's own."""

@@ -1,0 +1,13 @@
+"""What the paper publishes: `published.yaml`, beside this file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+def load_published() -> dict[str, Any]:
+    """Return the published rows by experiment."""
+    return yaml.safe_load((Path(__file__).parent / "published.yaml").read_text(encoding="utf-8"))
