@@ -112,6 +112,7 @@ def test_generation_configurations_are_the_published_scripts_and_fit_a_cpu_with_
         assert (whole.task, whole.backbone) == (task, "meta-llama/Llama-2-7b-hf")
         assert (whole.train.learning_rate, whole.train.batch_size, whole.train.select_epoch) == (2e-4, 8, "last")
         assert (whole.generation.num_beams, whole.generation.length_penalty) == (10, 0.8)
+        assert whole.generation.no_repeat_ngram_size == (0 if task == "dialogsum" else 4)
         assert whole.method.rank == (16 if task == "dialogsum" else None)
         assert whole.generation.max_new_tokens < whole.train.max_length
         small = load_config([f"nlg/{task}", "smollm2-cpu"])
