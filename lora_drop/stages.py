@@ -63,7 +63,10 @@ class Stages:
         size = max(1, round(ratio * len(rows)))
         drawn = stratified_sample(self.task.strata(rows), size, self.config.seed)
         if drawn.raised:
-            self.report.notice(f"too small to split, one row each was taken: {', '.join(drawn.raised)}")
+            some = "; ".join(drawn.raised[:3]) + ("; …" if len(drawn.raised) > 3 else "")
+            self.report.notice(
+                f"{len(drawn.raised)} of {len(drawn.strata)} strata are too small to split, one row each was taken ({some})"
+            )
         strata = {name: {"population": total, "sample": taken} for name, (total, taken) in drawn.strata.items()}
         content = {
             "task": self.task.name,

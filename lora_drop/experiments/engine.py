@@ -16,7 +16,7 @@ from filelock import FileLock
 from lora_drop.config import config_hash
 from lora_drop.errors import UserError
 from lora_drop.experiments.grid import Planned, slug
-from lora_drop.experiments.records import is_done, write_record
+from lora_drop.experiments.records import is_done, join_record, write_record
 from lora_drop.pipeline import Pipeline
 from lora_drop.progress import GridReporter, Reporter
 from lora_drop.runs import Busy, Run, digest
@@ -53,6 +53,7 @@ def perform_grid(planned: Sequence[Planned], runs: Path, results: Path, report: 
     outcome = Outcome()
     for number, run in enumerate(planned, 1):
         if is_done(results, run):  # asked for each in turn: another process may have done it meanwhile
+            join_record(results, run)
             outcome.already += 1
             continue
         report.begin(run.name, number, len(planned))

@@ -100,16 +100,23 @@ def record_path(results: Path, planned: Planned) -> Path:
 def is_done(results: Path, planned: Planned) -> bool:
     """Whether the result of a run is there: a record of an equal configuration.
 
-    Configurations are compared, not their hashes: a key that did not exist when the record was written has today's default. A run that was
-    performed under other overrides, which come to the same configuration, gets a record of its own beside the others that were asked for with it.
+    Configurations are compared, not their hashes: a key that did not exist when the record was written has today's default.
     """
-    target = record_path(results, planned)
-    pattern = f"{slug(planned.row)}-{planned.config.task}-s{planned.config.seed}-*.json"
-    same = [path for path in sorted(target.parent.glob(pattern)) if _same(path, planned.config)]
-    if same and not any(read_json(path)["overrides"] == planned.overrides for path in same):
+    return bool(_equal_records(results, planned))
+
+
+def join_record(results: Path, planned: Planned) -> None:
+    """Let a run that was done under other overrides, which come to the same configuration, stand among those asked for now as well."""
+    same = _equal_records(results, planned)
+    if not any(read_json(path)["overrides"] == planned.overrides for path in same):
         changed = {"overrides": planned.overrides, "deviations": planned.deviations}
-        write_json(target, {**read_json(same[0]), **changed})
-    return bool(same)
+        write_json(record_path(results, planned), {**read_json(same[0]), **changed})
+
+
+def _equal_records(results: Path, planned: Planned) -> list[Path]:
+    pattern = f"{slug(planned.row)}-{planned.config.task}-s{planned.config.seed}-*.json"
+    found = sorted(record_path(results, planned).parent.glob(pattern))
+    return [path for path in found if _same(path, planned.config)]
 
 
 def _same(path: Path, config: Config) -> bool:
