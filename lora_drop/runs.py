@@ -37,19 +37,12 @@ from lora_drop.errors import UserError
 from lora_drop.progress import SILENT, Reporter
 
 CODE = ("lora_drop", "configs", "pyproject.toml")
-SHARED_FACTS = (
-    "warmup_steps",
-    "device",
-    "threads",
-    "weights",
-    "limited",
-    "task",
-    "backbone",
-    "seed",
-    "versions",
-    "git",
-)
-"""What `run.json` says of a stage that is taken over from another run with it."""
+SHARED_FACTS = {
+    "": ("device", "threads", "weights", "limited", "task", "backbone", "seed", "versions", "git"),
+    "score": ("warmup_steps",),
+    "train": ("trained_from", "trainable_parameters", "train_rows", "select_epoch", "kept_epoch", "epochs"),
+}
+"""What `run.json` says of a stage (of any stage: "") that is taken over from another run with it."""
 PACKAGES = ("lora-drop", "torch", "transformers", "peft", "datasets", "accelerate", "scikit-learn", "numpy")
 
 
@@ -258,7 +251,8 @@ class Run:
             if other is not self:
                 for name in outputs:
                     self._copy(other.file(name), name)
-                facts = {name: other.manifest[name] for name in SHARED_FACTS if name in other.manifest}
+                names = (*SHARED_FACTS[""], *SHARED_FACTS.get(stage, ()))
+                facts = {name: other.manifest[name] for name in names if name in other.manifest}
                 facts["data"] = {"train": other.manifest["data"]["train"], **self.manifest.get("data", {})}
                 self.manifest["stages"][stage] = {"shared_from": other.path.name, **entry}
                 self._record(**facts)

@@ -184,7 +184,7 @@ class Stages:
             "trained_from": digest(self.inputs.trained_from()),
             "trainable_parameters": asdict(parameters),
             "train_rows": len(self.data.train_rows),
-            "data": {"train": self.data.train_digest, "eval": self.data.eval_digest},
+            "data": {**self.run.manifest.get("data", {}), "train": self.data.train_digest},
             "select_epoch": config.train.select_epoch,
             "kept_epoch": outcome.kept_epoch,
             "epochs": outcome.epochs,
@@ -206,7 +206,8 @@ class Stages:
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in result.predictions]
         write_text(self.run.file("predictions.jsonl"), "".join(lines))
         write_json(self.run.file("metrics.json"), content)
-        return f"{primary} {result.metrics[primary]:.4f} on {len(self.data.eval_rows):,} rows of {split}", {}
+        note = f"{primary} {result.metrics[primary]:.4f} on {len(self.data.eval_rows):,} rows of {split}"
+        return note, {"data": {**self.run.manifest.get("data", {}), "eval": self.data.eval_digest}}
 
     def _sampled(self) -> Dataset:
         return self.data.train_encoded.select(read_json(self.run.file("sample.json"))["indices"])

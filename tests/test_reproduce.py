@@ -101,6 +101,29 @@ def test_a_run_asked_for_in_another_way_stands_in_both_tables(swept, tmp_path):
     assert len(one.records) == 5 and [row.name for row in two.rows if row.cells] == ["t0.90"]
 
 
+def test_decoding_settings_are_compared_on_one_training(tmp_path):
+    settings = ["limit.train=40", "limit.eval=4", "train.epochs=1", "train.select_epoch=last", "device=cpu"]
+    path = tmp_path / "decoding.yaml"
+    rows = {"short": {"generation.max_new_tokens": 3}, "long": {"generation.max_new_tokens": 8}}
+    path.write_text(json.dumps({"backbone": "tiny:llama", "tasks": ["toy-nlg"], "seeds": [0], "rows": rows}))
+    runs = expand(load_experiment(str(path)), Choice(overrides=settings))
+    assert len(perform(tmp_path, runs).performed) == 2
+    short, long = (
+        next(record for record in read_records(tmp_path / "results" / "decoding" / "tiny-llama") if record.row == row)
+        for row in ("short", "long")
+    )
+    assert "shared_from" in long.stages["train"] and "shared_from" not in long.stages["eval"]
+    assert short.parameters == long.parameters and short.data == long.data and short.data.keys() == {"train", "eval"}
+    texts = [
+        [
+            json.loads(line)["prediction"]
+            for line in (run_directory(run, tmp_path / "runs") / "predictions.jsonl").open()
+        ]
+        for run in runs
+    ]
+    assert all(second.startswith(first) for first, second in zip(*texts, strict=True)) and texts[0] != texts[1]
+
+
 def test_a_limit_above_the_rows_there_are_is_none(tmp_path):
     (run,) = planned("table1", "limit.eval=100000", rows=["lora"])
     perform(tmp_path, [run])

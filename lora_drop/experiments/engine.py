@@ -21,8 +21,9 @@ from lora_drop.pipeline import Pipeline
 from lora_drop.progress import GridReporter, Reporter
 from lora_drop.runs import Busy, Run, digest
 
-SHARED = ("sample", "score", "norms")
-"""Stages that runs of the same task and seed often have in common: a threshold sweep needs one warm-up."""
+SHARED = ("sample", "score", "norms", "train")
+"""Stages that runs of the same task and seed often have in common: a threshold sweep needs one warm-up, a comparison of decoding settings one
+training."""
 
 
 @dataclass
@@ -85,7 +86,7 @@ def _perform_one(planned: Planned, runs: Path, results: Path, report: Reporter) 
         stages = pipeline.plan(planned.experiment.until)
         for stage in stages:
             if stage in SHARED:
-                # another process that needs the same warm-up waits for it instead of making its own
+                # another process that needs the same waits for it instead of making its own
                 with FileLock(path.parent / f".{stage}-{digest(pipeline.inputs.of(stage))}.lock"):
                     if not pipeline.adopt(stage, _siblings(run)):
                         pipeline.perform(stage)
