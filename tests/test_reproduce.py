@@ -114,13 +114,8 @@ def test_decoding_settings_are_compared_on_one_training(tmp_path):
     )
     assert "shared_from" in long.stages["train"] and "shared_from" not in long.stages["eval"]
     assert short.parameters == long.parameters and short.data == long.data and short.data.keys() == {"train", "eval"}
-    texts = [
-        [
-            json.loads(line)["prediction"]
-            for line in (run_directory(run, tmp_path / "runs") / "predictions.jsonl").open()
-        ]
-        for run in runs
-    ]
+    files = [run_directory(run, tmp_path / "runs") / "predictions.jsonl" for run in runs]
+    texts = [[json.loads(line)["prediction"] for line in path.read_text().splitlines()] for path in files]
     assert all(second.startswith(first) for first, second in zip(*texts, strict=True)) and texts[0] != texts[1]
 
 
