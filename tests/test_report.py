@@ -142,7 +142,13 @@ def test_table6_shows_retained_layers_beside_the_papers():
         record("t0.90", task, 0, 0.8, experiment="table6", selection=selection(5, count), overrides={})
         for task, count in zip(("rte", "cola", "qnli", "qqp"), (6, 7, 7, 8), strict=True)
     ]
-    text = to_markdown(build_tables(records))
+    records.append(record("t1.00", "rte", 0, 0.8, experiment="table6"))  # has no selection
+    tables = build_tables(records)
+    assert [line["retained"] for line in csv.DictReader(io.StringIO(to_csv(tables))) if line["task"] == "rte"] == [
+        "",
+        "query:5 value:7",
+    ]
+    text = to_markdown(tables)
     assert "| T = 0.9 | 294,912 | 5.0 | 7.0 | 80.0 (1) †s |" in text
     assert "| *published* |  | *5* | *7* | *81.9* | *63.1* | *93.2* | *90.2* | *82.1* |" in text
 

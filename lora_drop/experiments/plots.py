@@ -30,6 +30,8 @@ def tradeoff(table: Table) -> Figure | None:
     columns = [column for column in table.columns if any(column.key in row.cells for row in table.rows)]
     if not columns:
         return None
+    sizes = [row.parameters for row in table.rows if row.parameters]
+    wide = max(sizes) > 100 * min(sizes)
     figure, axes = _panels(1, len(columns), width=3.2, height=3.4, sharex=True)
     for axis, column in zip(axes[0], columns, strict=True):
         for number, row in enumerate(table.rows):
@@ -49,7 +51,7 @@ def tradeoff(table: Table) -> Figure | None:
                 label=row.title,
             )
         axis.set_xscale("log")
-        axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+        axis.xaxis.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 3.0)))
         axis.xaxis.set_major_formatter(EngFormatter(sep=""))
         axis.xaxis.set_minor_formatter(NullFormatter())
         axis.set_title(column.title, fontsize=10)

@@ -79,7 +79,7 @@ def _csv_average(table: Table, row: Row) -> list[list[object]]:
 
 def _csv_head(table: Table, row: Row) -> list[object]:
     asked = json.dumps(table.overrides, sort_keys=True) if table.overrides else ""
-    retained = " ".join(f"{name}:{row.retained[name]:g}" for name in table.projections)
+    retained = " ".join(f"{name}:{mean:g}" for name, mean in row.retained.items())
     return [table.experiment, table.backbone, asked, row.name, row.title, retained]
 
 
