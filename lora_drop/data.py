@@ -79,15 +79,12 @@ class Data:
 
     @property
     def limited(self) -> dict[str, int] | None:
-        """How many rows there are of each part of which not all are used; None if all are."""
-        parts = {"train": (self.config.limit.train, "train"), "eval": (self.config.limit.eval, self.split)}
-        used = {}
-        for part, (limit, split) in parts.items():
-            if limit is not None:
-                rows = self.train_rows if part == "train" else self.eval_rows
-                if len(rows) < self.population[split]:
-                    used[part] = len(rows)
-        return used or None
+        """How many rows there are of each part of which not all are used; None if all are. Evaluation rows count once they are read."""
+        read = {"train": self.train_rows} if self.config.limit.train is not None else {}
+        if "eval_rows" in vars(self):
+            read["eval"] = self.eval_rows
+        population = {"train": self.population.get("train"), "eval": self.population.get(self.split)}
+        return {part: len(rows) for part, rows in read.items() if len(rows) != population[part]} or None
 
     def some_batches(self, examples: int) -> Iterator[dict[str, torch.Tensor]]:
         """Batches of at most `examples` training rows, drawn by the seed."""
