@@ -117,14 +117,17 @@ def token_loss(smoothing: float = 0.0) -> Callable[..., torch.Tensor]:
         smoothing: share of each label's probability that is spread over the vocabulary.
 
     Returns:
-        `loss(outputs, labels, num_items_in_batch)`: with `outputs.logits` (`batch seq vocabulary`), `labels` (`batch seq`, IGNORED where nothing
-        is learned) and the number of learned tokens in the whole batch; without the latter, the mean over these tokens.
+        `loss(outputs, labels, num_items_in_batch)`: with `outputs.logits` (`batch seq vocabulary`; or `1 learned vocabulary`, of the learned
+        tokens alone, in order), `labels` (`batch seq`, IGNORED where nothing is learned) and the number of learned tokens in the whole batch;
+        without the latter, the mean over these tokens.
     """
 
     def loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None) -> torch.Tensor:
         targets = labels[:, 1:]
         learned = targets != IGNORED
-        logits = outputs.logits[:, :-1][learned].float()
+        logits = outputs.logits
+        # a packed batch has come down to the learned tokens before it was widened to the vocabulary
+        logits = (logits[:, :-1][learned] if logits.shape[:2] == labels.shape else logits[0]).float()
         total = functional.cross_entropy(logits, targets[learned], reduction="sum", label_smoothing=smoothing)
         return total / (learned.sum() if num_items_in_batch is None else num_items_in_batch)
 

@@ -8,6 +8,8 @@ import torch
 from datasets import Dataset
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
+from lora_drop.batching import row_lengths
+
 Collate = Callable[[list[dict]], dict[str, torch.Tensor]]
 
 
@@ -42,7 +44,7 @@ def collator(tokenizer: PreTrainedTokenizerBase) -> Collate:
 
 def batches(rows: Dataset, collate: Collate, batch_size: int) -> Iterator[tuple[list[int], dict[str, torch.Tensor]]]:
     """Yield (row indices, batch) over all rows, similar lengths together, the longest first."""
-    lengths = [len(ids) for ids in rows["input_ids"]]
+    lengths = row_lengths(rows)
     order = sorted(range(len(rows)), key=lambda index: (-lengths[index], index))
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]

@@ -1,7 +1,7 @@
 """Stage 2: how strongly the output of each LoRA moves the frozen model (paper §3.1).
 
 The score of LoRA i is g_i = mean over the sample of ‖B_i A_i x_i‖², summed over the tokens of an example (paper eq. 3). With
-z = A x, which is r numbers a token and is computed in the forward pass anyway, and the Gram matrix C = Σ z zᵀ (r × r) over all real tokens,
+z = A x, which is r numbers a token, and the Gram matrix C = Σ z zᵀ (r × r) over all real tokens,
 
     Σ ‖B A x‖² = Σ zᵀ (Bᵀ B) z = ⟨C, Bᵀ B⟩.
 
@@ -11,15 +11,18 @@ So nothing of the model's width is ever kept, padding is left out exactly, and C
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional
 
 from lora_drop.errors import UserError
+from lora_drop.packing import Packing
 from lora_drop.projections import Place, name_places
 from lora_drop.selection import Scored, normalise
 
@@ -60,6 +63,7 @@ def score(
     *,
     per_example: bool = False,
     progress: Callable[[int], None] | None = None,
+    packing: Packing | None = None,
 ) -> Scores:
     """Score every LoRA of a PEFT model by the squared norm of its output on the data.
 
@@ -69,6 +73,7 @@ def score(
             not needed. A batch without `attention_mask` is taken to have no padding.
         per_example: also keep the norm of each example (for distributions and the bootstrap).
         progress: called with the number of examples seen, after each batch.
+        packing: computes the batches without padding; None is the model's own way.
 
     Returns:
         Scores with g_i (not scaled by alpha/rank, which is the same for every LoRA of a model) and I_i = g_i / Σ g per projection.
@@ -76,7 +81,7 @@ def score(
     Raises:
         UserError: if the model has no LoRA, there is no data, or no LoRA was ever trained (all scores 0).
     """
-    moments = collect_moments(model, batches, per_example=per_example, progress=progress)
+    moments = collect_moments(model, batches, per_example=per_example, progress=progress, packing=packing)
     return score_moments(model, moments)
 
 
@@ -86,16 +91,17 @@ def collect_moments(
     *,
     per_example: bool = False,
     progress: Callable[[int], None] | None = None,
+    packing: Packing | None = None,
 ) -> Moments:
     """Run the model over the data and return the Gram matrices of z = A x. One forward pass, no gradients; see `score`."""
     layers = lora_layers(model)
     metric = {name: output_metric(layer) for name, layer in layers.items()} if per_example else {}
     moments = Moments(norms={name: [] for name in layers} if per_example else None)
     sums: dict[str, Tensor] = {}
-    mask: list[Tensor] = []  # of the batch under way
+    pad: list[Callable[[Tensor], Tensor]] = []  # of the batch under way: z with zeros at padding
 
     def add(name: str, z: Tensor) -> None:
-        real = z * mask[0].unsqueeze(-1).to(z.dtype)
+        real = pad[0](z)
         gram = token_gram(real).double()
         sums[name] = sums[name] + gram if name in sums else gram
         if moments.norms is not None:
@@ -105,11 +111,12 @@ def collect_moments(
     with _observed(model, layers, add), torch.no_grad():
         for batch in batches:
             inputs = {key: value.to(device) for key, value in batch.items() if key != "labels"}
-            ids = inputs["input_ids"]
-            mask[:] = [inputs.get("attention_mask", torch.ones_like(ids))]
-            model(**inputs)
-            moments.examples += len(ids)
-            moments.tokens += int(mask[0].sum())
+            mask = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"]))
+            with packing.over(inputs, whole=True) if packing else nullcontext() as layout:
+                pad[:] = [layout.restore if layout else partial(_blank, mask)]
+                model(**inputs)
+            moments.examples += len(mask)
+            moments.tokens += int(mask.sum())
             if progress:
                 progress(moments.examples)
     moments.gram = {name: sums[name].cpu() for name in layers if name in sums}
@@ -158,6 +165,10 @@ def output_metric(layer: Any) -> Float[Tensor, "rank rank"]:
     return weight.T @ weight
 
 
+def _blank(mask: Tensor, z: Tensor) -> Tensor:
+    return z * mask.unsqueeze(-1).to(z.dtype)
+
+
 def token_gram(z: Float[Tensor, "batch seq rank"]) -> Float[Tensor, "rank rank"]:
     """Return Σ z zᵀ over all tokens of all examples. Padding must be zero."""
     flat = z.flatten(0, 1).float()
@@ -188,32 +199,18 @@ def _pair_size(layer: Any) -> int:
 
 @contextmanager
 def _observed(model: nn.Module, layers: Mapping[str, Any], add: Callable[[str, Tensor], None]) -> Iterator[None]:
-    """Call `add(name, z)` with each LoRA's z = A x in eval mode; put mode and hooks back at the end, also after an exception.
-
-    The hook sits on lora_A, whose output the forward pass computes anyway. Layers that share one lora_A are told apart by the layer that is
-    running, which a second hook notes.
-    """
-    running: list[str] = []
+    """Call `add(name, z)` with each LoRA's z = A x in eval mode; put mode and hooks back at the end, also after an exception."""
     modes = {module: module.training for module in model.modules()}
     handles = []
 
-    def entering(name: str) -> Callable[..., None]:
-        return lambda *_: running.append(name)
-
-    def leaving(*_: Any) -> None:
-        running.pop()
-
-    def projected(_module: nn.Module, _inputs: Any, z: Tensor) -> None:
-        add(running[-1], z)
+    def observe(name: str, layer: Any) -> Callable[..., None]:
+        (adapter,) = layer.active_adapters
+        down = layer.lora_A[adapter].weight
+        return lambda _module, inputs: add(name, functional.linear(inputs[0].to(down.dtype), down))
 
     try:
         model.eval()
-        downs: dict[int, nn.Module] = {}
-        for name, layer in layers.items():
-            (adapter,) = layer.active_adapters
-            downs[id(layer.lora_A[adapter])] = layer.lora_A[adapter]
-            handles += [layer.register_forward_pre_hook(entering(name)), layer.register_forward_hook(leaving)]
-        handles += [down.register_forward_hook(projected) for down in downs.values()]
+        handles += [layer.register_forward_pre_hook(observe(name, layer)) for name, layer in layers.items()]
         yield
     finally:
         for handle in handles:

@@ -208,7 +208,8 @@ class Run:
     ) -> None:
         """Do `work` unless its outputs stand and were made from the same inputs; record what it cost.
 
-        `work` writes the outputs and returns a few words about the result, and facts for the manifest.
+        `work` writes the outputs and returns a few words about the result, and facts for the manifest; of these, `computed` (how batches were
+        computed: packed, or padded and why) belongs to the stage.
         Outputs that were altered, or whose inputs have changed since, are made anew.
         """
         key = digest(inputs)
@@ -232,6 +233,7 @@ class Run:
             "seconds": round(seconds, 2),
             "commit": f"{git.get('commit')}{'+altered' * git.get('dirty', False)}" if git else None,
             "peak_memory_mb": peak_memory_mb(),
+            **({"computed": facts.pop("computed")} if "computed" in facts else {}),
             **({"resumed": True} if resumed else {}),  # then the cost is that of the last process
         }
         self.manifest["stages"][stage] = entry

@@ -23,13 +23,14 @@ from lora_drop.evaluation.base import Evaluation
 from lora_drop.inputs import Inputs, warmup_rate
 from lora_drop.methods import get_method
 from lora_drop.methods.base import Method
+from lora_drop.packing import Packing
 from lora_drop.progress import Reporter
 from lora_drop.runs import Run, digest, read_json, write_folder, write_json, write_text
 from lora_drop.sampling import stratified_sample
 from lora_drop.selection import Scored, Selection, select
 from lora_drop.stability import CONFIDENCE, bootstrap
 from lora_drop.tasks.base import Task
-from lora_drop.training import Outcome, fit, penalised
+from lora_drop.training import Outcome, find_packing, fit, penalised
 
 Work = tuple[str, dict[str, Any]]
 """A few words about what was done, and facts for `run.json`."""
@@ -88,13 +89,16 @@ class Stages:
         outcome = self._fit("score", lora, model, encoded, config.warmup.epochs, warmup_rate(config), evaluator=None)
         inputs = (batch for _, batch in batches(encoded, self.data.collate, self.data.batch_size))
         scores = importance.score(
-            model, inputs, progress=lambda done: self.report.advance(done, len(encoded), "scoring")
+            model,
+            inputs,
+            progress=lambda done: self.report.advance(done, len(encoded), "scoring"),
+            packing=self._packing(model, encoded),
         )
         with write_folder(self.run.file("warmup")) as folder:
             lora.save(model, folder)
         write_json(self.run.file("scores.json"), self._scores_content(model, scores))
         seen = f"{scores.examples:,} examples, {scores.tokens:,} tokens"
-        facts = {"warmup_steps": outcome.steps}
+        facts = {"warmup_steps": outcome.steps, "computed": outcome.computed}
         return f"{len(scores.rows)} LoRAs on {seen}, after {outcome.steps:,} warm-up steps", facts
 
     def norms(self) -> Work:
@@ -102,7 +106,9 @@ class Stages:
         encoded = self._sampled()
         model = get_method("lora").load(self.load_backbone(), self.run.file("warmup")).to(self.device)
         chunks = list(batches(encoded, self.data.collate, self.data.batch_size))
-        scores = importance.score(model, (batch for _, batch in chunks), per_example=True)
+        scores = importance.score(
+            model, (batch for _, batch in chunks), per_example=True, packing=self._packing(model, encoded)
+        )
         order = np.argsort([row for chosen, _ in chunks for row in chosen])  # from the batches' order to the sample's
         modules = [
             {
@@ -132,8 +138,9 @@ class Stages:
     def trained(self) -> Work:
         """After stage 4: the importances of the trained adapter on the sample."""
         model = self.method.load(self.load_backbone(), self.run.file("adapter")).to(self.device)
-        inputs = (batch for _, batch in batches(self._sampled(), self.data.collate, self.data.batch_size))
-        scores = importance.score(model, inputs)
+        encoded = self._sampled()
+        inputs = (batch for _, batch in batches(encoded, self.data.collate, self.data.batch_size))
+        scores = importance.score(model, inputs, packing=self._packing(model, encoded))
         write_json(self.run.file("scores_trained.json"), self._scores_content(model, scores))
         return f"{len(scores.rows)} LoRAs on {scores.examples:,} examples", {}
 
@@ -184,6 +191,7 @@ class Stages:
             "trained_from": digest(self.inputs.trained_from()),
             "trainable_parameters": asdict(parameters),
             "train_rows": len(self.data.train_rows),
+            "computed": outcome.computed,
             "data": {**self.run.manifest.get("data", {}), "train": self.data.train_digest},
             "select_epoch": config.train.select_epoch,
             "kept_epoch": outcome.kept_epoch,
@@ -221,6 +229,10 @@ class Stages:
             "tokens": scores.tokens,
             "modules": [asdict(row) for row in scores.rows],
         }
+
+    def _packing(self, model: nn.Module, encoded: Dataset) -> Packing | None:
+        loss = self.data.kind.loss(0.0)
+        return find_packing(model, encoded, self.data.collate, self.config.train, loss)[0]
 
     def _fit(
         self,

@@ -3,6 +3,7 @@
 What differs from a stock Trainer, and why:
 
 - rows are grouped by length, in an order that depends on seed and epoch alone, so that a resumed run sees the same batches;
+- a batch is computed without padding where the model allows it (`packing.py`);
 - a checkpoint holds the trainable tensors once each, not the model, so it is small and cannot break a tie of modules;
 - a checkpoint that a kill has left unfinished is recognised and not resumed from.
 """
@@ -15,6 +16,7 @@ import os
 import shutil
 import signal
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,12 +29,14 @@ from torch.utils.data import Sampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, TrainerControl, TrainerState
 
-from lora_drop.batching import LengthGroups, split_batch
+from lora_drop.batching import LengthGroups, row_lengths, split_batch
 from lora_drop.config import TrainConfig
 from lora_drop.errors import UserError
 from lora_drop.methods.base import Stepper, trainable
+from lora_drop.packing import Packing, prepare
 from lora_drop.progress import SILENT, Reporter
 
+Collate = Callable[[list[dict]], dict[str, torch.Tensor]]
 Evaluator = Callable[[nn.Module], dict[str, float]]
 Loss = Callable[..., torch.Tensor]
 """`loss(outputs, labels, num_items_in_batch)`: the part that a forward pass has in the loss of the whole batch, which has that many labels."""
@@ -49,12 +53,14 @@ class Outcome:
     kept_epoch: float
     """The epoch whose weights the model holds."""
     steps: int
+    computed: str
+    """How batches were computed: packed, or padded and why."""
 
 
 def fit(
     model: nn.Module,
     rows: Dataset,
-    collate: Callable[[list[dict]], dict[str, torch.Tensor]],
+    collate: Collate,
     config: TrainConfig,
     folder: Path,
     *,
@@ -94,6 +100,9 @@ def fit(
         raise UserError("Training in several processes is not supported yet. Start lora-drop once, on one device.")
     model.to(device)
     best = primary if evaluator is not None and config.select_epoch == "best" else None
+    packing, computed = find_packing(model, rows, collate, config, loss)
+    if packing is None and config.packing == "auto":
+        report.notice(f"batches are computed {computed}")
     arguments = _arguments(config, folder, seed, device, epochs, learning_rate, len(rows), evaluator is not None, best)
     steps_per_epoch = math.ceil(len(rows) / config.batch_size)
     between = stepper(model, math.ceil(epochs * steps_per_epoch)) if stepper else None
@@ -108,6 +117,7 @@ def fit(
         evaluator=evaluator,
         compute_loss_func=loss,
         stepper=between,
+        packing=packing,
     )
     trainer.remove_callback(PrinterCallback)  # ours reports instead
     with history.interruptible():
@@ -116,7 +126,23 @@ def fit(
     kept = trainer.state.best_global_step if best and trainer.state.best_global_step else trainer.state.global_step
     if kept != trainer.state.global_step:
         load_trainable(model, folder / f"checkpoint-{kept}" / WEIGHTS)
-    return history.outcome(trainer.state, kept)
+    return history.outcome(trainer.state, kept, computed)
+
+
+def find_packing(
+    model: nn.Module, rows: Dataset, collate: Collate, config: TrainConfig, loss: Loss | None
+) -> tuple[Packing | None, str]:
+    """Try on the shortest, the middle and the longest of `rows` whether `model` can be computed without padding; see `packing.prepare`."""
+    if config.packing == "off":
+        return None, "padded: train.packing=off"
+    lengths = row_lengths(rows)
+    order = sorted(range(len(rows)), key=lambda row: (lengths[row], row))
+    chosen = sorted({order[0], order[len(order) // 2], order[-1]})
+    device = next(model.parameters()).device
+    batch = {name: value.to(device) for name, value in collate([rows[row] for row in chosen]).items()}
+    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.precision)
+    with torch.autocast(device.type, half) if half else nullcontext():
+        return prepare(model, batch, loss, recomputes=config.gradient_checkpointing)
 
 
 def warmup_steps(config: TrainConfig, epochs: float, rows: int) -> int:
@@ -186,11 +212,13 @@ def _checkpointing(wanted: bool) -> dict[str, Any]:
 
 
 class _Trainer(Trainer):
-    """The Trainer with our row order, our evaluation, and checkpoints of the trainable tensors alone."""
+    """The Trainer with our row order, our evaluation, batches without padding, and checkpoints of the trainable tensors alone."""
 
-    def __init__(self, *, evaluator: Evaluator | None, stepper: Stepper | None, **options: Any):
+    def __init__(
+        self, *, evaluator: Evaluator | None, stepper: Stepper | None, packing: Packing | None, **options: Any
+    ):
         super().__init__(**options)
-        self.evaluator, self.stepper = evaluator, stepper
+        self.evaluator, self.stepper, self.packing = evaluator, stepper, packing
         self.trained: nn.Module = options["model"]
         # A sequence classifier's loss is a mean over its batch and ignores the number of items that the Trainer would pass it; without this the
         # Trainer would not divide by the accumulation steps, and gradients would be that many times too large. A loss of ours is given the
@@ -199,8 +227,13 @@ class _Trainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         rows: Any = self.train_dataset if train_dataset is None else train_dataset
-        lengths = [len(ids) for ids in rows["input_ids"]]
-        return LengthGroups(lengths, self.args.train_batch_size * self.args.gradient_accumulation_steps, self.args.seed)
+        return LengthGroups(
+            row_lengths(rows), self.args.train_batch_size * self.args.gradient_accumulation_steps, self.args.seed
+        )
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], *options: Any, **named: Any) -> torch.Tensor:
+        with self.packing.over(inputs) if self.packing else nullcontext():
+            return super().training_step(model, inputs, *options, **named)
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         assert self.evaluator is not None
@@ -282,7 +315,7 @@ class _History(TrainerCallback):
                 f"The loss is {loss} in epoch {state.epoch:g}: training diverged. Lower train.learning_rate."
             )
 
-    def outcome(self, state: TrainerState, kept_step: int) -> Outcome:
+    def outcome(self, state: TrainerState, kept_step: int, computed: str) -> Outcome:
         """Read the epochs from the Trainer's log, which survives a resume."""
         epochs: dict[int, dict[str, float]] = {}
         for entry in state.log_history:
@@ -293,7 +326,7 @@ class _History(TrainerCallback):
             }
             if values:
                 epochs.setdefault(int(entry["step"]), {"epoch": self._epoch(int(entry["step"]))}).update(values)
-        return Outcome(list(epochs.values()), self._epoch(kept_step), state.global_step)
+        return Outcome(list(epochs.values()), self._epoch(kept_step), state.global_step, computed)
 
     def _epoch(self, step: int) -> float:
         return round(step / self.steps_per_epoch, 4)

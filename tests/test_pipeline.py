@@ -102,6 +102,8 @@ def test_all_artefacts_are_there_and_say_what_the_contract_says(finished):
     assert manifest["status"] == "done" and manifest["limited"] == {"train": 120, "eval": 60}
     assert manifest["trainable_parameters"]["adapter"] == selection["trainable_parameters"]
     assert [entry["epoch"] for entry in manifest["epochs"]] == [1, 2, 3]
+    for stage in ("score", "train"):  # so the tests below of equal bits, also after a kill, are about the fast path
+        assert manifest["stages"][stage]["computed"] == "packed, last layer only for the first token of each row"
     assert (finished / "importance.png").read_bytes()[:4] == b"\x89PNG"
     assert not any((finished / "checkpoints").iterdir())
 

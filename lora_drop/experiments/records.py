@@ -43,8 +43,8 @@ class Record:
     limited: dict[str, int]
     """Rows the run was limited to (`train`, `eval`); empty: all rows."""
     stages: dict[str, dict[str, Any]]
-    """Per stage `seconds`, `peak_memory_mb`, `commit`; `shared_from` where a run with the same inputs had done it already; `resumed` where a
-    killed process was continued, whose cost is not in it."""
+    """Per stage `seconds`, `peak_memory_mb`, `commit`; `computed`, how batches were (packed, or padded and why); `shared_from` where a run with
+    the same inputs had done it already; `resumed` where a killed process was continued, whose cost is not in it."""
     versions: dict[str, str]
     git: dict[str, Any] | None
     """Commit of the checkout and whether it was altered (`dirty`)."""
@@ -136,7 +136,7 @@ def gather(planned: Planned, run: Run, performed: Sequence[str]) -> Record:
     """Read a run directory, of which another experiment may have needed more stages."""
     manifest, config = run.manifest, run.config
     task = get_task(config.task)
-    keys = ("seconds", "peak_memory_mb", "commit", "shared_from", "resumed")
+    keys = ("seconds", "peak_memory_mb", "commit", "computed", "shared_from", "resumed")
     entries = {name: manifest["stages"][name] for name in performed}
     stages = {name: {key: entry[key] for key in keys if key in entry} for name, entry in entries.items()}
     return Record(

@@ -1,0 +1,117 @@
+"""Where the real tokens of a padded batch are, and which rows attention computes together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lora_drop.completions import IGNORED
+
+SIMILAR = 0.8
+"""Rows whose length is at least this share of the longest one's are one group of the attention."""
+
+
+class Unpackable(Exception):
+    """This model or batch cannot be computed without padding; the message says why."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows of similar length, which attention computes together, padded to the longest of them."""
+
+    tokens: slice
+    """Where their tokens are among all tokens."""
+    gather: Tensor | None
+    """`rows · length`: position, from the group's first token, of each token of the padded group; None if all are equally long."""
+    scatter: Tensor | None
+    """The inverse: where each token stands in the padded group."""
+    bias: Tensor | None
+    """`rows 1 1 length`: 0 at real keys, -inf at padding."""
+    rows: int
+    length: int
+    read: Tensor
+    """`rows`: position, from the group's first token, of the token that the head reads."""
+
+
+class Layout:
+    """Where the real tokens of a padded batch are. They are ordered by row, longest row first."""
+
+    def __init__(self, mask: Tensor, labels: Tensor | None, reads: str):
+        """Lay out a batch.
+
+        Args:
+            mask: `batch seq`, 1 at real tokens.
+            labels: `batch seq` with IGNORED where nothing is learned, for `reads="learned"`.
+            reads: which tokens are read after the stack: "all", the "first" or "last" of each row, or those whose next token is "learned".
+        """
+        device, self.shape = mask.device, tuple(mask.shape)
+        lengths = mask.sum(1).tolist()
+        if min(lengths) == 0:
+            raise Unpackable("a row has no tokens")
+        order = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
+        ordered = torch.tensor(order, device=device)
+        row, column = mask[ordered].nonzero(as_tuple=True)
+        self.rows, self.columns = ordered[row], column
+        """`tokens`: the row and column of each token in the batch."""
+        self.flat = self.rows * mask.shape[1] + column
+        self.lengths = [lengths[index] for index in order]
+        self.starts = [0, *np.cumsum(self.lengths).tolist()]
+        self.reads = reads
+        ends = self.starts[1:]
+        self.one_each = {"first": self.starts[:-1], "last": [end - 1 for end in ends]}.get(reads)
+        if reads == "learned":
+            assert labels is not None
+            # in the order of the batch, which is that of the labels
+            index = torch.empty(self.shape, dtype=torch.long, device=device)
+            index.view(-1)[self.flat] = torch.arange(len(self.flat), device=device)
+            self.read = index[:, :-1][labels[:, 1:] != IGNORED]
+        elif self.one_each is not None:
+            self.read = torch.empty(len(order), dtype=torch.long, device=device)
+            self.read[ordered] = torch.tensor(self.one_each, device=device)
+        self.groups = list(self._grouped(device)) if device.type == "cpu" else []
+        self.offsets = torch.tensor(self.starts, device=device, dtype=torch.int32)
+
+    def restore(self, hidden: Tensor) -> Tensor:
+        """Put the tokens that are read back where the caller looks for them.
+
+        Args:
+            hidden: `1 tokens width` of all tokens, or of those that are read.
+
+        Returns:
+            `batch seq width`, zero at padding; where one token is read it stands at every position of its row, so that it is found wherever the
+            head looks. Of learned tokens `1 learned width`, as nobody needs a place for the others.
+        """
+        rows, length = self.shape
+        if self.reads == "all":
+            padded = hidden.new_zeros(rows * length, hidden.shape[-1])
+            return padded.index_copy(0, self.flat, hidden[0]).view(rows, length, -1)
+        return hidden if self.reads == "learned" else hidden[0].unsqueeze(1).expand(-1, length, -1)
+
+    @property
+    def tokens(self) -> int:
+        """Real tokens in the batch."""
+        return len(self.flat)
+
+    def _grouped(self, device: torch.device) -> Iterator[Group]:
+        first = 0
+        for row in range(1, len(self.lengths) + 1):
+            if row == len(self.lengths) or self.lengths[row] < SIMILAR * self.lengths[first]:
+                yield self._group(first, row, device)
+                first = row
+
+    def _group(self, first: int, last: int, device: torch.device) -> Group:
+        lengths, length = torch.tensor(self.lengths[first:last], device=device), self.lengths[first]
+        begin = torch.tensor(self.starts[first:last], device=device) - self.starts[first]
+        read = begin + lengths - 1 if self.reads == "last" else begin
+        tokens = slice(self.starts[first], self.starts[last])
+        if self.lengths[last - 1] == length:
+            return Group(tokens, None, None, None, last - first, length, read)
+        column = torch.arange(length, device=device)
+        real = column < lengths[:, None]
+        gather = torch.where(real, begin[:, None] + column, begin[:, None]).flatten()
+        bias = torch.zeros(real.shape, device=device).masked_fill_(~real, -torch.inf)[:, None, None]
+        return Group(tokens, gather, real.flatten().nonzero().squeeze(1), bias, last - first, length, read)

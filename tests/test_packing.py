@@ -1,0 +1,347 @@
+"""The path without padding gives the numbers of the stock one."""
+
+import contextlib
+import math
+
+import pytest
+import torch
+from models import backbone, inputs, method, randomise_b, trained_lora
+from test_causal_training import train as train_decoder
+from test_training import train
+from transformers import AutoConfig, AutoModelForSequenceClassification
+
+from lora_drop.backbones import load_model, load_tokenizer, locate
+from lora_drop.completions import encode_pairs, pair_collator, token_loss
+from lora_drop.config import MethodConfig
+from lora_drop.importance import lora_layers, score
+from lora_drop.methods.lora import add_lora
+from lora_drop.packing import Layout, Packing, prepare
+from lora_drop.packing.attention import GroupedAttention, varlen_attention
+from lora_drop.packing.dropout import dropout_forward, keep_mask
+from lora_drop.projections import find_places
+from lora_drop.tasks import get_task
+from lora_drop.tasks.base import Source
+
+SIZES = {
+    "vocab_size": 300,
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "intermediate_size": 48,
+    "max_position_embeddings": 514,
+    "pad_token_id": 0,
+}
+
+
+def labelled(tokenizer, count=7):
+    return {**inputs(tokenizer, count), "labels": torch.arange(count) % 2}
+
+
+def gradients(model, batch, loss=None):
+    """Loss, logits and the gradients of everything that is trained."""
+    given = dict(batch)
+    labels = given.pop("labels") if loss else None
+    outputs = model(**given)
+    value = loss(outputs, labels) if loss else outputs.loss
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    found = torch.autograd.grad(value, list(trained.values()), allow_unused=True)
+    return value.detach(), {name: one for name, one in zip(trained, found, strict=True) if one is not None}
+
+
+def assert_equal_paths(model, batch, packing, loss=None):
+    model.eval()
+    stock, expected = gradients(model, batch, loss)
+    with packing.over(batch):
+        value, found = gradients(model, batch, loss)
+    assert float(value) == pytest.approx(float(stock), rel=1e-5)
+    assert found.keys() == expected.keys() and found
+    for name, one in found.items():
+        torch.testing.assert_close(one, expected[name], rtol=1e-5, atol=1e-5 * float(expected[name].abs().max()) + 1e-9)
+
+
+@pytest.mark.parametrize("name", ["tiny:bert", "tiny:roberta", "tiny:llama"])
+@pytest.mark.parametrize("trained", ["lora", "full", "vera", "tied_lora", "sparse_adapter", "adalora"])
+def test_loss_and_gradients_of_a_classifier_are_those_of_the_stock_path(name, trained):
+    model, tokenizer = backbone(name)
+    model = method(trained, model, rank=4)
+    randomise_b(model, 0)
+    packing, how = prepare(model, labelled(tokenizer, 3))
+    assert how == f"packed, last layer only for the {'last' if name == 'tiny:llama' else 'first'} token of each row"
+    assert_equal_paths(model, labelled(tokenizer, 9), packing)
+
+
+@pytest.mark.parametrize("kind", ["distilbert", "electra", "xlm-roberta", "mistral", "qwen2"])
+def test_other_architectures_are_packed_without_being_known(kind):
+    tokenizer = backbone("tiny:roberta")[1]
+    sizes = {"dim": 32, "n_layers": 3, "n_heads": 2, "hidden_dim": 48} if kind == "distilbert" else SIZES
+    extra = {"num_key_value_heads": 1, "sliding_window": None} if kind in ("mistral", "qwen2") else {}
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(kind, **{**SIZES, **sizes, **extra}, num_labels=2)
+    model = AutoModelForSequenceClassification.from_config(config)
+    packing, how = prepare(model, labelled(tokenizer, 3))
+    assert how.startswith("packed, last layer only for the "), how
+    assert_equal_paths(model, labelled(tokenizer, 9), packing)
+
+
+def decoder(rows=8):
+    located = locate("tiny:llama")
+    tokenizer, task = load_tokenizer(located, causal=True), get_task("toy-nlg")
+    backbone_model = load_model(located, task, 0, tokenizer)
+    model = add_lora(backbone_model, MethodConfig(), 0, find_places(backbone_model))
+    randomise_b(model, 0)
+    encoded, _ = encode_pairs(task.load(Source(None), "train").select(range(rows)), tokenizer, 200)
+    return model, pair_collator(tokenizer)(list(encoded))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_a_language_model_is_widened_to_its_vocabulary_at_learned_tokens_alone(smoothing):
+    model, batch = decoder()
+    loss = token_loss(smoothing)
+    packing, how = prepare(model, {name: value[:3] for name, value in batch.items()}, loss)
+    assert how == "packed, last layer only for the learned tokens"
+    assert_equal_paths(model, batch, packing, loss)
+    with packing.over(batch):
+        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    assert logits.shape[:2] == (1, int((batch["labels"][:, 1:] != -100).sum()))
+
+
+def test_a_head_that_reads_more_than_one_token_gets_them_all():
+    class Pair(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.out = torch.nn.Linear(32, 2)
+
+        def forward(self, hidden, **_):
+            return self.out(hidden[:, 0] + 2 * hidden[:, 1])
+
+    model, tokenizer = backbone("tiny:roberta")
+    model.classifier = Pair()
+    packing, how = prepare(model, labelled(tokenizer, 3))
+    assert how == "packed"
+    assert_equal_paths(model, labelled(tokenizer, 9), packing)
+
+
+@pytest.mark.parametrize(
+    ("kind", "extra", "reason"),
+    [
+        ("deberta-v2", {}, "does not use transformers' attention interface"),
+        ("mistral", {"sliding_window": 8, "num_key_value_heads": 1}, "sliding_window"),
+    ],
+)
+def test_what_cannot_be_packed_is_computed_the_stock_way_and_says_why(kind, extra, reason):
+    model = AutoModelForSequenceClassification.from_config(AutoConfig.for_model(kind, **SIZES, **extra))
+    packing, how = prepare(model, labelled(backbone("tiny:roberta")[1], 3))
+    assert packing is None and how.startswith("padded: ") and reason in how
+
+
+def test_a_model_whose_rows_see_each_other_is_found_out():
+    model, tokenizer = backbone("tiny:bert")
+    layer = model.bert.encoder.layer[0]
+    layer.register_forward_hook(lambda _module, _inputs, output: output + output.mean(1, keepdim=True))
+    packing, how = prepare(model, labelled(tokenizer, 3))
+    assert packing is None and "differ" in how
+
+
+def test_everything_is_put_back_also_after_an_exception():
+    model, tokenizer = trained_lora()
+    batch = labelled(tokenizer)
+    packing, _ = prepare(model, batch)
+
+    def state():
+        configs = [module.config._attn_implementation for module in model.modules() if hasattr(module, "config")]
+        hooks = sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
+        patched = [module for module in model.modules() if "forward" in vars(module)]
+        return configs, hooks, patched, [module.training for module in model.modules()]
+
+    model.train()
+    before = state()
+    with contextlib.suppress(ZeroDivisionError), packing.over(batch):
+        assert state() != before
+        model(**batch)
+        raise ZeroDivisionError
+    prepare(model, batch)
+    assert state() == before and Packing.active is None
+
+
+# ---- attention, against the plain form in float64
+
+
+def plain_attention(query, key, value, lengths, scaling, causal):
+    """Row by row, in float64: `tokens heads width`."""
+    shared, start, out = query.shape[1] // key.shape[1], 0, []
+    for length in lengths:
+        part = slice(start, start + length)
+        q, k, v = (tensor[part].transpose(0, 1) for tensor in (query, key, value))
+        k, v = (tensor.repeat_interleave(shared, 0) for tensor in (k, v))
+        scores = q @ k.transpose(1, 2) * scaling
+        if causal:
+            scores = scores.masked_fill(torch.ones(length, length, dtype=torch.bool).triu(1), -torch.inf)
+        out.append((scores.softmax(-1) @ v).transpose(0, 1))
+        start += length
+    return torch.cat(out)
+
+
+def layout_of(lengths, reads="all"):
+    return Layout((torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long(), None, reads)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("key_heads", [1, 2, 4])
+@pytest.mark.parametrize("lengths", [[5], [7, 7, 7], [9, 8, 8, 3, 2, 1, 1]])
+def test_grouped_attention_equals_the_plain_form(causal, key_heads, lengths):
+    torch.manual_seed(0)
+    heads = (4, key_heads, key_heads)
+    given = [torch.randn(sum(lengths), count, 6, dtype=torch.float64, requires_grad=True) for count in heads]
+    expected = plain_attention(*given, lengths, 0.3, causal)
+    direction = torch.randn_like(expected)
+    exact = torch.autograd.grad((expected * direction).sum(), given)
+    single = [tensor.detach().float().requires_grad_() for tensor in given]
+    out = GroupedAttention.apply(*single, layout_of(lengths), 0.3, 0.0, causal, False)
+    torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=1e-6)
+    for one, two in zip(torch.autograd.grad((out * direction.float()).sum(), single), exact, strict=True):
+        torch.testing.assert_close(one.double(), two, rtol=1e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize(("reads", "causal"), [("first", False), ("last", True)])
+def test_attention_of_the_tokens_that_are_read_alone(reads, causal):
+    torch.manual_seed(0)
+    lengths = [9, 8, 8, 3, 1]
+    given = [torch.randn(sum(lengths), 2, 6, requires_grad=True) for _ in range(3)]
+    layout = layout_of(lengths, reads)
+    whole = GroupedAttention.apply(*given, layout, 0.3, 0.0, causal, False)
+    part = GroupedAttention.apply(*given, layout, 0.3, 0.0, causal, True)
+    torch.testing.assert_close(part[layout.read], whole[layout.read])
+    for one, two in zip(
+        *(torch.autograd.grad(out[layout.read].sin().sum(), given) for out in (part, whole)), strict=True
+    ):
+        torch.testing.assert_close(one, two)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")  # from what torch does on a CPU
+def test_attention_by_the_kernel_of_the_device_equals_the_plain_form():
+    torch.manual_seed(0)
+    lengths = [6, 4, 3]
+    query, key, value = (torch.randn(sum(lengths), heads, 8, dtype=torch.float64) for heads in (4, 2, 2))
+    out = varlen_attention(query, key, value, layout_of(lengths), 0.3, 0.0, False)
+    torch.testing.assert_close(out, plain_attention(query, key, value, lengths, 0.3, False))
+
+
+def test_rows_padded_on_either_side_are_laid_out():
+    mask = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 0], [1, 0, 0, 0]])
+    layout = Layout(mask, None, "last")
+    assert layout.lengths == [3, 2, 1] and layout.rows.tolist() == [1, 1, 1, 0, 0, 2]
+    assert layout.columns.tolist() == [0, 1, 2, 2, 3, 0]
+    assert layout.read.tolist() == [4, 2, 5]  # of the batch's rows, in their order
+    assert torch.equal(
+        Layout(mask, None, "all").restore(layout.flat[None, :, None].double())[..., 0] > 0,
+        (mask * torch.arange(12).view(3, 4)) > 0,
+    )
+
+
+# ---- dropout
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.013])
+def test_a_mask_drops_its_share_and_keeps_the_mean(p):
+    torch.manual_seed(0)
+    count = 400_000
+    mask = keep_mask((count,), p)
+    error = math.sqrt(p * (1 - p) / count)
+    assert float((mask == 0).float().mean()) == pytest.approx(p, abs=4 * error + 1 / 131072)
+    kept = mask[mask != 0]
+    assert torch.equal(kept, kept[:1].expand_as(kept))
+    assert float(kept[0]) * (1 - round(p * 65536) / 65536) == pytest.approx(1, rel=1e-6)  # the mean is 1 exactly
+    neighbours = torch.corrcoef(torch.stack([mask[:-1], mask[1:]]))[0, 1]
+    assert abs(float(neighbours)) < 4 / math.sqrt(count)
+
+
+def test_masks_follow_torch_seeds_and_differ_from_call_to_call():
+    torch.manual_seed(3)
+    first, second = keep_mask((100, 7), 0.5), keep_mask((100, 7), 0.5)
+    torch.manual_seed(3)
+    assert torch.equal(first, keep_mask((100, 7), 0.5)) and not torch.equal(first, second)
+
+
+def test_the_gradient_of_dropout_has_the_mask_of_its_output():
+    x, module = torch.ones(50, 50, requires_grad=True), torch.nn.Dropout(0.3)
+    out = dropout_forward(module, x)
+    (gradient,) = torch.autograd.grad(out.sum(), x)
+    assert torch.equal(out, gradient) and 0 < int((out == 0).sum()) < 2500
+    assert torch.equal(dropout_forward(module.eval(), x), x)
+
+
+def test_attention_weights_are_dropped_at_the_same_rate():
+    """With equal scores and values of 1 an output is the kept weights' sum: its mean is 1, its variance p / (1 - p) / length."""
+    torch.manual_seed(0)
+    length, p = 40, 0.2
+    equal = torch.zeros(length * 50, 4, 2)
+    out = GroupedAttention.apply(equal, equal, torch.ones_like(equal), layout_of([length] * 50), 1.0, p, False, False)
+    sums = out[..., 0].flatten()
+    assert float(sums.mean()) == pytest.approx(1, abs=4 * math.sqrt(p / (1 - p) / length / len(sums)))
+    assert float(sums.var()) == pytest.approx(p / (1 - p) / length, rel=0.1)
+
+
+def test_every_dropout_of_the_model_is_ours_while_packed(monkeypatch):
+    """torch's own generator of masks is not asked once, in the embeddings and the head neither."""
+    model, tokenizer = trained_lora("tiny:bert")
+    batch = labelled(tokenizer)
+    packing, _ = prepare(model, batch)
+    model.train()
+    with packing.over(batch), torch.profiler.profile() as profile:
+        model(**batch).loss.backward()
+    names = [event.key for event in profile.key_averages()]
+    assert "_Dropout" in names and not any("bernoulli" in name or name == "aten::dropout" for name in names)
+
+
+# ---- training and scoring
+
+
+def test_training_without_dropout_is_that_of_the_stock_path(tmp_path):
+    packed, first = train(tmp_path / "packed", dropout=False)
+    padded, second = train(tmp_path / "padded", dropout=False, packing="off")
+    assert first.computed.startswith("packed") and second.computed == "padded: train.packing=off"
+    for one, two in zip(first.epochs, second.epochs, strict=True):
+        assert one["loss"] == pytest.approx(two["loss"], rel=1e-5)
+    for name, tensor in packed.items():
+        torch.testing.assert_close(tensor, padded[name], rtol=0, atol=1e-5)
+
+
+def test_training_a_decoder_is_that_of_the_stock_path(tmp_path):
+    packed, first = train_decoder(tmp_path / "packed")
+    padded, _ = train_decoder(tmp_path / "padded", packing="off")
+    assert first.computed == "packed, last layer only for the learned tokens"
+    for name, tensor in packed.items():
+        torch.testing.assert_close(tensor, padded[name], rtol=0, atol=1e-5)
+
+
+def test_activations_computed_again_have_the_same_masks():
+    model, tokenizer = trained_lora("tiny:bert")
+    batch = labelled(tokenizer)
+    packing, how = prepare(model, batch, recomputes=True)
+    assert how == "packed"
+    model.train()
+
+    def found(checkpointed):
+        if checkpointed:
+            enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+            enable({"use_reentrant": False})
+        torch.manual_seed(5)
+        with packing.over(batch):
+            return gradients(model, batch)
+
+    (loss, kept), (again, recomputed) = found(False), found(True)
+    assert float(loss) == float(again)
+    for name, one in kept.items():
+        torch.testing.assert_close(one, recomputed[name], rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["tiny:bert", "tiny:llama"])
+def test_scores_are_those_of_the_stock_path(name):
+    model, tokenizer = trained_lora(name)
+    batch = inputs(tokenizer, 9)
+    packing, _ = prepare(model, labelled(tokenizer, 3))
+    stock, packed = score(model, [batch], per_example=True), score(model, [batch], per_example=True, packing=packing)
+    assert [row.score for row in packed.rows] == pytest.approx([row.score for row in stock.rows], rel=1e-5)
+    for layer in lora_layers(model):
+        assert packed.norms[layer] == pytest.approx(stock.norms[layer], rel=1e-5)
+    assert (packed.examples, packed.tokens) == (stock.examples, stock.tokens)
