@@ -234,7 +234,7 @@ def tasks(data_dir: DataDir = None, offline: Offline = False, as_json: Json = Fa
 @app.command()
 def params(
     backbone: Annotated[
-        str, typer.Option("--backbone", "-b", help="A Hub id, a folder, packaged:NAME or tiny:NAME.")
+        str, typer.Option("--backbone", "-b", help="A Hub id, a folder, packaged:NAME, shape:NAME or tiny:NAME.")
     ] = "packaged:minilm-l6",
     task: Annotated[str, typer.Option("--task", "-t", help="Decides the head.")] = "rte",
     overrides: Overrides = None,
