@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from lora_drop.cli_bench import bench
 from lora_drop.cli_experiments import report, reproduce
 from lora_drop.config import Config, load_config
 from lora_drop.console import ConsoleReporter, print_profile, print_table
@@ -41,6 +42,7 @@ app = typer.Typer(
 )
 app.command()(reproduce)
 app.command()(report)
+app.command()(bench)
 
 
 def _resolve(files: list[str] | None, run_dir: Path | None, overrides: list[str] | None, **flags: Any) -> Config:

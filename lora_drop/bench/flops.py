@@ -9,7 +9,8 @@ of LoRA on query and value, for the real tokens only: padding is no work. The ba
 - nothing for the input of the first layer, since the embeddings are frozen: no dX of its query, key and value, and no gradient of its
   keys, behind which nothing is trained.
 
-Element-wise work (softmax, GELU, normalisation, dropout), embeddings and rotary positions are not counted, nor is what an implementation computes twice.
+Element-wise work (softmax, GELU, normalisation, dropout), embeddings and rotary positions are not counted, nor is what an implementation
+computes twice.
 """
 
 from __future__ import annotations

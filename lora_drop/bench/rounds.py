@@ -27,11 +27,12 @@ class Sample:
     """One measurement."""
 
     seconds: float
-    memory_mb: int = 0
-    """Of a GPU the peak; else the peak above what was resident before."""
+    memory_mb: int | None = None
+    """Of a GPU the peak; else the peak above what was resident before; None if it was not measured."""
 
 
-Action = Callable[[], Sample]
+Action = Callable[[bool], Sample]
+"""Measures once; also the memory if it is given True, which may cost time."""
 
 
 @dataclass(frozen=True)
@@ -41,16 +42,14 @@ class Rounds:
     samples: Mapping[str, Sequence[Sample]]
     """Per name, one per round."""
     orders: Sequence[Sequence[str]]
+    memory_mb: Mapping[str, int | None]
+    """Peak of each in the round for warm-up; in the others memory is left as it is, since to give it back would take time."""
     load: Sequence[float | None]
     """Cores kept busy by others during each round; None where the system does not say."""
 
     def seconds(self, name: str) -> list[float]:
         """Return the seconds of each round."""
         return [sample.seconds for sample in self.samples[name]]
-
-    def memory_mb(self, name: str) -> int:
-        """Return the largest peak of all rounds."""
-        return max(sample.memory_mb for sample in self.samples[name])
 
     @property
     def noisy(self) -> list[int]:
@@ -61,7 +60,7 @@ class Rounds:
         """Return everything that was measured."""
         return {
             "seconds": {name: self.seconds(name) for name in self.samples},
-            "memory_mb": {name: self.memory_mb(name) for name in self.samples},
+            "memory_mb": dict(self.memory_mb),
             "orders": [list(order) for order in self.orders],
             "other_load_cores": list(self.load),
             "noisy_rounds": self.noisy,
@@ -79,9 +78,13 @@ def orders(names: Sequence[str], rounds: int) -> list[list[str]]:
 
 
 def interleave(actions: Mapping[str, Action], rounds: int, tell: Callable[[int], None] = lambda done: None) -> Rounds:
-    """Measure every action once for warm-up, which is not kept, then once in each round; `tell(done)` after each of them all."""
-    for number, action in enumerate(actions.values(), 1):
-        action()
+    """Measure every action once for warm-up, of which only the memory is kept, then once in each round; `tell(done)` after each of them all.
+
+    The warm-up goes backwards: what a process allocates once is then counted for the last action, which is ours.
+    """
+    memory: dict[str, int | None] = {}
+    for number, name in enumerate(reversed(list(actions)), 1):
+        memory[name] = actions[name](True).memory_mb
         tell(number)
     samples: dict[str, list[Sample]] = {name: [] for name in actions}
     load: list[float | None] = []
@@ -89,25 +92,24 @@ def interleave(actions: Mapping[str, Action], rounds: int, tell: Callable[[int],
     for number, order in enumerate(planned, 1):
         meter = LoadMeter()
         for place, name in enumerate(order, 1):
-            samples[name].append(actions[name]())
+            samples[name].append(actions[name](False))
             tell(number * len(order) + place)
         load.append(meter.others())
-    return Rounds(samples, planned, load)
+    return Rounds(samples, planned, memory, load)
 
 
 def timed(prepare: Callable[[], Callable[[], object]], device: torch.device) -> Action:
     """Return the action that prepares work, untimed, and measures the call of what `prepare` returns."""
 
-    def action() -> Sample:
+    def action(memory: bool) -> Sample:
         work = prepare()
-        _settle(device)
-        on_gpu = device.type == "cuda"
-        before = 0 if on_gpu else resident_memory_mb()
-        reset_peak_memory()
+        before = _count_anew(device) if memory else 0
+        wait(device)
         began = time.perf_counter()
         work()
         wait(device)
-        return Sample(time.perf_counter() - began, max(0, peak_memory_mb() - before))
+        seconds = time.perf_counter() - began
+        return Sample(seconds, max(0, peak_memory_mb() - before) if memory else None)
 
     return action
 
@@ -118,8 +120,8 @@ def wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _settle(device: torch.device) -> None:
-    """Give back what earlier measurements have freed, so that the memory of this one is its own."""
+def _count_anew(device: torch.device) -> int:
+    """Give back what was freed, let the peak be counted anew, and return what is resident and no part of it."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -127,4 +129,5 @@ def _settle(device: torch.device) -> None:
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc keeps freed memory otherwise
         if trim is not None:
             trim(0)
-    wait(device)
+    reset_peak_memory()
+    return 0 if device.type == "cuda" else resident_memory_mb()
