@@ -18,6 +18,7 @@ from lora_drop.bench.settings import Settings
 from lora_drop.bench.startup import measure_startup
 from lora_drop.bench.training_speed import measure_training
 from lora_drop.bench.workload import LORA, Subject
+from lora_drop.config import WHERE_KEYS
 from lora_drop.errors import UserError
 from lora_drop.progress import Reporter
 from lora_drop.runs import git_state, versions, write_json
@@ -40,12 +41,13 @@ def perform(settings: Settings, out: Path, report: Reporter) -> dict[str, Any]:
     for name in settings.parts:
         began = time.perf_counter()
         report.start(name)
-        found[name] = _part(name, subject, found)
+        found[name] = _part(name, subject)
         report.finish(name, time.perf_counter() - began, "")
     device = subject.device.type
+    asked = {key: value for key, value in asdict(settings).items() if key not in WHERE_KEYS}
     result = {
         "format": FORMAT,
-        "benchmark": {**asdict(settings), "data_dir": None, "lora": {"rank": LORA.rank, "alpha": LORA.alpha}},
+        "benchmark": {**asked, "lora": {"rank": LORA.rank, "alpha": LORA.alpha}},
         "machine": describe(subject.device),
         "versions": versions(),
         "git": git,
@@ -59,13 +61,14 @@ def perform(settings: Settings, out: Path, report: Reporter) -> dict[str, Any]:
     return {**result, "file": str(out / f"{name}.json")}
 
 
-def _part(name: str, subject: Subject, found: dict[str, Any]) -> Any:
+def _part(name: str, subject: Subject) -> Any:
+    """Measure one part."""
     settings, report = subject.settings, subject.report
     both = 2 * (settings.rounds + 1)
     parts: dict[str, Callable[[], Any]] = {
         "train": lambda: measure_training(subject),
         "score": lambda: measure_scoring(subject),
-        "share": lambda: measure_share(subject, _seconds_per_row(found)),
+        "share": lambda: measure_share(subject),
         "generation": lambda: measure_generation(subject),
         "startup": lambda: measure_startup(settings.rounds, lambda done: report.advance(done, both)),
         "scaling": lambda: measure_scaling(
@@ -73,14 +76,6 @@ def _part(name: str, subject: Subject, found: dict[str, Any]) -> Any:
         ),
     }
     return parts[name]()
-
-
-def _seconds_per_row(found: dict[str, Any]) -> float | None:
-    """Return what our training takes for one of the task's own rows, if that was measured."""
-    for entry in found.get("train", ()):
-        if entry["workload"]["name"] == "real":
-            return 1 / entry["variants"]["ours"]["samples_per_second"]["median"]
-    return None
 
 
 def _draw(measured: dict[str, Any], path: Path) -> None:

@@ -16,6 +16,9 @@ from lora_drop.bench.statistics import exponent, spread
 from lora_drop.config import MethodConfig
 from lora_drop.methods import get_method
 
+ROUNDS = 5
+"""At most: there are many steps, and their times differ by far more than their noise."""
+
 
 @dataclass(frozen=True)
 class Point:
@@ -49,7 +52,7 @@ def measure_scaling(
     Returns per size its values, the median seconds, the exponent of the seconds and that of the operations.
     """
     scale = QUICK if quick else GPU if device.type == "cuda" else CPU
-    found = {}
+    found, rounds = {}, min(rounds, ROUNDS)
     for number, (axis, values) in enumerate(scale.axes.items()):
         points = [replace(Point(), **{axis: value}) for value in values]
         actions = {str(getattr(point, axis)): timed(_step(scale, point, device, seed), device) for point in points}

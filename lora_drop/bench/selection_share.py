@@ -6,8 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from lora_drop.bench.rounds import interleave, timed
-from lora_drop.bench.statistics import spread
+from lora_drop.bench.rounds import timed
 from lora_drop.bench.variants import ours
 from lora_drop.bench.workload import Subject
 from lora_drop.pipeline import Pipeline
@@ -19,35 +18,34 @@ EPOCHS = 30
 STAGES = ("sample", "score")
 
 
-def measure_share(subject: Subject, seconds_per_row: float | None) -> dict[str, Any]:
+def measure_share(subject: Subject) -> dict[str, Any]:
     """Perform stages 1 and 2 on all training rows through the pipeline, and set their seconds against those of EPOCHS epochs.
 
-    Args:
-        subject: what is measured.
-        seconds_per_row: what our training takes, where part `train` has measured it on the task's rows; else it is measured here.
+    Training is measured on the rows of the other parts, before and after the stages, so that what disturbs the one disturbs the other; for
+    all rows it takes the same time per real token.
     """
-    rate = seconds_per_row or _seconds_per_row(subject)
-    seconds, rows = _stages(subject)
-    found, training = sum(seconds.values()), EPOCHS * rows * rate
+    workload = subject.real
+    train = timed(ours(subject, workload, set()), subject.device)
+    train(False)  # warm-up
+    before = train(False).seconds
+    seconds, rows, tokens = _stages(subject)
+    rate = (before + train(False).seconds) / 2 / workload.tokens
+    found, training = sum(seconds.values()), EPOCHS * tokens * rate
     return {
         "rows": rows,
+        "tokens": tokens,
         "epochs": EPOCHS,
         "seconds": seconds,
-        "training_seconds_per_row": rate,
+        "training_seconds_per_token": rate,
         "training_seconds": training,
-        "share": share(found, training),
+        "share": found / (found + training),
     }
 
 
-def share(found: float, training: float) -> float:
-    """Return the part of a run's seconds that finding the layers takes."""
-    return found / (found + training)
-
-
-def _stages(subject: Subject) -> tuple[dict[str, float], int]:
-    """Return the seconds of each stage as `run.json` tells them, and the training rows of the run."""
+def _stages(subject: Subject) -> tuple[dict[str, float], int, int]:
+    """Return the seconds of each stage as `run.json` tells them, and the run's training rows and real tokens."""
     settings = subject.settings
-    # quick: a tenth of these rows is what the other parts are measured on
+    # quick: of these rows a tenth is what the other parts are measured on
     config = settings.config(**({"train": 10 * settings.rows} if settings.quick else {}))
     with tempfile.TemporaryDirectory() as folder:
         run = Run(Path(folder) / "run", config)
@@ -56,9 +54,5 @@ def _stages(subject: Subject) -> tuple[dict[str, float], int]:
             for number, stage in enumerate(STAGES):
                 subject.report.advance(number, len(STAGES), f"stage {stage}")
                 pipeline.perform(stage)
-        return {stage: run.manifest["stages"][stage]["seconds"] for stage in STAGES}, len(pipeline.data.train_rows)
-
-
-def _seconds_per_row(subject: Subject) -> float:
-    rounds = interleave({"ours": timed(ours(subject, subject.real, set()), subject.device)}, 1)
-    return spread(rounds.seconds("ours")).median / len(subject.real.rows)
+        lengths = [len(ids) for ids in pipeline.data.train_encoded["input_ids"]]
+        return {stage: run.manifest["stages"][stage]["seconds"] for stage in STAGES}, len(lengths), sum(lengths)
