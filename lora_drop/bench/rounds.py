@@ -9,7 +9,8 @@ import ctypes
 import gc
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,13 +83,28 @@ def interleave(actions: Mapping[str, Action], rounds: int, tell: Callable[[int],
 
     The warm-up goes backwards: what a process allocates once is then counted for the last action, which is ours.
     """
-    memory: dict[str, int | None] = {}
+    with without_old_garbage():
+        memory = _warm_up(actions, tell)
+        _forget_garbage()  # what was imported meanwhile
+        return _measure(actions, orders(list(actions), rounds), memory, tell)
+
+
+def _warm_up(actions: Mapping[str, Action], tell: Callable[[int], None]) -> dict[str, int | None]:
+    memory = {}
     for number, name in enumerate(reversed(list(actions)), 1):
         memory[name] = actions[name](True).memory_mb
         tell(number)
+    return memory
+
+
+def _measure(
+    actions: Mapping[str, Action],
+    planned: Sequence[Sequence[str]],
+    memory: Mapping[str, int | None],
+    tell: Callable[[int], None],
+) -> Rounds:
     samples: dict[str, list[Sample]] = {name: [] for name in actions}
     load: list[float | None] = []
-    planned = orders(list(actions), rounds)
     for number, order in enumerate(planned, 1):
         meter = LoadMeter()
         for place, name in enumerate(order, 1):
@@ -96,6 +112,25 @@ def interleave(actions: Mapping[str, Action], rounds: int, tell: Callable[[int],
             tell(number * len(order) + place)
         load.append(meter.others())
     return Rounds(samples, planned, memory, load)
+
+
+@contextmanager
+def without_old_garbage() -> Iterator[None]:
+    """Leave what is there now out of garbage collections.
+
+    The Trainer collects garbage whenever a training begins and ends. To look through all imported libraries takes half a second,
+    once a training: nothing in an hour, but a lot in a measured call of some seconds.
+    """
+    _forget_garbage()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
+def _forget_garbage() -> None:
+    gc.collect()
+    gc.freeze()
 
 
 def timed(prepare: Callable[[], Callable[[], object]], device: torch.device) -> Action:

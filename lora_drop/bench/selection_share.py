@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from lora_drop.bench.rounds import timed
+from lora_drop.bench.rounds import timed, without_old_garbage
 from lora_drop.bench.variants import ours
 from lora_drop.bench.workload import Subject
 from lora_drop.pipeline import Pipeline
@@ -26,10 +26,11 @@ def measure_share(subject: Subject) -> dict[str, Any]:
     """
     workload = subject.real
     train = timed(ours(subject, workload, set()), subject.device)
-    train(False)  # warm-up
-    before = train(False).seconds
-    seconds, rows, tokens = _stages(subject)
-    rate = (before + train(False).seconds) / 2 / workload.tokens
+    with without_old_garbage():
+        train(False)  # warm-up
+        before = train(False).seconds
+        seconds, rows, tokens = _stages(subject)
+        rate = (before + train(False).seconds) / 2 / workload.tokens
     found, training = sum(seconds.values()), EPOCHS * tokens * rate
     return {
         "rows": rows,
