@@ -22,7 +22,7 @@ def check_quantization(config: Config, device: torch.device) -> None:
         )
     if config.backbone.startswith(("tiny:", "packaged:", "shape:")):
         raise UserError(
-            f"{asked} is for pretrained weights from the Hub or a folder; {config.backbone} is neither. Set quantization=none."
+            f"{asked} is for backbones from the Hub or a folder; {config.backbone} is neither. Set quantization=none."
         )
     if device.type != "cuda":
         raise UserError(f"{asked} needs an NVIDIA GPU, and the device is {device.type}. Set quantization=none.")
