@@ -9,7 +9,7 @@ from lora_drop import cli
 from lora_drop.bench.goals import GOALS, judge
 from lora_drop.bench.settings import settle
 from lora_drop.bench.tables import machine_line, tables
-from lora_drop.bench.variants import padded
+from lora_drop.bench.variants import megabatch, padded
 from lora_drop.bench.workload import Subject
 from lora_drop.progress import SILENT
 
@@ -108,6 +108,10 @@ def test_stock_rows_are_padded_as_the_tokenizer_pads():
     )
     assert list(rows["input_ids"]) == expected["input_ids"]
     assert list(rows["attention_mask"]) == expected["attention_mask"]
+
+
+def test_the_trainer_groups_as_in_the_whole_task():
+    assert [megabatch(rows, 32) for rows in (10, 256, 2_490, 392_702)] == [1, 2, 19, 50]
 
 
 def test_all_variants_get_the_same_model():

@@ -6,13 +6,15 @@ Rows, seeds, total batch, model, LoRA, optimizer and schedule are the same. What
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments, default_data_collator
 from transformers.trainer_callback import PrinterCallback
+from transformers.trainer_pt_utils import LengthGroupedSampler, get_length_grouped_indices
 
 from lora_drop.bench.workload import Subject, Workload
 from lora_drop.completions import IGNORED
@@ -25,12 +27,13 @@ Prepare = Callable[[], Callable[[], object]]
 def stock(subject: Subject, workload: Workload) -> Prepare:
     """PEFT and transformers' Trainer as run_glue sets it: every row padded to the maximal length, in random order."""
     rows = padded(workload.rows, subject.tokenizer, workload.padded_to)
-    return lambda: _trainer(subject, rows, default_data_collator)
+    return lambda: _training(subject, Trainer, rows, default_data_collator)
 
 
 def grouped(subject: Subject, workload: Workload) -> Prepare:
     """The same at its best: a batch is padded to its longest row, and the Trainer's own grouping puts similar lengths together."""
-    return lambda: _trainer(subject, workload.rows, subject.data.collate, **_grouping())
+    kind = partial(_GroupedTrainer, task_rows=subject.data.population.get("train", len(workload.rows)))
+    return lambda: _training(subject, kind, workload.rows, subject.data.collate)
 
 
 def ours(subject: Subject, workload: Workload, paths: set[str]) -> Prepare:
@@ -70,20 +73,20 @@ def padded(rows: Dataset, tokenizer: PreTrainedTokenizerBase, length: int) -> Da
     return Dataset.from_dict({name: [fill(name, value) for value in rows[name]] for name in rows.column_names})
 
 
-def _trainer(subject: Subject, rows: Dataset, collate: Any, **options: Any) -> Callable[[], object]:
+def _training(subject: Subject, kind: Callable[..., Trainer], rows: Dataset, collate: Any) -> Callable[[], object]:
     model = subject.lora()
 
     def work() -> None:
         with tempfile.TemporaryDirectory() as folder:
-            arguments = _arguments(subject, folder, len(rows), options)
-            trainer = Trainer(model=model, args=arguments, train_dataset=rows, data_collator=collate)
+            arguments = _arguments(subject, folder, len(rows))
+            trainer = kind(model=model, args=arguments, train_dataset=rows, data_collator=collate)
             trainer.remove_callback(PrinterCallback)
             trainer.train()
 
     return work
 
 
-def _arguments(subject: Subject, folder: str, rows: int, options: dict[str, Any]) -> TrainingArguments:
+def _arguments(subject: Subject, folder: str, rows: int) -> TrainingArguments:
     train = subject.config.train
     arguments = TrainingArguments(
         output_dir=folder,
@@ -104,14 +107,36 @@ def _arguments(subject: Subject, folder: str, rows: int, options: dict[str, Any]
         dataloader_pin_memory=subject.device.type == "cuda",
         disable_tqdm=True,
         report_to=[],
-        **options,
     )
     arguments._n_gpu = min(arguments.n_gpu, 1)  # more would be DataParallel, which multiplies the batch
     return arguments
 
 
-def _grouping() -> dict[str, Any]:
-    """Return the arguments for the Trainer's grouping by length, under the name that the installed transformers has for it."""
-    if "train_sampling_strategy" in TrainingArguments.__dataclass_fields__:
-        return {"train_sampling_strategy": "group_by_length"}
-    return {"group_by_length": True}
+def megabatch(rows: int, batch_size: int) -> int:
+    """Return how many batches the Trainer's rule sorts by length at a time, in a task of that many rows."""
+    return max(1, min(rows // (4 * batch_size), 50))
+
+
+class _Grouping(LengthGroupedSampler):
+    """The Trainer's sampler as it works on the whole task. Left to itself it would hardly group the few rows of a measured call."""
+
+    def __init__(self, lengths: list[int], batch_size: int, batches: int):
+        super().__init__(batch_size, lengths=lengths)
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(get_length_grouped_indices(self.lengths, self.batch_size, mega_batch_mult=self.batches))
+
+
+class _GroupedTrainer(Trainer):
+    """The Trainer with `train_sampling_strategy="group_by_length"`, for a task that has `task_rows` rows."""
+
+    def __init__(self, *, task_rows: int, **options: Any):
+        super().__init__(**options)
+        self.task_rows = task_rows
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> LengthGroupedSampler:
+        rows: Any = self.train_dataset if train_dataset is None else train_dataset
+        batch_size = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        lengths = [len(ids) for ids in rows["input_ids"]]
+        return _Grouping(lengths, batch_size, megabatch(self.task_rows, batch_size))
