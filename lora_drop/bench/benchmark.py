@@ -57,7 +57,7 @@ def perform(settings: Settings, out: Path, report: Reporter) -> dict[str, Any]:
     name = settings.name_on(device)
     write_json(out / f"{name}.json", result)
     if "scaling" in found:
-        _draw(found["scaling"], out / f"{name}-scaling.png")
+        _draw(found["scaling"], out / f"{name}.png")
     return {**result, "file": str(out / f"{name}.json")}
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from lora_drop.experiments.plots import DARK, LIGHT
 
@@ -31,7 +31,12 @@ def scaling_figure(measured: Mapping[str, Any]) -> Figure:
         panel.xaxis.set_major_locator(FixedLocator(axis["values"]))
         panel.xaxis.set_minor_locator(NullLocator())
         panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        panel.set_title(f"exponent {axis['exponent']:.2f} ({axis['exponent_of_flops']:.2f})", fontsize=10)
+        panel.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        panel.yaxis.set_minor_locator(NullLocator())
+        panel.set_title(
+            f"exponent {axis['exponent']:.2f}, of the operations {axis['exponent_of_flops']:.2f}", fontsize=9
+        )
         panel.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("seconds of a training step")
     panels[0].legend(frameon=False, fontsize=8)
