@@ -8,7 +8,7 @@ TORCH ?= torch==2.13.0
 TORCH_INDEX ?= $(shell command -v nvidia-smi >/dev/null 2>&1 || echo --retries 0 --extra-index-url https://download.pytorch.org/whl/cpu)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check reproduce-glue reproduce-smoke report clean
+.PHONY: help install demo test check reproduce-glue reproduce-smoke report bench clean
 
 help: ## List the targets
 	@grep -hE '^[a-zA-Z_-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -41,6 +41,9 @@ reproduce-smoke: install ## The same grid on a tiny model and generated data, in
 
 report: install ## Tables and figures from the records in results/
 	$(BIN)/lora-drop report
+
+bench: install ## How fast this machine trains, scores and starts, against PEFT + Trainer: RTE rows on MiniLM-L6 (needs LORA_DROP_DATA or the Hub)
+	$(BIN)/lora-drop bench --device cpu $(ARGS)
 
 clean: ## Remove .venv, caches, runs/demo and runs/smoke
 	rm -rf $(VENV) runs/demo runs/smoke .pytest_cache .mypy_cache .ruff_cache .hypothesis

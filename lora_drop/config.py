@@ -179,7 +179,7 @@ class Config:
     task: str = "toy-nli"
     """The task; `lora-drop tasks` lists them."""
     backbone: str = "packaged:minilm-l6"
-    """The pretrained model: a Hub id, a folder, packaged:NAME or tiny:NAME."""
+    """The pretrained model: a Hub id, a folder, packaged:NAME, shape:NAME (random weights) or tiny:NAME."""
     quantization: str = _one_of("none", "none", "nf4")
     """Precision of the frozen weights: as they come (none), or 4 bits (nf4, as in QLoRA; needs CUDA and the extra qlora)."""
     seed: int = _checked(0, "an integer from 0 to 4294967295", lambda value: 0 <= value < 2**32)

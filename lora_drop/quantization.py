@@ -20,9 +20,9 @@ def check_quantization(config: Config, device: torch.device) -> None:
         raise UserError(
             f"{asked} needs a method that is a PEFT adapter, and {config.method.name} is none. Choose another method, or quantization=none."
         )
-    if config.backbone.startswith(("tiny:", "packaged:")):
+    if config.backbone.startswith(("tiny:", "packaged:", "shape:")):
         raise UserError(
-            f"{asked} is for backbones from the Hub or a folder; {config.backbone} is small. Set quantization=none."
+            f"{asked} is for backbones from the Hub or a folder; {config.backbone} is neither. Set quantization=none."
         )
     if device.type != "cuda":
         raise UserError(f"{asked} needs an NVIDIA GPU, and the device is {device.type}. Set quantization=none.")

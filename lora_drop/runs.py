@@ -181,7 +181,7 @@ class Run:
         try:
             _sweep(self.path)
             self._read_manifest()  # it may have been opened before another process worked here
-            _git_state()
+            git_state()
             if store_config:
                 content = yaml.safe_dump(to_dict(self.config), sort_keys=False, allow_unicode=True)
                 write_text(self.file("config.yaml"), content)
@@ -225,7 +225,7 @@ class Run:
         note, facts = work()
         seconds = time.perf_counter() - began
         shutil.rmtree(self.checkpoints(stage), ignore_errors=True)
-        git = _git_state() or {}
+        git = git_state() or {}
         entry = {
             "inputs": key,
             "outputs": self._digests(outputs),
@@ -329,6 +329,12 @@ def peak_memory_mb() -> int:
     return peak // (2**20 if sys.platform == "darwin" else 2**10)
 
 
+def resident_memory_mb() -> int:
+    """Return the memory in MB that the process holds now; 0 where the system does not say."""
+    found = re.findall(r"^VmRSS:\s+(\d+) kB", _STATUS.read_text(), re.MULTILINE) if _STATUS.exists() else ["0"]
+    return int(found[0]) // 2**10
+
+
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that decide numbers."""
     found = {"python": platform.python_version()}
@@ -349,12 +355,12 @@ def _provenance(config: Config) -> dict[str, Any]:
         "seed": config.seed,
         "config_hash": config_hash(config),
         "versions": versions(),
-        "git": _git_state(),
+        "git": git_state(),
     }
 
 
 @lru_cache(maxsize=1)
-def _git_state() -> dict[str, Any] | None:
+def git_state() -> dict[str, Any] | None:
     """Return the commit of the checkout this package runs from and whether its code was altered; None outside a checkout.
 
     Asked once, when the work begins: what a process has loaded stays what it was when somebody commits meanwhile. Results and runs, which
