@@ -43,7 +43,7 @@ report: install ## Tables and figures from the records in results/
 	$(BIN)/lora-drop report
 
 bench: install ## How fast this machine trains, scores and starts, against PEFT + Trainer: RTE rows on MiniLM-L6 (needs LORA_DROP_DATA or the Hub)
-	$(BIN)/lora-drop bench --device cpu $(ARGS)
+	OMP_PROC_BIND=true $(BIN)/lora-drop bench --device cpu $(ARGS)  # a thread stays on its core: docs/benchmark.md
 
 clean: ## Remove .venv, caches, runs/demo and runs/smoke
 	rm -rf $(VENV) runs/demo runs/smoke .pytest_cache .mypy_cache .ruff_cache .hypothesis

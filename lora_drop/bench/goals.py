@@ -67,7 +67,8 @@ def _fraction(found: Found) -> float | None:
 
 
 def _scoring(found: Found) -> float | None:
-    return found["score"]["ratio"]["median"] if "score" in found else None
+    """The worse of the two ways."""
+    return max(way["ratio"]["median"] for way in found["score"]["ways"].values()) if "score" in found else None
 
 
 def _share(found: Found) -> float | None:

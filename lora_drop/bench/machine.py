@@ -22,6 +22,7 @@ def describe(device: torch.device) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "system": platform.system(),
+        "openmp": {name: os.environ[name] for name in ("OMP_NUM_THREADS", "OMP_PROC_BIND") if name in os.environ},
     }
     if device.type == "cuda":
         found["gpu"] = torch.cuda.get_device_name(device)

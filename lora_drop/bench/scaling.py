@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -15,6 +16,7 @@ from lora_drop.bench.rounds import interleave, timed
 from lora_drop.bench.statistics import exponent, spread
 from lora_drop.config import MethodConfig
 from lora_drop.methods import get_method
+from lora_drop.packing import Packing, prepare
 
 ROUNDS = 5
 """At most: there are many steps, and their times differ by far more than their noise."""
@@ -47,7 +49,7 @@ QUICK = Scale(32, {"rows": (2, 4, 8, 16), "length": (8, 16, 32, 64), "layers": (
 def measure_scaling(
     device: torch.device, seed: int, rounds: int, quick: bool, tell: Callable[[int, int], None]
 ) -> dict[str, Any]:
-    """Measure a plain training step (forward, backward, AdamW) of LoRA on a BERT with random weights at four values of each size.
+    """Measure a training step (forward, backward, AdamW) of LoRA on a BERT with random weights, packed, at four values of each size.
 
     Returns per size its values, the median seconds, the exponent of the seconds and that of the operations.
     """
@@ -89,7 +91,7 @@ def _config(scale: Scale, point: Point) -> Any:
 def _operations(scale: Scale, point: Point) -> int:
     shape = shape_of(_config(scale, point), generator=False)
     assert shape is not None
-    return training_flops(shape, Rows([point.length] * point.rows), point.rank).full
+    return training_flops(shape, Rows([point.length] * point.rows), point.rank).needed
 
 
 def _step(scale: Scale, point: Point, device: torch.device, seed: int) -> Callable[[], Callable[[], object]]:
@@ -100,10 +102,14 @@ def _step(scale: Scale, point: Point, device: torch.device, seed: int) -> Callab
     optimizer = torch.optim.AdamW(weight for weight in model.parameters() if weight.requires_grad)
     ids = torch.randint(1, 1000, (point.rows, point.length), device=device)
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids[:, 0] % 2}
-    return lambda: lambda: _train(model, optimizer, batch)
+    packing, _ = prepare(model, {name: tensor[:2] for name, tensor in batch.items()})
+    return lambda: lambda: _train(model, packing, optimizer, batch)
 
 
-def _train(model: nn.Module, optimizer: torch.optim.Optimizer, batch: dict[str, torch.Tensor]) -> None:
-    model(**batch).loss.backward()
+def _train(
+    model: nn.Module, packing: Packing | None, optimizer: torch.optim.Optimizer, batch: dict[str, torch.Tensor]
+) -> None:
+    with packing.over(batch) if packing else nullcontext():
+        model(**batch).loss.backward()
     optimizer.step()
     optimizer.zero_grad()

@@ -1,9 +1,11 @@
-"""Part `score`: what the importance of every LoRA costs beyond a forward pass over the same batches."""
+"""Part `score`: what the importance of every LoRA costs beyond a forward pass over the same batches, padded and packed."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,29 +16,40 @@ from lora_drop.bench.rounds import interleave, timed
 from lora_drop.bench.statistics import ratios
 from lora_drop.bench.workload import Subject
 from lora_drop.encoding import batches
+from lora_drop.packing import Packing
+from lora_drop.training import find_packing
 
 REPEATS = 3
 """Rounds for each of the other parts': a pass is short, and the difference that is looked for is small."""
 
 
 def measure_scoring(subject: Subject) -> dict[str, Any]:
-    """Measure `importance.score` and a plain forward pass without gradients, in eval mode, on the same batches."""
+    """Measure `importance.score` and a plain forward pass without gradients, in eval mode, on the same batches: both padded, then both packed.
+
+    Packed, the forward pass computes every token in every layer, as the score needs it.
+    """
     workload = subject.workloads()[0]
     model = trained(subject.lora())
     inputs = [batch for _, batch in batches(workload.rows, subject.data.collate, subject.data.batch_size)]
-    actions = {
-        "forward": timed(lambda: _forward(model, inputs, subject.device), subject.device),
-        "score": timed(lambda: _scoring(model, inputs), subject.device),
-    }
+    packing, _ = find_packing(
+        model, workload.rows, subject.data.collate, subject.config.train, subject.data.kind.loss(0.0)
+    )
+    ways = {"": None, **({"packed ": packing} if packing else {})}
+    actions: dict[str, Any] = {}
+    for name, way in ways.items():
+        actions[f"{name}forward"] = timed(partial(_forward, model, inputs, subject.device, way), subject.device)
+        actions[f"{name}score"] = timed(partial(_scoring, model, inputs, way), subject.device)
     count = subject.settings.rounds * (1 if subject.settings.quick else REPEATS)
     total = len(actions) * (count + 1)
     rounds = interleave(actions, count, lambda done: subject.report.advance(done, total))
-    return {
-        "rows": len(workload.rows),
-        "ratio": asdict(ratios(rounds.seconds("score"), rounds.seconds("forward"))),
-        "more_memory_mb": (rounds.memory_mb["score"] or 0) - (rounds.memory_mb["forward"] or 0),
-        "rounds": rounds.to_json(),
-    }
+    found = {}
+    for name in ways:
+        scored, plain = f"{name}score", f"{name}forward"
+        found[name.strip() or "padded"] = {
+            "ratio": asdict(ratios(rounds.seconds(scored), rounds.seconds(plain))),
+            "more_memory_mb": (rounds.memory_mb[scored] or 0) - (rounds.memory_mb[plain] or 0),
+        }
+    return {"rows": len(workload.rows), "ways": found, "rounds": rounds.to_json()}
 
 
 def trained(model: nn.Module) -> nn.Module:
@@ -47,16 +60,20 @@ def trained(model: nn.Module) -> nn.Module:
     return model
 
 
-def _scoring(model: nn.Module, inputs: list[dict[str, Tensor]]) -> Callable[[], object]:
-    return lambda: importance.score(model, inputs)
+def _scoring(model: nn.Module, inputs: list[dict[str, Tensor]], packing: Packing | None) -> Callable[[], object]:
+    return lambda: importance.score(model, inputs, packing=packing)
 
 
-def _forward(model: nn.Module, inputs: list[dict[str, Tensor]], device: torch.device) -> Callable[[], object]:
+def _forward(
+    model: nn.Module, inputs: list[dict[str, Tensor]], device: torch.device, packing: Packing | None
+) -> Callable[[], object]:
     model.eval()
 
     def work() -> None:
         with torch.no_grad():
             for batch in inputs:
-                model(**{name: tensor.to(device) for name, tensor in batch.items() if name != "labels"})
+                given = {name: tensor.to(device) for name, tensor in batch.items() if name != "labels"}
+                with packing.over(given, whole=True) if packing else nullcontext():
+                    model(**given)
 
     return work

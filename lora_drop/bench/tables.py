@@ -86,11 +86,9 @@ def _training(entry: Mapping[str, Any], gpu: bool) -> Printed:
 
 
 def _scoring(found: Mapping[str, Any]) -> list[Printed]:
-    rows = [
-        ["seconds, score / plain forward pass", _times(found["ratio"])],
-        ["memory, score - plain forward pass", f"{found['more_memory_mb']:+,} MB"],
-    ]
-    return [Printed(f"\nScoring {found['rows']:,} rows", ["", ""], rows, _disturbed(found["rounds"]))]
+    columns = ["score against a plain forward pass", "seconds", "memory"]
+    rows = [[name, _times(way["ratio"]), f"{way['more_memory_mb']:+,} MB"] for name, way in found["ways"].items()]
+    return [Printed(f"\nScoring {found['rows']:,} rows", columns, rows, _disturbed(found["rounds"]))]
 
 
 def _share(found: Mapping[str, Any]) -> list[Printed]:

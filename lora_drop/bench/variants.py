@@ -56,7 +56,7 @@ def ours(subject: Subject, workload: Workload, paths: set[str]) -> Prepare:
                     learning_rate=config.train.learning_rate,
                     loss=subject.data.kind.loss(0.0),
                 )
-            paths.add(getattr(outcome, "path", "padded"))
+            paths.add(outcome.computed)
 
         return work
 
