@@ -234,6 +234,7 @@ def test_params_tasks_and_doctor(tmp_path):
     checks = {row["check"]: row for row in json.loads(lora_drop("doctor", "--offline", "--json").stdout)}
     assert checks["packaged:minilm-l6"]["state"] == "checksum right" and checks["Hub"]["state"] == "not asked (offline)"
     assert "cores" in checks["cpu"]["state"]
+    assert checks["tokenised rows"]["state"].startswith(os.environ["LORA_DROP_CACHE"])
 
 
 def test_every_key_has_its_help_in_config():
