@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from lora_drop.cli_bench import bench
 from lora_drop.cli_experiments import report, reproduce
-from lora_drop.config import Config, load_config
-from lora_drop.console import ConsoleReporter, print_profile, print_table
 from lora_drop.errors import UserError
 from lora_drop.options import (
     Bootstrap,
@@ -29,24 +27,29 @@ from lora_drop.options import (
     Quiet,
     RunDir,
     Seed,
-    err,
-    out,
 )
-from lora_drop.strict import flatten
+
+if TYPE_CHECKING:
+    from lora_drop.config import Config
 
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode=None,  # plain help: drawing it with rich takes longer than all the rest of `--help`
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        # else typer imports pydantic only to learn that `lora-drop CMD --help` has no --help before CMD
+        "default_map": {"help": False},
+        "max_content_width": 120,
+    },
 )
-app.command()(reproduce)
-app.command()(report)
-app.command()(bench)
 
 
 def _resolve(files: list[str] | None, run_dir: Path | None, overrides: list[str] | None, **flags: Any) -> Config:
     """Configuration files, or else what the run directory holds; then -o, then the flags."""
+    from lora_drop.config import load_config
+
     stored = run_dir / "config.yaml" if run_dir else None
     if not files and stored is not None and stored.is_file():
         files = [str(stored)]
@@ -105,7 +108,7 @@ def _stage(name: str, help_text: str) -> None:
 
 
 _stage("sample", "Stage 1: draw the stratified sample of the training set.")
-_stage("score", "Stage 2: warm a LoRA up on the sample and score the output of every LoRA.")
+_stage("score", "Stage 2: warm a LoRA up, then score the output of each layer.")
 _stage("select", "Stage 3: choose the layers that retain their LoRA.")
 _stage("train", "Stage 4: train a fresh model under the selection.")
 
@@ -134,7 +137,7 @@ def evaluate(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Stage 5: evaluate the trained adapter; or, with --task and --predictions, score anybody's output without a model."""
+    """Stage 5: evaluate the trained adapter. Or, with --task and --predictions, score anybody's output without a model."""
     if predictions is not None and task is not None:
         _score_file(task, predictions, split, data_dir, offline, as_json)
         return
@@ -149,6 +152,7 @@ def evaluate(
 def _score_file(
     task: str, predictions: Path, split: str | None, data_dir: str | None, offline: bool, as_json: bool
 ) -> None:
+    from lora_drop.console import err, out, print_table
     from lora_drop.evaluation.predictions import score_predictions
     from lora_drop.tasks import get_task
     from lora_drop.tasks.base import Source
@@ -206,12 +210,19 @@ def run(
     _perform(run_dir, resolved, ["all"], force, quiet, as_json, compare or [])
 
 
+app.command()(reproduce)
+app.command()(report)
+app.command()(bench)
+
+
 @app.command("config")
 def show_config(
     config: ConfigFiles = None, overrides: Overrides = None, as_json: Json = False, debug: Debug = False
 ) -> None:
     """Print every key with its value and what it means."""
-    from lora_drop.config import to_dict
+    from lora_drop.config import Config, load_config, to_dict
+    from lora_drop.console import out
+    from lora_drop.strict import flatten
 
     resolved = to_dict(load_config(config or [], overrides or []))
     if as_json:
@@ -244,7 +255,9 @@ def params(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Count every method's trainable parameters, from the model's shapes alone."""
+    """Count every method's trainable parameters, from shapes alone."""
+    from lora_drop.config import load_config
+    from lora_drop.console import out, print_table
     from lora_drop.inspection import count_methods
 
     resolved = load_config(
@@ -262,13 +275,15 @@ def params(
 
 @app.command()
 def doctor(data_dir: DataDir = None, offline: Offline = False, as_json: Json = False, debug: Debug = False) -> None:
-    """Check versions, devices, data, packaged models and the Hub; say what to do about each."""
+    """Check versions, devices, data, packaged models and the Hub. Say what to do about each."""
     from lora_drop.inspection import diagnose
 
     _show(diagnose(data_dir, offline), as_json)
 
 
 def _show(rows: list[dict[str, Any]], as_json: bool) -> None:
+    from lora_drop.console import out, print_table
+
     if as_json:
         typer.echo(json.dumps(rows))
     else:
@@ -285,6 +300,7 @@ def _perform(
     compare: list[str] | None = None,
 ) -> None:
     from lora_drop.commands import perform
+    from lora_drop.console import ConsoleReporter, err, out, print_profile, print_table
 
     reporter = ConsoleReporter(err, quiet)
     try:
@@ -313,6 +329,8 @@ def main(arguments: list[str] | None = None) -> None:
     except UserError as error:
         if "--debug" in arguments:
             raise
+        from lora_drop.console import err
+
         err.print(f"Error: {error}", highlight=False, markup=False, soft_wrap=True)
         sys.exit(2)
 

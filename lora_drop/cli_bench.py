@@ -8,8 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lora_drop.console import ConsoleReporter, print_table
-from lora_drop.options import DataDir, Debug, Device, Json, Offline, Quiet, Seed, err, out
+from lora_drop.options import DataDir, Debug, Device, Json, Offline, Quiet, Seed
 
 
 def bench(
@@ -47,7 +46,7 @@ def bench(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Measure speed in interleaved rounds: our training against stock PEFT and Trainer, the score, the share of finding the layers, and more."""
+    """Measure speed, side by side with PEFT and Trainer. Interleaved rounds of training, scoring, generating, starting."""
     from lora_drop.bench.settings import settle
 
     settings = settle(
@@ -77,6 +76,7 @@ def _perform(settings: Any, folder: Path, threads: int | None, quiet: bool) -> d
 
     from lora_drop.bench.benchmark import perform
     from lora_drop.commands import quiet_libraries
+    from lora_drop.console import ConsoleReporter, err
 
     quiet_libraries()
     before = torch.get_num_threads()
@@ -94,6 +94,7 @@ def _perform(settings: Any, folder: Path, threads: int | None, quiet: bool) -> d
 
 def _show(result: dict[str, Any], quiet: bool) -> None:
     from lora_drop.bench.tables import machine_line, tables
+    from lora_drop.console import out, print_table
 
     out.print(machine_line(result), highlight=False, markup=False, soft_wrap=True)
     for table in tables(result):

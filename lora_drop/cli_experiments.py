@@ -8,9 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lora_drop.console import ConsoleGridReporter, print_table
-from lora_drop.errors import UserError
-from lora_drop.options import ConfigFiles, DataDir, Debug, Device, Json, Limit, Offline, Overrides, Quiet, err, out
+from lora_drop.options import ConfigFiles, DataDir, Debug, Device, Json, Limit, Offline, Overrides, Quiet
 
 Names = Annotated[str | None, typer.Option(metavar="A,B,…", help="Only these, separated by commas.")]
 Results = Annotated[Path, typer.Option(help="Folder of the results: EXPERIMENT/BACKBONE/*.json, tables and figures.")]
@@ -40,7 +38,8 @@ def reproduce(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Perform the runs of a table or figure of the paper, and write it. What is done is skipped; what was killed is continued."""
+    """Perform the runs of a table or figure of the paper. What is done is skipped, what was killed is continued, and the result is written."""
+    from lora_drop.console import out, print_table
     from lora_drop.experiments.grid import Choice, expand, experiment_names, load_experiment
 
     if experiment == "list":
@@ -89,7 +88,8 @@ def report(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Make tables (Markdown, CSV, LaTeX) and figures from the results, and from nothing else."""
+    """Make tables and figures from the results. Tables are Markdown, CSV and LaTeX; nothing else than the results is read."""
+    from lora_drop.console import out
     from lora_drop.experiments.report import report as write
 
     written = write(results, experiments or [], figures)
@@ -103,6 +103,7 @@ def report(
 
 def _perform(planned: list[Any], runs: Path, results: Path, quiet: bool, as_json: bool) -> dict[str, str]:
     from lora_drop.commands import quiet_libraries
+    from lora_drop.console import ConsoleGridReporter, err, out
     from lora_drop.experiments.engine import perform_grid
     from lora_drop.experiments.records import record_path
     from lora_drop.experiments.report import report as write
@@ -134,6 +135,7 @@ def _perform(planned: list[Any], runs: Path, results: Path, quiet: bool, as_json
 
 def _show_plan(planned: list[Any], runs: Path, results: Path, as_json: bool) -> None:
     from lora_drop.commands import quiet_libraries
+    from lora_drop.console import ConsoleGridReporter, err, out, print_table
     from lora_drop.experiments.estimate import estimate
     from lora_drop.experiments.records import is_done
 
@@ -172,6 +174,7 @@ def _over(value: float | None, unit: float) -> Any:
 
 
 def _show_tables(tables: list[Any]) -> None:
+    from lora_drop.console import out, print_table
     from lora_drop.experiments.render import agreement, heads, lines, notes
 
     for table in tables:
@@ -189,6 +192,8 @@ def _split(text: str | None) -> list[str]:
 
 
 def _numbers(text: str | None) -> list[int]:
+    from lora_drop.errors import UserError
+
     try:
         return [int(part) for part in _split(text)]
     except ValueError as error:

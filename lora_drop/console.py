@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from lora_drop.progress import GridReporter, Reporter
 
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
 BAR_WIDTH = 40
+
+out = Console(width=None if sys.stdout.isatty() else 160)
+err = Console(stderr=True)
 
 
 class ConsoleReporter(Reporter):
@@ -28,6 +34,8 @@ class ConsoleReporter(Reporter):
         """A stage begins: show a bar if somebody is watching."""
         if self.quiet or not self.console.is_terminal:
             return
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
         columns = [
             TextColumn(f"{stage:<7}"),
             BarColumn(24),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property
 
 import torch
@@ -19,6 +19,7 @@ from lora_drop.progress import Reporter
 from lora_drop.runs import digest
 from lora_drop.sampling import stratified_sample
 from lora_drop.tasks.base import Source, Task
+from lora_drop.token_cache import TokenCache, cache_folder, entry_key
 
 
 class Data:
@@ -70,12 +71,12 @@ class Data:
     @cached_property
     def train_encoded(self) -> Dataset:
         """The tokenised training rows."""
-        return self._told(self.kind.encode_training(self.train_rows, self.tokenizer, self.config, "training"))
+        return self._encoded("training", self.train_rows, self.train_digest, self.kind.encode_training)
 
     @cached_property
     def eval_encoded(self) -> Dataset:
         """The tokenised evaluation rows."""
-        return self._told(self.kind.encode_evaluation(self.eval_rows, self.tokenizer, self.config, "evaluation"))
+        return self._encoded("evaluation", self.eval_rows, self.eval_digest, self.kind.encode_evaluation)
 
     @property
     def limited(self) -> dict[str, int] | None:
@@ -101,8 +102,14 @@ class Data:
         drawn = stratified_sample(self.task.strata(rows), limit, self.config.seed)
         return rows.select(drawn.indices)
 
-    def _told(self, encoded: Encoded) -> Dataset:
-        rows, notices = encoded
+    @cached_property
+    def _cache(self) -> TokenCache:
+        return TokenCache(cache_folder(), self.report)
+
+    def _encoded(self, what: str, rows: Dataset, content: str, encode: Callable[..., Encoded]) -> Dataset:
+        """Return the tokens of rows, from the cache if they were made before, and tell what is to be said of them."""
+        key = entry_key(content, what, self.kind.causal, self.tokenizer, self.backbone.identity, self.config)
+        encoded, notices = self._cache.encoded(key, lambda: encode(rows, self.tokenizer, self.config, what))
         for notice in notices:
             self.report.notice(notice)
-        return rows
+        return encoded

@@ -90,6 +90,7 @@ def diagnose(data_dir: str | None, offline: bool) -> list[dict[str, Any]]:
         _packages,
         _devices,
         lambda: _data(data_dir),
+        _cache,
         _packaged_models,
         lambda: _hub(offline),
     ]
@@ -131,6 +132,16 @@ def _data(data_dir: str | None) -> list[dict[str, Any]]:
     tasks = [get_task(name) for name in task_names()]
     found = [task.name for task in tasks if task.files and (source.data_dir / task.files["train"]).is_file()]
     return [_row("data folder", f"{source.data_dir}: {', '.join(found) or 'no official file'}")]
+
+
+def _cache() -> list[dict[str, Any]]:
+    from lora_drop.token_cache import cache_folder
+
+    folder = cache_folder()
+    if folder is None:
+        return [_row("tokenised rows", "not kept: no home folder", "name a folder with LORA_DROP_CACHE")]
+    size = sum(path.stat().st_size for path in folder.glob("*.arrow"))
+    return [_row("tokenised rows", f"{folder}: {size / 1e6:.1f} MB")]
 
 
 def _packaged_models() -> list[dict[str, Any]]:

@@ -1,16 +1,11 @@
-"""The options that commands share, and the two consoles."""
+"""The options that commands share."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-
-out = Console(width=None if sys.stdout.isatty() else 160)
-err = Console(stderr=True)
 
 ConfigFiles = Annotated[
     list[str] | None, typer.Option("--config", "-c", help="YAML file, or packaged name (glue/rte); later ones win.")

@@ -1,6 +1,7 @@
 """Tests run offline, and with the tensor shapes in signatures checked at run time."""
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,8 @@ from jaxtyping import install_import_hook
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MPLBACKEND"] = "agg"
+_CACHE = tempfile.TemporaryDirectory(prefix="lora-drop-cache-")  # removed when the tests end
+os.environ["LORA_DROP_CACHE"] = _CACHE.name
 
 with install_import_hook("lora_drop.importance", "beartype.beartype"):
     import lora_drop.importance  # noqa: F401

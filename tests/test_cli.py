@@ -2,17 +2,32 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from lora_drop import cli
 from lora_drop.errors import UserError
 
-HEAVY = ("torch", "transformers", "peft", "datasets", "matplotlib", "sklearn")
+HEAVY = (
+    "torch",
+    "transformers",
+    "peft",
+    "datasets",
+    "matplotlib",
+    "sklearn",
+    "scipy",
+    "numpy",
+    "pandas",
+    "pyarrow",
+    "evaluate",
+)
+METRICS = ("evaluate", "sacrebleu", "rouge_score", "nltk")
 
 
 def lora_drop(*arguments, **environment):
@@ -22,15 +37,15 @@ def lora_drop(*arguments, **environment):
     )
 
 
-def imported_by(*arguments) -> tuple[int, set[str]]:
-    """Run the command line in a process that says at its end which heavy packages it has imported."""
+def imported_by(*arguments, among=HEAVY) -> tuple[int, set[str]]:
+    """Run the command line in a process that says at its end which of some packages it has imported."""
     code = f"""
 import sys
 from lora_drop.cli import main
 try:
-    main({list(arguments)!r})
+    main({[str(argument) for argument in arguments]!r})
 except SystemExit as end:
-    print("CODE", end.code, [name for name in {HEAVY!r} if name in sys.modules])
+    print("CODE", end.code, [name for name in {among!r} if name in sys.modules])
 """
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     line = process.stdout.strip().splitlines()[-1]
@@ -43,7 +58,9 @@ except SystemExit as end:
     [
         (["--help"], 0),
         (["run", "--help"], 0),
+        (["reproduce", "--help"], 0),
         (["config"], 0),
+        (["reproduce", "list"], 0),
         (["run", "-d", "x", "-o", "train.epoch=3"], 2),
         (["run", "-d", "x", "-c", "nowhere"], 2),
         (["nonsense"], 2),
@@ -53,6 +70,28 @@ def test_help_and_configuration_errors_import_nothing_heavy(arguments, code, tmp
     monkeypatch.chdir(tmp_path)
     assert imported_by(*arguments) == (code, set())
     assert not list(tmp_path.iterdir())
+
+
+def test_help_imports_neither_what_draws_nor_what_reads_a_configuration():
+    among = (*HEAVY, "rich.console", "pydantic", "yaml", "lora_drop.config")
+    for arguments in (["--help"], ["run", "--help"], ["reproduce", "-h"]):
+        assert imported_by(*arguments, among=among) == (0, set())
+
+
+def test_stages_import_only_what_they_use(tmp_path):
+    common = ["-d", str(tmp_path / "run"), "-q"]
+    small = ["-o", "backbone=tiny:bert", "--limit-train", "40", "--device", "cpu"]
+    among = (*METRICS, "matplotlib")
+    assert imported_by("sample", *common, *small, among=among) == (0, set())
+    assert imported_by("score", *common, among=among) == (0, set())
+    assert imported_by("select", *common, among=among) == (0, {"matplotlib"})
+
+
+def test_commands_without_a_model_import_no_model(tmp_path):
+    heavy = ("torch", "transformers", "peft", "matplotlib", "scipy", *METRICS)
+    assert imported_by("tasks", "--offline", among=heavy) == (0, set())
+    shutil.copytree(Path(__file__).parent.parent / "results" / "smollm2", tmp_path / "results" / "smollm2")
+    assert imported_by("report", "--results", tmp_path / "results", "--no-figures", "-q", among=heavy) == (0, set())
 
 
 def test_importing_the_package_imports_nothing_heavy():
@@ -195,6 +234,7 @@ def test_params_tasks_and_doctor(tmp_path):
     checks = {row["check"]: row for row in json.loads(lora_drop("doctor", "--offline", "--json").stdout)}
     assert checks["packaged:minilm-l6"]["state"] == "checksum right" and checks["Hub"]["state"] == "not asked (offline)"
     assert "cores" in checks["cpu"]["state"]
+    assert checks["tokenised rows"]["state"].startswith(os.environ["LORA_DROP_CACHE"])
 
 
 def test_every_key_has_its_help_in_config():
@@ -203,8 +243,6 @@ def test_every_key_has_its_help_in_config():
 
 
 def test_every_module_imports_on_its_own():
-    from pathlib import Path
-
     import lora_drop as package
 
     root = Path(package.__file__).parent

@@ -11,7 +11,6 @@ from torch import nn
 
 from lora_drop.encoding import Collate, batches
 from lora_drop.evaluation.base import Evaluation
-from lora_drop.evaluation.classification import evaluate_predictions
 from lora_drop.tasks.base import Task
 
 
@@ -25,6 +24,10 @@ def evaluate_classifier(
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """Run the model over `encoded`, the tokenised `rows`; its mode is as before afterwards."""
+    from lora_drop.evaluation.classification import (
+        evaluate_predictions,
+    )  # not before: it takes a second, and most stages need none
+
     training = model.training
     model.eval()
     device = next(model.parameters()).device

@@ -27,7 +27,6 @@ from lora_drop import config
 from lora_drop.completions import end_of_text, prompt_collator
 from lora_drop.encoding import batches
 from lora_drop.evaluation.base import Evaluation
-from lora_drop.evaluation.generation import score_texts
 from lora_drop.tasks.base import Task
 
 Progress = Callable[[int, int], None]
@@ -48,6 +47,8 @@ def evaluate_generator(
 
     See `generate` for the arguments. Texts are compared without the blanks around them.
     """
+    from lora_drop.evaluation.generation import score_texts  # not before: most stages need none
+
     texts = [
         text.strip()
         for text in generate(model, encoded, tokenizer, settings, batch_size, progress=progress, journal=journal)

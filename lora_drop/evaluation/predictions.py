@@ -19,8 +19,6 @@ from typing import Any
 from datasets import Dataset
 
 from lora_drop.errors import UserError, closest
-from lora_drop.evaluation.classification import evaluate_predictions
-from lora_drop.evaluation.generation import score_texts
 from lora_drop.tasks.base import Source, Task
 from lora_drop.tasks.e2e import meaning_representations
 from lora_drop.tasks.text_files import read_jsonl, read_text
@@ -66,6 +64,8 @@ def score_predictions(task: Task, path: str | Path, source: Source, split: str |
         )
     head = {"task": task.name, "split": split, "examples": len(rows)}
     if task.kind != "generation":
+        from lora_drop.evaluation.classification import evaluate_predictions
+
         values = [_value(task, path, number, text) for number, text in enumerate(outputs.predictions, 1)]
         groups = list(rows["group"]) if "group" in rows.column_names else None
         return {
@@ -74,6 +74,8 @@ def score_predictions(task: Task, path: str | Path, source: Source, split: str |
             "primary": task.primary,
             "signatures": {},
         }
+    from lora_drop.evaluation.generation import score_texts
+
     texts = [str(text).strip() for text in outputs.predictions]
     scores = score_texts(task.metrics, texts, list(rows["references"]), as_written=outputs.as_written)
     skipped = {"skipped": scores.skipped} if scores.skipped else {}

@@ -7,7 +7,6 @@ from itertools import combinations
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from lora_drop.experiments.records import Record
 from lora_drop.experiments.table import Table
@@ -53,6 +52,8 @@ def mean_importances(records: Sequence[Record], projection: str) -> np.ndarray:
 
 def kendall(table: Table, projection: str) -> dict[tuple[str, str], float]:
     """Return the rank correlation (Kendall τ-b) of the layers' importances for every two rows, by their titles."""
+    from scipy import stats
+
     means = {title: mean_importances(records, projection) for title, records in scored_by_row(table).items()}
     return {
         (one, two): float(stats.kendalltau(means[one], means[two]).statistic) for one, two in combinations(means, 2)
