@@ -154,6 +154,7 @@ def test_everything_is_put_back_also_after_an_exception():
         return configs, hooks, patched, [module.training for module in model.modules()]
 
     model.train()
+    model.get_base_model().classifier.eval()
     before = state()
     with contextlib.suppress(ZeroDivisionError), packing.over(batch):
         assert state() != before
@@ -291,6 +292,19 @@ def test_every_dropout_of_the_model_is_ours_while_packed(monkeypatch):
         model(**batch).loss.backward()
     names = [event.key for event in profile.key_averages()]
     assert "_Dropout" in names and not any("bernoulli" in name or name == "aten::dropout" for name in names)
+
+
+@pytest.mark.parametrize("name", ["tiny:bert", "tiny:llama"])
+def test_mixed_precision_is_packed_as_well(name):
+    model, tokenizer = trained_lora(name)
+    batch = labelled(tokenizer, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        packing, how = prepare(model, batch)
+        assert how.startswith("packed, last layer only")
+        model.train()
+        with packing.over(batch):
+            value, found = gradients(model, batch)
+    assert math.isfinite(float(value)) and all(one.isfinite().all() for one in found.values())
 
 
 # ---- training and scoring

@@ -38,7 +38,7 @@ class GroupedAttention(torch.autograd.Function):
             scores = torch.bmm(q, k.transpose(1, 2))
             _hide(scores, group, causal and not read_only)
             weights = torch.softmax(scores, -1)
-            mask = [keep_mask(weights.shape, p)] if p > 0 else []
+            mask = [keep_mask(weights.shape, p).to(weights.dtype)] if p > 0 else []
             result = torch.bmm(weights * mask[0] if mask else weights, v)
             _write(out, _tokens(result, group.rows, ctx.shared), group, read_only)
             saved += [q, k, v, weights, *mask]
@@ -68,7 +68,7 @@ class GroupedAttention(torch.autograd.Function):
             inner = torch.bmm(outer, v.transpose(1, 2))
             if mask is not None:
                 inner.mul_(mask)
-            inner = torch._softmax_backward_data(inner, weights, -1, torch.float32)
+            inner = torch._softmax_backward_data(inner, weights, -1, weights.dtype)
             if d_query is not None:
                 _write(d_query, _tokens(torch.bmm(inner, k).mul_(ctx.scaling), group.rows, shared), group, read_only)
             if d_key is not None:

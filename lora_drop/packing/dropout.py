@@ -16,7 +16,7 @@ def keep_mask(shape: Sequence[int], p: float) -> Tensor:
 
     Its seed is the next number of torch's global generator: it is as reproducible as torch's own masks, and continues with a checkpoint.
     """
-    count, dropped = int(np.prod(shape)), round(p * 65536)
+    count, dropped = int(np.prod(shape)), min(round(p * 65536), 65535)
     seed = int(torch.empty((), dtype=torch.int64).random_())
     bits = np.random.SFC64(seed).random_raw(-(-count // 4)).view(np.int16)[:count]
     keep = (torch.from_numpy(bits) >= dropped - 32768).view(*shape)

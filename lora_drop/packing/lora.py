@@ -35,7 +35,10 @@ class _LoraLinear(torch.autograd.Function):
 
 
 def lora_forward(layer: Any, adapter: str, x: Tensor) -> Tensor:
-    """Return what a plain LoRA layer returns for `x` (`*batch inputs`)."""
+    """Return what a plain LoRA layer returns for `x` (`*batch inputs`); in mixed precision, what it returns itself."""
+    if torch.is_autocast_enabled(x.device.type) or x.dtype != torch.float32:
+        result: Tensor = type(layer).forward(layer, x)
+        return result
     base = layer.base_layer
     down, up, scaling = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight, layer.scaling[adapter]
     return _LoraLinear.apply(x, base.weight, base.bias, down, up, scaling)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -94,8 +94,7 @@ class Packing:
         """Modules that compute the same in another way, and that way."""
         if device.type == "cpu":  # a GPU's generator is fast
             yield from ((module, partial(dropout_forward, module)) for module in self.dropouts)
-        if not torch.is_autocast_enabled(device.type):
-            yield from ((layer, partial(lora_forward, layer, adapter)) for layer, adapter in self.loras)
+        yield from ((layer, partial(lora_forward, layer, adapter)) for layer, adapter in self.loras)
 
     def _forget(self) -> None:
         Packing.active, self.layout, self.trimming = None, None, False
@@ -117,7 +116,7 @@ class Packing:
         layout = self.layout
         assert layout is not None
         given = {**dict(zip(self.names, args, strict=False)), **kwargs, "attention_mask": None}
-        for name in ("input_ids", "inputs_embeds", "hidden_states"):
+        for name in ("input_ids", "inputs_embeds", "hidden_states", "token_type_ids"):
             if isinstance(given.get(name), Tensor):
                 given[name] = given[name].flatten(0, 1).index_select(0, layout.flat).unsqueeze(0)
         if self.embeds:
@@ -188,13 +187,17 @@ def packed_attention(
         options.get("is_causal") if options.get("is_causal") is not None else getattr(module, "is_causal", False)
     )
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    device = query.device.type
+    mixed = torch.is_autocast_enabled(device)
+    dtype = torch.get_autocast_dtype(device) if mixed else value.dtype  # rotary positions may have left fp32
+    q, k, v = (tensor[0].transpose(0, 1).to(dtype) for tensor in (query, key, value))
     last = packing.attended(module)
-    if query.device.type == "cpu":
-        read_only = last and packing.layout.one_each is not None
-        out = GroupedAttention.apply(q, k, v, packing.layout, scaling, dropout, causal, read_only)
-    else:
-        out = varlen_attention(q, k, v, packing.layout, scaling, dropout, causal)
+    with torch.autocast(device, enabled=False) if mixed else nullcontext():
+        if device == "cpu":
+            read_only = last and packing.layout.one_each is not None
+            out = GroupedAttention.apply(q, k, v, packing.layout, scaling, dropout, causal, read_only)
+        else:
+            out = varlen_attention(q, k, v, packing.layout, scaling, dropout, causal)
     return out.unsqueeze(0), None
 
 

@@ -28,7 +28,7 @@ def prepare(
     Returns:
         The packing, or None if the model has to be computed the stock way; and in words, which way it is and why.
     """
-    training = model.training
+    modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
         packing = Packing(model)
@@ -50,7 +50,8 @@ def prepare(
         reason = str(error).splitlines()[0] if isinstance(error, Unpackable) else f"{type(error).__name__}: {error}"
         return None, f"padded: {reason}"
     finally:
-        model.train(training)
+        for module, training in modes.items():
+            module.training = training
 
 
 def _ways(learned: bool, recomputes: bool) -> Iterator[tuple[str, bool]]:
