@@ -13,7 +13,10 @@ from lora_drop.packing.layout import Group, Layout
 
 
 class GroupedAttention(torch.autograd.Function):
-    """Attention of the rows of a layout, group by group, with products of batches of matrices: on CPUs."""
+    """Attention of the rows of a layout, group by group, with products of batches of matrices: on CPUs.
+
+    The heads of a row that share a key are further queries of that key: one matrix of `shared·length` queries.
+    """
 
     @staticmethod
     def forward(
@@ -30,17 +33,16 @@ class GroupedAttention(torch.autograd.Function):
         """Return `tokens heads width` of a `query` of that shape, and `key` and `value`, which may have fewer heads."""
         out = torch.zeros_like(query) if read_only else torch.empty_like(query)
         ctx.layout, ctx.scaling, ctx.read_only, ctx.dropped = layout, scaling, read_only, p > 0
-        ctx.shared = query.shape[1] // key.shape[1]
+        ctx.heads = key.shape[1]
         saved = []
         for group in layout.groups:
-            q = _heads(_rows(query, group, read_only), group.rows, ctx.shared) * scaling
-            k, v = (_heads(_rows(tensor, group), group.rows, 1) for tensor in (key, value))
-            scores = torch.bmm(q, k.transpose(1, 2))
+            q = _gather(query, group, ctx.heads, read_only)
+            k, v = (_gather(tensor, group, ctx.heads) for tensor in (key, value))
+            scores = _product(q, k.transpose(1, 2), scaling)
             _hide(scores, group, causal and not read_only)
             weights = torch.softmax(scores, -1)
             mask = [keep_mask(weights.shape, p).to(weights.dtype)] if p > 0 else []
-            result = torch.bmm(weights * mask[0] if mask else weights, v)
-            _write(out, _tokens(result, group.rows, ctx.shared), group, read_only)
+            _scatter(torch.bmm(weights * mask[0] if mask else weights, v), out, group, read_only)
             saved += [q, k, v, weights, *mask]
         ctx.save_for_backward(*saved)
         return out
@@ -48,21 +50,18 @@ class GroupedAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         """Return the gradients of query, key and value, as far as they are wanted."""
-        (gradient,) = gradients
-        layout, shared, read_only = ctx.layout, ctx.shared, ctx.read_only
-        saved = iter(ctx.saved_tensors)
-        wanted = ctx.needs_input_grad
-        heads = gradient.shape[1] // shared
+        gradient, layout, heads, read_only = gradients[0].contiguous(), ctx.layout, ctx.heads, ctx.read_only
+        saved, wanted = iter(ctx.saved_tensors), ctx.needs_input_grad
         shape = (gradient.shape[0], heads, gradient.shape[2])
         d_query = (torch.zeros_like if read_only else torch.empty_like)(gradient) if wanted[0] else None
         d_key, d_value = (gradient.new_empty(shape) if need else None for need in wanted[1:3])
         for group in layout.groups:
             q, k, v, weights = next(saved), next(saved), next(saved), next(saved)
             mask = next(saved) if ctx.dropped else None
-            outer = _heads(_rows(gradient, group, read_only, fill=False), group.rows, shared)
+            outer = _gather(gradient, group, heads, read_only, blank=True)
             if d_value is not None:
                 kept = weights if mask is None else weights * mask
-                _write(d_value, _tokens(torch.bmm(kept.transpose(1, 2), outer), group.rows, 1), group)
+                _scatter(torch.bmm(kept.transpose(1, 2), outer), d_value, group)
             if d_query is None and d_key is None:
                 continue
             inner = torch.bmm(outer, v.transpose(1, 2))
@@ -70,47 +69,40 @@ class GroupedAttention(torch.autograd.Function):
                 inner.mul_(mask)
             inner = torch._softmax_backward_data(inner, weights, -1, weights.dtype)
             if d_query is not None:
-                _write(d_query, _tokens(torch.bmm(inner, k).mul_(ctx.scaling), group.rows, shared), group, read_only)
+                _scatter(_product(inner, k, ctx.scaling), d_query, group, read_only)
             if d_key is not None:
-                _write(d_key, _tokens(torch.bmm(inner.transpose(1, 2), q), group.rows, 1), group)
+                _scatter(_product(inner.transpose(1, 2), q, ctx.scaling), d_key, group)
         return d_query, d_key, d_value, None, None, None, None, None
 
 
-def _rows(tensor: Tensor, group: Group, read_only: bool = False, fill: bool = True) -> Tensor:
-    """Return the tokens of a group as `rows length heads width`, padding filled with a real token (`fill`) or with zeros."""
+def _product(one: Tensor, two: Tensor, factor: float) -> Tensor:
+    """Return `factor` · `one` `two` of batches of matrices, without a pass of its own for the factor."""
+    unused = one.new_empty(1).expand(one.shape[0], one.shape[1], two.shape[2])
+    return torch.baddbmm(unused, one, two, beta=0, alpha=factor)
+
+
+def _gather(tensor: Tensor, group: Group, matrices: int, read_only: bool = False, blank: bool = False) -> Tensor:
+    """Return a group's part of `tokens heads width` as `rows·matrices queries width`; what padding holds counts nowhere, or is 0 (`blank`)."""
+    _, heads, width = tensor.shape
     part = tensor[group.tokens]
     if read_only:
-        part = part.index_select(0, group.read)
-    elif group.gather is not None and group.scatter is not None:
-        padded = (group.rows * group.length, *part.shape[1:])
-        part = (
-            part.index_select(0, group.gather) if fill else part.new_zeros(padded).index_copy_(0, group.scatter, part)
-        )
-    return part.reshape(group.rows, -1, *part.shape[1:])
+        return part.index_select(0, group.read).view(group.rows * matrices, -1, width)
+    places = group.places(heads)
+    rows = part.reshape(-1, width).index_select(0, places.gather)
+    if blank and group.padded:
+        rows.index_fill_(0, places.empty, 0)
+    return rows.view(group.rows * matrices, -1, width)
 
 
-def _heads(rows: Tensor, count: int, shared: int) -> Tensor:
-    """Return `rows length heads width` as one matrix for each row and key head: `rows·heads/shared shared·length width`."""
-    _, length, heads, width = rows.shape
-    apart = rows.view(count, length, heads // shared, shared, width).permute(0, 2, 3, 1, 4)
-    return apart.reshape(count * (heads // shared), shared * length, width)
-
-
-def _tokens(matrices: Tensor, count: int, shared: int) -> Tensor:
-    """Return the inverse of `_heads`, rows joined: `rows·length heads width`."""
-    apart = matrices.view(count, -1, shared, matrices.shape[1] // shared, matrices.shape[2]).permute(0, 3, 1, 2, 4)
-    return apart.reshape(apart.shape[0] * apart.shape[1], -1, matrices.shape[2])
-
-
-def _write(out: Tensor, tokens: Tensor, group: Group, read_only: bool = False) -> None:
-    """Put the tokens of a group where they belong among all tokens."""
+def _scatter(matrices: Tensor, out: Tensor, group: Group, read_only: bool = False) -> None:
+    """Put `rows·matrices queries width` where they belong in `out` (`tokens heads width`)."""
+    _, heads, width = out.shape
     part = out[group.tokens]
     if read_only:
-        part.index_copy_(0, group.read, tokens)
-    elif group.scatter is None:
-        part.copy_(tokens)
+        part.index_copy_(0, group.read, matrices.reshape(group.rows, heads, width))
     else:
-        torch.index_select(tokens, 0, group.scatter, out=part)
+        rows = matrices.reshape(-1, width)
+        torch.index_select(rows, 0, group.places(heads).scatter, out=part.view(-1, width))
 
 
 def _hide(scores: Tensor, group: Group, causal: bool) -> None:
@@ -118,7 +110,7 @@ def _hide(scores: Tensor, group: Group, causal: bool) -> None:
     if causal:
         later = torch.full((group.length, group.length), -torch.inf).triu_(1)
         scores.view(-1, group.length, group.length).add_(later)
-    elif group.bias is not None:
+    elif group.padded:
         scores.view(group.rows, -1, scores.shape[1], group.length).add_(group.bias)
 
 

@@ -20,21 +20,46 @@ class Unpackable(Exception):
 
 
 @dataclass(frozen=True)
+class Places:
+    """Where each head of each token of a group stands in `rows heads length`, padded to the longest row, and back."""
+
+    gather: Tensor
+    """`rows·heads·length`: of each place, the position among `tokens·heads`; that of the row's first token where there is padding."""
+    scatter: Tensor
+    """`tokens·heads`: of each head of each token, its place."""
+    empty: Tensor
+    """The places that are padding."""
+
+
 class Group:
     """Rows of similar length, which attention computes together, padded to the longest of them."""
 
-    tokens: slice
-    """Where their tokens are among all tokens."""
-    gather: Tensor | None
-    """`rows · length`: position, from the group's first token, of each token of the padded group; None if all are equally long."""
-    scatter: Tensor | None
-    """The inverse: where each token stands in the padded group."""
-    bias: Tensor | None
-    """`rows 1 1 length`: 0 at real keys, -inf at padding."""
-    rows: int
-    length: int
-    read: Tensor
-    """`rows`: position, from the group's first token, of the token that the head reads."""
+    def __init__(self, start: int, lengths: list[int], last: bool):
+        """Describe rows whose first token is at `start` of all tokens; `last`: whether the head reads their last token, not their first."""
+        self.rows, self.length = len(lengths), lengths[0]
+        self.tokens = slice(start, start + sum(lengths))
+        """Where their tokens are among all tokens."""
+        self._lengths = torch.tensor(lengths)
+        self._begins = self._lengths.cumsum(0) - self._lengths
+        self._real = torch.arange(self.length) < self._lengths[:, None]
+        self.read = self._begins + self._lengths - 1 if last else self._begins
+        """`rows`: position, from the group's first token, of the token that is read."""
+        self.padded = lengths[-1] < self.length
+        self.bias = torch.zeros(self._real.shape).masked_fill_(~self._real, -torch.inf)[:, None, None]
+        """`rows 1 1 length`: 0 at real keys, -inf at padding."""
+        self._places: dict[int, Places] = {}
+
+    def places(self, heads: int) -> Places:
+        """Return where everything of `heads` heads stands; made once for all layers."""
+        if heads not in self._places:
+            token = self._begins[:, None] + torch.arange(self.length) * self._real
+            gather = (token[:, None] * heads + torch.arange(heads)[:, None]).flatten()
+            real = self._real[:, None].expand(-1, heads, -1).flatten()
+            place = real.nonzero().squeeze(1)
+            scatter = torch.empty_like(place)
+            scatter[gather[place]] = place
+            self._places[heads] = Places(gather, scatter, (~real).nonzero().squeeze(1))
+        return self._places[heads]
 
 
 class Layout:
@@ -72,7 +97,7 @@ class Layout:
         elif self.one_each is not None:
             self.read = torch.empty(len(order), dtype=torch.long, device=device)
             self.read[ordered] = torch.tensor(self.one_each, device=device)
-        self.groups = list(self._grouped(device)) if device.type == "cpu" else []
+        self.groups = list(self._grouped()) if device.type == "cpu" else []
         self.offsets = torch.tensor(self.starts, device=device, dtype=torch.int32)
 
     def restore(self, hidden: Tensor) -> Tensor:
@@ -96,22 +121,9 @@ class Layout:
         """Real tokens in the batch."""
         return len(self.flat)
 
-    def _grouped(self, device: torch.device) -> Iterator[Group]:
+    def _grouped(self) -> Iterator[Group]:
         first = 0
         for row in range(1, len(self.lengths) + 1):
             if row == len(self.lengths) or self.lengths[row] < SIMILAR * self.lengths[first]:
-                yield self._group(first, row, device)
+                yield Group(self.starts[first], self.lengths[first:row], self.reads == "last")
                 first = row
-
-    def _group(self, first: int, last: int, device: torch.device) -> Group:
-        lengths, length = torch.tensor(self.lengths[first:last], device=device), self.lengths[first]
-        begin = torch.tensor(self.starts[first:last], device=device) - self.starts[first]
-        read = begin + lengths - 1 if self.reads == "last" else begin
-        tokens = slice(self.starts[first], self.starts[last])
-        if self.lengths[last - 1] == length:
-            return Group(tokens, None, None, None, last - first, length, read)
-        column = torch.arange(length, device=device)
-        real = column < lengths[:, None]
-        gather = torch.where(real, begin[:, None] + column, begin[:, None]).flatten()
-        bias = torch.zeros(real.shape, device=device).masked_fill_(~real, -torch.inf)[:, None, None]
-        return Group(tokens, gather, real.flatten().nonzero().squeeze(1), bias, last - first, length, read)
