@@ -26,8 +26,8 @@ def bench(
     seq_lengths: Annotated[
         str, typer.Option("--seq-lengths", help="real: the task's rows; 32,64,128: generated rows of these lengths.")
     ] = "real",
-    rounds: Annotated[int | None, typer.Option(min=1, help="Rounds in which all is measured once; else 7.")] = None,
-    rows: Annotated[int | None, typer.Option(min=1, help="Training rows of a measured call; else 256.")] = None,
+    rounds: Annotated[int | None, typer.Option(min=1, help="Rounds in which all is measured once; else 5.")] = None,
+    rows: Annotated[int | None, typer.Option(min=1, help="Training rows of a measured call; else 384.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Rows of an optimizer step; else 32.")] = None,
     max_length: Annotated[
         int | None, typer.Option(min=4, help="Longer rows are cut, stock pads to it; else 128 (512 for texts).")

@@ -19,7 +19,7 @@ from lora_drop.encoding import batches
 from lora_drop.packing import Packing
 from lora_drop.training import find_packing
 
-REPEATS = 3
+REPEATS = 2
 """Rounds for each of the other parts': a pass is short, and the difference that is looked for is small."""
 
 
