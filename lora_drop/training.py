@@ -133,8 +133,8 @@ def find_packing(
     model: nn.Module, rows: Dataset, collate: Collate, config: TrainConfig, loss: Loss | None
 ) -> tuple[Packing | None, str]:
     """Try on the shortest, the middle and the longest of `rows` whether `model` can be computed without padding; see `packing.prepare`."""
-    if config.packing == "off":
-        return None, "padded: train.packing=off"
+    if config.packing == "never":
+        return None, "padded: train.packing=never"
     lengths = row_lengths(rows)
     order = sorted(range(len(rows)), key=lambda row: (lengths[row], row))
     chosen = sorted({order[0], order[len(order) // 2], order[-1]})

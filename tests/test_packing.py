@@ -312,8 +312,8 @@ def test_mixed_precision_is_packed_as_well(name):
 
 def test_training_without_dropout_is_that_of_the_stock_path(tmp_path):
     packed, first = train(tmp_path / "packed", dropout=False)
-    padded, second = train(tmp_path / "padded", dropout=False, packing="off")
-    assert first.computed.startswith("packed") and second.computed == "padded: train.packing=off"
+    padded, second = train(tmp_path / "padded", dropout=False, packing="never")
+    assert first.computed.startswith("packed") and second.computed == "padded: train.packing=never"
     for one, two in zip(first.epochs, second.epochs, strict=True):
         assert one["loss"] == pytest.approx(two["loss"], rel=1e-5)
     for name, tensor in packed.items():
@@ -322,7 +322,7 @@ def test_training_without_dropout_is_that_of_the_stock_path(tmp_path):
 
 def test_training_a_decoder_is_that_of_the_stock_path(tmp_path):
     packed, first = train_decoder(tmp_path / "packed")
-    padded, _ = train_decoder(tmp_path / "padded", packing="off")
+    padded, _ = train_decoder(tmp_path / "padded", packing="never")
     assert first.computed == "packed, last layer only for the learned tokens"
     for name, tensor in packed.items():
         torch.testing.assert_close(tensor, padded[name], rtol=0, atol=1e-5)
