@@ -3,7 +3,7 @@
 What differs from a stock Trainer, and why:
 
 - rows are grouped by length, in an order that depends on seed and epoch alone, so that a resumed run sees the same batches;
-- a batch is computed without padding where the model allows it (`packing.py`);
+- a batch is computed without padding where the model allows it (`packing/`);
 - a checkpoint holds the trainable tensors once each, not the model, so it is small and cannot break a tie of modules;
 - a checkpoint that a kill has left unfinished is recognised and not resumed from.
 """
