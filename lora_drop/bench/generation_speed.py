@@ -16,7 +16,7 @@ from lora_drop.completions import end_of_text
 from lora_drop.evaluation.generator import generate
 
 ROUNDS = 3
-"""At most: generation is slow, and the difference large."""
+"""At most: generation is slow."""
 BATCHES = 4
 
 
