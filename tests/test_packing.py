@@ -121,6 +121,19 @@ def test_a_head_that_reads_more_than_one_token_gets_them_all():
     assert_equal_paths(model, labelled(tokenizer, 9), packing)
 
 
+def test_a_head_that_reads_padding_is_left_alone():
+    model, tokenizer = backbone("tiny:roberta")
+    out = torch.nn.Linear(32, 2)
+    model.classifier = torch.nn.Sequential(Mean(), out)
+    packing, how = prepare(model, labelled(tokenizer, 3))
+    assert packing is None and "differ" in how
+
+
+class Mean(torch.nn.Module):
+    def forward(self, hidden):
+        return hidden.mean(1)
+
+
 @pytest.mark.parametrize(
     ("kind", "extra", "reason"),
     [
