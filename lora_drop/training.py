@@ -31,15 +31,17 @@ from transformers.trainer_callback import PrinterCallback, TrainerControl, Train
 
 from lora_drop.batching import LengthGroups, row_lengths, split_batch
 from lora_drop.config import TrainConfig
+from lora_drop.encoding import Collate
 from lora_drop.errors import UserError
 from lora_drop.methods.base import Stepper, trainable
 from lora_drop.packing import Packing, prepare
 from lora_drop.progress import SILENT, Reporter
 
-Collate = Callable[[list[dict]], dict[str, torch.Tensor]]
 Evaluator = Callable[[nn.Module], dict[str, float]]
 Loss = Callable[..., torch.Tensor]
 """`loss(outputs, labels, num_items_in_batch)`: the part that a forward pass has in the loss of the whole batch, which has that many labels."""
+HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+"""What products are computed in, where that is not fp32."""
 WEIGHTS = "trainable.safetensors"
 STEPPER = "stepper.safetensors"
 
@@ -140,7 +142,7 @@ def find_packing(
     chosen = sorted({order[0], order[len(order) // 2], order[-1]})
     device = next(model.parameters()).device
     batch = {name: value.to(device) for name, value in collate([rows[row] for row in chosen]).items()}
-    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.precision)
+    half = HALF.get(config.precision)
     with torch.autocast(device.type, half) if half else nullcontext():
         return prepare(model, batch, loss, recomputes=config.gradient_checkpointing)
 

@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from lora_drop.batching import row_lengths
 from lora_drop.bench.rounds import timed, without_old_garbage
 from lora_drop.bench.variants import ours
 from lora_drop.bench.workload import Subject
@@ -55,5 +56,5 @@ def _stages(subject: Subject) -> tuple[dict[str, float], int, int]:
             for number, stage in enumerate(STAGES):
                 subject.report.advance(number, len(STAGES), f"stage {stage}")
                 pipeline.perform(stage)
-        lengths = [len(ids) for ids in pipeline.data.train_encoded["input_ids"]]
+        lengths = row_lengths(pipeline.data.train_encoded)
         return {stage: run.manifest["stages"][stage]["seconds"] for stage in STAGES}, len(lengths), sum(lengths)

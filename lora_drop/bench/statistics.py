@@ -20,10 +20,6 @@ class Spread:
     """A quarter of the measurements are above."""
     rounds: int
 
-    def __str__(self) -> str:
-        """Return it as `3.12 (3.05 to 3.20)`."""
-        return f"{self.median:.3g} ({self.low:.3g} to {self.high:.3g})"
-
 
 def spread(values: Sequence[float]) -> Spread:
     """Return median and quartiles, interpolated between neighbours where they fall between two."""

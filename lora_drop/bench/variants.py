@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments, de
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler, get_length_grouped_indices
 
+from lora_drop.batching import row_lengths
 from lora_drop.bench.workload import Subject, Workload
 from lora_drop.completions import IGNORED
 from lora_drop.training import fit, warmup_steps
@@ -138,5 +139,4 @@ class _GroupedTrainer(Trainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> LengthGroupedSampler:
         rows: Any = self.train_dataset if train_dataset is None else train_dataset
         batch_size = self.args.train_batch_size * self.args.gradient_accumulation_steps
-        lengths = [len(ids) for ids in rows["input_ids"]]
-        return _Grouping(lengths, batch_size, megabatch(self.task_rows, batch_size))
+        return _Grouping(row_lengths(rows), batch_size, megabatch(self.task_rows, batch_size))

@@ -13,6 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lora_drop.backbones import check_length, load_config, load_model, locate, resolve_device
+from lora_drop.batching import row_lengths
 from lora_drop.bench.flops import Rows, Shape, shape_of
 from lora_drop.bench.settings import Settings
 from lora_drop.completions import IGNORED
@@ -23,6 +24,7 @@ from lora_drop.methods import get_method
 from lora_drop.progress import Reporter
 from lora_drop.tasks import get_task
 from lora_drop.tasks.base import Source
+from lora_drop.training import HALF
 
 LORA = MethodConfig(name="lora", rank=8, alpha=16)
 """What is trained, whoever trains it."""
@@ -40,7 +42,7 @@ class Workload:
     @cached_property
     def lengths(self) -> list[int]:
         """Real tokens of each row."""
-        return [len(ids) for ids in self.rows["input_ids"]]
+        return row_lengths(self.rows)
 
     @property
     def tokens(self) -> int:
@@ -128,4 +130,4 @@ class Subject:
     @property
     def dtype(self) -> torch.dtype:
         """What the products of the forward and backward pass are computed in."""
-        return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.settings.precision, torch.float32)
+        return HALF.get(self.settings.precision, torch.float32)

@@ -83,20 +83,21 @@ class Layout:
         self.rows, self.columns = ordered[row], column
         """`tokens`: the row and column of each token in the batch."""
         self.flat = self.rows * mask.shape[1] + column
+        """`tokens`: the position of each in the flattened batch."""
         self.lengths = [lengths[index] for index in order]
         self.starts = [0, *np.cumsum(self.lengths).tolist()]
+        """Where each row begins among all tokens, and where the last one ends."""
         self.reads = reads
-        ends = self.starts[1:]
-        self.one_each = {"first": self.starts[:-1], "last": [end - 1 for end in ends]}.get(reads)
         if reads == "learned":
             assert labels is not None
             # in the order of the batch, which is that of the labels
             index = torch.empty(self.shape, dtype=torch.long, device=device)
             index.view(-1)[self.flat] = torch.arange(len(self.flat), device=device)
             self.read = index[:, :-1][labels[:, 1:] != IGNORED]
-        elif self.one_each is not None:
+        elif self.one_each:
+            places = self.starts[:-1] if reads == "first" else [end - 1 for end in self.starts[1:]]
             self.read = torch.empty(len(order), dtype=torch.long, device=device)
-            self.read[ordered] = torch.tensor(self.one_each, device=device)
+            self.read[ordered] = torch.tensor(places, device=device)
         self.groups = list(self._grouped()) if device.type == "cpu" else []
         self.offsets = torch.tensor(self.starts, device=device, dtype=torch.int32)
 
@@ -115,6 +116,11 @@ class Layout:
             padded = hidden.new_zeros(rows * length, hidden.shape[-1])
             return padded.index_copy(0, self.flat, hidden[0]).view(rows, length, -1)
         return hidden if self.reads == "learned" else hidden[0].unsqueeze(1).expand(-1, length, -1)
+
+    @property
+    def one_each(self) -> bool:
+        """Whether one token of each row is read."""
+        return self.reads in ("first", "last")
 
     @property
     def tokens(self) -> int:

@@ -194,7 +194,7 @@ def packed_attention(
     last = packing.attended(module)
     with torch.autocast(device, enabled=False) if mixed else nullcontext():
         if device == "cpu":
-            read_only = last and packing.layout.one_each is not None
+            read_only = last and packing.layout.one_each
             out = GroupedAttention.apply(q, k, v, packing.layout, scaling, dropout, causal, read_only)
         else:
             out = varlen_attention(q, k, v, packing.layout, scaling, dropout, causal)
