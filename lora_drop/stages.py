@@ -290,6 +290,4 @@ def read_scores(path: Path) -> list[Scored]:
 
 
 def _rank(model: nn.Module) -> int:
-    layer: Any = next(iter(importance.lora_layers(model).values()))
-    (adapter,) = layer.active_adapters
-    return layer.r[adapter]
+    return next(iter(importance.numbered(model).values())).rank

@@ -14,12 +14,12 @@ from models import randomise_b
 from test_pipeline import Told
 
 import lora_drop
+from lora_drop.adapters import loras
 from lora_drop.backbones import load_model, load_tokenizer, locate
 from lora_drop.commands import perform
 from lora_drop.completions import encode_pairs, pair_collator
 from lora_drop.config import MethodConfig, load_config
 from lora_drop.errors import UserError
-from lora_drop.importance import lora_layers
 from lora_drop.methods import get_method
 from lora_drop.methods.lora_drop import ties
 from lora_drop.runs import read_json
@@ -76,7 +76,7 @@ def test_all_artefacts_are_there_and_say_what_the_contract_says(finished):
 
 def test_projections_of_different_widths_are_scored_and_tied(finished):
     model, tokenizer = lora_drop.load_run(finished, device="cpu")
-    widths = {layer.lora_B["default"].out_features for layer in lora_layers(model).values()}
+    widths = {len(lora.up) for lora in loras(model).values()}
     assert widths == {32, 16}  # two of four key/value heads
     selection = lora_drop.Selection.from_json(read_json(finished / "selection.json"))
     assert len(ties(model)) == sum(len(layers.shared) > 1 for layers in selection.projections.values()) > 0

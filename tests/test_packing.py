@@ -10,10 +10,11 @@ from test_causal_training import train as train_decoder
 from test_training import train
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
+from lora_drop.adapters import loras
 from lora_drop.backbones import load_model, load_tokenizer, locate
 from lora_drop.completions import encode_pairs, pair_collator, token_loss
 from lora_drop.config import MethodConfig
-from lora_drop.importance import lora_layers, score
+from lora_drop.importance import score
 from lora_drop.methods.lora import add_lora
 from lora_drop.packing import Layout, Packing, prepare
 from lora_drop.packing.attention import GroupedAttention, varlen_attention
@@ -369,6 +370,6 @@ def test_scores_are_those_of_the_stock_path(name):
     packing, _ = prepare(model, labelled(tokenizer, 3))
     stock, packed = score(model, [batch], per_example=True), score(model, [batch], per_example=True, packing=packing)
     assert [row.score for row in packed.rows] == pytest.approx([row.score for row in stock.rows], rel=1e-5)
-    for layer in lora_layers(model):
+    for layer in loras(model):
         assert packed.norms[layer] == pytest.approx(stock.norms[layer], rel=1e-5)
     assert (packed.examples, packed.tokens) == (stock.examples, stock.tokens)
