@@ -56,7 +56,7 @@ class Data:
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The backbone's tokenizer."""
-        return load_tokenizer(self.backbone, causal=self.kind.causal)
+        return load_tokenizer(self.backbone, self.kind.causal, self.report.notice)
 
     @cached_property
     def collate(self) -> Collate:

@@ -96,6 +96,16 @@ def fused_notice(model: nn.Module, projections: Sequence[str]) -> str | None:
     )
 
 
+def in_block(name: str) -> bool:
+    """Return True for the name of a module or tensor inside a numbered block."""
+    return _LAYER.search(name) is not None
+
+
+def transposed(model: nn.Module, places: Iterable[Place]) -> bool:
+    """Return True if the weights at these places are stored as `inputs outputs` (GPT-2's Conv1D), which PEFT wants to know."""
+    return any(isinstance(model.get_submodule(place.name), Conv1D) for place in places)
+
+
 def widths(module: Any) -> tuple[int, int]:
     """Return how many numbers a linear module takes and gives."""
     if isinstance(module, Conv1D):

@@ -15,7 +15,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lora_drop import importance
-from lora_drop.backbones import Backbone, check_length, load_model
+from lora_drop.backbones import Backbone, load_model
+from lora_drop.checks import check_length
 from lora_drop.data import Data
 from lora_drop.encoding import batches
 from lora_drop.errors import UserError
@@ -25,6 +26,7 @@ from lora_drop.methods import get_method
 from lora_drop.methods.base import Method
 from lora_drop.packing import Packing
 from lora_drop.progress import Reporter
+from lora_drop.projections import fused_notice
 from lora_drop.runs import Run, digest, read_json, write_folder, write_json, write_text
 from lora_drop.sampling import stratified_sample
 from lora_drop.selection import Scored, Selection, select
@@ -274,8 +276,13 @@ class Stages:
 
     def load_backbone(self) -> PreTrainedModel:
         """Return a fresh copy of the pretrained model. Raises UserError if it has fewer positions than `train.max_length`."""
-        model = load_model(self.backbone, self.task, self.config.seed, self.data.tokenizer, self.device)
-        check_length(model.config, self.config.train.max_length)
+        model = load_model(
+            self.backbone, self.task, self.config.seed, self.data.tokenizer, self.device, self.report.notice
+        )
+        check_length(model, self.config.train.max_length)
+        fused = fused_notice(model, self.config.method.target_projections)
+        if fused:
+            self.report.notice(fused)
         return model
 
 

@@ -62,7 +62,7 @@ def acting_scores(model, batches, first_call_only: bool = False) -> dict[str, fl
             called.add(name)
             difference = (output - layer.base_layer(args[0])).double()
             if mask is not None and difference.ndim == 3:
-                difference = difference * mask.unsqueeze(-1)
+                difference = difference.masked_fill(mask.unsqueeze(-1) == 0, 0)  # padding may be NaN
             sums[name] = sums.get(name, 0.0) + float(difference.square().sum())
 
         return added
