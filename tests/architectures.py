@@ -35,6 +35,8 @@ class Architecture:
     """Where the padding token is among the special ones: RoBERTa's is 1, after the beginning."""
     positions: int = POSITIONS
     """Rows of the position embedding."""
+    mixes_padding: bool = False
+    """Its layers mix tokens with the padding behind them (a convolution, landmarks), so that outputs depend on how a batch is padded."""
     name: str = ""
     """Told apart from another one of the same type."""
 
@@ -53,8 +55,8 @@ ALL = (
     Architecture("albert", ENCODER, {**SIZES, "embedding_size": 16}),
     Architecture("electra", ENCODER, {**SIZES, "embedding_size": 16}),
     Architecture("roformer", ENCODER, {**SIZES, "embedding_size": 32}),
-    Architecture("convbert", ENCODER, {**SIZES, "embedding_size": 32}),
-    Architecture("nystromformer", ENCODER, SIZES, positions=512),
+    Architecture("convbert", ENCODER, {**SIZES, "embedding_size": 32}, mixes_padding=True),
+    Architecture("nystromformer", ENCODER, SIZES, positions=512, mixes_padding=True),
     Architecture("deberta", ENCODER, {**SIZES, "relative_attention": True, "pos_att_type": ["c2p", "p2c"]}),
     Architecture(
         "deberta-v2",
