@@ -77,13 +77,15 @@ def _perform(settings: Any, folder: Path, threads: int | None, quiet: bool) -> d
     from lora_drop.bench.benchmark import perform
     from lora_drop.commands import quiet_libraries
     from lora_drop.console import ConsoleReporter, err
+    from lora_drop.environment import neutral_environment
 
     quiet_libraries()
     before = torch.get_num_threads()
     reporter = ConsoleReporter(err, quiet)
     try:
         torch.set_num_threads(threads or before)
-        return perform(settings, folder, reporter)
+        with neutral_environment(reporter):
+            return perform(settings, folder, reporter)
     except KeyboardInterrupt as interrupt:
         err.print("Interrupted. Nothing was written.")
         raise typer.Exit(130) from interrupt

@@ -136,6 +136,7 @@ def _perform(planned: list[Any], runs: Path, results: Path, quiet: bool, as_json
 def _show_plan(planned: list[Any], runs: Path, results: Path, as_json: bool) -> None:
     from lora_drop.commands import quiet_libraries
     from lora_drop.console import ConsoleGridReporter, err, out, print_table
+    from lora_drop.environment import neutral_environment
     from lora_drop.experiments.estimate import estimate
     from lora_drop.experiments.records import is_done
 
@@ -144,7 +145,8 @@ def _show_plan(planned: list[Any], runs: Path, results: Path, as_json: bool) -> 
     reporter = ConsoleGridReporter(err)
     reporter.start("timing")
     try:
-        estimates = list(estimate([run for run in planned if run.name not in done], runs, reporter.advance))
+        with neutral_environment(reporter):
+            estimates = list(estimate([run for run in planned if run.name not in done], runs, reporter.advance))
     finally:
         reporter.close()
     if as_json:

@@ -73,7 +73,7 @@ def _perform_one(run_dir: Path, config: Config, stages: list[str], force: bool, 
     run = Run(run_dir, config)
     pipeline = Pipeline(run, report, force)
     # a trained adapter may be evaluated on other rows; what it was trained from stays what the directory says
-    with run.working(store_config=stages != ["eval"]):
+    with run.working(report, store_config=stages != ["eval"]):
         for stage in stages:
             if stage == "all":
                 pipeline.all()

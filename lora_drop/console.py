@@ -29,6 +29,7 @@ class ConsoleReporter(Reporter):
         self.console, self.quiet = console, quiet
         self.progress: Progress | None = None
         self.shown = 0.0
+        self.told: set[str] = set()
 
     def start(self, stage: str) -> None:
         """A stage begins: show a bar if somebody is watching."""
@@ -63,8 +64,10 @@ class ConsoleReporter(Reporter):
         self._line(f"{stage:<9}   skipped  {reason}")
 
     def notice(self, text: str) -> None:
-        """Something to know."""
-        self._line(f"note: {text}")
+        """Something to know; what holds for several runs of a command is said once."""
+        if text not in self.told:
+            self.told.add(text)
+            self._line(f"note: {text}")
 
     def close(self) -> None:
         """Remove the bar, also when a stage has failed."""
@@ -82,7 +85,6 @@ class ConsoleGridReporter(ConsoleReporter, GridReporter):
 
     def __init__(self, console: Console, quiet: bool = False):
         super().__init__(console, quiet)
-        self.told: set[str] = set()
         self.label = ""
 
     def begin(self, name: str, number: int, total: int) -> None:
@@ -99,12 +101,6 @@ class ConsoleGridReporter(ConsoleReporter, GridReporter):
 
     def skip(self, stage: str, reason: str) -> None:
         """A stage is already done."""
-
-    def notice(self, text: str) -> None:
-        """Something to know; what holds for many runs is said once."""
-        if text not in self.told:
-            self.told.add(text)
-            super().notice(text)
 
     def end(self, name: str, note: str) -> None:
         """The run is over."""

@@ -33,6 +33,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from lora_drop.config import Config, config_hash, from_dict, to_dict
+from lora_drop.environment import neutral_environment
 from lora_drop.errors import UserError
 from lora_drop.progress import SILENT, Reporter
 
@@ -160,11 +161,22 @@ class Run:
         return path
 
     @contextmanager
-    def working(self, store_config: bool = True) -> Iterator[None]:
+    def working(self, report: Reporter = SILENT, store_config: bool = True) -> Iterator[None]:
         """Hold the directory for this process, write the configuration, and record how the work ends.
 
-        Raises Busy if another process works in the same directory.
+        Args:
+            report: hears which environment variables are ignored meanwhile (`environment.py`).
+            store_config: whether `config.yaml` is written.
+
+        Raises:
+            Busy: if another process works in the same directory.
+            UserError: if the directory cannot be made, or this process was launched as one of several.
         """
+        with neutral_environment(report), self._held(store_config):
+            yield
+
+    @contextmanager
+    def _held(self, store_config: bool) -> Iterator[None]:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
