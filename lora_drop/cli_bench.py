@@ -98,10 +98,10 @@ def _show(result: dict[str, Any], quiet: bool) -> None:
     from lora_drop.bench.tables import machine_line, tables
     from lora_drop.console import out, print_table
 
-    out.print(machine_line(result), highlight=False, markup=False, soft_wrap=True)
+    out.print(machine_line(result), soft_wrap=True)
     for table in tables(result):
         print_table(out, table.columns, table.rows, title=table.title or None)
         for note in table.notes:
-            out.print(note, highlight=False, markup=False, soft_wrap=True)
+            out.print(note, soft_wrap=True)
     if not quiet:
-        out.print(f"\nFile: {result['file']}", highlight=False, markup=False, soft_wrap=True)
+        out.print(f"\nFile: {result['file']}", soft_wrap=True)

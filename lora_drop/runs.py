@@ -32,7 +32,7 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
-from lora_drop.config import Config, config_hash, from_dict, to_dict
+from lora_drop.config import Config, config_hash, from_dict, to_yaml
 from lora_drop.environment import neutral_environment
 from lora_drop.errors import UserError
 from lora_drop.progress import SILENT, Reporter
@@ -47,10 +47,13 @@ _CLEAR_REFS, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file so that a reader sees the old content or the new, never a part: temporary file, fsync, rename."""
+    """Write a file so that a reader sees the old content or the new, never a part: temporary file, fsync, rename.
+
+    What UTF-8 cannot hold (half a character, from a path of other bytes) is written as `\\udcff`, which JSON reads back.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8", newline="\n") as file:
+    with temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
@@ -192,8 +195,7 @@ class Run:
             self._read_manifest()  # it may have been opened before another process worked here
             commit()  # asked now: see there
             if store_config:
-                content = yaml.safe_dump(to_dict(self.config), sort_keys=False, allow_unicode=True)
-                write_text(self.file("config.yaml"), content)
+                write_text(self.file("config.yaml"), to_yaml(self.config))
                 self._record(**_identity(self.config))
             self._record(status="running", error=None)
             yield
