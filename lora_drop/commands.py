@@ -73,7 +73,7 @@ def _perform_one(run_dir: Path, config: Config, stages: list[str], force: bool, 
     run = Run(run_dir, config)
     pipeline = Pipeline(run, report, force)
     # a trained adapter may be evaluated on other rows; what it was trained from stays what the directory says
-    with run.working(store_config=stages != ["eval"]):
+    with run.working(report, store_config=stages != ["eval"]):
         for stage in stages:
             if stage == "all":
                 pipeline.all()
@@ -84,7 +84,8 @@ def _perform_one(run_dir: Path, config: Config, stages: list[str], force: bool, 
 
 def _result(run: Run) -> dict[str, Any]:
     metrics = read_json(run.file("metrics.json"))
-    parameters = run.manifest["trainable_parameters"]
+    trained, evaluated = run.manifest["stages"]["train"], run.manifest["stages"]["eval"]
+    parameters = trained["trainable_parameters"]
     return {
         "method": get_method(run.config.method.name).title,
         "parameters": parameters["adapter"],
@@ -93,10 +94,10 @@ def _result(run: Run) -> dict[str, Any]:
         "split": metrics["split"],
         "n": metrics["examples"],
         "seed": run.config.seed,
-        "epoch": f"{run.manifest['kept_epoch']:g} ({run.manifest['select_epoch']})",
-        "limited": _limits(run.manifest["limited"]),
+        "epoch": f"{trained['kept_epoch']:g} ({trained['select_epoch']})",
+        "limited": _limits({**trained["limited"], **evaluated["limited"]}),
     }
 
 
-def _limits(limited: dict[str, int] | None) -> str:
-    return ", ".join(f"{rows} {part} rows" for part, rows in (limited or {}).items()) or "no"
+def _limits(limited: dict[str, int]) -> str:
+    return ", ".join(f"{rows} {part} rows" for part, rows in limited.items()) or "no"

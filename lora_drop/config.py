@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from lora_drop.errors import UserError, closest
-from lora_drop.strict import apply_override, build, merge
+from lora_drop.strict import apply_override, build, merge, put
 
 
 def _checked(default: Any, allowed: str, check: Callable[[Any], bool]) -> Any:
@@ -221,24 +221,49 @@ def to_dict(config: Config) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
+def to_yaml(config: Config) -> str:
+    """Return the content of a configuration file that gives the same configuration again, whatever its texts hold."""
+    values = to_dict(config)
+    readable = json.dumps(
+        values, ensure_ascii=False
+    ).isprintable()  # else escaped: YAML takes U+0085, say, for a line end
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=readable)
+
+
 def config_hash(config: Config) -> str:
     """Return 12 hexadecimal digits that identify what a run computes (WHERE_KEYS are left out)."""
     what = {key: value for key, value in to_dict(config).items() if key not in WHERE_KEYS}
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def load_config(files: Iterable[str | Path] = (), overrides: Iterable[str] = ()) -> Config:
-    """Build a configuration from YAML files, later ones over earlier ones, and `dotted.key=value` overrides over both.
+def load_config(
+    files: Iterable[str | Path] = (), overrides: Iterable[str] = (), flags: Mapping[str, Any] | None = None
+) -> Config:
+    """Build a configuration from YAML files, overrides and flags; later ones win.
 
-    A file is a path, or the name of a packaged one (`glue/rte`). Raises UserError with every mistake found.
+    Args:
+        files: paths, or names of packaged files (`glue/rte`).
+        overrides: `dotted.key=value`, read as the key's type asks for.
+        flags: values by dotted key, taken as they are; None says nothing.
+
+    Raises:
+        UserError: with every mistake found.
     """
     errors: list[str] = []
     merged: dict[str, Any] = {}
     for name in files:
         merge(merged, read_yaml(find_config(name)))
-    for override in overrides:
-        apply_override(merged, override, errors)
+    override(merged, overrides, flags or {}, errors)
     return from_dict(merged, errors=errors)
+
+
+def override(into: dict[str, Any], overrides: Iterable[str], flags: Mapping[str, Any], errors: list[str]) -> None:
+    """Put `dotted.key=value` overrides, then flags (values by dotted key; None says nothing) over nested values."""
+    for text in overrides:
+        apply_override(into, text, errors, Config)
+    for key, value in flags.items():
+        if value is not None:
+            put(into, key, value)
 
 
 def from_dict(values: Mapping[str, Any], errors: list[str] | None = None) -> Config:

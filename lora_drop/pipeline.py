@@ -71,9 +71,16 @@ class Pipeline:
         def on_device() -> Work:
             note, facts = work()
             where = {"device": str(self.device), "threads": torch.get_num_threads(), "weights": self.backbone.identity}
-            return note, {**facts, **where, "limited": self.data.limited}
+            return note, {**where, **self.data.used(self._rows_of(stage)), **facts}
 
         self.run.perform(stage, self.inputs.of(stage), OUTPUTS[stage], on_device, self.force, self.report)
+
+    def _rows_of(self, stage: str) -> list[str]:
+        """Return whose rows a stage reads: "train", "eval", both, or none where it reads only what another stage has written."""
+        between_epochs = ["eval"] * self.inputs.scored_each_epoch
+        return {"select": [], "stability": [], "train": ["train", *between_epochs], "eval": ["eval"]}.get(
+            stage, ["train"]
+        )
 
     def adopt(self, stage: str, others: Iterable[Run]) -> bool:
         """Take a stage over from another run that has done it from the same inputs; return whether it is done now."""
@@ -99,7 +106,9 @@ class Pipeline:
 
     def _stands(self, upstream: str, stage: str) -> bool:
         if upstream == "train" and stage == "eval":  # a trained adapter may be evaluated on any split and any rows
-            return self.run.manifest.get("trained_from") == digest(self.inputs.trained_from())
+            return self.run.manifest["stages"].get("train", {}).get("trained_from") == digest(
+                self.inputs.trained_from()
+            )
         return self.run.stands(upstream, self.inputs.of(upstream))
 
 

@@ -35,7 +35,9 @@ from lora_drop.tasks.base import Task
 from lora_drop.training import Outcome, find_packing, fit, penalised
 
 Work = tuple[str, dict[str, Any]]
-"""A few words about what was done, and facts for `run.json`."""
+"""A few words about what was done, and facts for the stage's entry in `run.json`."""
+STOCK = "fp32"
+"""Precision of a pass without gradients, whatever `train.precision` says."""
 
 OUTPUTS = {
     "sample": ["sample.json"],
@@ -79,8 +81,7 @@ class Stages:
             "size": len(drawn.indices),
         }
         write_json(self.run.file("sample.json"), {**content, "strata": strata, "indices": list(drawn.indices)})
-        facts = {"data": {"train": self.data.train_digest}}
-        return f"{len(drawn.indices):,} of {len(rows):,} rows in {len(strata)} strata", facts
+        return f"{len(drawn.indices):,} of {len(rows):,} rows in {len(strata)} strata", {}
 
     def score(self) -> Work:
         """Stage 2: warm-up LoRA on the sample, then the importance of every LoRA."""
@@ -100,7 +101,7 @@ class Stages:
             lora.save(model, folder)
         write_json(self.run.file("scores.json"), self._scores_content(model, scores))
         seen = f"{scores.examples:,} examples, {scores.tokens:,} tokens"
-        facts = {"warmup_steps": outcome.steps, "computed": outcome.computed}
+        facts = {"precision": config.train.precision, "warmup_steps": outcome.steps, "computed": outcome.computed}
         return f"{len(scores.rows)} LoRAs on {seen}, after {outcome.steps:,} warm-up steps", facts
 
     def norms(self) -> Work:
@@ -122,7 +123,7 @@ class Stages:
             for row, norms in zip(scores.rows, (scores.norms or {}).values(), strict=True)
         ]
         write_json(self.run.file("norms.json"), {"examples": scores.examples, "modules": modules})
-        return f"{scores.examples:,} examples of {len(modules)} LoRAs", {}
+        return f"{scores.examples:,} examples of {len(modules)} LoRAs", {"precision": STOCK}
 
     def stability(self) -> Work:
         """Beside stage 2: how far the importances can be trusted."""
@@ -144,7 +145,7 @@ class Stages:
         inputs = (batch for _, batch in batches(encoded, self.data.collate, self.data.batch_size))
         scores = importance.score(model, inputs, packing=self._packing(model, encoded))
         write_json(self.run.file("scores_trained.json"), self._scores_content(model, scores))
-        return f"{len(scores.rows)} LoRAs on {scores.examples:,} examples", {}
+        return f"{len(scores.rows)} LoRAs on {scores.examples:,} examples", {"precision": STOCK}
 
     def select(self) -> Work:
         """Stage 3: the layers that retain a LoRA of their own."""
@@ -193,8 +194,8 @@ class Stages:
             "trained_from": digest(self.inputs.trained_from()),
             "trainable_parameters": asdict(parameters),
             "train_rows": len(self.data.train_rows),
+            "precision": config.train.precision,
             "computed": outcome.computed,
-            "data": {**self.run.manifest.get("data", {}), "train": self.data.train_digest},
             "select_epoch": config.train.select_epoch,
             "kept_epoch": outcome.kept_epoch,
             "epochs": outcome.epochs,
@@ -217,7 +218,7 @@ class Stages:
         write_text(self.run.file("predictions.jsonl"), "".join(lines))
         write_json(self.run.file("metrics.json"), content)
         note = f"{primary} {result.metrics[primary]:.4f} on {len(self.data.eval_rows):,} rows of {split}"
-        return note, {"data": {**self.run.manifest.get("data", {}), "eval": self.data.eval_digest}}
+        return note, {"precision": STOCK}
 
     def _sampled(self) -> Dataset:
         return self.data.train_encoded.select(read_json(self.run.file("sample.json"))["indices"])

@@ -1,7 +1,9 @@
 """The documentation is run."""
 
 import importlib.util
+import os
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -50,3 +52,13 @@ def test_the_configuration_reference_is_up_to_date():
     assert (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8") == script.render(), (
         "run scripts/make_docs.py"
     )
+
+
+def test_no_tracked_file_holds_a_merge_conflict():
+    if not (ROOT / ".git").exists():
+        pytest.skip("needs a checkout: git lists the files")
+    listed = subprocess.run(["git", "-C", ROOT, "ls-files", "-z"], capture_output=True, check=True).stdout
+    marker = re.compile(rb"^(?:<{7}|>{7}|\|{7}) |^={7}$", re.MULTILINE)
+    assert marker.search(b"\n" + b"=" * 7 + b"\n") and not marker.search(b"\n" + b"=" * 8 + b"\n")
+    names = [ROOT / os.fsdecode(name) for name in listed.split(b"\0") if name]
+    assert [path for path in names if path.is_file() and marker.search(path.read_bytes())] == []

@@ -69,8 +69,9 @@ def test_all_artefacts_are_there_and_say_what_the_contract_says(finished):
     assert len(rows) == 40 and all(row.keys() == {"id", "prediction", "references"} for row in rows)
     numbers = [int(row["id"].removeprefix("validation-")) for row in rows]
     assert numbers == sorted(numbers)
-    assert manifest["trainable_parameters"]["head"] == 0 and manifest["kept_epoch"] == 1
-    assert [entry.keys() for entry in manifest["epochs"]] == [{"epoch", "loss"}]  # nothing was generated in between
+    trained = manifest["stages"]["train"]
+    assert trained["trainable_parameters"]["head"] == 0 and trained["kept_epoch"] == 1
+    assert [entry.keys() for entry in trained["epochs"]] == [{"epoch", "loss"}]  # nothing was generated in between
     assert {row["name"].rsplit(".", 1)[-1] for row in scores["modules"]} == {"q_proj", "v_proj"}
 
 
@@ -105,10 +106,10 @@ def test_every_method_learns_to_write(name, tmp_path):
 
 def test_the_best_epoch_is_chosen_by_generating(tmp_path):
     run(tmp_path / "run", "train.select_epoch=best", "train.epochs=2", "limit.eval=8", "method.name=lora")
-    manifest = read_json(tmp_path / "run" / "run.json")
-    assert all("sacrebleu" in entry for entry in manifest["epochs"]) and manifest["select_epoch"] == "best"
-    best = max(manifest["epochs"], key=lambda entry: entry["sacrebleu"])
-    kept = next(entry for entry in manifest["epochs"] if entry["epoch"] == manifest["kept_epoch"])
+    trained = read_json(tmp_path / "run" / "run.json")["stages"]["train"]
+    assert all("sacrebleu" in entry for entry in trained["epochs"]) and trained["select_epoch"] == "best"
+    best = max(trained["epochs"], key=lambda entry: entry["sacrebleu"])
+    kept = next(entry for entry in trained["epochs"] if entry["epoch"] == trained["kept_epoch"])
     assert kept["sacrebleu"] == best["sacrebleu"]
     metrics = read_json(tmp_path / "run" / "metrics.json")["metrics"]
     assert metrics["sacrebleu"] == pytest.approx(kept["sacrebleu"])

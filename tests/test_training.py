@@ -26,12 +26,6 @@ def test_the_total_batch_is_exact(total, limit):
     assert limit is None or at_a_time <= limit
 
 
-def test_several_processes_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match="several processes"):
-        train(tmp_path)
-
-
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=300), st.integers(1, 16), st.integers(0, 3))
 def test_every_epoch_visits_every_row_once(lengths, batch_size, seed):
     groups = LengthGroups(lengths, batch_size, seed)
