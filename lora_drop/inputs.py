@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from lora_drop import sampling
 from lora_drop.config import Config
 from lora_drop.data import Data
 from lora_drop.methods.base import Method
@@ -55,6 +56,7 @@ class Inputs:
     def _sample(self) -> dict[str, Any]:
         return {
             "task": self.task,
+            "sampler": sampling.VERSION,
             "data": self.data.train_digest,
             "ratio": self.config.sample.ratio,
             "seed": self.config.seed,

@@ -63,10 +63,10 @@ class Stages:
         rows, ratio = self.data.train_rows, self.config.sample.ratio
         size = max(1, round(ratio * len(rows)))
         drawn = stratified_sample(self.task.strata(rows), size, self.config.seed)
-        if drawn.raised:
-            some = "; ".join(drawn.raised[:3]) + ("; …" if len(drawn.raised) > 3 else "")
+        if drawn.absent:
+            some = "; ".join(drawn.absent[:3]) + ("; …" if len(drawn.absent) > 3 else "")
             self.report.notice(
-                f"{len(drawn.raised)} of {len(drawn.strata)} strata are too small to split, one row each was taken ({some})"
+                f"{len(drawn.absent)} of {len(drawn.strata)} strata are too small for a row of the sample ({some})"
             )
         strata = {name: {"population": total, "sample": taken} for name, (total, taken) in drawn.strata.items()}
         content = {
