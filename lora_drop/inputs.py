@@ -8,11 +8,11 @@ from typing import Any
 import torch
 
 from lora_drop import sampling
-from lora_drop.config import Config
 from lora_drop.data import Data
 from lora_drop.methods.base import Method
 from lora_drop.runs import Run, file_digest
 from lora_drop.tasks.base import Task
+from lora_drop.warmup import warmup_settings
 
 
 class Inputs:
@@ -63,14 +63,15 @@ class Inputs:
         }
 
     def _score(self) -> dict[str, Any]:
-        unused = ("epochs", "learning_rate", "select_epoch", "save_steps")
-        method = asdict(self.config.method)
+        unused = ("select_epoch", "save_steps")
+        warmup, method = asdict(warmup_settings(self.config)), asdict(self.config.method)
         return {
             "task": self.task,
             "sample": file_digest(self.run.require("sample.json", "sample")),
             "data": self.data.train_digest,
-            "warmup": [self.config.warmup.epochs, warmup_rate(self.config)],
-            "train": {key: value for key, value in asdict(self.config.train).items() if key not in unused},
+            "warmup": {key: value for key, value in warmup.items() if key not in unused},
+            "warmup_steps": self.config.warmup.steps,
+            "scored_at_a_time": self.data.batch_size,
             "method": {key: method[key] for key in ("rank", "alpha", "dropout", "target_projections")},
         } | self._machine
 
@@ -123,8 +124,3 @@ class Inputs:
             "seed": self.config.seed,
             "device": self.device.type,
         }
-
-
-def warmup_rate(config: Config) -> float:
-    """Return the peak learning rate of the warm-up."""
-    return config.warmup.learning_rate or config.train.learning_rate

@@ -4,7 +4,7 @@
 |---|---|
 | `config.yaml` | the resolved configuration |
 | `sample.json`, `scores.json`, `selection.json` | stages 1 to 3 |
-| `warmup/`, `adapter/` | adapters in PEFT's format |
+| `warmup/`, `adapter/` | adapters in PEFT's format; the warm-up with the loss of each step, `losses.json` |
 | `checkpoints/` | for resuming; removed when the stage that wrote them is done |
 | `metrics.json`, `predictions.jsonl` | stage 5 |
 | `run.json` | the manifest: status, stages, parameters, versions, device, git commit |
@@ -43,6 +43,8 @@ SHARED_FACTS = {
     "train": ("trained_from", "trainable_parameters", "train_rows", "select_epoch", "kept_epoch", "epochs"),
 }
 """What `run.json` says of a stage (of any stage: "") that is taken over from another run with it."""
+STAGE_FACTS = ("computed", "losses")
+"""Facts of a stage alone: how batches were computed (packed, or padded and why), and mean losses of the warm-up's first and last quarter."""
 PACKAGES = ("lora-drop", "torch", "transformers", "peft", "datasets", "accelerate", "scikit-learn", "numpy")
 
 
@@ -208,8 +210,7 @@ class Run:
     ) -> None:
         """Do `work` unless its outputs stand and were made from the same inputs; record what it cost.
 
-        `work` writes the outputs and returns a few words about the result, and facts for the manifest; of these, `computed` (how batches were
-        computed: packed, or padded and why) belongs to the stage.
+        `work` writes the outputs and returns a few words about the result, and facts for the manifest; of these, STAGE_FACTS belong to the stage.
         Outputs that were altered, or whose inputs have changed since, are made anew.
         """
         key = digest(inputs)
@@ -233,7 +234,7 @@ class Run:
             "seconds": round(seconds, 2),
             "commit": f"{git.get('commit')}{'+altered' * git.get('dirty', False)}" if git else None,
             "peak_memory_mb": peak_memory_mb(),
-            **({"computed": facts.pop("computed")} if "computed" in facts else {}),
+            **{name: facts.pop(name) for name in STAGE_FACTS if name in facts},
             **({"resumed": True} if resumed else {}),  # then the cost is that of the last process
         }
         self.manifest["stages"][stage] = entry

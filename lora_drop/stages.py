@@ -16,11 +16,12 @@ from transformers import PreTrainedModel
 
 from lora_drop import importance
 from lora_drop.backbones import Backbone, check_length, load_model
+from lora_drop.config import TrainConfig
 from lora_drop.data import Data
 from lora_drop.encoding import batches
 from lora_drop.errors import UserError
 from lora_drop.evaluation.base import Evaluation
-from lora_drop.inputs import Inputs, warmup_rate
+from lora_drop.inputs import Inputs
 from lora_drop.methods import get_method
 from lora_drop.methods.base import Method
 from lora_drop.packing import Packing
@@ -31,6 +32,7 @@ from lora_drop.selection import Scored, Selection, select
 from lora_drop.stability import CONFIDENCE, bootstrap
 from lora_drop.tasks.base import Task
 from lora_drop.training import Outcome, find_packing, fit, penalised
+from lora_drop.warmup import doubts, first_and_last, warmup_settings
 
 Work = tuple[str, dict[str, Any]]
 """A few words about what was done, and facts for `run.json`."""
@@ -86,7 +88,7 @@ class Stages:
         encoded = self._sampled()
         lora = get_method("lora")
         model = lora.build(self.load_backbone(), config.method, config.seed, None)
-        outcome = self._fit("score", lora, model, encoded, config.warmup.epochs, warmup_rate(config), evaluator=None)
+        outcome = self._fit("score", lora, model, encoded, warmup_settings(config))
         inputs = (batch for _, batch in batches(encoded, self.data.collate, self.data.batch_size))
         scores = importance.score(
             model,
@@ -96,10 +98,15 @@ class Stages:
         )
         with write_folder(self.run.file("warmup")) as folder:
             lora.save(model, folder)
+            write_json(folder / "losses.json", {"losses": outcome.losses})
         write_json(self.run.file("scores.json"), self._scores_content(model, scores))
+        for doubt in doubts(outcome.losses):
+            self.report.notice(doubt)
+        first, last = first_and_last(outcome.losses)
         seen = f"{scores.examples:,} examples, {scores.tokens:,} tokens"
-        facts = {"warmup_steps": outcome.steps, "computed": outcome.computed}
-        return f"{len(scores.rows)} LoRAs on {seen}, after {outcome.steps:,} warm-up steps", facts
+        note = f"{len(scores.rows)} LoRAs on {seen}, after {outcome.steps:,} warm-up steps (loss {first:.3f} to {last:.3f})"
+        losses = {"first_quarter": first, "last_quarter": last}
+        return note, {"warmup_steps": outcome.steps, "losses": losses, "computed": outcome.computed}
 
     def norms(self) -> Work:
         """Beside stage 2: ‖ΔW x‖² of each example."""
@@ -180,8 +187,7 @@ class Stages:
             self.method,
             model,
             self.data.train_encoded,
-            config.train.epochs,
-            config.train.learning_rate,
+            config.train,
             (lambda trained: self._metrics(trained).metrics) if self.inputs.scored_each_epoch else None,
         )
         with write_folder(self.run.file("adapter")) as folder:
@@ -240,23 +246,24 @@ class Stages:
         method: Method,
         model: nn.Module,
         encoded: Dataset,
-        epochs: float,
-        rate: float,
-        evaluator: Callable[[nn.Module], dict[str, float]] | None,
+        settings: TrainConfig,
+        evaluator: Callable[[nn.Module], dict[str, float]] | None = None,
     ) -> Outcome:
-        loss = self.data.kind.loss(self.config.train.label_smoothing)
+        loss = self.data.kind.loss(settings.label_smoothing)
         if loss is not None and method.penalty is not None:
-            loss = penalised(loss, partial(method.penalty, model), self.config.train)
+            loss = penalised(loss, partial(method.penalty, model), settings)
         return fit(
             model,
             encoded,
             self.data.collate,
-            self.config.train,
+            settings,
             self.run.checkpoints(stage),
             seed=self.config.seed,
             device=self.device,
-            epochs=epochs,
-            learning_rate=rate,
+            epochs=settings.epochs,
+            learning_rate=settings.learning_rate,
+            steps=self.config.warmup.steps if stage == "score" else None,
+            log_each_step=stage == "score",
             evaluator=evaluator,
             primary=self.task.primary,
             loss=loss,

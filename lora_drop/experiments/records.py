@@ -10,7 +10,7 @@ from typing import Any
 from lora_drop.config import WHERE_KEYS, Config, config_hash, from_dict, to_dict
 from lora_drop.errors import UserError
 from lora_drop.experiments.grid import Planned, slug
-from lora_drop.runs import Run, read_json, write_json
+from lora_drop.runs import STAGE_FACTS, Run, read_json, write_json
 from lora_drop.tasks import get_task
 
 VERSION = 1
@@ -43,8 +43,9 @@ class Record:
     limited: dict[str, int]
     """Rows the run was limited to (`train`, `eval`); empty: all rows."""
     stages: dict[str, dict[str, Any]]
-    """Per stage `seconds`, `peak_memory_mb`, `commit`; `computed`, how batches were (packed, or padded and why); `shared_from` where a run with
-    the same inputs had done it already; `resumed` where a killed process was continued, whose cost is not in it."""
+    """Per stage `seconds`, `peak_memory_mb`, `commit`; `computed`, how batches were (packed, or padded and why); `losses` of the warm-up, mean of its
+    first and its last quarter; `shared_from` where a run with the same inputs had done it already; `resumed` where a killed process was continued,
+    whose cost is not in it."""
     versions: dict[str, str]
     git: dict[str, Any] | None
     """Commit of the checkout and whether it was altered (`dirty`)."""
@@ -136,7 +137,7 @@ def gather(planned: Planned, run: Run, performed: Sequence[str]) -> Record:
     """Read a run directory, of which another experiment may have needed more stages."""
     manifest, config = run.manifest, run.config
     task = get_task(config.task)
-    keys = ("seconds", "peak_memory_mb", "commit", "computed", "shared_from", "resumed")
+    keys = ("seconds", "peak_memory_mb", "commit", *STAGE_FACTS, "shared_from", "resumed")
     entries = {name: manifest["stages"][name] for name in performed}
     stages = {name: {key: entry[key] for key in keys if key in entry} for name, entry in entries.items()}
     return Record(
