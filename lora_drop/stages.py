@@ -88,13 +88,13 @@ class Stages:
         encoded = self._sampled()
         lora = get_method("lora")
         model = lora.build(self.load_backbone(), config.method, config.seed, None)
-        outcome = self._fit("score", lora, model, encoded, warmup_settings(config))
+        outcome = self.fit("score", lora, model, encoded, warmup_settings(config), config.warmup.steps)
         inputs = (batch for _, batch in batches(encoded, self.data.collate, self.data.batch_size))
         scores = importance.score(
             model,
             inputs,
             progress=lambda done: self.report.advance(done, len(encoded), "scoring"),
-            packing=self._packing(model, encoded),
+            packing=self.packing(model, encoded),
         )
         with write_folder(self.run.file("warmup")) as folder:
             lora.save(model, folder)
@@ -114,7 +114,7 @@ class Stages:
         model = get_method("lora").load(self.load_backbone(), self.run.file("warmup")).to(self.device)
         chunks = list(batches(encoded, self.data.collate, self.data.batch_size))
         scores = importance.score(
-            model, (batch for _, batch in chunks), per_example=True, packing=self._packing(model, encoded)
+            model, (batch for _, batch in chunks), per_example=True, packing=self.packing(model, encoded)
         )
         order = np.argsort([row for chosen, _ in chunks for row in chosen])  # from the batches' order to the sample's
         modules = [
@@ -147,7 +147,7 @@ class Stages:
         model = self.method.load(self.load_backbone(), self.run.file("adapter")).to(self.device)
         encoded = self._sampled()
         inputs = (batch for _, batch in batches(encoded, self.data.collate, self.data.batch_size))
-        scores = importance.score(model, inputs, packing=self._packing(model, encoded))
+        scores = importance.score(model, inputs, packing=self.packing(model, encoded))
         write_json(self.run.file("scores_trained.json"), self._scores_content(model, scores))
         return f"{len(scores.rows)} LoRAs on {scores.examples:,} examples", {}
 
@@ -182,13 +182,13 @@ class Stages:
             self.method.prepare(model.to(self.device), self.data.some_batches(self.method.examples))
         parameters = self.method.count(model)
         self.run.forget("eval", OUTPUTS["eval"])
-        outcome = self._fit(
+        outcome = self.fit(
             "train",
             self.method,
             model,
             self.data.train_encoded,
             config.train,
-            (lambda trained: self._metrics(trained).metrics) if self.inputs.scored_each_epoch else None,
+            evaluator=(lambda trained: self._metrics(trained).metrics) if self.inputs.scored_each_epoch else None,
         )
         with write_folder(self.run.file("adapter")) as folder:
             self.method.save(model, folder)
@@ -223,32 +223,22 @@ class Stages:
         note = f"{primary} {result.metrics[primary]:.4f} on {len(self.data.eval_rows):,} rows of {split}"
         return note, {"data": {**self.run.manifest.get("data", {}), "eval": self.data.eval_digest}}
 
-    def _sampled(self) -> Dataset:
-        return self.data.train_encoded.select(read_json(self.run.file("sample.json"))["indices"])
-
-    def _scores_content(self, model: nn.Module, scores: importance.Scores) -> dict[str, Any]:
-        return {
-            "backbone": self.config.backbone,
-            "task": self.task.name,
-            "rank": _rank(model),
-            "examples": scores.examples,
-            "tokens": scores.tokens,
-            "modules": [asdict(row) for row in scores.rows],
-        }
-
-    def _packing(self, model: nn.Module, encoded: Dataset) -> Packing | None:
+    def packing(self, model: nn.Module, encoded: Dataset) -> Packing | None:
+        """Return the way to compute a pass over tokenised rows without padding, if there is one for this model."""
         loss = self.data.kind.loss(0.0)
         return find_packing(model, encoded, self.data.collate, self.config.train, loss)[0]
 
-    def _fit(
+    def fit(
         self,
         stage: str,
         method: Method,
         model: nn.Module,
         encoded: Dataset,
         settings: TrainConfig,
+        steps: int | None = None,
         evaluator: Callable[[nn.Module], dict[str, float]] | None = None,
     ) -> Outcome:
+        """Train a model on tokenised rows as the stage `score` or `train` does."""
         loss = self.data.kind.loss(settings.label_smoothing)
         if loss is not None and method.penalty is not None:
             loss = penalised(loss, partial(method.penalty, model), settings)
@@ -262,7 +252,7 @@ class Stages:
             device=self.device,
             epochs=settings.epochs,
             learning_rate=settings.learning_rate,
-            steps=self.config.warmup.steps if stage == "score" else None,
+            steps=steps,
             log_each_step=stage == "score",
             evaluator=evaluator,
             primary=self.task.primary,
@@ -270,6 +260,19 @@ class Stages:
             stepper=method.stepper,
             report=self.report,
         )
+
+    def _sampled(self) -> Dataset:
+        return self.data.train_encoded.select(read_json(self.run.file("sample.json"))["indices"])
+
+    def _scores_content(self, model: nn.Module, scores: importance.Scores) -> dict[str, Any]:
+        return {
+            "backbone": self.config.backbone,
+            "task": self.task.name,
+            "rank": _rank(model),
+            "examples": scores.examples,
+            "tokens": scores.tokens,
+            "modules": [asdict(row) for row in scores.rows],
+        }
 
     def _metrics(
         self, model: nn.Module, progress: Callable[[int, int], None] | None = None, journal: Path | None = None
