@@ -99,6 +99,7 @@ def test_all_artefacts_are_there_and_say_what_the_contract_says(finished):
         metrics["metrics"]["accuracy"]
     )
     assert manifest["device"] == "cpu" and manifest["seed"] == 0
+    assert metrics["baseline"] == {"accuracy": 0.5}
     assert manifest["status"] == "done" and manifest["limited"] == {"train": 120, "eval": 60}
     assert manifest["trainable_parameters"]["adapter"] == selection["trainable_parameters"]
     assert [entry["epoch"] for entry in manifest["epochs"]] == [1, 2, 3]

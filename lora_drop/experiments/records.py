@@ -64,6 +64,8 @@ class Record:
     """Rows of `split` that were evaluated."""
     metrics: dict[str, float] = field(default_factory=dict)
     """Of the epoch that was kept; empty if the experiment ends before training."""
+    baseline: dict[str, float] = field(default_factory=dict)
+    """What the most frequent label scores when it is predicted for every row; empty for texts, and in records older than this field."""
     select_epoch: str = ""
     """`best` or `last`: which epoch was kept."""
     kept_epoch: float = 0.0
@@ -202,6 +204,7 @@ def _trained(run: Run, kind: str) -> dict[str, Any]:
         "split": metrics["split"],
         "examples": metrics["examples"],
         "metrics": metrics["metrics"],
+        "baseline": metrics.get("baseline", {}),
         "signatures": metrics.get("signatures", {}),
         "select_epoch": manifest["select_epoch"],
         "kept_epoch": manifest["kept_epoch"],
