@@ -314,10 +314,13 @@ def _perform(
         print_profile(out, summary.scored, summary.selection, summary.stability)
     if summary.results:
         print_table(out, list(summary.results[0]), [list(row.values()) for row in summary.results])
+    for remark in summary.remarks:
+        reporter.notice(remark)
     if not quiet:
         out.print(f"Files: {run_dir}", soft_wrap=True)
     if as_json:
-        typer.echo(json.dumps({"run_dir": str(run_dir), "stages": stages, "results": summary.results}))
+        last = {"run_dir": str(run_dir), "stages": stages, "results": summary.results, "remarks": summary.remarks}
+        typer.echo(json.dumps(last))
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -147,7 +147,7 @@ def _show_plan(planned: list[Any], runs: Path, results: Path, as_json: bool) -> 
     reporter.start("timing")
     try:
         with neutral_environment(reporter):
-            estimates = list(estimate([run for run in planned if run.name not in done], runs, reporter.advance))
+            estimates = list(estimate([run for run in planned if run.name not in done], reporter.advance))
     finally:
         reporter.close()
     if as_json:

@@ -26,6 +26,8 @@ class Summary:
     stability: list[dict[str, Any]] = field(default_factory=list)
     """Rows of `stability.json`, if the importances were bootstrapped."""
     results: list[dict[str, Any]] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+    """Sentences that belong at the very end."""
 
 
 def quiet_libraries() -> None:
@@ -59,6 +61,7 @@ def _profile(run: Run, summary: Summary, stages: list[str]) -> None:
     """Read what there is to show of the layers: after `score` alone there is no selection yet."""
     if run.file("selection.json").is_file() and stages != ["score"]:
         summary.selection = Selection.from_json(read_json(run.file("selection.json")))
+        summary.remarks += _plain(summary.selection, read_scores(run.file("scores.json")))
     # the stage `select` alone leaves a bootstrap of another threshold as it was
     bootstrapped = (
         run.config.score.bootstrap and stages in (["score"], ["all"]) and run.file("stability.json").is_file()
@@ -67,6 +70,16 @@ def _profile(run: Run, summary: Summary, stages: list[str]) -> None:
         summary.stability = read_json(run.file("stability.json"))["modules"]
     if summary.selection or (bootstrapped and stages == ["score"]):
         summary.scored = read_scores(run.file("scores.json"))
+
+
+def _plain(selection: Selection, scored: list[Scored]) -> list[str]:
+    """Return the remark that nothing was dropped, if so."""
+    if selection.trainable_parameters < sum(row.parameters for row in scored):
+        return []
+    return [
+        "LoRA-drop is plain LoRA here: each layer is retained, or is the only one left of its projection and has nobody to share with. "
+        "Lower method.threshold, or say with method.budget how many of LoRA's parameters it may have (--budget 0.5)"
+    ]
 
 
 def _perform_one(run_dir: Path, config: Config, stages: list[str], force: bool, report: Reporter) -> Run:

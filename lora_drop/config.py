@@ -58,8 +58,12 @@ class WarmupConfig:
 
     epochs: float = _positive(3.0)
     """Passes over the sample (the paper: 3)."""
+    steps: int | None = _positive(None)
+    """Instead of epochs: exactly so many optimizer steps, whatever the size of the sample; empty: warmup.epochs decides."""
+    batch_size: int | None = _positive(None)
+    """TOTAL examples per optimizer step of the warm-up (the paper states none); empty: the same as train.batch_size."""
     learning_rate: float | None = _positive(None)
-    """Peak learning rate of the warm-up; empty: the same as train.learning_rate."""
+    """Learning rate at the first step of the warm-up, which has no rise; empty: the same as train.learning_rate."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +119,7 @@ class TrainConfig:
     max_length: int = _positive(128)
     """Longer inputs are truncated to this many tokens; of prompt and completion together, the prompt's beginning goes first."""
     warmup_ratio: float = _fraction(0.06)
-    """Share of the steps in which the learning rate rises from 0."""
+    """Share of the steps in which the learning rate rises from 0. (Stage 2's warm-up has no such rise.)"""
     warmup_steps: int | None = _checked(None, "an integer ≥ 0", lambda value: value >= 0)
     """Instead of a share: this many steps, at most half of all (Hu et al. on E2E: 500); empty: train.warmup_ratio decides."""
     weight_decay: float = _checked(0.1, "a number ≥ 0", lambda value: value >= 0)

@@ -106,8 +106,8 @@ class Data:
         self.population[split] = len(rows)
         if limit is None or limit >= len(rows):
             return rows
-        self.report.notice(f"limited to {limit:,} of {len(rows):,} {split} rows")
         drawn = stratified_sample(self.task.strata(rows), limit, self.config.seed)
+        self.report.notice(f"limited to {len(drawn.indices):,} of {len(rows):,} {split} rows")
         return rows.select(drawn.indices)
 
     @cached_property

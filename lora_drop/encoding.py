@@ -33,8 +33,19 @@ def encode(rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -
     encoded = tokenizer(
         texts, pairs, truncation="longest_first", max_length=max_length, return_overflowing_tokens=False
     )
-    cut = sum(len(ids) >= max_length for ids in encoded["input_ids"])
+    full = [row for row, ids in enumerate(encoded["input_ids"]) if len(ids) >= max_length]
+    cut = sum(length > max_length for length in _whole_lengths(tokenizer, texts, pairs, full))
     return Dataset.from_dict({**encoded, "labels": list(rows["label"])}), cut
+
+
+def _whole_lengths(
+    tokenizer: PreTrainedTokenizerBase, texts: list[str], pairs: list[str] | None, chosen: list[int]
+) -> list[int]:
+    """Return how many tokens the chosen inputs have when they are not cut."""
+    if not chosen:  # a tokenizer refuses an empty list
+        return []
+    second = [pairs[row] for row in chosen] if pairs else None
+    return [len(ids) for ids in tokenizer([texts[row] for row in chosen], second, verbose=False)["input_ids"]]
 
 
 def collator(tokenizer: PreTrainedTokenizerBase) -> Collate:

@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 
-from lora_drop.config import Config
+from lora_drop import sampling
 from lora_drop.data import Data
 from lora_drop.methods.base import Method
 from lora_drop.runs import Run, file_digest
 from lora_drop.tasks.base import Task
+from lora_drop.warmup import warmup_settings
 
 
 class Inputs:
@@ -55,20 +56,22 @@ class Inputs:
     def _sample(self) -> dict[str, Any]:
         return {
             "task": self.task,
+            "sampler": sampling.VERSION,
             "data": self.data.train_digest,
             "ratio": self.config.sample.ratio,
             "seed": self.config.seed,
         }
 
     def _score(self) -> dict[str, Any]:
-        unused = ("epochs", "learning_rate", "select_epoch", "save_steps")
-        method = asdict(self.config.method)
+        unused = ("select_epoch", "save_steps")
+        warmup, method = asdict(warmup_settings(self.config)), asdict(self.config.method)
         return {
             "task": self.task,
             "sample": file_digest(self.run.require("sample.json", "sample")),
             "data": self.data.train_digest,
-            "warmup": [self.config.warmup.epochs, warmup_rate(self.config)],
-            "train": {key: value for key, value in asdict(self.config.train).items() if key not in unused},
+            "warmup": {key: value for key, value in warmup.items() if key not in unused},
+            "warmup_steps": self.config.warmup.steps,
+            "scored_at_a_time": self.data.batch_size,
             "method": {key: method[key] for key in ("rank", "alpha", "dropout", "target_projections")},
         } | self._machine
 
@@ -121,8 +124,3 @@ class Inputs:
             "seed": self.config.seed,
             "device": self.device.type,
         }
-
-
-def warmup_rate(config: Config) -> float:
-    """Return the peak learning rate of the warm-up."""
-    return config.warmup.learning_rate or config.train.learning_rate

@@ -65,7 +65,7 @@ def _encode_sentences(rows: Dataset, tokenizer: PreTrainedTokenizerBase, config:
     limit = config.train.max_length
     encoded, cut = encode(rows, tokenizer, limit)
     return encoded, [
-        f"{cut:,} of {len(rows):,} {what} inputs reach train.max_length={limit} and were cut"
+        f"{cut:,} of {len(rows):,} {what} inputs are longer than train.max_length={limit} and were cut"
     ] if cut else []
 
 

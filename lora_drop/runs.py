@@ -4,7 +4,7 @@
 |---|---|
 | `config.yaml` | the resolved configuration |
 | `sample.json`, `scores.json`, `selection.json` | stages 1 to 3 |
-| `warmup/`, `adapter/` | adapters in PEFT's format |
+| `warmup/`, `adapter/` | adapters in PEFT's format; the warm-up with the loss of each step, `losses.json` |
 | `checkpoints/` | for resuming; removed when the stage that wrote them is done |
 | `metrics.json`, `predictions.jsonl` | stage 5 |
 | `run.json` | the manifest: status, what the run is, and per stage what it was made from, computed with, cost and gave |

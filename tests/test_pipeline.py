@@ -104,6 +104,7 @@ def test_all_artefacts_are_there_and_say_what_the_contract_says(finished):
         metrics["metrics"]["accuracy"]
     )
     assert (manifest["status"], manifest["seed"], manifest["task"]) == ("done", 0, "toy-nli")
+    assert metrics["baseline"] == {"accuracy": 0.5}
     stages = manifest["stages"]
     assert stages["train"]["trainable_parameters"]["adapter"] == selection["trainable_parameters"]
     assert [entry["epoch"] for entry in stages["train"]["epochs"]] == [1, 2, 3]

@@ -10,14 +10,18 @@ import numpy as np
 import pytest
 
 from lora_drop.errors import UserError
+from lora_drop.evaluation.classification import constant_baseline
 from lora_drop.experiments.agreement import kendall
 from lora_drop.experiments.grid import experiment_names, load_experiment
+from lora_drop.experiments.learnt import MAJORITY, nothing_learnt
 from lora_drop.experiments.published import load_published
 from lora_drop.experiments.records import Record, read_records
 from lora_drop.experiments.render import to_csv, to_latex, to_markdown
 from lora_drop.experiments.report import TEXTS, report
 from lora_drop.experiments.table import build_tables
 from lora_drop.runs import write_json
+from lora_drop.tasks import get_task
+from lora_drop.tasks.base import Source
 
 RESULTS = Path(__file__).parent.parent / "results"
 FOLDERS = sorted({path.parent for path in RESULTS.glob("*/*/*.json")})
@@ -84,6 +88,52 @@ def test_the_average_needs_every_column():
     (row,) = [row for row in tables[0].rows if row.cells]
     assert row.average == pytest.approx(83.5) and row.average_flags == "s"
     assert "83.5 †s" in to_markdown(tables)
+
+
+def test_the_average_leaves_out_what_was_not_learnt():
+    """RTE's validation split has 146 of 277 rows of one label: 52.7 %, and two standard errors are 6 points."""
+    tasks = load_experiment("table1").tasks
+    lora = [record("lora", task, 0, 0.8) for task in tasks if task != "rte"]
+    full = [record("full", task, 0, 0.9) for task in tasks if task != "rte"]
+    at_chance = [record("lora", "rte", 0, 0.58), record("full", "rte", 0, 0.40)]
+    tables = build_tables([*lora, *full, *at_chance])
+    averages = {row.name: row.average for row in tables[0].rows if row.cells}
+    assert averages == {"lora": pytest.approx(80), "full": pytest.approx(90)}
+    assert [column.key for column in tables[0].columns if not column.learnt] == ["rte"]
+    assert all(row.difference is None for row in tables[0].rows)  # the paper's average is over all columns
+    text = to_markdown(tables)
+    assert "Nothing was learnt in RTE: no run is more than 2 standard errors above a constant prediction" in text
+    assert "; Avg leaves it out." in text and "% Nothing was learnt in RTE" in to_latex(tables)
+
+    one_learns = build_tables([*lora, *full, record("lora", "rte", 0, 0.60), at_chance[1]])
+    averages = {row.name: row.average for row in one_learns[0].rows if row.cells}
+    assert averages == {"lora": pytest.approx(77.5), "full": pytest.approx(83.75)}
+    assert "Nothing was learnt" not in to_markdown(one_learns)
+
+
+@pytest.mark.parametrize(
+    ("changes", "learnt"),
+    [
+        ({"metrics": {"accuracy": 0.70}, "baseline": {"accuracy": 0.68}}, False),
+        ({"metrics": {"accuracy": 0.75}, "baseline": {"accuracy": 0.68}}, True),
+        ({"metrics": {"accuracy": 0.75}, "baseline": {"accuracy": 0.68}, "examples": 100}, False),
+        ({"metrics": {"accuracy": 0.40}, "split": "test"}, True),  # not known, so not said
+        ({"metrics": {"matthews_correlation": 0.06}, "examples": 1043}, False),
+        ({"metrics": {"matthews_correlation": 0.07}, "examples": 1043}, True),
+        ({"metrics": {"spearman": -0.4}, "examples": 1500}, False),
+        ({"metrics": {"sacrebleu": 0.0}}, True),
+    ],
+)
+def test_when_nothing_was_learnt(changes, learnt):
+    (metric,) = changes["metrics"]
+    assert nothing_learnt([record("lora", "rte", 0, 0.5, **changes)], metric) == (not learnt)
+
+
+def test_the_shares_of_the_most_frequent_label_are_those_of_the_official_files(data_dir):
+    for name, share in MAJORITY.items():
+        rows = get_task(name).load(Source(data_dir, offline=True), "validation")
+        found = constant_baseline(get_task(name), list(rows["label"]))
+        assert found["accuracy"] == pytest.approx(share)
 
 
 def test_every_limit_is_flagged_and_told():

@@ -13,6 +13,7 @@ import pytest
 from lora_drop import cli
 from lora_drop.errors import UserError
 from lora_drop.experiments.engine import perform_grid, run_directory
+from lora_drop.experiments.estimate import estimate
 from lora_drop.experiments.grid import Choice, expand, load_experiment
 from lora_drop.experiments.records import read_records
 from lora_drop.experiments.report import report
@@ -26,7 +27,7 @@ TEXTS = ("table.md", "table.csv", "table.tex")
 def planned(name, *overrides, **choice):
     return expand(
         load_experiment(name),
-        Choice(backbone="tiny:roberta", overrides=[*SMALL, *overrides], **{"seeds": [0], **choice}),
+        Choice(overrides=[*SMALL, *overrides], **{"backbone": "tiny:roberta", "seeds": [0], **choice}),
     )
 
 
@@ -248,6 +249,30 @@ def test_a_dry_run_estimates_and_writes_nothing(swept, tmp_path, capsys, monkeyp
         cli.main([*arguments, "--tasks", "rte", "--offline", "--dry-run", "--json"])
     plan = json.loads(capsys.readouterr().out)
     assert plan["estimates"][0]["seconds"] is None and "Put the official file there" in plan["estimates"][0]["reason"]
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "rows"), [("table1", "roberta", 7), ("table5", "llama", 3), ("figure2", "roberta", 1)]
+)
+def test_every_kind_of_run_is_timed(name, model, rows, tmp_path, monkeypatch):
+    """With fewer rows than a timed step computes, and a warm-up of fewer steps."""
+    few = ["limit.train=12", "limit.eval=3", "warmup.epochs=0.3", "generation.max_new_tokens=4"]
+    monkeypatch.chdir(tmp_path)
+    found = list(estimate(planned(name, *few, backbone=f"tiny:{model}"), lambda *_: None))
+    assert [entry.reason for entry in found] == [""] * rows
+    assert all(entry.seconds > 0 and entry.disk_mb > 0 and entry.peak_disk_mb > entry.disk_mb for entry in found)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_estimate_of_a_warm_up_grows_with_its_steps():
+    def seconds(*overrides):
+        (entry,) = estimate(planned("figure2", "train.batch_size=32", *overrides), lambda *_: None)
+        return entry.seconds
+
+    seconds()  # whatever is slow the first time
+    steps = [f"warmup.steps={count}" for count in (2, 200)]
+    assert 5 * seconds(steps[0]) < seconds(steps[1])
+    assert 5 * seconds(steps[0], "warmup.batch_size=4") < seconds(steps[0], "warmup.batch_size=320")
 
 
 @pytest.mark.parametrize(

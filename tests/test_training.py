@@ -66,6 +66,17 @@ def test_long_inputs_are_counted():
     assert list(encoded["labels"]) == [0, 1]
 
 
+@pytest.mark.parametrize("pair", [True, False])
+def test_an_input_that_fits_exactly_is_not_cut(pair):
+    _, tokenizer = backbone()
+    texts = ["a" * length for length in (3, 4, 5, 6)]
+    rows = Dataset.from_dict({"text": texts, "label": [0] * 4} | ({"text_pair": ["b"] * 4} if pair else {}))
+    whole = [len(ids) for ids in tokenizer(texts, ["b"] * 4 if pair else None)["input_ids"]]
+    encoded, cut = encode(rows, tokenizer, whole[1])
+    assert cut == 2 and [len(ids) for ids in encoded["input_ids"]] == [whole[0], *[whole[1]] * 3]
+    assert encode(rows, tokenizer, whole[3])[1] == 0
+
+
 def train(folder, epochs=3.0, seed=0, report=None, best=None, dropout=True, **settings):
     """Train a tiny LoRA on 48 rows in three steps an epoch; returns its weights and what `fit` says.
 

@@ -27,7 +27,7 @@ STAGE_KEYS = (
         "data",
         "limited",
     ),
-    *("computed", "shared_from", "resumed"),
+    *("computed", "losses", "shared_from", "resumed"),
 )
 """What a record keeps of a stage's entry in `run.json`."""
 
@@ -61,6 +61,7 @@ class Record:
     stages: dict[str, dict[str, Any]]
     """What each stage cost and was computed with: `seconds`, `peak_memory_mb`, `commit`, `versions`, `device`, `threads`, `precision`, `weights` (the
     identity of the backbone's), `data` (hashes of the rows read), `limited`; `computed`, how batches were (packed, or padded and why);
+    `losses` of the warm-up, mean of its first and its last quarter;
     `shared_from` where a run with the same inputs had done it already; `resumed` where a killed process was continued, whose cost is not in it."""
     primary: str = ""
     """The metric that the table shows."""
@@ -71,6 +72,8 @@ class Record:
     """Rows of `split` that were evaluated."""
     metrics: dict[str, float] = field(default_factory=dict)
     """Of the epoch that was kept; empty if the experiment ends before training."""
+    baseline: dict[str, float] = field(default_factory=dict)
+    """What the most frequent label scores when it is predicted for every row; empty for texts, and in records older than this field."""
     select_epoch: str = ""
     """`best` or `last`: which epoch was kept."""
     kept_epoch: float = 0.0
@@ -202,6 +205,7 @@ def _trained(run: Run, kind: str) -> dict[str, Any]:
         "split": metrics["split"],
         "examples": metrics["examples"],
         "metrics": metrics["metrics"],
+        "baseline": metrics.get("baseline", {}),
         "signatures": metrics.get("signatures", {}),
         "select_epoch": trained["select_epoch"],
         "kept_epoch": trained["kept_epoch"],

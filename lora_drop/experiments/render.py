@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 
 from lora_drop.experiments.agreement import kendall, projections_of, scored_by_row
+from lora_drop.experiments.learnt import ERRORS
 from lora_drop.experiments.table import FLAGS, Cell, Column, Row, Table, limits
 
 _LATEX = str.maketrans(
@@ -148,6 +149,8 @@ def notes(table: Table) -> list[str]:
             + "; ".join(f"{title} " + ", ".join(f"{count:,} {part}" for part, count in parts) for title, *parts in rows)
             + "."
         )
+    if any(not column.learnt for column in table.columns):
+        found.append(_unlearnt(table))
     epochs = sorted(
         {_epochs(record.task_title, *record.deviations["train.epochs"]) for record in trained if "e" in limits(record)}
     )
@@ -161,6 +164,17 @@ def notes(table: Table) -> list[str]:
         )
         found.append(f"Published: {table.source}{comparable}. Cells that the source does not show are empty.")
     return found
+
+
+def _unlearnt(table: Table) -> str:
+    names = [column.title for column in table.columns if not column.learnt]
+    told = f"Nothing was learnt in {', '.join(names)}: no run is more than {ERRORS} standard errors above a constant prediction"
+    if not averaged(table):
+        return told + "."
+    left = len(table.columns) - len(names)
+    return f"{told}; Avg leaves {'it' if len(names) == 1 else 'them'} out" + (
+        "." if left > 1 else ", and so there is none."
+    )
 
 
 def _epochs(title: str, there: float, here: float) -> str:
