@@ -138,6 +138,8 @@ class TrainConfig:
     """Compute activations twice instead of keeping them: less memory, a third more time."""
     select_epoch: str = _one_of("best", "best", "last")
     """Which epoch's weights are kept: the best on eval.split (as the paper reports) or the last."""
+    start_from: str | None = None
+    """Start LoRA and LoRA-drop, and the warm-up, from this adapter: a run directory or a PEFT adapter's folder; empty: from B = 0."""
     save_steps: int | None = _positive(None)
     """Also write a checkpoint every so many steps; empty: after each epoch."""
 

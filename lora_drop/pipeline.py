@@ -8,12 +8,13 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from lora_drop.backbones import Backbone, locate, resolve_device
+from lora_drop.backbones import Backbone, load_model, load_tokenizer, locate, resolve_device
 from lora_drop.data import Data
 from lora_drop.errors import UserError
 from lora_drop.inputs import Inputs
 from lora_drop.methods import get_method
 from lora_drop.methods.base import Method
+from lora_drop.methods.start import check_start
 from lora_drop.progress import SILENT, Reporter
 from lora_drop.quantization import check_quantization
 from lora_drop.runs import Run, digest
@@ -36,8 +37,10 @@ class Pipeline:
         self.backbone: Backbone = locate(self.config.backbone, self.config.offline, self.config.quantization)
         self.data = Data(self.config, self.task, source, self.backbone, report)
         self.data.kind.check(self.config, self.task)
-        self.inputs = Inputs(run, self.task, self.method, self.data, self.device)
-        self.stages = Stages(run, self.task, self.method, self.backbone, self.data, self.inputs, report)
+        if self.config.train.start_from:
+            check_start(self.method, self.config.train.start_from)
+        self.inputs = Inputs(run, self.task, self.method, self.data)
+        self.stages = Stages(run, self.task, self.method, self.backbone, self.data, self.inputs, self.device, report)
 
     def all(self) -> None:
         """Every stage that the method and the configuration need, in order."""
@@ -115,8 +118,17 @@ class Pipeline:
 def load_run(path: str | Path, device: str = "auto") -> tuple[torch.nn.Module, PreTrainedTokenizerBase]:
     """Load the trained model of a run directory, tied as it was trained, and its tokenizer.
 
-    Raises UserError if the directory is not a run or was not trained yet.
+    Args:
+        path: a run directory. Its data are not needed, nor the device that it was trained on.
+        device: auto, cpu, cuda or mps.
+
+    Raises:
+        UserError: if the directory is not a run or was not trained yet, or its backbone is not at hand.
     """
-    pipeline = Pipeline(Run(path))
-    model = pipeline.method.load(pipeline.stages.load_backbone(), pipeline.run.require("adapter", "train"))
-    return model.to(resolve_device(device)).eval(), pipeline.data.tokenizer
+    run = Run(path)
+    config, task = run.config, get_task(run.config.task)
+    adapter, chosen = run.require("adapter", "train"), resolve_device(device)
+    backbone = locate(config.backbone, config.offline, config.quantization)
+    tokenizer = load_tokenizer(backbone, causal=task.kind == "generation")
+    model = get_method(config.method.name).load(load_model(backbone, task, config.seed, tokenizer, chosen), adapter)
+    return model.to(chosen).eval(), tokenizer

@@ -40,6 +40,7 @@ from lora_drop.progress import SILENT, Reporter
 CODE = ("lora_drop", "configs", "pyproject.toml")
 FORMAT = 2
 """Of `run.json`. What an older one says of its stages is not taken over: it did not say what each of them was computed with."""
+LIBRARIES = ("torch", "transformers", "peft")
 PACKAGES = ("lora-drop", "torch", "transformers", "peft", "datasets", "accelerate", "scikit-learn", "numpy")
 
 
@@ -228,6 +229,9 @@ class Run:
         stands = record.get("inputs") == key and record.get("outputs") == self._digests(outputs)
         if stands and not force:
             report.skip(stage, f"unchanged ({record['note']})")
+            others = _other_versions(record["versions"])
+            if others:
+                report.notice(f"{stage} was done with {others}; what it made stands. To repeat it here: --force")
             return
         report.start(stage)
         resumed = self._keep_checkpoints_of(stage, key, force)
@@ -351,6 +355,12 @@ def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
         except PackageNotFoundError:
             found[package] = "not installed"
     return found
+
+
+def _other_versions(then: Mapping[str, str]) -> str:
+    """Return which of the libraries that compute were of other versions than are installed now."""
+    now = versions(LIBRARIES)
+    return ", ".join(f"{name} {then[name]} (here: {now[name]})" for name in LIBRARIES if then.get(name) != now[name])
 
 
 def _identity(config: Config) -> dict[str, Any]:

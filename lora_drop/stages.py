@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from datasets import Dataset
 from torch import nn
 from transformers import PreTrainedModel
@@ -25,6 +26,7 @@ from lora_drop.evaluation.base import Evaluation
 from lora_drop.inputs import Inputs
 from lora_drop.methods import get_method
 from lora_drop.methods.base import Method
+from lora_drop.methods.start import adapter_folder, start_from
 from lora_drop.packing import Packing
 from lora_drop.progress import Reporter
 from lora_drop.projections import fused_notice
@@ -58,11 +60,19 @@ class Stages:
     """The work of every stage of one run, whatever was done before."""
 
     def __init__(
-        self, run: Run, task: Task, method: Method, backbone: Backbone, data: Data, inputs: Inputs, report: Reporter
+        self,
+        run: Run,
+        task: Task,
+        method: Method,
+        backbone: Backbone,
+        data: Data,
+        inputs: Inputs,
+        device: torch.device,
+        report: Reporter,
     ):
         """Work on `run` with what its configuration names."""
         self.run, self.config, self.task, self.method, self.backbone = run, run.config, task, method, backbone
-        self.data, self.inputs, self.device, self.report = data, inputs, inputs.device, report
+        self.data, self.inputs, self.device, self.report = data, inputs, device, report
 
     def sample(self) -> Work:
         """Stage 1: the stratified sample."""
@@ -91,6 +101,7 @@ class Stages:
         encoded = self._sampled()
         lora = get_method("lora")
         model = lora.build(self.load_backbone(), config.method, config.seed, None)
+        self._start(model)
         outcome = self.fit("score", lora, model, encoded, warmup_settings(config), config.warmup.steps)
         inputs = (batch for _, batch in batches(encoded, self.data.collate, self.data.batch_size))
         scores = importance.score(
@@ -182,6 +193,7 @@ class Stages:
             Selection.from_json(read_json(self.run.file("selection.json"))) if self.method.needs_selection else None
         )
         model = self.method.build(self.load_backbone(), config.method, config.seed, selection)
+        self._start(model)
         if self.method.prepare is not None:
             self.method.prepare(model.to(self.device), self.data.some_batches(self.method.examples))
         parameters = self.method.count(model)
@@ -285,6 +297,11 @@ class Stages:
         return self.data.kind.evaluate(
             model, self.task, data.eval_rows, data.eval_encoded, data.tokenizer, self.config, progress, journal
         )
+
+    def _start(self, model: nn.Module) -> None:
+        """Give the model the values of the adapter that training is to start from, if there is one."""
+        if self.config.train.start_from:
+            self.report.notice(start_from(model, adapter_folder(self.config.train.start_from)))
 
     def load_backbone(self) -> PreTrainedModel:
         """Return a fresh copy of the pretrained model. Raises UserError if it has fewer positions than `train.max_length`."""

@@ -111,4 +111,4 @@ def fill(model: PeftModel, folder: Path) -> None:
         )
 
 
-METHOD = Method(name="lora", title="LoRA", build=build, save=save, load=load)
+METHOD = Method(name="lora", title="LoRA", build=build, save=save, load=load, starts=True)
