@@ -60,6 +60,7 @@ class Inputs:
             "stage": ["train", VERSIONS["train"]],
             "task": self.task,
             "selection": selection,
+            "limit": self.config.limit.train,
             "train": self._settings(self.config.train, "save_steps"),
             "method": [asdict(self.config.method), self.method.version],
         } | self._weights
