@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -28,6 +29,7 @@ from lora_drop.options import (
     RunDir,
     Seed,
 )
+from lora_drop.terminal import tolerate_encodings
 
 if TYPE_CHECKING:
     from lora_drop.config import Config
@@ -326,6 +328,10 @@ def _perform(
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line: exit code 0 done, 2 a mistake in the input, 1 a failure of ours, 130 after Ctrl-C."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    tolerate_encodings()
+    os.environ.pop(
+        "MPLBACKEND", None
+    )  # a notebook's, perhaps of another installation: figures are only written to files
     try:
         app(args=arguments)
     except UserError as error:

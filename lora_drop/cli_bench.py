@@ -21,7 +21,9 @@ def bench(
     ] = None,
     parts: Annotated[
         str | None,
-        typer.Option(metavar="A,B,…", help="Of train, score, share, generation, startup, scaling; else all that fit."),
+        typer.Option(
+            metavar="A,B,...", help="Of train, score, share, generation, startup, scaling; else all that fit."
+        ),
     ] = None,
     seq_lengths: Annotated[
         str, typer.Option("--seq-lengths", help="real: the task's rows; 32,64,128: generated rows of these lengths.")

@@ -10,13 +10,13 @@ import typer
 
 from lora_drop.options import ConfigFiles, DataDir, Debug, Device, Json, Limit, Offline, Overrides, Quiet
 
-Names = Annotated[str | None, typer.Option(metavar="A,B,…", help="Only these, separated by commas.")]
+Names = Annotated[str | None, typer.Option(metavar="A,B,...", help="Only these, separated by commas.")]
 Results = Annotated[Path, typer.Option(help="Folder of the results: EXPERIMENT/BACKBONE/*.json, tables and figures.")]
 
 
 def reproduce(
     experiment: Annotated[
-        str, typer.Argument(help="table1, figure9, … (all names: lora-drop reproduce list), or a YAML file.")
+        str, typer.Argument(help="table1, figure9, ... (all names: lora-drop reproduce list), or a YAML file.")
     ],
     backbone: Annotated[str | None, typer.Option("--backbone", "-b", help="Another model than the paper's.")] = None,
     tasks: Names = None,

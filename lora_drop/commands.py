@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import datasets
 from transformers.utils import logging
 
 from lora_drop.config import Config
@@ -31,9 +32,10 @@ class Summary:
 
 
 def quiet_libraries() -> None:
-    """Let transformers print nothing but errors: what it would say is said by our reporter."""
+    """Let transformers print nothing but errors, and neither it nor datasets a bar: what they would say is said by our reporter."""
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    datasets.disable_progress_bars()
 
 
 def perform(

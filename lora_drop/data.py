@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from lora_drop.progress import Reporter
 from lora_drop.runs import digest
 from lora_drop.sampling import stratified_sample
 from lora_drop.tasks.base import Source, Task
-from lora_drop.token_cache import TokenCache, cache_folder, entry_key
+from lora_drop.token_cache import cache_folder, entry_key, kept_or_made
 
 
 class Data:
@@ -110,14 +110,11 @@ class Data:
         self.report.notice(f"limited to {len(drawn.indices):,} of {len(rows):,} {split} rows")
         return rows.select(drawn.indices)
 
-    @cached_property
-    def _cache(self) -> TokenCache:
-        return TokenCache(cache_folder(), self.report)
-
     def _encoded(self, what: str, rows: Dataset, content: str, encode: Callable[..., Encoded]) -> Dataset:
         """Return the tokens of rows, from the cache if they were made before, and tell what is to be said of them."""
         key = entry_key(content, what, self.kind.causal, self.tokenizer, self.backbone.identity, self.config)
-        encoded, notices = self._cache.encoded(key, lambda: encode(rows, self.tokenizer, self.config, what))
+        made = partial(encode, rows, self.tokenizer, self.config, what)
+        encoded, notices = kept_or_made(cache_folder(), key, rows, made, self.report)
         for notice in notices:
             self.report.notice(notice)
         return encoded

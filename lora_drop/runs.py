@@ -291,7 +291,7 @@ class Run:
         """Remove checkpoints made from other inputs, which are of no use; return whether there are others to continue from."""
         folder = self.checkpoints(stage)
         owner = folder / "inputs"
-        if force or not owner.is_file() or owner.read_text() != key:
+        if force or not owner.is_file() or owner.read_text(encoding="utf-8") != key:
             shutil.rmtree(folder, ignore_errors=True)
             write_text(owner, key)
         return any(path != owner for path in folder.iterdir())
@@ -323,7 +323,7 @@ def reset_peak_memory() -> None:
     if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
         torch.cuda.reset_peak_memory_stats()
     elif _CLEAR_REFS.exists() and os.access(_CLEAR_REFS, os.W_OK):
-        _CLEAR_REFS.write_text("5")
+        _CLEAR_REFS.write_text("5", encoding="utf-8")
 
 
 def peak_memory_mb() -> int:
@@ -335,14 +335,18 @@ def peak_memory_mb() -> int:
     if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated() // 2**20
     if _STATUS.exists():
-        return int(re.findall(r"^VmHWM:\s+(\d+) kB", _STATUS.read_text(), re.MULTILINE)[0]) // 2**10
+        return int(re.findall(r"^VmHWM:\s+(\d+) kB", _STATUS.read_text(encoding="utf-8"), re.MULTILINE)[0]) // 2**10
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak // (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def resident_memory_mb() -> int:
     """Return the memory in MB that the process holds now; 0 where the system does not say."""
-    found = re.findall(r"^VmRSS:\s+(\d+) kB", _STATUS.read_text(), re.MULTILINE) if _STATUS.exists() else ["0"]
+    found = (
+        re.findall(r"^VmRSS:\s+(\d+) kB", _STATUS.read_text(encoding="utf-8"), re.MULTILINE)
+        if _STATUS.exists()
+        else ["0"]
+    )
     return int(found[0]) // 2**10
 
 
