@@ -163,6 +163,28 @@ def test_another_backbone_is_not_compared():
     assert "not comparable with this backbone" in text and "*difference*" not in text
 
 
+def test_the_agreement_of_seeds_is_kendalls_tau_of_every_two():
+    def scores(*importances):
+        rows = [
+            (projection, layer, value) for projection in ("query", "value") for layer, value in enumerate(importances)
+        ]
+        return [
+            {"projection": name, "layer": layer, "score": value, "importance": value} for name, layer, value in rows
+        ]
+
+    layout = load_experiment("figure9").layout | {"columns": ["agreement"]}
+    config = {"warmup": {"batch_size": 8}, "train": {"batch_size": 256}}
+    common = {"experiment": "figure9", "metrics": {}, "config": config, "sampled": 249, "warmup_steps": 96}
+    runs = [scores(0.1, 0.2, 0.3, 0.4), scores(0.1, 0.2, 0.4, 0.3), scores(0.4, 0.3, 0.2, 0.1)]
+    records = [replace(record("lora", "rte", seed, 0, **common), scores=run) for seed, run in enumerate(runs)]
+    records = [replace(entry, layout=layout) for entry in records]
+    line = "| LoRA after the warm-up | RTE | 249 | 8 | 96 | 0 1 2 | 0.67 -1.00 -0.67 | 0.67 -1.00 -0.67 |"
+    assert line in to_markdown(build_tables(records))
+    assert "every two seeds" not in to_markdown(build_tables(records[:1]))
+    without = [replace(entry, layout=layout | {"columns": []}) for entry in records]
+    assert "every two seeds" not in to_markdown(build_tables(without))
+
+
 def test_csv_is_unrounded_and_latex_is_balanced():
     tables = build_tables([record("full", "mrpc", seed, 0.9 + seed / 300) for seed in range(3)])
     (line,) = csv.DictReader(io.StringIO(to_csv(tables)))

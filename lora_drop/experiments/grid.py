@@ -12,7 +12,7 @@ A file `configs/experiments/NAME.yaml` says:
 | `task_set` | by task: keys over its runs |
 | `rows` | by name: `title`, and the keys that the row changes |
 | `until` | `select`: stop before training, where only importances are wanted |
-| `columns` | columns beside the scores: `retained` (mean number of retained layers per projection) |
+| `columns` | beside the scores: `retained` (mean number of retained layers per projection), `agreement` (how far seeds rank the layers alike) |
 | `metrics` | metrics shown of each task; empty: the task's primary one |
 | `figures` | names of figures that `report` draws |
 | `published` | the entry of `published.yaml` beside which it is put |
@@ -45,7 +45,7 @@ from lora_drop.runs import digest
 from lora_drop.strict import build, leaves, merge, put
 
 STAGES = ("sample", "score", "select", "train", "eval")
-COLUMNS = ("retained",)
+COLUMNS = ("retained", "agreement")
 FIGURES = ("tradeoff", "importance", "distribution", "sharing", "ratios")
 """What an experiment may name; `plots.py` draws them."""
 TOY = {"classification": "toy-nli", "generation": "toy-nlg"}
@@ -272,7 +272,8 @@ def _planned(experiment: Experiment, row: str, task: str, seed: int, choice: Cho
 
 
 def _task_config(experiment: Experiment, task: str) -> str:
-    return f"toy/{task}" if task in TOY.values() else experiment.config.format(task=task)
+    by_task = "{task}" in experiment.config
+    return f"toy/{task}" if task in TOY.values() and by_task else experiment.config.format(task=task)
 
 
 def read_config(name: str) -> dict[str, Any]:

@@ -85,6 +85,8 @@ class Record:
     """The same of the last epoch."""
     parameters: dict[str, int] = field(default_factory=dict)
     """Trainable parameters: `adapter` and `head`."""
+    sampled: int = 0
+    """Rows of the sample; 0 in records older than this field."""
     warmup_steps: int = 0
     """Optimizer steps of the warm-up."""
     scores: list[dict[str, Any]] = field(default_factory=list)
@@ -181,6 +183,7 @@ def _layers(run: Run, performed: Sequence[str]) -> dict[str, Any]:
 
     importances = ("projection", "layer", "score", "importance")
     return {
+        "sampled": read_json(run.file("sample.json"))["size"] if "sample" in performed else 0,
         "warmup_steps": run.manifest["stages"]["score"]["warmup_steps"] if "score" in performed else 0,
         "scores": modules("score", "scores.json", *importances),
         "selection": whole("select", "selection.json"),

@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 
-from lora_drop.experiments.agreement import kendall, projections_of, scored_by_row
+from lora_drop.experiments.agreement import between_seeds, kendall, projections_of, scored, scored_by_row
 from lora_drop.experiments.learnt import ERRORS
 from lora_drop.experiments.table import FLAGS, Cell, Column, Row, Table, limits
 
@@ -142,7 +142,7 @@ def notes(table: Table) -> list[str]:
     )
     if flags:
         found.append("† limited: " + ", ".join(f"{flag} = {FLAGS[flag]}" for flag in flags) + ".")
-    rows = sorted({(record.task_title, *record.limited.items()) for record in trained if record.limited})
+    rows = sorted({(record.task_title, *record.limited.items()) for record in table.records if record.limited})
     if rows:
         found.append(
             "Rows used: "
@@ -234,7 +234,12 @@ def _markdown(table: Table) -> str:
 
 
 def agreement(table: Table) -> list[str]:
-    """Return matrices of the rank correlation between rows, one per projection, where the experiment compares sample ratios."""
+    """Return how far rows, or seeds, rank the layers alike, where the experiment compares sample ratios, or asks for it."""
+    return [*_between_rows(table), *_between_seeds(table)]
+
+
+def _between_rows(table: Table) -> list[str]:
+    """A matrix for each projection."""
     if "ratios" not in table.figures:
         return []
     names = list(scored_by_row(table))
@@ -252,6 +257,34 @@ def agreement(table: Table) -> list[str]:
             text.append(f"| {one} | " + " | ".join("" if math.isnan(tau) else f"{tau:.2f}" for tau in found) + " |")
         text.append("")
     return text
+
+
+def _between_seeds(table: Table) -> list[str]:
+    """A line for each row and task that has several seeds."""
+    projections = projections_of(table)
+    body = []
+    for row in table.rows:
+        mine = [record for record in scored(table) if record.row == row.name]
+        for title in dict.fromkeys(record.task_title for record in mine):
+            records = [record for record in mine if record.task_title == title]
+            if len(records) > 1:
+                taus = [" ".join(f"{tau:.2f}" for tau in between_seeds(records, name)) for name in projections]
+                config = records[0].config
+                batch = config["warmup"].get("batch_size") or config["train"]["batch_size"]
+                numbers = [f"{number:,}" for number in (records[0].sampled, batch, records[0].warmup_steps)]
+                seeds = " ".join(str(record.seed) for record in records)
+                body.append([row.title, title, *numbers, seeds, *taus])
+    if not table.agreement or not body:
+        return []
+    head = ["", "task", "sample", "batch", "warm-up steps", "seeds", *(f"τ {name}" for name in projections)]
+    return [
+        "Kendall τ between the layers' importances of every two seeds:",
+        "",
+        "| " + " | ".join(head) + " |",
+        "|---" * len(head) + "|",
+        *("| " + " | ".join(cells) + " |" for cells in body),
+        "",
+    ]
 
 
 def _latex(table: Table) -> str:

@@ -86,6 +86,8 @@ class Table:
     records: tuple[Record, ...]
     figures: tuple[str, ...]
     """That the experiment wants drawn."""
+    agreement: bool
+    """Whether the experiment asks how far seeds rank the layers alike."""
     source: str
     """Where the published values stand; empty without."""
     published_backbone: str
@@ -140,6 +142,7 @@ def _table(records: list[Record]) -> Table:
         rows=tuple(rows),
         records=tuple(records),
         figures=tuple(layout["figures"]),
+        agreement="agreement" in layout["columns"],
         source=published["source"],
         published_backbone=published["backbone"],
     )
