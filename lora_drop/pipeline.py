@@ -30,10 +30,13 @@ class Pipeline:
         self.run, self.config, self.report, self.force = run, run.config, report, force
         self.task: Task = get_task(self.config.task)
         self.method: Method = get_method(self.config.method.name)
-        source = Source.resolve(self.config.data_dir, self.config.offline)
+        known = run.manifest.get("sources", {})
+        offline, revision = self.config.offline, self.config.data_revision
+        source = Source.resolve(self.config.data_dir, offline, revision=revision, known=known, report=report)
         self.device = resolve_device(self.config.device)
         check_quantization(self.config, self.device)
-        self.backbone: Backbone = locate(self.config.backbone, self.config.offline, self.config.quantization)
+        name, quantization = self.config.backbone, self.config.quantization
+        self.backbone: Backbone = locate(name, offline, quantization, known=known.get("backbone"), report=report)
         self.data = Data(self.config, self.task, source, self.backbone, report)
         self.data.kind.check(self.config, self.task)
         self.inputs = Inputs(run, self.task, self.method, self.data, self.device)
@@ -71,9 +74,15 @@ class Pipeline:
         def on_device() -> Work:
             note, facts = work()
             where = {"device": str(self.device), "threads": torch.get_num_threads(), "weights": self.backbone.identity}
-            return note, {**facts, **where, "limited": self.data.limited}
+            return note, {**facts, **where, "limited": self.data.limited, "sources": self.sources}
 
         self.run.perform(stage, self.inputs.of(stage), OUTPUTS[stage], on_device, self.force, self.report)
+
+    @property
+    def sources(self) -> dict[str, dict[str, str]]:
+        """Where the backbone and the rows of each split came from, now or in an earlier process: files, or a commit of the Hub."""
+        backbone = {"backbone": self.backbone.origin} if self.backbone.origin else {}
+        return {**self.run.manifest.get("sources", {}), **backbone, **self.data.source.origins}
 
     def adopt(self, stage: str, others: Iterable[Run]) -> bool:
         """Take a stage over from another run that has done it from the same inputs; return whether it is done now."""

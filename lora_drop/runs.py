@@ -38,7 +38,7 @@ from lora_drop.progress import SILENT, Reporter
 
 CODE = ("lora_drop", "configs", "pyproject.toml")
 SHARED_FACTS = {
-    "": ("device", "threads", "weights", "limited", "task", "backbone", "seed", "versions", "git"),
+    "": ("device", "threads", "weights", "sources", "limited", "task", "backbone", "seed", "versions", "git"),
     "score": ("warmup_steps",),
     "train": ("trained_from", "trainable_parameters", "train_rows", "select_epoch", "kept_epoch", "epochs"),
 }
