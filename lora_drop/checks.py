@@ -34,7 +34,8 @@ def check_tokenizer(name: str, tokenizer: PreTrainedTokenizerBase, config: Pretr
     padding = tokenizer.pad_token_id
     if padding is None or padding >= rows:
         _choose_padding(name, tokenizer, config, notice)
-    unknown = [token for token, number in vocabulary.items() if number >= rows and number != padding]
+    by_number = sorted(vocabulary, key=lambda token: vocabulary[token])
+    unknown = [token for token in by_number if vocabulary[token] >= rows and vocabulary[token] != padding]
     if unknown:
         raise UserError(
             f"The tokenizer of {name} has {len(unknown)} tokens more than the model's embedding has rows ({rows}), such as {unknown[0]!r}. "

@@ -152,12 +152,13 @@ def evaluate(
 def _score_file(
     task: str, predictions: Path, split: str | None, data_dir: str | None, offline: bool, as_json: bool
 ) -> None:
-    from lora_drop.console import err, out, print_table
+    from lora_drop.console import ConsoleReporter, err, out, print_table
     from lora_drop.evaluation.predictions import score_predictions
     from lora_drop.tasks import get_task
     from lora_drop.tasks.base import Source
 
-    scored = score_predictions(get_task(task), predictions, Source.resolve(data_dir, offline), split)
+    source = Source.resolve(data_dir, offline, report=ConsoleReporter(err))
+    scored = score_predictions(get_task(task), predictions, source, split)
     if as_json:
         typer.echo(json.dumps(scored))
         return
@@ -248,7 +249,10 @@ def tasks(data_dir: DataDir = None, offline: Offline = False, as_json: Json = Fa
 @app.command()
 def params(
     backbone: Annotated[
-        str, typer.Option("--backbone", "-b", help="A Hub id, a folder, packaged:NAME, shape:NAME or tiny:NAME.")
+        str,
+        typer.Option(
+            "--backbone", "-b", help="A Hub id (or id@revision), a folder, packaged:NAME, shape:NAME or tiny:NAME."
+        ),
     ] = "packaged:minilm-l6",
     task: Annotated[str, typer.Option("--task", "-t", help="Decides the head.")] = "rte",
     overrides: Overrides = None,

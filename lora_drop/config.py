@@ -185,13 +185,15 @@ class Config:
     task: str = "toy-nli"
     """The task; `lora-drop tasks` lists them."""
     backbone: str = "packaged:minilm-l6"
-    """The pretrained model: a Hub id, a folder, packaged:NAME, shape:NAME (random weights) or tiny:NAME."""
+    """The pretrained model: a Hub id (or id@revision), a folder, packaged:NAME, shape:NAME (random weights) or tiny:NAME."""
     quantization: str = _one_of("none", "none", "nf4")
     """Precision of the frozen weights: as they come (none), or 4 bits (nf4, as in QLoRA; needs CUDA and the extra qlora)."""
     seed: int = _checked(0, "an integer from 0 to 4294967295", lambda value: 0 <= value < 2**32)
     """Seed of the sample, the initial weights, the order of the rows and dropout."""
     data_dir: str | None = None
-    """Folder with the official files; empty: $LORA_DROP_DATA, else the Hub."""
+    """Folder with the official files, which must hold those of the task; empty: $LORA_DROP_DATA, else the Hub."""
+    data_revision: str | None = None
+    """Branch, tag or commit of the data set on the Hub, where rows come from there; empty: what is cached, else the newest."""
     device: str = _checked(
         "auto",
         "auto, cpu, cuda or mps (choose one of several GPUs with CUDA_VISIBLE_DEVICES)",

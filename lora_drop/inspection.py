@@ -40,7 +40,11 @@ def _origin(task: Any, source: Source) -> str:
     if len(present) == len(task.files):
         return f"{source.data_dir}"
     missing = ", ".join(name.rsplit("/", 1)[-1] for name in task.files.values() if name not in present)
-    elsewhere = "nowhere (offline)" if source.offline else f"Hub: {task.hub}"
+    elsewhere = f"Hub: {task.hub}"
+    if source.named:
+        elsewhere = f"nowhere (not in {source.data_dir})"
+    elif source.offline:
+        elsewhere = f"{elsewhere}, if cached (offline)"
     return f"{source.data_dir}; {missing}: {elsewhere}" if present else elsewhere
 
 
@@ -53,7 +57,7 @@ def count_methods(config: Config) -> dict[str, Any]:
     from lora_drop.methods import get_method, method_names
 
     task = get_task(config.task)
-    backbone = locate(config.backbone, config.offline)
+    backbone = locate(config.backbone, config.offline, weights=False)
     counted: dict[str, Any] = {}
     for name in method_names():
         method, model = get_method(name), load_meta_model(backbone, task)

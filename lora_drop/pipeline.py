@@ -31,10 +31,13 @@ class Pipeline:
         self.run, self.config, self.report, self.force = run, run.config, report, force
         self.task: Task = get_task(self.config.task)
         self.method: Method = get_method(self.config.method.name)
-        source = Source.resolve(self.config.data_dir, self.config.offline)
+        known = known_sources(run)
+        offline, revision = self.config.offline, self.config.data_revision
+        source = Source.resolve(self.config.data_dir, offline, revision=revision, known=known, report=report)
         self.device = resolve_device(self.config.device)
         check_quantization(self.config, self.device)
-        self.backbone: Backbone = locate(self.config.backbone, self.config.offline, self.config.quantization)
+        name, quantization = self.config.backbone, self.config.quantization
+        self.backbone: Backbone = locate(name, offline, quantization, known=known.get("backbone"), report=report)
         self.data = Data(self.config, self.task, source, self.backbone, report)
         self.data.kind.check(self.config, self.task)
         if self.config.train.start_from:
@@ -74,7 +77,7 @@ class Pipeline:
         def on_device() -> Work:
             note, facts = work()
             where = {"device": str(self.device), "threads": torch.get_num_threads(), "weights": self.backbone.identity}
-            return note, {**where, **self.data.used(self._rows_of(stage)), **facts}
+            return note, {**where, **self.data.used(self._rows_of(stage)), **facts, "sources": self.sources}
 
         self.run.perform(stage, self.inputs.of(stage), OUTPUTS[stage], on_device, self.force, self.report)
 
@@ -84,6 +87,12 @@ class Pipeline:
         return {"select": [], "stability": [], "train": ["train", *between_epochs], "eval": ["eval"]}.get(
             stage, ["train"]
         )
+
+    @property
+    def sources(self) -> dict[str, dict[str, str]]:
+        """Where the backbone and the rows of each split came from, now or in an earlier process: files, or a commit of the Hub."""
+        backbone = {"backbone": self.backbone.origin} if self.backbone.origin else {}
+        return {**known_sources(self.run), **backbone, **self.data.source.origins}
 
     def adopt(self, stage: str, others: Iterable[Run]) -> bool:
         """Take a stage over from another run that has done it from the same inputs; return whether it is done now."""
@@ -115,6 +124,13 @@ class Pipeline:
         return self.run.stands(upstream, self.inputs.of(upstream))
 
 
+def known_sources(run: Run) -> dict[str, dict[str, str]]:
+    """Return where the stages of a run that are done have their backbone and rows from: what is repeated takes the same revisions."""
+    return {
+        name: origin for stage in run.manifest["stages"].values() for name, origin in stage.get("sources", {}).items()
+    }
+
+
 def load_run(path: str | Path, device: str = "auto") -> tuple[torch.nn.Module, PreTrainedTokenizerBase]:
     """Load the trained model of a run directory, tied as it was trained, and its tokenizer.
 
@@ -128,7 +144,8 @@ def load_run(path: str | Path, device: str = "auto") -> tuple[torch.nn.Module, P
     run = Run(path)
     config, task = run.config, get_task(run.config.task)
     adapter, chosen = run.require("adapter", "train"), resolve_device(device)
-    backbone = locate(config.backbone, config.offline, config.quantization)
+    known = known_sources(run).get("backbone")
+    backbone = locate(config.backbone, config.offline, config.quantization, known=known)
     tokenizer = load_tokenizer(backbone, causal=task.kind == "generation")
     model = get_method(config.method.name).load(load_model(backbone, task, config.seed, tokenizer, chosen), adapter)
     return model.to(chosen).eval(), tokenizer
