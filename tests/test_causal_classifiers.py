@@ -90,7 +90,7 @@ def test_grouped_heads_are_scored_by_their_own_widths(decoder):
     for layer in (lora.layer for lora in loras(model).values()):
         torch.nn.init.normal_(layer.lora_B["default"].weight)
     rows = Dataset.from_dict({"text": ["one", "two more words"], "label": [0, 1]})
-    encoded, _ = encode(rows, tokenizer, 50)
+    encoded, *_ = encode(rows, tokenizer, 50)
     scores = lora_drop.score(model, [collator(tokenizer)(list(encoded))])
     sizes = {(row.projection, row.parameters) for row in scores.rows}
     assert sizes == {("query", 4 * (32 + 32)), ("value", 4 * (32 + 16))}

@@ -67,7 +67,7 @@ def test_its_projections_differ_in_width_and_its_classifier_is_fresh(located):
     rows = Dataset.from_dict(
         {"text": ["A dog.", "It rains a lot today."], "text_pair": ["x", "It is wet."], "label": [0, 1]}
     )
-    encoded, _ = encode(rows, tokenizer, 64)
+    encoded, *_ = encode(rows, tokenizer, 64)
     assert tokenizer.decode(encoded[1]["input_ids"]) == "It rains a lot today.\nIt is wet."
     batch = collator(tokenizer)(list(encoded))
     batch.pop("labels")
