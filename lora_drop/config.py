@@ -301,7 +301,7 @@ def find_config(name: str | Path) -> Path:
         if candidate.is_file():
             return candidate
     files = (file.relative_to(folder).with_suffix("") for folder in config_folders() for file in folder.rglob("*.yaml"))
-    known = sorted(str(file) for file in files if file.parts[0] != "experiments")
+    known = sorted(file.as_posix() for file in files if file.parts[0] != "experiments")
     raise UserError(
         f"No configuration file {str(name)!r}.{closest(str(name), known)} Give a path, or one of: {', '.join(known)}"
     )

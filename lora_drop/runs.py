@@ -17,7 +17,6 @@ import json
 import os
 import platform
 import re
-import resource
 import shutil
 import subprocess
 import sys
@@ -29,6 +28,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import psutil
 import yaml
 from filelock import FileLock, Timeout
 
@@ -89,7 +89,7 @@ def write_folder(path: Path) -> Iterator[Path]:
         yield temporary
         for file in temporary.rglob("*"):
             if file.is_file():
-                with file.open("rb") as stream:
+                with file.open("r+b") as stream:  # Windows syncs only what may be written
                     os.fsync(stream.fileno())
         if path.exists():
             path.rename(replaced)
@@ -107,7 +107,7 @@ def digest(*parts: Any) -> str:
 def file_digest(path: Path) -> str:
     """Return the sha256 (16 hexadecimal digits) of a file, or of all files of a folder; empty if there is nothing."""
     files = (
-        sorted(file for file in path.rglob("*") if file.is_file())
+        sorted((file for file in path.rglob("*") if file.is_file()), key=lambda file: file.as_posix())
         if path.is_dir()
         else [path]
         if path.is_file()
@@ -117,7 +117,7 @@ def file_digest(path: Path) -> str:
         return ""
     total = hashlib.sha256()
     for file in files:
-        total.update(str(file.relative_to(path)).encode())
+        total.update(file.relative_to(path).as_posix().encode())
         with file.open("rb") as stream:
             while block := stream.read(2**20):
                 total.update(block)
@@ -336,18 +336,17 @@ def peak_memory_mb() -> int:
         return torch.cuda.max_memory_allocated() // 2**20
     if _STATUS.exists():
         return int(re.findall(r"^VmHWM:\s+(\d+) kB", _STATUS.read_text(encoding="utf-8"), re.MULTILINE)[0]) // 2**10
+    if sys.platform == "win32":
+        return int(psutil.Process().memory_info().peak_wset) // 2**20
+    import resource  # not on Windows
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak // (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def resident_memory_mb() -> int:
-    """Return the memory in MB that the process holds now; 0 where the system does not say."""
-    found = (
-        re.findall(r"^VmRSS:\s+(\d+) kB", _STATUS.read_text(encoding="utf-8"), re.MULTILINE)
-        if _STATUS.exists()
-        else ["0"]
-    )
-    return int(found[0]) // 2**10
+    """Return the memory in MB that the process holds now."""
+    return int(psutil.Process().memory_info().rss) // 2**20
 
 
 def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:

@@ -10,7 +10,6 @@ import pytest
 import torch
 from models import backbone
 
-from lora_drop import cli
 from lora_drop.methods.lora_drop import ties
 
 ROOT = Path(__file__).parent.parent
@@ -26,17 +25,6 @@ def test_the_python_example_runs(tmp_path):
     exec(example, names)
     selection = names["selection"]
     assert len(ties(names["model"])) == sum(len(layers.shared) > 1 for layers in selection.projections.values())
-
-
-@pytest.mark.parametrize("line", [line for line in README.splitlines() if line.startswith("$ lora-drop ")])
-def test_every_command_of_the_readme_exists(line, capsys):
-    words = line.split("#")[0].split()[2:]
-    with pytest.raises(SystemExit) as end:
-        cli.main([words[0], "--help"])
-    help_text = capsys.readouterr().out
-    assert end.value.code == 0
-    for option in (word for word in words if word.startswith("-")):
-        assert re.search(rf"(?<!\S){re.escape(option)}\b", help_text), f"{option} is not an option of {words[0]}"
 
 
 def test_every_link_leads_somewhere():

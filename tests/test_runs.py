@@ -1,8 +1,11 @@
+import ast
 import json
+from pathlib import Path
 
 import pytest
 from filelock import FileLock
 
+from lora_drop import runs
 from lora_drop.config import Config
 from lora_drop.errors import UserError
 from lora_drop.progress import Reporter
@@ -182,3 +185,18 @@ def test_what_is_missing_or_damaged_is_said(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be made"), Run(tmp_path / "file" / "run", Config()).working():
         pass
+
+
+def test_memory_is_told_on_systems_without_proc(monkeypatch, tmp_path):
+    told = runs.peak_memory_mb()
+    monkeypatch.setattr(runs, "_STATUS", tmp_path / "none")  # as on macOS
+    assert runs.peak_memory_mb() >= 0.9 * told > 100 and runs.resident_memory_mb() > 100
+
+
+def test_no_module_needs_what_windows_has_not_to_be_imported():
+    absent = {"fcntl", "grp", "pwd", "resource", "termios"}
+    for path in Path(runs.__file__).parent.rglob("*.py"):
+        for statement in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(statement, (ast.Import, ast.ImportFrom)):
+                names = {getattr(statement, "module", None), *(alias.name for alias in statement.names)}
+                assert not names & absent, path
