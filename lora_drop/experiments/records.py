@@ -54,6 +54,8 @@ class Record:
     """Hashes of the training and evaluation rows."""
     weights: str = ""
     """Identifies the backbone's weights (the sha256 of the file, where it is packaged)."""
+    sources: dict[str, dict[str, str]] = field(default_factory=dict)
+    """Where the backbone and the rows of each split came from: official files, or a commit of the Hub."""
     primary: str = ""
     """The metric that the table shows."""
     percent: bool = True
@@ -160,6 +162,7 @@ def gather(planned: Planned, run: Run, performed: Sequence[str]) -> Record:
         threads=manifest["threads"],
         data=manifest["data"],
         weights=manifest["weights"],
+        sources=manifest.get("sources", {}),
         **_layers(run, performed),
         **(_trained(run, task.kind) if "eval" in performed else {}),
     )
