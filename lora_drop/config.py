@@ -193,7 +193,7 @@ class Config:
     data_dir: str | None = None
     """Folder with the official files, which must hold those of the task; empty: $LORA_DROP_DATA, else the Hub."""
     data_revision: str | None = None
-    """Branch, tag or commit of the data set on the Hub, where rows come from there; empty: what is cached, else the newest."""
+    """Take the rows from this branch, tag or commit of the data set on the Hub; empty: from files, else what is cached, else the newest."""
     device: str = _checked(
         "auto",
         "auto, cpu, cuda or mps (choose one of several GPUs with CUDA_VISIBLE_DEVICES)",

@@ -1,30 +1,37 @@
-"""Repositories of the Hugging Face Hub: the commit that a name means, what of it this machine holds, and every failure as a sentence.
+"""Repositories of the Hugging Face Hub: how they are asked, and every failure as a sentence that says what to do.
 
-Models (`hub_models.py`) and data sets (`tasks/hub_rows.py`) are asked for in the same way:
-
-- what is cached is used without a question, offline or not: a run must not change because somebody pushed to a branch;
-- where the Hub can be asked, a notice says that a branch or tag has moved on, if what was used from it has changed;
-- a token goes to the Hub alone, no code of a repository is executed, and no pickle is read.
+Models (`hub_models.py`) and data sets (`tasks/hub_rows.py`) are asked in the same way; which commit they take, `hub_commits.py` says.
+A token goes to the Hub alone, no code of a repository is executed, and no pickle is read.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from fnmatch import fnmatch
-from functools import lru_cache
+from json import JSONDecodeError
 from pathlib import Path
 from typing import Any, Literal
 
+from datasets.exceptions import DatasetsError
 from datasets.utils import disable_progress_bars as disable_datasets_bars
 from datasets.utils import enable_progress_bars as enable_datasets_bars
 from datasets.utils import is_progress_bar_enabled
 from datasets.utils import logging as datasets_logging
-from huggingface_hub import HfApi, constants
-from huggingface_hub.errors import HFValidationError, RevisionNotFoundError
+from huggingface_hub import HfApi, constants, get_token
+from huggingface_hub.errors import (
+    DisabledRepoError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    HTTPError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import (
     are_progress_bars_disabled,
@@ -35,10 +42,19 @@ from huggingface_hub.utils import (
 from huggingface_hub.utils import logging as hub_logging
 
 from lora_drop.errors import UserError
-from lora_drop.hub_errors import FAILURES, explain
-from lora_drop.progress import Reporter
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
+FAILURES = (HTTPError, OSError, ValueError, RuntimeError, DatasetsError)
+"""What the libraries raise where a request, a transfer or an answer fails: HTTPError is that of the HTTP library which huggingface_hub uses,
+OSError is also a full disk, ValueError an answer that is no JSON, RuntimeError comes from the fast transfer (hf_xet)."""
+AGAIN = "The same command continues: files that are complete are kept."
+LOGIN = "Log in with `hf auth login` (or set HF_TOKEN)"
+UNREACHABLE = ("ConnectError", "ProxyError", "ConnectionError", "ConnectionRefusedError", "gaierror")
+LOCAL = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
+
+
+class NotTheHub(ValueError):
+    """An answer that describes no repository."""
 
 
 @dataclass(frozen=True)
@@ -102,27 +118,13 @@ def forbidden_by(offline: bool) -> str:
     return next((name for name in names if os.environ.get(name)), names[0]) if constants.HF_HUB_OFFLINE else ""
 
 
-def cached_commits(repo: Repo, used: str | None, forbidden: str, folders: Iterable[Path]) -> list[str]:
-    """Return the commits that stand for a revision on this machine, best first.
-
-    Args:
-        repo: whose revision is meant.
-        used: the commit that a run has used before: as long as it can be fetched, no other will do.
-        forbidden: what forbids asking the Hub; then also others will do, which are better than nothing.
-        folders: of the cache, named by their commits; one that no branch or tag refers to may be any branch.
-    """
-    path = repo.cache / "refs" / repo.revision
-    noted = path.read_text(encoding="utf-8").strip() if path.is_file() else None
-    if repo.pinned or (used and not forbidden):
-        return [used or repo.revision]
-    commits = [commit for commit in (used, noted) if commit]
-    if forbidden and not noted and repo.revision == repo.usual:
-        named = {
-            file.read_text(encoding="utf-8").strip() for file in (repo.cache / "refs").rglob("*") if file.is_file()
-        }
-        latest = sorted(folders, key=lambda folder: folder.stat().st_mtime, reverse=True)
-        commits += [folder.name for folder in latest if folder.name not in named]
-    return commits
+def describe(api: HfApi, repo: Repo, revision: str) -> Any:
+    """Return what the Hub says of a revision: its commit (`sha`) and its files (`siblings`). Not repeated where it fails."""
+    wanted: dict[str, Any] = {"revision": revision, "files_metadata": True, "timeout": constants.HF_HUB_ETAG_TIMEOUT}
+    try:
+        return api.repo_info(repo.name, repo_type=repo.kind, **wanted)
+    except (TypeError, KeyError) as error:
+        raise NotTheHub(str(error)) from error
 
 
 @contextmanager
@@ -135,17 +137,15 @@ def asking(repo: Repo, otherwise: str) -> Iterator[HfApi]:
         try:
             yield HfApi()
         except FAILURES as error:
-            raise UserError(explain(error, repo.name, str(repo), repo.revision, repo.page, otherwise)) from error
+            raise UserError(explain(error, repo, otherwise)) from error
 
 
 @contextmanager
 def _silence() -> Iterator[None]:
     """Let huggingface_hub and datasets print neither bars nor what they try again: the reporter says what is to be said."""
-    bars = (
-        constants.HF_HUB_DISABLE_PROGRESS_BARS is None and not are_progress_bars_disabled()
-    )  # else the user has decided
+    decided = constants.HF_HUB_DISABLE_PROGRESS_BARS is not None  # by the user
+    bars, other_bars = not decided and not are_progress_bars_disabled(), is_progress_bar_enabled()
     levels = [(library, library.get_verbosity()) for library in (hub_logging, datasets_logging)]
-    shown = is_progress_bar_enabled()
     if bars:
         disable_progress_bars()
     disable_datasets_bars()
@@ -158,68 +158,89 @@ def _silence() -> Iterator[None]:
             library.set_verbosity(level)
         if bars:
             enable_progress_bars()
-        if shown:
+        if other_bars:
             enable_datasets_bars()
 
 
-def describe(api: HfApi, repo: Repo, revision: str) -> Any:
-    """Return what the Hub says of a revision: its commit (`sha`) and its files (`siblings`). Not repeated where it fails."""
-    wanted: dict[str, Any] = {"revision": revision, "files_metadata": True, "timeout": constants.HF_HUB_ETAG_TIMEOUT}
-    return api.repo_info(repo.name, repo_type=repo.kind, **wanted)
-
-
-def choose(api: HfApi, repo: Repo, commits: Iterable[str], report: Reporter) -> tuple[str, Any]:
-    """Return the revision to fetch and what the Hub says of it: the first of the `commits` of this machine, else the one that was asked for.
-
-    So all that is fetched for a branch is of one commit, until another is named.
-    """
-    for commit in commits:
-        try:
-            return commit, describe(api, repo, commit)
-        except RevisionNotFoundError:
-            if commit == repo.revision:
-                raise
-            report.notice(f"{repo.name}: the Hub has no commit {commit[:12]} any more; {repo.revision} is fetched")
-    return repo.revision, describe(api, repo, repo.revision)
-
-
-def newer(repo: Repo, commit: str, used: Iterable[str], setting: str) -> str:
-    """Return a notice if a branch or tag has moved on from `commit` and files that are used have changed, else an empty string.
+def explain(error: BaseException, repo: Repo, otherwise: str) -> str:
+    """Return what has failed, and the remedy.
 
     Args:
-        repo: whose revision is looked up.
-        commit: what is cached and used.
-        used: names of files, or patterns (`*.parquet`).
-        setting: how a commit is asked for, with `{}` in its place.
-
-    A Hub that cannot be asked is told, too: nothing else depends on its answer.
+        error: one of FAILURES; its causes are looked at, too.
+        repo: what was asked for.
+        otherwise: what to do without the Hub; said where no other remedy is at hand.
     """
-    return "" if repo.pinned else _newer(repo, commit, tuple(used), setting)
+    causes = list(_causes(error))
+    for cause in causes:
+        if isinstance(cause, HfHubHTTPError):
+            return _refused(cause, repo, otherwise).strip()
+    for cause in reversed(causes):  # the first that went wrong is the last in the chain
+        sentence = _broken(cause, repo)
+        if sentence:
+            return f"{sentence} {otherwise}".strip()
+    lines = str(error).strip().splitlines() or [""]
+    return f"The Hub cannot give {repo} ({type(error).__name__}: {lines[0]}). {otherwise}".strip()
 
 
-@lru_cache  # a grid asks once for all its runs
-def _newer(repo: Repo, commit: str, used: tuple[str, ...], setting: str) -> str:
-    try:
-        with asking(repo, "") as api:
-            latest = describe(api, repo, repo.revision)
-            if latest.sha == commit:
-                return ""
-            after = _contents(latest, used)
-            try:
-                before = _contents(describe(api, repo, commit), used)
-            except RevisionNotFoundError:  # history was rewritten
-                before = {}
-    except UserError as error:
-        return f"{repo.name}: the cached commit {commit[:12]} is used; a newer one was not looked for. {error}"
-    if before == after and None not in before.values():
-        return ""
-    return (
-        f"{repo.name}: the cached commit {commit[:12]} is used; the Hub's {repo.revision} is newer and differs. "
-        f"Take it with {setting.format(latest.sha)}"
-    )
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 
 
-def _contents(info: Any, used: tuple[str, ...]) -> dict[str, str | None]:
-    """Return what identifies the content of each file that is used."""
-    names = {file.rfilename: file.blob_id for file in info.siblings or []}
-    return {name: blob for name, blob in names.items() if any(fnmatch(name, pattern) for pattern in used)}
+def _refused(error: HfHubHTTPError, repo: Repo, otherwise: str) -> str:
+    """The Hub has answered, with an error."""
+    token, code = get_token() is not None, error.response.status_code
+    said = f", {error.server_message}" if error.server_message else ""
+    if isinstance(error, GatedRepoError):
+        first = "Accept them" if token else f"{LOGIN}, and accept them"
+        return f"{repo.name} is gated: the Hub gives it to those who have accepted its terms. {first} at {repo.page}"
+    if isinstance(error, RevisionNotFoundError):
+        return f"{repo.name} has no revision {repo.revision!r} on the Hub. Its branches, tags and commits: {repo.page}/commits/main"
+    if isinstance(error, RepositoryNotFoundError):
+        kind = str(repo).removeprefix("the ")
+        if token:
+            return f"The Hub has no {kind}, or your token may not read it. Check the name, and the token with `hf auth whoami`."
+        return f"The Hub has no {kind}, or it is private and you are not logged in. Check the name. {LOGIN} if it is private."
+    if isinstance(error, DisabledRepoError):
+        return f"The Hub has disabled {repo}: {repo.page}"
+    if code == 401:
+        return f"The Hub does not accept your token (401) for {repo}. Log in again with `hf auth login`, or correct HF_TOKEN."
+    if code == 403:
+        return f"The Hub refuses you {repo} (403{said}). Accept its terms at {repo.page} if it has any, or use a token that may read it."
+    if code == 404:
+        return f"The Hub does not find a file of {repo} (404{said}): {repo.page}"
+    if code == 429:
+        more = "" if token else f" {LOGIN}: more requests are then allowed."
+        return f"The Hub asks you to wait (429, too many requests){_seconds(error)}. Wait some minutes.{more} {AGAIN}"
+    if code >= 500:
+        return f"The Hub fails on its side ({code}) to give {repo}. Try again later. {AGAIN} {otherwise}"
+    return f"The Hub does not give {repo} ({code}{said}). {otherwise}"
+
+
+def _seconds(error: HfHubHTTPError) -> str:
+    wait = error.response.headers.get("Retry-After", "")
+    return f": {wait} seconds" if wait.isdigit() else ""
+
+
+def _broken(error: BaseException, repo: Repo) -> str:
+    """The Hub has not answered, or not to the end; an empty string for other errors."""
+    kind = type(error).__name__
+    if isinstance(error, OfflineModeIsEnabled):
+        return (
+            f"{str(repo).replace('the ', 'The ', 1)} is not on this machine, and HF_HUB_OFFLINE forbids asking the Hub."
+        )
+    if "Timeout" in kind:
+        return (
+            f"The Hub has not answered in time ({kind}) for {repo}. {AGAIN} On a slow network set HF_HUB_ETAG_TIMEOUT and "
+            "HF_HUB_DOWNLOAD_TIMEOUT to more than 10 seconds."
+        )
+    if kind in UNREACHABLE:
+        return f"The Hub cannot be reached for {repo} ({kind}): there is no network, or HTTPS_PROXY or HF_ENDPOINT is wrong."
+    if isinstance(error, (JSONDecodeError, NotTheHub)):
+        return f"What answers for {repo} is not the Hub: a login page of the network, or HF_ENDPOINT is wrong."
+    if isinstance(error, HTTPError) or "Consistency check failed" in str(error):
+        return f"The transfer of {repo} was cut off ({kind}). {AGAIN}"
+    if isinstance(error, OSError) and error.errno in LOCAL:
+        return f"{str(repo).replace('the ', 'The ', 1)} cannot be stored ({error.strerror}). Make room, or name another cache folder with HF_HOME."
+    return ""

@@ -5,7 +5,6 @@ transformers then reads that folder and never asks the Hub itself: what is loade
 
 from __future__ import annotations
 
-import fnmatch
 import hashlib
 import json
 import re
@@ -18,21 +17,14 @@ from typing import Any
 from huggingface_hub import hf_hub_download
 
 from lora_drop.errors import UserError
-from lora_drop.hub import Repo, asking, cached_commits, choose, forbidden_by, newer
+from lora_drop.hub import Repo, asking, forbidden_by
+from lora_drop.hub_commits import cached_commits, choose, tell_newer
 from lora_drop.progress import SILENT, Reporter
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
-TOKENIZER = (
-    *(
-        "tokenizer.json",
-        "tokenizer*.json",
-        "special_tokens_map.json",
-        "added_tokens.json",
-        "*vocab*.json",
-        "*vocab*.txt",
-    ),
-    *("merges.txt", "dict.txt", "*.model", "*.codes", "*.tiktoken", "*.tokenizer", "tekken.json", "byte_maps.json"),
-    *("emoji.json", "word_*.json", "normalizer.json"),
+TOKENIZER = re.compile(
+    r"tokenizer.*\.json|special_tokens_map\.json|added_tokens\.json|.*vocab.*\.(json|txt)|merges\.txt|dict\.txt|tekken\.json|byte_maps\.json"
+    r"|emoji\.json|word_.*\.json|normalizer\.json|.*\.(model|codes|tiktoken|tokenizer)"
 )
 """Names of the files of transformers' tokenizers."""
 SAME_WITH_ANY_READER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
@@ -93,9 +85,7 @@ def locate_model(
         return HubModel(repo, _fetch(repo, commits, weights, report))
     found = HubModel(repo, commit)
     if weights and not forbidden:
-        notice = newer(repo, commit, loaded_files(found.folder), f"-o backbone={repo.name}@{{}}")
-        if notice:
-            report.notice(notice)
+        tell_newer(repo, commit, loaded_files(found.folder), f"backbone={repo.name}@", report)
     return found
 
 
@@ -124,26 +114,22 @@ def _fetch(repo: Repo, commits: Sequence[str], weights: bool, report: Reporter) 
     began = time.perf_counter()
     with asking(repo, OTHERWISE) as api:
         revision, info = choose(api, repo, commits, report)
-        sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
-        _check(repo, list(sizes), weights)
+        names = [file.rfilename for file in info.siblings or []]
+        _check(repo, names, weights)
         commit = Path(hf_hub_download(repo.name, CONFIG, revision=revision)).parent.name
         if not weights:
             return commit
         report.start("fetch")
-        if WEIGHTS not in sizes:
+        if WEIGHTS not in names:
             hf_hub_download(repo.name, INDEX, revision=commit)
-        files = [
-            CONFIG,
-            *_tokenizer_files(sizes),
-            *_weight_files(list(sizes), repo.snapshot(commit)),
-        ]  # the weights last
+        weight_files = _weight_files(names, repo.snapshot(commit))
+        files = [CONFIG, *_tokenizer_files(names), *weight_files]  # the weights last: where they are, all is there
         for number, name in enumerate(files):
             report.advance(number, len(files), name)
             hf_hub_download(repo.name, name, revision=commit)
-    size = f"{sum(sizes.get(name, 0) for name in files) / 1e6:,.1f} MB"
-    report.finish(
-        "fetch", time.perf_counter() - began, f"{repo.name}, commit {commit[:12]}: {len(files)} files, {size}"
-    )
+    megabytes = sum((repo.snapshot(commit) / name).stat().st_size for name in files) / 1e6
+    note = f"{repo.name}, commit {commit[:12]}: {len(files)} files, {megabytes:,.1f} MB"
+    report.finish("fetch", time.perf_counter() - began, note)
     return commit
 
 
@@ -175,7 +161,7 @@ def _names(folder: Path) -> list[str]:
 
 
 def _tokenizer_files(names: Iterable[str]) -> list[str]:
-    return [name for name in names if "/" not in name and any(fnmatch.fnmatch(name, each) for each in TOKENIZER)]
+    return [name for name in names if "/" not in name and TOKENIZER.fullmatch(name)]
 
 
 def _weight_files(names: Sequence[str], folder: Path) -> list[str]:

@@ -1,5 +1,6 @@
 """Backbones by their Hub id, from a Hub on this machine: fetched, found again, pinned, and every failure in a sentence."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -9,6 +10,7 @@ import torch
 from hub_server import HubServer, Machine
 from transformers import BertForMaskedLM
 
+from lora_drop.hub_models import content_identity, loaded_files
 from lora_drop.pipeline import known_sources
 from lora_drop.runs import Run, read_json
 from lora_drop.tiny import tiny_config, tiny_tokenizer
@@ -261,6 +263,7 @@ INVALID = {"X-Error-Message": "Invalid credentials in Authorization header"}
         ("GET /api/", {"status": 500}, "fails on its side (500) to give the model {name}"),
         ("GET /api/", {"status": 418}, "does not give the model {name} (418"),
         ("GET /api/", {"status": 200, "text": "<html>"}, "is not the Hub: a login page of the network"),
+        ("GET /api/", {"status": 200, "text": "[]"}, "is not the Hub"),
         ("GET /api/", {"delay": 3}, "has not answered in time (ReadTimeout) for the model {name}"),
         ("GET /api/", {"cut": 5}, "The transfer of the model {name} was cut off (RemoteProtocolError)"),
         ("HEAD .*config.json", {"status": 403}, "refuses you the model {name} (403"),
@@ -313,6 +316,22 @@ def test_repositories_without_a_model_that_can_be_loaded(hub, machine, model, na
         wrong = machine("score", "-d", tmp_path / "run")
         assert wrong.code == 2 and text in wrong.err and "Traceback" not in wrong.err, wrong.err
     assert not marker.exists() and hub.asked("pytorch_model|custom.py") == []
+
+
+def test_the_cache_may_hold_links_or_files(template, tmp_path):
+    """Files of the Hub's cache are links to blobs, but not on every system."""
+    weights = (template / "model.safetensors").read_bytes()
+    names = ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
+    assert sorted(loaded_files(template)) == names
+    linked = shutil.copytree(template, tmp_path / "snapshots" / "commit")
+    blob = tmp_path / "blobs" / hashlib.sha256(weights).hexdigest()
+    blob.parent.mkdir()
+    (linked / "model.safetensors").rename(blob)
+    (linked / "model.safetensors").symlink_to(Path("..", "..", "blobs", blob.name))
+    assert content_identity(linked, names) == content_identity(template, names)
+    other = shutil.copytree(template, tmp_path / "other")
+    (other / "model.safetensors").write_bytes(weights[:-1] + b"x")
+    assert content_identity(other, names) != content_identity(template, names)
 
 
 def test_parameters_of_a_folder_need_no_weights(template, tmp_path, capsys):

@@ -44,20 +44,22 @@ def official(tmp_path_factory):
 @pytest.fixture(scope="module")
 def served(tmp_path_factory, official):
     root = tmp_path_factory.mktemp("hub")
-    write_hub(root, official)
+    write_hub(root / "template", official)
     with HubServer(root) as hub, Machine(hub.env(root / "home", **FAST)) as machine:
         yield hub, machine
 
 
 @pytest.fixture
-def hub(served):
-    """The Hub with commits that no test has seen before, and empty caches."""
+def hub(served, tmp_path):
+    """The Hub as it was, but with commits that no test has seen before, and empty caches."""
     hub = served[0]
     for memory in (hub.faults, hub.requests, hub.readers, hub.gated):
         memory.clear()
-    shutil.rmtree(hub.root / "home", ignore_errors=True)
+    for folder in ("home", "datasets"):
+        shutil.rmtree(hub.root / folder, ignore_errors=True)
+    shutil.copytree(hub.root / "template" / "datasets", hub.root / "datasets")
     with (glue(hub) / "README.md").open("a") as card:
-        card.write("\nchanged\n")
+        card.write(f"\n{tmp_path.name}\n")
     return hub
 
 
@@ -151,7 +153,7 @@ def test_a_run_says_where_its_rows_came_from(hub, machine, official, tmp_path):
 
     assert skipped(machine(*run, "--data-dir", official)) == {"train", "eval"}  # the same rows
     assert not skipped(machine(*run, "--data-dir", official, "--force"))
-    assert sources(tmp_path)["train"] == {"file": str(official / "glue" / "RTE" / "train.tsv")}
+    assert sources(tmp_path)["train"] == {"file": "glue/RTE/train.tsv"}
 
 
 def test_cached_rows_are_kept_until_others_are_named(hub, machine, sample, tmp_path):
@@ -226,12 +228,9 @@ def test_who_may_read_what(hub, machine, sample):
 
 
 def test_other_columns_are_said(hub, machine, sample):
-    files = {path: path.read_bytes() for path in (glue(hub) / "rte").iterdir()}
-    for path in files:
+    for path in (glue(hub) / "rte").iterdir():
         write_parquet(path, parquet.read_table(path).rename_columns(["premise", "sentence2", "label", "idx"]))
     wrong = machine(*sample)
-    for path, content in files.items():
-        path.write_bytes(content)
     assert wrong.code == 2 and "has no column 'sentence1', only premise, sentence2, label, idx" in wrong.err
 
 
@@ -241,8 +240,15 @@ def test_the_habit_of_the_machine_falls_back_to_the_hub_with_a_notice(hub, machi
     assert (
         read.code == 0 and "train.tsv does not exist: train rows are those of the Hub (nyu-mll/glue (rte))" in read.err
     )
+    near = machine(*sample, LORA_DROP_DATA=str(official / "glue"))
+    assert near.code == 0 and f"Did you mean --data-dir {official}?" in near.err
     hub.requests.clear()
     assert machine(*sample, LORA_DROP_DATA=str(official)).code == 0 and hub.asked() == []
+    pinned = ("-o", "data_revision=main")
+    assert not skipped(machine(*sample, *pinned, "--force", LORA_DROP_DATA=str(official)))
+    assert sources(tmp_path)["train"]["hub"] == "nyu-mll/glue"
+    both = machine(*sample, *pinned, "--data-dir", official)
+    assert both.code == 2 and "data_revision=main exclude each other" in both.err
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,8 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import RemoteEntryNotFoundError
 
 from lora_drop.errors import UserError
-from lora_drop.hub import Repo, asking, cached_commits, check_revision, choose, forbidden_by, newer
+from lora_drop.hub import Repo, asking, check_revision, forbidden_by
+from lora_drop.hub_commits import cached_commits, choose, tell_newer
 from lora_drop.progress import Reporter
 from lora_drop.tasks.base import Source
 
@@ -60,8 +61,10 @@ class HubRows:
         commit = next((commit for commit in commits if self._folders(commit)), "")
         if commit:
             rows = self._cached(commit, split)
-            if not forbidden:
-                self._tell_newer(repo, commit, source)
+            told = any(origin.get("commit") == commit for origin in source.origins.values())  # of another split
+            if not forbidden and not told:
+                files = [f"*{self.configuration}*"] if self.configuration else ["*.parquet", "*.csv"]
+                tell_newer(repo, commit, files, "data_revision=", source.report)
         elif forbidden:
             raise UserError(
                 f"The {split} rows of {self} are not on this machine, and {forbidden} forbids asking the Hub. {otherwise}"
@@ -111,9 +114,3 @@ class HubRows:
                 commit = Path(card).parent.name
             rows = datasets.load_dataset(repo.name, name=self.configuration, split=split, revision=commit)
         return commit, rows
-
-    def _tell_newer(self, repo: Repo, commit: str, source: Source) -> None:
-        files = [f"*{self.configuration}*"] if self.configuration else ["*.parquet", "*.csv"]
-        notice = newer(repo, commit, files, "-o data_revision={}")
-        if notice:
-            source.report.notice(notice)

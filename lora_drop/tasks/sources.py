@@ -18,14 +18,15 @@ def official_file(source: Source, name: str, split: str, hub: str, advice: str =
         return None
     path = source.data_dir / name
     if path.is_file():
-        source.origins[split] = {"file": str(path)}
+        source.origins[split] = {"file": name}
         return path
     if source.named:
         raise UserError(
             f"{path} does not exist.{_elsewhere(source.data_dir, name)} The folder that is named with --data-dir (data_dir) must hold {name}. "
             f"Without --data-dir the rows come from the Hub ({hub}).{advice}"
         )
-    source.report.notice(f"{path} does not exist: {split} rows are those of the Hub ({hub})")
+    hint = _elsewhere(source.data_dir, name)
+    source.report.notice(f"{path} does not exist: {split} rows are those of the Hub ({hub}).{hint}")
     return None
 
 
