@@ -11,18 +11,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lora_drop.importance import Scores, score
     from lora_drop.methods.lora_drop import share
-    from lora_drop.pipeline import load_run
-    from lora_drop.selection import Selection, select
+    from lora_drop.pruning.importance import Scores, score
+    from lora_drop.pruning.selection import Selection, select
+    from lora_drop.runs.pipeline import load_run
 
 _HOMES = {
-    "Scores": "importance",
-    "score": "importance",
-    "Selection": "selection",
-    "select": "selection",
+    "Scores": "pruning.importance",
+    "score": "pruning.importance",
+    "Selection": "pruning.selection",
+    "select": "pruning.selection",
     "share": "methods.lora_drop",
-    "load_run": "pipeline",
+    "load_run": "runs.pipeline",
 }
 
 __all__ = ["Scores", "Selection", "load_run", "score", "select", "share"]

@@ -3,13 +3,13 @@
 import json
 from pathlib import Path
 
-from lora_drop.config import Config
-from lora_drop.strict import flatten
+from lora_drop.config.schema import Config
+from lora_drop.config.strict import flatten
 
 TARGET = Path(__file__).parent.parent / "docs" / "configuration.md"
 HEAD = """# Configuration
 
-Every key, its default, and what it means. Generated from `lora_drop/config.py` by `scripts/make_docs.py`.
+Every key, its default, and what it means. Generated from `lora_drop/config/schema.py` by `scripts/make_docs.py`.
 
 A configuration is one or more YAML files that state only what differs from the defaults (`-c`, later ones win), then
 `-o key=value`, then flags such as `--seed`. `-c glue/rte` names a file that comes with the package. Unknown keys and wrong

@@ -172,7 +172,7 @@ def make_checkpoint(folder: Path, architecture: Architecture, seed: int = 0) -> 
 
 def run(backbone: Path, directory: Path, *options: str) -> Path:
     """Run all five stages of LoRA-drop on a checkpoint through the command line, as small as can be; return the run directory."""
-    from lora_drop.cli import main
+    from lora_drop.cli.app import main
 
     settings = {
         "backbone": backbone,

@@ -12,8 +12,8 @@ os.environ["MPLBACKEND"] = "agg"
 _CACHE = tempfile.TemporaryDirectory(prefix="lora-drop-cache-")  # removed when the tests end
 os.environ["LORA_DROP_CACHE"] = _CACHE.name
 
-with install_import_hook("lora_drop.importance", "beartype.beartype"):
-    import lora_drop.importance  # noqa: F401
+with install_import_hook("lora_drop.pruning.importance", "beartype.beartype"):
+    import lora_drop.pruning.importance  # noqa: F401
 
 
 @pytest.fixture

@@ -259,7 +259,7 @@ def _ids(name: str, content: bytes) -> dict:
 
 WORKER = """
 import contextlib, io, json, os, sys, traceback
-from lora_drop import cli
+from lora_drop.cli import app as cli
 
 for line in sys.stdin:
     asked = json.loads(line)

@@ -4,11 +4,11 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lora_drop.backbones import load_model, load_tokenizer, locate
-from lora_drop.config import MethodConfig
+from lora_drop.config.schema import MethodConfig
 from lora_drop.methods import get_method
 from lora_drop.methods.lora import add_lora
-from lora_drop.projections import find_places
+from lora_drop.models.backbones import load_model, load_tokenizer, locate
+from lora_drop.pruning.places import find_places
 from lora_drop.tasks import get_task
 
 

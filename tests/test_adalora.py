@@ -5,15 +5,15 @@ import torch
 from models import backbone, inputs, method
 from peft import PeftModel
 
-from lora_drop.config import TrainConfig
-from lora_drop.encoding import collator, encode
+from lora_drop.config.schema import TrainConfig
+from lora_drop.data.sentences import collator, encode
 from lora_drop.errors import UserError
 from lora_drop.methods import get_method
 from lora_drop.methods.base import trainable
 from lora_drop.progress import Reporter
 from lora_drop.tasks import get_task
 from lora_drop.tasks.base import Source
-from lora_drop.training import fit
+from lora_drop.training.trainer import fit
 
 ADALORA = get_method("adalora")
 VALUE = "base_model.model.roberta.encoder.layer.{}.attention.self.value"
@@ -99,7 +99,7 @@ def test_smoothed_labels_are_trained_with_the_regulariser(tmp_path):
     """Without smoothing the loss is the model's own; with next to none of it, training must be the same."""
     from test_pipeline import run
 
-    from lora_drop.runs import read_json
+    from lora_drop.runs.store import read_json
 
     losses = []
     for smoothing in (0.0, 1e-9):

@@ -7,9 +7,9 @@ from peft import AdaLoraConfig, LoraConfig, VeraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 import lora_drop
-from lora_drop.adapters import loras
 from lora_drop.errors import UserError
 from lora_drop.methods.lora_drop import ties
+from lora_drop.pruning.adapters import loras
 
 BASE = {"r": 8, "lora_alpha": 16, "target_modules": ["query", "value"], "task_type": "SEQ_CLS"}
 
@@ -144,7 +144,7 @@ def test_without_share_the_loras_of_low_layers_are_removed(policy, tmp_path):
     assert set(loras(model)) == retained
     assert sum(lora.parameters for lora in loras(model).values()) == selection.trainable_parameters
     model.save_pretrained(tmp_path)
-    loaded = lora_drop.adapters.loras(type(model).from_pretrained(bert(), tmp_path))
+    loaded = lora_drop.pruning.adapters.loras(type(model).from_pretrained(bert(), tmp_path))
     assert set(loaded) == retained
 
 

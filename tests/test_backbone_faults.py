@@ -12,11 +12,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
 import lora_drop
-from lora_drop.backbones import load_model, load_tokenizer, locate
-from lora_drop.checks import check_length
-from lora_drop.cli import main
+from lora_drop.cli.app import main
 from lora_drop.errors import UserError
-from lora_drop.runs import read_json
+from lora_drop.models.backbones import load_model, load_tokenizer, locate
+from lora_drop.models.checks import check_length
+from lora_drop.runs.store import read_json
 from lora_drop.tasks import get_task
 
 BY_NAME = {str(architecture): architecture for architecture in ALL}

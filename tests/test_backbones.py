@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from lora_drop import backbones
-from lora_drop.backbones import load_meta_model, load_model, load_tokenizer, locate, resolve_device
 from lora_drop.errors import UserError
+from lora_drop.models import backbones
+from lora_drop.models.backbones import load_meta_model, load_model, load_tokenizer, locate, resolve_device
 from lora_drop.tasks import get_task
 
 

@@ -5,11 +5,11 @@ import torch
 from models import backbone, inputs, method
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from lora_drop.config import MethodConfig
+from lora_drop.config.schema import MethodConfig
 from lora_drop.errors import UserError
 from lora_drop.methods import get_method
 from lora_drop.methods.base import count_parameters, trainable
-from lora_drop.selection import Layers, Selection
+from lora_drop.pruning.selection import Layers, Selection
 
 QUERY = "roberta.encoder.layer.{}.attention.self.query"
 VALUE = "roberta.encoder.layer.{}.attention.self.value"

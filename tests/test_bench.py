@@ -5,12 +5,12 @@ import os
 
 import pytest
 
-from lora_drop import cli
 from lora_drop.bench.goals import GOALS, judge
 from lora_drop.bench.settings import settle
 from lora_drop.bench.tables import machine_line, tables
 from lora_drop.bench.variants import megabatch, padded
 from lora_drop.bench.workload import Subject
+from lora_drop.cli import app as cli
 from lora_drop.progress import SILENT
 
 SMALL = ("--quick", "--rounds", "1", "--rows", "6", "--batch-size", "3", "--device", "cpu", "--threads", "1")

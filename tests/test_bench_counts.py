@@ -5,13 +5,13 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PretrainedConfig
 
-from lora_drop.backbones import load_config, load_meta_model, load_model, load_tokenizer, locate
 from lora_drop.bench.flops import Rows, forward_flops, shape_of, training_flops
 from lora_drop.bench.rounds import orders
 from lora_drop.bench.statistics import exponent, ratios, spread
-from lora_drop.config import MethodConfig
+from lora_drop.config.schema import MethodConfig
 from lora_drop.errors import UserError
 from lora_drop.methods import get_method
+from lora_drop.models.backbones import load_config, load_meta_model, load_model, load_tokenizer, locate
 from lora_drop.tasks import get_task
 
 BATCH, LENGTH, RANK = 3, 11, 4

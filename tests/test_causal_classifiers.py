@@ -6,14 +6,14 @@ from datasets import Dataset
 from test_pipeline import run
 
 import lora_drop
-from lora_drop.adapters import loras
-from lora_drop.backbones import load_model, load_tokenizer, locate
-from lora_drop.config import MethodConfig
-from lora_drop.encoding import collator, encode
+from lora_drop.config.schema import MethodConfig
+from lora_drop.data.sentences import collator, encode
 from lora_drop.methods import get_method
 from lora_drop.methods.base import count_parameters
 from lora_drop.methods.lora_drop import ties
-from lora_drop.runs import read_json
+from lora_drop.models.backbones import load_model, load_tokenizer, locate
+from lora_drop.pruning.adapters import loras
+from lora_drop.runs.store import read_json
 from lora_drop.tasks import get_task
 
 

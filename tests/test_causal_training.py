@@ -6,14 +6,14 @@ import pytest
 import torch
 from models import backbone
 
-from lora_drop.backbones import load_model, load_tokenizer, locate
-from lora_drop.completions import encode_pairs, pair_collator, token_loss
-from lora_drop.config import MethodConfig, TrainConfig
-from lora_drop.kinds import get_kind
+from lora_drop.config.schema import MethodConfig, TrainConfig
+from lora_drop.data.completions import encode_pairs, pair_collator, token_loss
+from lora_drop.evaluation.kinds import get_kind
 from lora_drop.methods import get_method
+from lora_drop.models.backbones import load_model, load_tokenizer, locate
 from lora_drop.tasks import get_task
 from lora_drop.tasks.base import Source
-from lora_drop.training import fit, warmup_steps
+from lora_drop.training.trainer import fit, warmup_steps
 
 CPU = torch.device("cpu")
 

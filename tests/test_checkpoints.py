@@ -10,13 +10,14 @@ from models import acting_scores, inputs
 from peft import PeftModel
 from transformers import AutoModelForSequenceClassification
 
-from lora_drop import importance, load_run
-from lora_drop.backbones import load_model, load_tokenizer, locate
-from lora_drop.config import MethodConfig
+from lora_drop import load_run
+from lora_drop.config.schema import MethodConfig
 from lora_drop.methods import get_method, lora_drop, method_names
 from lora_drop.methods.base import trainable
-from lora_drop.projections import find_places
-from lora_drop.selection import Scored, select
+from lora_drop.models.backbones import load_model, load_tokenizer, locate
+from lora_drop.pruning import importance
+from lora_drop.pruning.places import find_places
+from lora_drop.pruning.selection import Scored, select
 from lora_drop.tasks import get_task
 
 TASK = get_task("toy-nli")

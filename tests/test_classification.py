@@ -4,7 +4,7 @@ from scipy import stats
 from sklearn import metrics
 
 from lora_drop.errors import UserError
-from lora_drop.evaluation.classification import constant_baseline, evaluate_predictions
+from lora_drop.evaluation.metrics.classification import constant_baseline, evaluate_predictions
 from lora_drop.tasks import get_task
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from lora_drop import cli
+from lora_drop.cli import app as cli
 from lora_drop.errors import UserError
 
 HEAVY = (
@@ -31,7 +31,7 @@ METRICS = ("evaluate", "sacrebleu", "rouge_score", "nltk")
 
 
 def lora_drop(*arguments, **environment):
-    command = [sys.executable, "-m", "lora_drop.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "lora_drop.cli.app", *map(str, arguments)]
     return subprocess.run(
         command, capture_output=True, text=True, timeout=280, env={**os.environ, **environment}, check=False
     )
@@ -41,7 +41,7 @@ def imported_by(*arguments, among=HEAVY) -> tuple[int, set[str]]:
     """Run the command line in a process that says at its end which of some packages it has imported."""
     code = f"""
 import sys
-from lora_drop.cli import main
+from lora_drop.cli.app import main
 try:
     main({[str(argument) for argument in arguments]!r})
 except SystemExit as end:
@@ -73,7 +73,7 @@ def test_help_and_configuration_errors_import_nothing_heavy(arguments, code, tmp
 
 
 def test_help_imports_neither_what_draws_nor_what_reads_a_configuration():
-    among = (*HEAVY, "rich.console", "pydantic", "yaml", "lora_drop.config")
+    among = (*HEAVY, "rich.console", "pydantic", "yaml", "lora_drop.config.schema")
     for arguments in (["--help"], ["run", "--help"], ["reproduce", "-h"]):
         assert imported_by(*arguments, among=among) == (0, set())
 
@@ -210,7 +210,9 @@ def test_ctrl_c_leaves_a_checkpoint_and_code_130(tmp_path):
         "-q",
     ]
     process = subprocess.Popen(
-        [sys.executable, "-m", "lora_drop.cli", "run", "-d", str(folder), *options], stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "lora_drop.cli.app", "run", "-d", str(folder), *options],
+        stderr=subprocess.PIPE,
+        text=True,
     )
     deadline = time.monotonic() + 100
     while not list((folder / "checkpoints" / "train").glob("checkpoint-*")):

@@ -7,8 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers.modeling_outputs import CausalLMOutput
 
-from lora_drop.backbones import load_tokenizer, locate
-from lora_drop.completions import (
+from lora_drop.data.completions import (
     IGNORED,
     Cut,
     encode_pairs,
@@ -19,6 +18,7 @@ from lora_drop.completions import (
     token_loss,
 )
 from lora_drop.errors import UserError
+from lora_drop.models.backbones import load_tokenizer, locate
 
 TOKENIZER = load_tokenizer(locate("tiny:llama"), causal=True)
 AWKWARD = ["", " ", "\r\n", "a\r\nb\r\n", "😀 naïve", "שלום עולם", "</s>", "word " * 5000]

@@ -3,9 +3,9 @@ import dataclasses
 import pytest
 import yaml
 
-from lora_drop.config import Config, config_folders, config_hash, from_dict, load_config, to_dict
+from lora_drop.config.schema import Config, config_folders, config_hash, from_dict, load_config, to_dict
+from lora_drop.config.strict import describe, flatten
 from lora_drop.errors import UserError
-from lora_drop.strict import describe, flatten
 
 
 def message(*overrides: str) -> str:

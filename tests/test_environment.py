@@ -6,10 +6,10 @@ import os
 import pytest
 import torch
 
-from lora_drop import cli
-from lora_drop.environment import NAMES, TF32, neutral_environment
+from lora_drop.cli import app as cli
 from lora_drop.errors import UserError
-from lora_drop.runs import read_json
+from lora_drop.runs.store import read_json
+from lora_drop.training.environment import NAMES, TF32, neutral_environment
 
 LEFTOVERS = {
     "ACCELERATE_MIXED_PRECISION": "bf16",

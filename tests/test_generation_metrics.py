@@ -8,10 +8,10 @@ import sys
 import pytest
 
 from lora_drop.errors import UserError
-from lora_drop.evaluation.bleu import dart_form
-from lora_drop.evaluation.generation import METRICS, score_texts
-from lora_drop.evaluation.penn_treebank import penn_tokens
-from lora_drop.evaluation.rouge import coco_rouge_l, longest_common_subsequence
+from lora_drop.evaluation.metrics.bleu import dart_form
+from lora_drop.evaluation.metrics.penn_treebank import penn_tokens
+from lora_drop.evaluation.metrics.rouge import coco_rouge_l, longest_common_subsequence
+from lora_drop.evaluation.metrics.texts import METRICS, score_texts
 
 PREDICTIONS = [
     "The Mill is a cheap pub near Café Rouge.",

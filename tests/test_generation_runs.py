@@ -14,15 +14,15 @@ from models import randomise_b
 from test_pipeline import Told
 
 import lora_drop
-from lora_drop.adapters import loras
-from lora_drop.backbones import load_model, load_tokenizer, locate
-from lora_drop.commands import perform
-from lora_drop.completions import encode_pairs, pair_collator
-from lora_drop.config import MethodConfig, load_config
+from lora_drop.cli.perform import perform
+from lora_drop.config.schema import MethodConfig, load_config
+from lora_drop.data.completions import encode_pairs, pair_collator
 from lora_drop.errors import UserError
 from lora_drop.methods import get_method
 from lora_drop.methods.lora_drop import ties
-from lora_drop.runs import read_json
+from lora_drop.models.backbones import load_model, load_tokenizer, locate
+from lora_drop.pruning.adapters import loras
+from lora_drop.runs.store import read_json
 from lora_drop.tasks import get_task
 from lora_drop.tasks.base import Source
 
@@ -133,7 +133,7 @@ def test_a_killed_evaluation_continues_and_gives_the_same_bytes(finished, tmp_pa
     """SIGKILL after the second batch of ten; the second start generates the rest."""
     folder = tmp_path / "killed"
     shutil.copytree(finished, folder)
-    command = [sys.executable, "-m", "lora_drop.cli", "eval", "-d", str(folder), "-q"]
+    command = [sys.executable, "-m", "lora_drop.cli.app", "eval", "-d", str(folder), "-q"]
     process = subprocess.Popen([*command, "--force"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     journal = folder / "checkpoints" / "eval" / "predictions.jsonl"
     deadline = time.monotonic() + 200
@@ -155,7 +155,7 @@ def test_a_killed_evaluation_continues_and_gives_the_same_bytes(finished, tmp_pa
 
 def test_a_run_through_the_command_line(tmp_path):
     options = [part for item in SMALL for part in ("-o", item)]
-    command = [sys.executable, "-m", "lora_drop.cli", "run", "-d", str(tmp_path / "run"), *options, "--json"]
+    command = [sys.executable, "-m", "lora_drop.cli.app", "run", "-d", str(tmp_path / "run"), *options, "--json"]
     process = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
     assert process.returncode == 0, process.stderr
     (row,) = json.loads(process.stdout.splitlines()[-1])["results"]

@@ -7,12 +7,12 @@ import torch
 from datasets import Dataset
 from models import randomise_b
 
-from lora_drop.backbones import load_model, load_tokenizer, locate
-from lora_drop.completions import encode_prompts
-from lora_drop.config import GenerationConfig, MethodConfig
+from lora_drop.config.schema import GenerationConfig, MethodConfig
+from lora_drop.data.completions import encode_prompts
 from lora_drop.evaluation import generator
 from lora_drop.evaluation.generator import NoRepeatedText, decoding_config, evaluate_generator, generate, read_journal
 from lora_drop.methods import get_method
+from lora_drop.models.backbones import load_model, load_tokenizer, locate
 from lora_drop.tasks import get_task
 
 PROMPTS = [

@@ -10,10 +10,10 @@ import torch
 from hub_server import HubServer, Machine
 from transformers import BertForMaskedLM
 
-from lora_drop.hub_models import content_identity, loaded_files
-from lora_drop.pipeline import known_sources
-from lora_drop.runs import Run, read_json
-from lora_drop.tiny import tiny_config, tiny_tokenizer
+from lora_drop.models.hub import content_identity, loaded_files
+from lora_drop.models.tiny import tiny_config, tiny_tokenizer
+from lora_drop.runs.pipeline import known_sources
+from lora_drop.runs.store import Run, read_json
 
 SMALL = (
     "--limit-train",
@@ -335,7 +335,7 @@ def test_the_cache_may_hold_links_or_files(template, tmp_path):
 
 
 def test_parameters_of_a_folder_need_no_weights(template, tmp_path, capsys):
-    from lora_drop import cli
+    from lora_drop.cli import app as cli
 
     shutil.copy(template / "config.json", tmp_path)
     with pytest.raises(SystemExit) as end:

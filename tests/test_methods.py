@@ -5,12 +5,12 @@ import torch
 from models import backbone, inputs, method, randomise_b
 from peft import PeftModel
 
-from lora_drop.adapters import loras
 from lora_drop.errors import UserError
 from lora_drop.methods import get_method, method_names
 from lora_drop.methods.base import count_parameters, is_head, trainable
 from lora_drop.methods.lora_drop import ties
-from lora_drop.selection import Layers, Selection
+from lora_drop.pruning.adapters import loras
+from lora_drop.pruning.selection import Layers, Selection
 
 
 def selection(retained=(1, 3), layers=4, share=True) -> Selection:
@@ -160,7 +160,7 @@ def test_modules_without_pretrained_weights_are_trained_and_saved(name, tmp_path
     """DeBERTa-v2's pooler is not in the pretrained checkpoint: left frozen and unsaved, every load would draw another one."""
     from transformers import AutoConfig, AutoModel
 
-    from lora_drop.backbones import load_model, load_tokenizer, locate
+    from lora_drop.models.backbones import load_model, load_tokenizer, locate
     from lora_drop.tasks import get_task
 
     sizes = {

@@ -4,7 +4,7 @@ from collections import Counter
 import pytest
 
 from lora_drop.errors import UserError
-from lora_drop.sampling import stratified_sample
+from lora_drop.pruning.sampling import stratified_sample
 from lora_drop.tasks import dart, dialogsum, e2e, toy_nlg
 from lora_drop.tasks.base import Source
 

@@ -11,18 +11,18 @@ from test_training import train
 from torch.overrides import TorchFunctionMode
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from lora_drop.adapters import loras
-from lora_drop.backbones import load_model, load_tokenizer, locate
-from lora_drop.completions import encode_pairs, pair_collator, token_loss
-from lora_drop.config import MethodConfig
-from lora_drop.importance import score
+from lora_drop.config.schema import MethodConfig
+from lora_drop.data.completions import encode_pairs, pair_collator, token_loss
 from lora_drop.methods.lora import add_lora
-from lora_drop.packing import Layout, Packing, prepare
-from lora_drop.packing.attention import GroupedAttention, varlen_attention
-from lora_drop.packing.dropout import dropout_forward, keep_mask
-from lora_drop.projections import find_places
+from lora_drop.models.backbones import load_model, load_tokenizer, locate
+from lora_drop.pruning.adapters import loras
+from lora_drop.pruning.importance import score
+from lora_drop.pruning.places import find_places
 from lora_drop.tasks import get_task
 from lora_drop.tasks.base import Source
+from lora_drop.training.packing import Layout, Packing, prepare
+from lora_drop.training.packing.attention import GroupedAttention, varlen_attention
+from lora_drop.training.packing.dropout import dropout_forward, keep_mask
 
 SIZES = {
     "vocab_size": 300,

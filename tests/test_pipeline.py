@@ -12,13 +12,13 @@ import pytest
 import torch
 
 import lora_drop
-from lora_drop.commands import perform
-from lora_drop.config import load_config
+from lora_drop.cli.perform import perform
+from lora_drop.config.schema import load_config
 from lora_drop.errors import UserError
 from lora_drop.methods import get_method
 from lora_drop.methods.lora_drop import ties
 from lora_drop.progress import Reporter
-from lora_drop.runs import file_digest, read_json
+from lora_drop.runs.store import file_digest, read_json
 
 SMALL = [
     "backbone=tiny:bert",
@@ -191,10 +191,10 @@ def test_what_is_kept_beside_the_scores_agrees_with_them(finished, tmp_path):
 
 def test_norms_stand_in_the_order_of_the_sample(finished):
     """The longest inputs are scored first; what is kept is in the order of sample.json all the same."""
-    import lora_drop.importance as profiler
-    from lora_drop.encoding import batches
-    from lora_drop.pipeline import Pipeline
-    from lora_drop.runs import Run
+    import lora_drop.pruning.importance as profiler
+    from lora_drop.data.sentences import batches
+    from lora_drop.runs.pipeline import Pipeline
+    from lora_drop.runs.store import Run
 
     pipeline = Pipeline(Run(finished))
     pipeline.perform("norms")
@@ -208,7 +208,7 @@ def test_norms_stand_in_the_order_of_the_sample(finished):
 def test_a_new_version_of_the_task_repeats_every_stage(finished, tmp_path, monkeypatch):
     import dataclasses
 
-    from lora_drop import pipeline
+    from lora_drop.runs import pipeline
 
     folder = tmp_path / "copy"
     shutil.copytree(finished, folder)
@@ -268,7 +268,7 @@ def test_the_trained_model_is_loaded_tied(finished):
 def test_the_python_interface(finished):
     from peft import PeftModel
 
-    from lora_drop.backbones import load_model, load_tokenizer, locate
+    from lora_drop.models.backbones import load_model, load_tokenizer, locate
     from lora_drop.tasks import get_task
 
     located = locate("tiny:bert")
@@ -319,7 +319,7 @@ def test_cut_inputs_are_counted(tmp_path):
 def test_a_killed_run_continues_and_gives_the_same_bits(finished, tmp_path):
     """SIGKILL in the middle of final training, after its first checkpoint; the second start resumes from it."""
     folder = tmp_path / "killed"
-    command = [sys.executable, "-m", "lora_drop.cli", "run", "-d", str(folder), "-q"] + [
+    command = [sys.executable, "-m", "lora_drop.cli.app", "run", "-d", str(folder), "-q"] + [
         part for item in SMALL for part in ("-o", item)
     ]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -3,8 +3,8 @@ import json
 import pytest
 
 from lora_drop.errors import UserError
-from lora_drop.evaluation.bleu import dart_form
-from lora_drop.evaluation.generation import score_texts
+from lora_drop.evaluation.metrics.bleu import dart_form
+from lora_drop.evaluation.metrics.texts import score_texts
 from lora_drop.evaluation.predictions import read_outputs, score_predictions
 from lora_drop.tasks import dart, dialogsum, e2e, get_task, toy_nlg
 from lora_drop.tasks.base import Source

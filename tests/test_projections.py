@@ -4,7 +4,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from lora_drop.errors import UserError
-from lora_drop.projections import all_places, find_places, fused_notice
+from lora_drop.pruning.places import all_places, find_places, fused_notice
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 16, "vocab_size": 50}
 ARCHITECTURES = {

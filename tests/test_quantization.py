@@ -5,10 +5,10 @@ import importlib.util
 import pytest
 import torch
 
-from lora_drop.backbones import locate
-from lora_drop.config import load_config
+from lora_drop.config.schema import load_config
 from lora_drop.errors import UserError
-from lora_drop.quantization import check_quantization, nf4
+from lora_drop.models.backbones import locate
+from lora_drop.models.quantization import check_quantization, nf4
 
 CUDA = torch.device("cuda")
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from small_files import write_e2e_submission, write_small_files
 
-from lora_drop import cli
+from lora_drop.cli import app as cli
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from lora_drop.errors import UserError
-from lora_drop.evaluation.classification import constant_baseline
+from lora_drop.evaluation.metrics.classification import constant_baseline
 from lora_drop.experiments.agreement import kendall
 from lora_drop.experiments.grid import experiment_names, load_experiment
 from lora_drop.experiments.learnt import MAJORITY, nothing_learnt
@@ -19,7 +19,7 @@ from lora_drop.experiments.records import Record, read_records
 from lora_drop.experiments.render import to_csv, to_latex, to_markdown
 from lora_drop.experiments.report import TEXTS, report
 from lora_drop.experiments.table import build_tables
-from lora_drop.runs import write_json
+from lora_drop.runs.store import write_json
 from lora_drop.tasks import get_task
 from lora_drop.tasks.base import Source
 

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from lora_drop import cli
+from lora_drop.cli import app as cli
 from lora_drop.errors import UserError
 from lora_drop.experiments.engine import perform_grid, run_directory
 from lora_drop.experiments.estimate import estimate
@@ -18,7 +18,7 @@ from lora_drop.experiments.grid import Choice, expand, load_experiment
 from lora_drop.experiments.records import read_records
 from lora_drop.experiments.report import report
 from lora_drop.progress import GridReporter
-from lora_drop.runs import Run, read_json
+from lora_drop.runs.store import Run, read_json
 
 SMALL = ["limit.train=80", "limit.eval=40", "train.epochs=1", "train.batch_size=8", "device=cpu"]
 TEXTS = ("table.md", "table.csv", "table.tex")
@@ -185,7 +185,17 @@ def test_two_results_for_one_cell_are_refused(swept, tmp_path):
 def command(folder, *arguments):
     small = [part for item in SMALL for part in ("-o", item)]
     return [
-        *(sys.executable, "-m", "lora_drop.cli", "reproduce", *arguments, "--backbone", "tiny:roberta", "--seeds", "0"),
+        *(
+            sys.executable,
+            "-m",
+            "lora_drop.cli.app",
+            "reproduce",
+            *arguments,
+            "--backbone",
+            "tiny:roberta",
+            "--seeds",
+            "0",
+        ),
         *("--runs", str(folder / "runs"), "--results", str(folder / "results"), "--quiet", *small),
     ]
 

@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from lora_drop import runs
-from lora_drop.config import Config
+from lora_drop.config.schema import Config
 from lora_drop.errors import UserError
 from lora_drop.progress import Reporter
-from lora_drop.runs import Run, file_digest, read_json, write_folder, write_json, write_text
+from lora_drop.runs import store as runs
+from lora_drop.runs.store import Run, file_digest, read_json, write_folder, write_json, write_text
 
 
 class Told(Reporter):

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lora_drop.errors import UserError
-from lora_drop.sampling import stratified_sample
+from lora_drop.pruning.sampling import stratified_sample
 
 strata_lists = st.lists(st.sampled_from("abcde"), min_size=1, max_size=200)
 

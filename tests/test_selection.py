@@ -6,7 +6,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from lora_drop.errors import UserError
-from lora_drop.selection import Scored, Selection, normalise, select
+from lora_drop.pruning.selection import Scored, Selection, normalise, select
 
 SIZE = 100
 

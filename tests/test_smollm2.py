@@ -6,14 +6,14 @@ import pytest
 import torch
 from datasets import Dataset
 
-from lora_drop.adapters import loras
-from lora_drop.backbones import load_model, load_tokenizer, locate
-from lora_drop.completions import IGNORED, encode_pairs, encode_prompts, pair_collator
-from lora_drop.config import GenerationConfig, MethodConfig
-from lora_drop.encoding import collator, encode
+from lora_drop.config.schema import GenerationConfig, MethodConfig
+from lora_drop.data.completions import IGNORED, encode_pairs, encode_prompts, pair_collator
+from lora_drop.data.sentences import collator, encode
 from lora_drop.evaluation.generator import generate
 from lora_drop.methods import get_method
 from lora_drop.methods.base import count_parameters
+from lora_drop.models.backbones import load_model, load_tokenizer, locate
+from lora_drop.pruning.adapters import loras
 from lora_drop.tasks import get_task
 
 pytestmark = pytest.mark.skipif(

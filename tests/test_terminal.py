@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lora_drop.terminal import tolerate_encodings
+from lora_drop.cli.terminal import tolerate_encodings
 
 RESULTS = Path(__file__).parent.parent / "results"
 C_LOCALE = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
@@ -19,7 +19,7 @@ C_LOCALE = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
 
 def lora_drop(*arguments, encoding, cwd, **environment):
     """Return (exit code, standard output, standard error), decoded strictly."""
-    command = [sys.executable, "-m", "lora_drop.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "lora_drop.cli.app", *map(str, arguments)]
     surroundings = {**os.environ, "PYTHONIOENCODING": encoding, **environment}
     done = subprocess.run(command, capture_output=True, timeout=200, env=surroundings, cwd=cwd, check=False)
     return done.returncode, done.stdout.decode(encoding), done.stderr.decode(encoding)

@@ -8,14 +8,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from lora_drop.backbones import load_tokenizer, locate
-from lora_drop.config import Config, TrainConfig
-from lora_drop.data import Data
-from lora_drop.kinds import get_kind
+from lora_drop.config.schema import Config, TrainConfig
+from lora_drop.data.rows import Data
+from lora_drop.data.token_cache import cache_folder, entry_key
+from lora_drop.evaluation.kinds import get_kind
+from lora_drop.models.backbones import load_tokenizer, locate
 from lora_drop.progress import Reporter
 from lora_drop.tasks import get_task
 from lora_drop.tasks.base import Source
-from lora_drop.token_cache import cache_folder, entry_key
 
 CUT = Config(backbone="tiny:bert", train=TrainConfig(max_length=32))
 WRITTEN = Config(task="toy-nlg", backbone="tiny:llama", train=TrainConfig(max_length=80))
@@ -63,7 +63,7 @@ def test_rows_and_notices_are_the_same_the_second_time(config, folder, monkeypat
     kept_files = entries(folder)
     assert told.notices and len(kept_files) == 4
     with monkeypatch.context() as without_a_home:
-        without_a_home.setattr("lora_drop.data.cache_folder", lambda: None)
+        without_a_home.setattr("lora_drop.data.rows.cache_folder", lambda: None)
         plain, _ = data(config)
         in_memory = plain.train_encoded, plain.eval_encoded
     kept, told_again = data(config)
@@ -178,10 +178,10 @@ def test_files_of_others_are_never_touched(tmp_path, monkeypatch):
 
 def test_several_processes_may_write_the_same_entry(folder):
     code = """
-from lora_drop import token_cache
-from lora_drop.backbones import locate
-from lora_drop.config import Config
-from lora_drop.data import Data
+from lora_drop.data import token_cache
+from lora_drop.models.backbones import locate
+from lora_drop.config.schema import Config
+from lora_drop.data.rows import Data
 from lora_drop.progress import Reporter
 from lora_drop.tasks import get_task
 from lora_drop.tasks.base import Source

@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 from models import backbone, method
 from safetensors.torch import load_file
 
-from lora_drop.batching import LengthGroups, split_batch
-from lora_drop.config import TrainConfig
-from lora_drop.encoding import batches, collator, encode
+from lora_drop.config.schema import TrainConfig
+from lora_drop.data.batches import LengthGroups, split_batch
+from lora_drop.data.sentences import batches, collator, encode
 from lora_drop.errors import UserError
 from lora_drop.progress import Reporter
 from lora_drop.tasks import get_task
 from lora_drop.tasks.base import Source
-from lora_drop.training import fit
+from lora_drop.training.trainer import fit
 
 
 @given(st.integers(1, 300), st.one_of(st.none(), st.integers(1, 64)))
@@ -231,7 +231,7 @@ def test_divergence_is_said():
     from transformers import TrainerState, TrainingArguments
     from transformers.trainer_callback import TrainerControl
 
-    from lora_drop.training import _History
+    from lora_drop.training.trainer import _History
 
     with pytest.raises(UserError, match="diverged"):
         _History(Reporter(), 1, 3, None).on_log(

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from models import backbone
 from rich.console import Console
 
-from lora_drop import cli
-from lora_drop.config import Config, from_dict, load_config, to_dict
-from lora_drop.console import PLAIN, ConsoleReporter, print_table
+from lora_drop.cli import app as cli
+from lora_drop.cli.console import PLAIN, ConsoleReporter, print_table
+from lora_drop.config.schema import Config, from_dict, load_config, to_dict
 from lora_drop.experiments.grid import Choice, expand, load_experiment
 from lora_drop.experiments.report import report
-from lora_drop.runs import Run, read_json, write_json
+from lora_drop.runs.store import Run, read_json, write_json
 
 ODD = "my #1 [data] [/b] :bug: $x$ ~ %s {0}"
 

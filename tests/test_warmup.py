@@ -6,16 +6,16 @@ import pytest
 import torch
 from models import backbone, method
 
-from lora_drop import cli
-from lora_drop.config import TrainConfig, load_config
-from lora_drop.encoding import collator, encode
-from lora_drop.pipeline import Pipeline
+from lora_drop.cli import app as cli
+from lora_drop.config.schema import TrainConfig, load_config
+from lora_drop.data.sentences import collator, encode
 from lora_drop.progress import Reporter
-from lora_drop.runs import Run, read_json
+from lora_drop.runs.pipeline import Pipeline
+from lora_drop.runs.store import Run, read_json
 from lora_drop.tasks import get_task
 from lora_drop.tasks.base import Source
-from lora_drop.training import fit
-from lora_drop.warmup import FEW_STEPS, doubts, first_and_last, warmup_settings
+from lora_drop.training.trainer import fit
+from lora_drop.training.warmup import FEW_STEPS, doubts, first_and_last, warmup_settings
 
 SMALL = (
     "backbone=tiny:bert",

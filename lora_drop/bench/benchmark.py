@@ -18,10 +18,10 @@ from lora_drop.bench.settings import Settings
 from lora_drop.bench.startup import measure_startup
 from lora_drop.bench.training_speed import measure_training
 from lora_drop.bench.workload import LORA, Subject
-from lora_drop.config import WHERE_KEYS
+from lora_drop.config.schema import WHERE_KEYS
 from lora_drop.errors import UserError
 from lora_drop.progress import Reporter
-from lora_drop.runs import commit, versions, write_json
+from lora_drop.runs.store import commit, versions, write_json
 
 FORMAT = 1
 

@@ -14,9 +14,9 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 from lora_drop.bench.flops import Rows, shape_of, training_flops
 from lora_drop.bench.rounds import interleave, timed
 from lora_drop.bench.statistics import exponent, spread
-from lora_drop.config import MethodConfig
+from lora_drop.config.schema import MethodConfig
 from lora_drop.methods import get_method
-from lora_drop.packing import Packing, prepare
+from lora_drop.training.packing import Packing, prepare
 
 ROUNDS = 5
 """At most: there are many steps, and their times differ by far more than their noise."""

@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lora_drop import importance
-from lora_drop.adapters import loras
 from lora_drop.bench.rounds import interleave, timed
 from lora_drop.bench.statistics import ratios
 from lora_drop.bench.workload import Subject
-from lora_drop.encoding import batches
-from lora_drop.packing import Packing
-from lora_drop.training import find_packing
+from lora_drop.data.sentences import batches
+from lora_drop.pruning import importance
+from lora_drop.pruning.adapters import loras
+from lora_drop.training.packing import Packing
+from lora_drop.training.trainer import find_packing
 
 REPEATS = 2
 """Rounds for each of the other parts': a pass is short, and the difference that is looked for is small."""

@@ -6,13 +6,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from lora_drop.batching import row_lengths
 from lora_drop.bench.rounds import timed, without_old_garbage
 from lora_drop.bench.variants import ours
 from lora_drop.bench.workload import Subject
-from lora_drop.pipeline import Pipeline
+from lora_drop.data.batches import row_lengths
 from lora_drop.progress import SILENT
-from lora_drop.runs import Run
+from lora_drop.runs.pipeline import Pipeline
+from lora_drop.runs.store import Run
 
 EPOCHS = 30
 """Of the training that the share is taken of: what Hu et al. train the larger tasks of GLUE for (RTE: 80)."""

@@ -6,7 +6,7 @@ import importlib.util
 from dataclasses import dataclass
 from typing import Any
 
-from lora_drop.config import Config, load_config
+from lora_drop.config.schema import Config, load_config
 from lora_drop.errors import UserError, closest
 from lora_drop.tasks import get_task
 

@@ -15,7 +15,7 @@ from lora_drop.bench.statistics import ratios, spread
 
 COMMANDS = {
     "imports": ("-c", "import typer, rich, yaml"),
-    "help": ("-m", "lora_drop.cli", "--help"),
+    "help": ("-m", "lora_drop.cli.app", "--help"),
 }
 
 

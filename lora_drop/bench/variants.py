@@ -17,10 +17,10 @@ from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments, de
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler, get_length_grouped_indices
 
-from lora_drop.batching import row_lengths
 from lora_drop.bench.workload import Subject, Workload
-from lora_drop.completions import IGNORED
-from lora_drop.training import fit, warmup_steps
+from lora_drop.data.batches import row_lengths
+from lora_drop.data.completions import IGNORED
+from lora_drop.training.trainer import fit, warmup_steps
 
 Prepare = Callable[[], Callable[[], object]]
 """Builds a fresh model, which is not timed, and returns the training call, which is."""

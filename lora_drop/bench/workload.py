@@ -12,20 +12,20 @@ from datasets import Dataset
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lora_drop.backbones import load_config, load_meta_model, load_model, locate, resolve_device
-from lora_drop.batching import row_lengths
 from lora_drop.bench.flops import Rows, Shape, shape_of
 from lora_drop.bench.settings import Settings
-from lora_drop.checks import check_length
-from lora_drop.completions import IGNORED
-from lora_drop.config import MethodConfig
-from lora_drop.data import Data
+from lora_drop.config.schema import MethodConfig
+from lora_drop.data.batches import row_lengths
+from lora_drop.data.completions import IGNORED
+from lora_drop.data.rows import Data
 from lora_drop.errors import UserError
 from lora_drop.methods import get_method
+from lora_drop.models.backbones import load_config, load_meta_model, load_model, locate, resolve_device
+from lora_drop.models.checks import check_length
 from lora_drop.progress import Reporter
 from lora_drop.tasks import get_task
 from lora_drop.tasks.base import Source
-from lora_drop.training import HALF
+from lora_drop.training.trainer import HALF
 
 LORA = MethodConfig(name="lora", rank=8, alpha=16)
 """What is trained, whoever trains it."""

@@ -9,7 +9,7 @@ import torch
 from datasets import Dataset
 from torch import nn
 
-from lora_drop.encoding import Collate, batches
+from lora_drop.data.sentences import Collate, batches
 from lora_drop.evaluation.base import Evaluation
 from lora_drop.tasks.base import Task
 
@@ -25,7 +25,7 @@ def evaluate_classifier(
 ) -> Evaluation:
     """Run the model over `encoded`, the tokenised `rows`; its mode is as before afterwards."""
     # not before: it takes a second, and most stages need none
-    from lora_drop.evaluation.classification import constant_baseline, evaluate_predictions
+    from lora_drop.evaluation.metrics.classification import constant_baseline, evaluate_predictions
 
     training = model.training
     model.eval()

@@ -23,9 +23,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from lora_drop import config
-from lora_drop.completions import end_of_text, prompt_collator
-from lora_drop.encoding import batches
+from lora_drop.config import schema as config
+from lora_drop.data.completions import end_of_text, prompt_collator
+from lora_drop.data.sentences import batches
 from lora_drop.evaluation.base import Evaluation
 from lora_drop.tasks.base import Task
 
@@ -47,7 +47,7 @@ def evaluate_generator(
 
     See `generate` for the arguments. Texts are compared without the blanks around them.
     """
-    from lora_drop.evaluation.generation import score_texts  # not before: most stages need none
+    from lora_drop.evaluation.metrics.texts import score_texts  # not before: most stages need none
 
     texts = [
         text.strip()

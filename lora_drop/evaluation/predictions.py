@@ -64,7 +64,7 @@ def score_predictions(task: Task, path: str | Path, source: Source, split: str |
         )
     head = {"task": task.name, "split": split, "examples": len(rows)}
     if task.kind != "generation":
-        from lora_drop.evaluation.classification import evaluate_predictions
+        from lora_drop.evaluation.metrics.classification import evaluate_predictions
 
         values = [_value(task, path, number, text) for number, text in enumerate(outputs.predictions, 1)]
         groups = list(rows["group"]) if "group" in rows.column_names else None
@@ -74,7 +74,7 @@ def score_predictions(task: Task, path: str | Path, source: Source, split: str |
             "primary": task.primary,
             "signatures": {},
         }
-    from lora_drop.evaluation.generation import score_texts
+    from lora_drop.evaluation.metrics.texts import score_texts
 
     texts = [str(text).strip() for text in outputs.predictions]
     scores = score_texts(task.metrics, texts, list(rows["references"]), as_written=outputs.as_written)

@@ -13,13 +13,13 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from lora_drop.config import config_hash
+from lora_drop.config.schema import config_hash
 from lora_drop.errors import UserError
 from lora_drop.experiments.grid import Planned, slug
 from lora_drop.experiments.records import is_done, join_record, write_record
-from lora_drop.pipeline import Pipeline
 from lora_drop.progress import GridReporter, Reporter
-from lora_drop.runs import Busy, Run, digest
+from lora_drop.runs.pipeline import Pipeline
+from lora_drop.runs.store import Busy, Run, digest
 
 SHARED = ("sample", "score", "norms", "train")
 """Stages that runs of the same task and seed often have in common: a threshold sweep needs one warm-up, a comparison of decoding settings one

@@ -18,18 +18,18 @@ import torch
 from datasets import Dataset
 from torch import nn
 
-from lora_drop import importance
-from lora_drop.batching import LengthGroups, row_lengths
-from lora_drop.config import TrainConfig
-from lora_drop.encoding import batches
+from lora_drop.config.schema import TrainConfig
+from lora_drop.data.batches import LengthGroups, row_lengths
+from lora_drop.data.sentences import batches
 from lora_drop.errors import UserError
 from lora_drop.experiments.grid import Planned
 from lora_drop.methods import get_method
 from lora_drop.methods.base import Method, Parameters
-from lora_drop.pipeline import Pipeline
 from lora_drop.progress import Reporter
-from lora_drop.runs import Run, digest
-from lora_drop.warmup import warmup_settings
+from lora_drop.pruning import importance
+from lora_drop.runs.pipeline import Pipeline
+from lora_drop.runs.store import Run, digest
+from lora_drop.training.warmup import warmup_settings
 
 STEPS = 2
 """Timed training steps, after one that is not counted."""

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from lora_drop.selection import Scored, Selection
+from lora_drop.pruning.selection import Scored, Selection
 
 RETAINED: dict[str, Any] = {"color": "#1f4e79"}
 SHARED: dict[str, Any] = {"color": "#d9b38c", "hatch": "///", "edgecolor": "white"}

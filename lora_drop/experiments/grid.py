@@ -29,7 +29,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lora_drop.config import (
+from lora_drop.config.schema import (
     WHERE_KEYS,
     Config,
     config_folders,
@@ -40,9 +40,9 @@ from lora_drop.config import (
     read_yaml,
     to_dict,
 )
+from lora_drop.config.strict import build, leaves, merge, put
 from lora_drop.errors import UserError, closest
-from lora_drop.runs import digest
-from lora_drop.strict import build, leaves, merge, put
+from lora_drop.runs.store import digest
 
 STAGES = ("sample", "score", "select", "train", "eval")
 COLUMNS = ("retained", "agreement")

@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from lora_drop.config import WHERE_KEYS, Config, config_hash, from_dict, to_dict
+from lora_drop.config.schema import WHERE_KEYS, Config, config_hash, from_dict, to_dict
 from lora_drop.errors import UserError
 from lora_drop.experiments.grid import Planned, slug
-from lora_drop.runs import Run, read_json, write_json
+from lora_drop.runs.store import Run, read_json, write_json
 from lora_drop.tasks import get_task
 
 VERSION = 2

@@ -17,12 +17,12 @@ from peft import AdaLoraConfig, PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lora_drop.config import MethodConfig
+from lora_drop.config.schema import MethodConfig
 from lora_drop.errors import UserError
 from lora_drop.methods import lora
 from lora_drop.methods.base import Method, heads
-from lora_drop.projections import find_places, transposed
-from lora_drop.selection import Selection
+from lora_drop.pruning.places import find_places, transposed
+from lora_drop.pruning.selection import Selection
 
 SURPLUS = 1.5
 FIRST, LAST = 0.15, 0.45

@@ -10,8 +10,8 @@ from typing import Protocol
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lora_drop.config import MethodConfig
-from lora_drop.selection import Selection
+from lora_drop.config.schema import MethodConfig
+from lora_drop.pruning.selection import Selection
 
 HEADS = ("classifier", "score", "pre_classifier", "classification_head")
 """What transformers calls the head of a sequence classifier."""

@@ -7,10 +7,10 @@ from pathlib import Path
 from torch import nn
 from transformers import PreTrainedModel
 
-from lora_drop.config import MethodConfig
+from lora_drop.config.schema import MethodConfig
 from lora_drop.errors import UserError
 from lora_drop.methods.base import Method
-from lora_drop.selection import Selection
+from lora_drop.pruning.selection import Selection
 
 
 def build(backbone: PreTrainedModel, config: MethodConfig, seed: int, selection: Selection | None) -> nn.Module:

@@ -17,11 +17,11 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel
 
-from lora_drop.config import MethodConfig
+from lora_drop.config.schema import MethodConfig
 from lora_drop.errors import UserError
 from lora_drop.methods.base import Method, heads, outermost
-from lora_drop.projections import Place, find_places, transposed
-from lora_drop.selection import Selection
+from lora_drop.pruning.places import Place, find_places, transposed
+from lora_drop.pruning.selection import Selection
 
 RANK = 8
 

@@ -17,13 +17,13 @@ from peft.utils import load_peft_weights
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lora_drop.adapters import loras
-from lora_drop.config import MethodConfig
+from lora_drop.config.schema import MethodConfig
 from lora_drop.errors import UserError
 from lora_drop.methods import lora
 from lora_drop.methods.base import Method
-from lora_drop.projections import Place, all_places, find_places
-from lora_drop.selection import Selection
+from lora_drop.pruning.adapters import loras
+from lora_drop.pruning.places import Place, all_places, find_places
+from lora_drop.pruning.selection import Selection
 
 TIES = "lora_drop.json"
 

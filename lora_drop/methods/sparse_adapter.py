@@ -21,11 +21,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lora_drop.config import MethodConfig
+from lora_drop.config.schema import MethodConfig
 from lora_drop.errors import UserError
 from lora_drop.methods import lora
 from lora_drop.methods.base import Method, Parameters, count_parameters, is_head, trainable
-from lora_drop.selection import Selection
+from lora_drop.pruning.selection import Selection
 
 DEVIATION = 0.02
 EXAMPLES = 320

@@ -11,10 +11,10 @@ from peft.utils import load_peft_weights
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from lora_drop.adapters import PREFIX, Lora, loras
 from lora_drop.errors import UserError
 from lora_drop.methods.base import Method, is_head
 from lora_drop.methods.lora import read_config
+from lora_drop.pruning.adapters import PREFIX, Lora, loras
 
 
 def adapter_folder(path: str) -> Path:

@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from lora_drop.config import MethodConfig
+from lora_drop.config.schema import MethodConfig
 from lora_drop.errors import UserError
 from lora_drop.methods.base import Method, heads, trainable
-from lora_drop.projections import Place, find_places, widths
-from lora_drop.selection import Selection
+from lora_drop.pruning.places import Place, find_places, widths
+from lora_drop.pruning.selection import Selection
 
 RANK = 56
 WEIGHTS, SETTINGS = "tied_lora.safetensors", "tied_lora.json"

@@ -9,11 +9,11 @@ from peft import VeraConfig
 from torch import nn
 from transformers import PreTrainedModel
 
-from lora_drop.config import MethodConfig
+from lora_drop.config.schema import MethodConfig
 from lora_drop.methods import lora
 from lora_drop.methods.base import Method, heads
-from lora_drop.projections import find_places, transposed
-from lora_drop.selection import Selection
+from lora_drop.pruning.places import find_places, transposed
+from lora_drop.pruning.selection import Selection
 
 RANK = 512  # LoRA-drop's Table 1: 0.03M parameters on RoBERTa-base
 

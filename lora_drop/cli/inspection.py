@@ -1,0 +1,182 @@
+"""What can be said before an hour is spent: tasks and their files, trainable parameters, the state of this machine."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from typing import Any
+
+from lora_drop.config.schema import Config
+from lora_drop.errors import UserError
+from lora_drop.tasks import get_task, task_names
+from lora_drop.tasks.base import Source
+
+
+def list_tasks(data_dir: str | None, offline: bool) -> list[dict[str, Any]]:
+    """Return one row per task: what it is, its official size, and where its rows would be read from."""
+    source = Source.resolve(data_dir, offline)
+    rows = []
+    for name in task_names():
+        task = get_task(name)
+        sizes = " / ".join(f"{count:,}" for count in task.official_rows.values())
+        rows.append(
+            {
+                "task": name,
+                "what": task.description,
+                "metric": task.primary,
+                "rows": sizes,
+                "read from": _origin(task, source),
+            }
+        )
+    return rows
+
+
+def _origin(task: Any, source: Source) -> str:
+    present = [name for name in task.files.values() if source.data_dir and (source.data_dir / name).is_file()]
+    if not task.files:
+        return task.hub
+    if len(present) == len(task.files):
+        return f"{source.data_dir}"
+    missing = ", ".join(name.rsplit("/", 1)[-1] for name in task.files.values() if name not in present)
+    elsewhere = f"Hub: {task.hub}"
+    if source.named:
+        elsewhere = f"nowhere (not in {source.data_dir})"
+    elif source.offline:
+        elsewhere = f"{elsewhere}, if cached (offline)"
+    return f"{source.data_dir}; {missing}: {elsewhere}" if present else elsewhere
+
+
+def count_methods(config: Config) -> dict[str, Any]:
+    """Count the trainable parameters of every method on a backbone, on the meta device: shapes only, no weights.
+
+    LoRA-drop's count depends on what the data will say; given is the number at the retained layers that would halve LoRA.
+    """
+    from lora_drop.methods import get_method, method_names
+    from lora_drop.models.backbones import load_meta_model, locate
+
+    task = get_task(config.task)
+    backbone = locate(config.backbone, config.offline, weights=False)
+    counted: dict[str, Any] = {}
+    for name in method_names():
+        method, model = get_method(name), load_meta_model(backbone, task)
+        selection = _half(model, config) if method.needs_selection else None
+        settings = replace(config.method, name=name)
+        counted[name] = asdict(method.count(method.build(model, settings, config.seed, selection)))
+        if selection is not None:
+            retained = ", ".join(
+                f"{len(layers.retained)} of {len(layers.retained + layers.shared)} {key}"
+                for key, layers in selection.projections.items()
+            )
+            counted[name]["note"] = f"if {retained} layers are retained; the data decide"
+    return {"backbone": config.backbone, "methods": counted}
+
+
+def _half(model: Any, config: Config) -> Any:
+    """The selection that retains just under half of the layers: what the paper's models came to on average."""
+    from lora_drop.pruning.places import find_places
+    from lora_drop.pruning.selection import Layers, Selection
+
+    layers: dict[str, list[int]] = {}
+    for place in find_places(model, config.method.target_projections):
+        layers.setdefault(place.projection, []).append(place.layer)
+    projections = {}
+    for name, numbers in layers.items():
+        kept = max(1, len(numbers) // 2 - 1)
+        projections[name] = Layers(tuple(numbers[-kept:]), tuple(numbers[:-kept]), 0.0)
+    return Selection("threshold", config.method.threshold, config.method.share, projections, 0)
+
+
+def diagnose(data_dir: str | None, offline: bool) -> list[dict[str, Any]]:
+    """Return one row per check: `check`, `state`, and `remedy` where something is missing."""
+    checks: list[Callable[[], list[dict[str, Any]]]] = [
+        _packages,
+        _devices,
+        lambda: _data(data_dir),
+        _cache,
+        _packaged_models,
+        lambda: _hub(offline),
+    ]
+    return [row for check in checks for row in check()]
+
+
+def _row(check: str, state: str, remedy: str = "") -> dict[str, Any]:
+    return {"check": check, "state": state, "remedy": remedy}
+
+
+def _packages() -> list[dict[str, Any]]:
+    from lora_drop.runs.store import versions
+
+    return [
+        _row(name, version, f"pip install {name}" if version == "not installed" else "")
+        for name, version in versions().items()
+    ]
+
+
+def _devices() -> list[dict[str, Any]]:
+    import torch
+
+    rows = [_row("cpu", f"{os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads")]
+    if torch.cuda.is_available():
+        rows += [_row(f"cuda:{index}", torch.cuda.get_device_name(index)) for index in range(torch.cuda.device_count())]
+    else:
+        rows.append(_row("cuda", "none", "base-size models take hours on a CPU: use a GPU, or --limit-train"))
+    rows.append(_row("free disk here", f"{shutil.disk_usage('.').free // 2**30} GiB"))
+    return rows
+
+
+def _data(data_dir: str | None) -> list[dict[str, Any]]:
+    try:
+        source = Source.resolve(data_dir)
+    except UserError as error:
+        return [_row("data folder", "missing", str(error))]
+    if source.data_dir is None:
+        return [_row("data folder", "none: rows come from the Hub", "official files: --data-dir or LORA_DROP_DATA")]
+    tasks = [get_task(name) for name in task_names()]
+    found = [task.name for task in tasks if task.files and (source.data_dir / task.files["train"]).is_file()]
+    return [_row("data folder", f"{source.data_dir}: {', '.join(found) or 'no official file'}")]
+
+
+def _cache() -> list[dict[str, Any]]:
+    from lora_drop.data.token_cache import cache_folder
+
+    folder = cache_folder()
+    if folder is None:
+        return [_row("tokenised rows", "not kept: no home folder", "name a folder with LORA_DROP_CACHE")]
+    size = sum(path.stat().st_size for path in folder.glob("*") if path.is_file())
+    large = "nothing is removed by itself: delete the folder when you like" if size > 1e9 else ""
+    return [_row("tokenised rows", f"{folder}: {size / 1e6:.1f} MB", large)]
+
+
+def _packaged_models() -> list[dict[str, Any]]:
+    from lora_drop.models.backbones import PACKAGED, locate
+
+    rows = []
+    for key in PACKAGED:
+        try:
+            locate(f"packaged:{key}")
+            rows.append(_row(f"packaged:{key}", "checksum right"))
+        except UserError as error:
+            rows.append(_row(f"packaged:{key}", "not usable", str(error)))
+    return rows
+
+
+def _hub(offline: bool) -> list[dict[str, Any]]:
+    import urllib.error
+    import urllib.request
+
+    if offline:
+        return [_row("Hub", "not asked (offline)")]
+    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    try:
+        with urllib.request.urlopen(f"{endpoint}/api/models?limit=1", timeout=5):
+            return [_row("Hub", f"{endpoint} answers")]
+    except (OSError, urllib.error.URLError) as error:
+        return [
+            _row(
+                "Hub",
+                f"{endpoint}: {error}",
+                "use packaged: backbones and official files, or work where there is a network",
+            )
+        ]

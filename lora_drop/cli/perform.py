@@ -1,0 +1,118 @@
+"""What `run` and the stage commands do, and the summary that they print."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import datasets
+from transformers.utils import logging
+
+from lora_drop.config.schema import Config
+from lora_drop.methods import get_method
+from lora_drop.progress import Reporter
+from lora_drop.pruning.selection import Scored, Selection
+from lora_drop.runs.pipeline import Pipeline
+from lora_drop.runs.stages import read_scores
+from lora_drop.runs.store import Run, read_json
+
+
+@dataclass
+class Summary:
+    """What is left to say when the work is done."""
+
+    scored: list[Scored] = field(default_factory=list)
+    selection: Selection | None = None
+    stability: list[dict[str, Any]] = field(default_factory=list)
+    """Rows of `stability.json`, if the importances were bootstrapped."""
+    results: list[dict[str, Any]] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+    """Sentences that belong at the very end."""
+
+
+def quiet_libraries() -> None:
+    """Let transformers print nothing but errors, and neither it nor datasets a bar: what they would say is said by our reporter."""
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+
+
+def perform(
+    run_dir: Path, config: Config, stages: list[str], force: bool, report: Reporter, compare: list[str]
+) -> Summary:
+    """Perform stages ("all", or names of `pipeline.STAGES`) in a run directory, then train the methods to compare with beside it."""
+    quiet_libraries()
+    for name in compare:
+        get_method(name)  # a wrong name must not show after the first training
+    summary = Summary()
+    run = _perform_one(run_dir, config, stages, force, report)
+    if stages != ["train"] and get_method(config.method.name).needs_selection:
+        _profile(run, summary, stages)
+    runs = [run]
+    for name in compare:
+        report.notice(f"now {get_method(name).title}, to compare")
+        other = replace(config, method=replace(config.method, name=name))
+        runs.append(_perform_one(run_dir / "compare" / name, other, stages, force, report))
+    if stages in (["all"], ["eval"]):
+        summary.results = [_result(run) for run in runs]
+    return summary
+
+
+def _profile(run: Run, summary: Summary, stages: list[str]) -> None:
+    """Read what there is to show of the layers: after `score` alone there is no selection yet."""
+    if run.file("selection.json").is_file() and stages != ["score"]:
+        summary.selection = Selection.from_json(read_json(run.file("selection.json")))
+        summary.remarks += _plain(summary.selection, read_scores(run.file("scores.json")))
+    # the stage `select` alone leaves a bootstrap of another threshold as it was
+    bootstrapped = (
+        run.config.score.bootstrap and stages in (["score"], ["all"]) and run.file("stability.json").is_file()
+    )
+    if bootstrapped:
+        summary.stability = read_json(run.file("stability.json"))["modules"]
+    if summary.selection or (bootstrapped and stages == ["score"]):
+        summary.scored = read_scores(run.file("scores.json"))
+
+
+def _plain(selection: Selection, scored: list[Scored]) -> list[str]:
+    """Return the remark that nothing was dropped, if so."""
+    if selection.trainable_parameters < sum(row.parameters for row in scored):
+        return []
+    return [
+        "LoRA-drop is plain LoRA here: each layer is retained, or is the only one left of its projection and has nobody to share with. "
+        "Lower method.threshold, or say with method.budget how many of LoRA's parameters it may have (--budget 0.5)"
+    ]
+
+
+def _perform_one(run_dir: Path, config: Config, stages: list[str], force: bool, report: Reporter) -> Run:
+    run = Run(run_dir, config)
+    pipeline = Pipeline(run, report, force)
+    # a trained adapter may be evaluated on other rows; what it was trained from stays what the directory says
+    with run.working(report, store_config=stages != ["eval"]):
+        for stage in stages:
+            if stage == "all":
+                pipeline.all()
+            else:
+                pipeline.one(stage)
+    return run
+
+
+def _result(run: Run) -> dict[str, Any]:
+    metrics = read_json(run.file("metrics.json"))
+    trained, evaluated = run.manifest["stages"]["train"], run.manifest["stages"]["eval"]
+    parameters = trained["trainable_parameters"]
+    return {
+        "method": get_method(run.config.method.name).title,
+        "parameters": parameters["adapter"],
+        "head": parameters["head"],
+        **metrics["metrics"],
+        "split": metrics["split"],
+        "n": metrics["examples"],
+        "seed": run.config.seed,
+        "epoch": f"{trained['kept_epoch']:g} ({trained['select_epoch']})",
+        "limited": _limits({**trained["limited"], **evaluated["limited"]}),
+    }
+
+
+def _limits(limited: dict[str, int]) -> str:
+    return ", ".join(f"{rows} {part} rows" for part, rows in limited.items()) or "no"

@@ -1,0 +1,1 @@
+"""What a run is told: frozen dataclasses, read strictly from YAML and overrides."""

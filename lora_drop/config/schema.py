@@ -1,0 +1,330 @@
+"""The configuration: frozen dataclasses <- YAML files + `key=value` overrides, strict.
+
+The docstring under each field is its help text (`lora-drop config` prints them). Every mistake in a configuration is
+collected and reported at once, with its key, its value, what is allowed, and the nearest valid name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lora_drop.config.strict import apply_override, build, merge, put
+from lora_drop.errors import UserError, closest
+
+
+def _checked(default: Any, allowed: str, check: Callable[[Any], bool]) -> Any:
+    """Declare a field whose value must satisfy `check`; `allowed` says the rule in words (None is always accepted)."""
+    return field(default=default, metadata={"allowed": allowed, "check": check})
+
+
+def _one_of(default: str, *names: str) -> Any:
+    return field(
+        default=default,
+        metadata={"allowed": "one of " + ", ".join(names), "check": lambda value: value in names, "names": names},
+    )
+
+
+def _positive(default: Any) -> Any:
+    return _checked(default, "a number > 0", lambda value: value > 0)
+
+
+def _fraction(default: Any) -> Any:
+    return _checked(default, "0 ≤ value < 1", lambda value: 0 <= value < 1)
+
+
+def _share(default: Any) -> Any:
+    return _checked(default, "0 < value ≤ 1", lambda value: 0 < value <= 1)
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    """Stage 1, the stratified sample."""
+
+    ratio: float = _share(0.1)
+    """Share of the training set that is sampled, per stratum (the paper's sample ratio α = 0.1)."""
+
+
+@dataclass(frozen=True)
+class WarmupConfig:
+    """Stage 2, the warm-up LoRA whose output is scored."""
+
+    epochs: float = _positive(3.0)
+    """Passes over the sample (the paper: 3)."""
+    steps: int | None = _positive(None)
+    """Instead of epochs: exactly so many optimizer steps, whatever the size of the sample; empty: warmup.epochs decides."""
+    batch_size: int | None = _positive(None)
+    """TOTAL examples per optimizer step of the warm-up (the paper states none); empty: the same as train.batch_size."""
+    learning_rate: float | None = _positive(None)
+    """Learning rate at the first step of the warm-up, which has no rise; empty: the same as train.learning_rate."""
+
+
+@dataclass(frozen=True)
+class ScoreConfig:
+    """What else is kept of the scores. The importances are the same with or without."""
+
+    norms: bool = False
+    """Keep ‖ΔW x‖² of each example in norms.json, for the distributions of the paper's Figures 2 and 4."""
+    bootstrap: int = _checked(0, "an integer ≥ 0", lambda value: value >= 0)
+    """Resample the examples so many times: confidence intervals and how often each layer is retained, in stability.json."""
+    trained: bool = False
+    """Also score the trained adapter on the sample, in scores_trained.json (the paper's Figures 7 and 8)."""
+
+
+@dataclass(frozen=True)
+class MethodConfig:
+    """What is trained."""
+
+    name: str = "lora_drop"
+    """The method; `lora-drop params` lists them."""
+    rank: int | None = _positive(None)
+    """Rank r of every low-rank pair; empty: the method's own (8 for LoRA and LoRA-drop, 512 VeRA, 56 Tied-LoRA)."""
+    alpha: float | None = _positive(None)
+    """LoRA's scaling numerator: ΔW = alpha/rank · B A; empty: 2 · rank, as in microsoft/LoRA's GLUE scripts (r 8, alpha 16)."""
+    dropout: float = _fraction(0.0)
+    """Dropout on the input of the low-rank pair (microsoft/LoRA's GLUE scripts: 0)."""
+    target_projections: tuple[str, ...] = ("query", "value")
+    """Projections that get a LoRA: query, key, value, or the leaf names of the model's own linear modules."""
+    threshold: float = _share(0.9)
+    """T: layers are retained, most important first, until their importances sum to T (the paper: 0.9)."""
+    budget: float | None = _share(None)
+    """Instead of a threshold: the largest T whose parameters are at most this share of plain LoRA's."""
+    policy: str = _one_of("threshold", "threshold", "inverse", "random", "top")
+    """Which layers keep their LoRA: the most important (threshold), or as many of the least important (inverse), random, or last (top)."""
+    share: bool = True
+    """Low-importance layers share one LoRA per projection (true) or have none (false, the ablation "w/o share")."""
+    keep_ratio: float = _share(0.5)
+    """Sparse Adapter: share of the adapter weights that is kept."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Stage 4, and everything of the warm-up that WarmupConfig does not say."""
+
+    epochs: float = _positive(5.0)
+    """Passes over the training set."""
+    learning_rate: float = _positive(5e-4)
+    """Peak learning rate of AdamW."""
+    batch_size: int = _positive(32)
+    """TOTAL examples per optimizer step, over all devices and accumulation steps."""
+    device_batch_size: int | None = _positive(None)
+    """At most this many examples at a time on one device; empty: the whole batch. Accumulation is derived from it."""
+    max_length: int = _positive(128)
+    """Longer inputs are truncated to this many tokens; of prompt and completion together, the prompt's beginning goes first."""
+    warmup_ratio: float = _fraction(0.06)
+    """Share of the steps in which the learning rate rises from 0. (Stage 2's warm-up has no such rise.)"""
+    warmup_steps: int | None = _checked(None, "an integer ≥ 0", lambda value: value >= 0)
+    """Instead of a share: this many steps, at most half of all (Hu et al. on E2E: 500); empty: train.warmup_ratio decides."""
+    weight_decay: float = _checked(0.1, "a number ≥ 0", lambda value: value >= 0)
+    """AdamW's decoupled weight decay."""
+    max_grad_norm: float = _checked(1.0, "a number ≥ 0", lambda value: value >= 0)
+    """Gradients are clipped to this norm; 0 switches clipping off."""
+    scheduler: str = _one_of("linear", "linear", "cosine", "constant", "constant_with_warmup")
+    """Learning-rate schedule after the rise."""
+    label_smoothing: float = _fraction(0.0)
+    """Share of each label's probability that is spread over all classes, or all tokens of the vocabulary (Hu et al. on E2E: 0.1)."""
+    precision: str = _one_of("fp32", "fp32", "bf16", "fp16")
+    """Arithmetic of the forward and backward pass; weights that are trained stay in fp32."""
+    packing: str = _one_of("auto", "auto", "never")
+    """Compute without padding where the model allows it (auto), or as the stock Trainer does (never); run.json says what was done."""
+    gradient_checkpointing: bool = False
+    """Compute activations twice instead of keeping them: less memory, a third more time."""
+    select_epoch: str = _one_of("best", "best", "last")
+    """Which epoch's weights are kept: the best on eval.split (as the paper reports) or the last."""
+    start_from: str | None = None
+    """Start LoRA and LoRA-drop, and the warm-up, from this adapter: a run directory or a PEFT adapter's folder; empty: from B = 0."""
+    save_steps: int | None = _positive(None)
+    """Also write a checkpoint every so many steps; empty: after each epoch."""
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """Stage 5."""
+
+    batch_size: int = _positive(64)
+    """Examples per forward pass."""
+    split: str | None = None
+    """Split that is evaluated; empty: test in E2E, DART and DialogSum, else validation. MNLI also has validation_matched and _mismatched."""
+
+
+@dataclass(frozen=True)
+class GenerationConfig:
+    """How text is decoded."""
+
+    num_beams: int = _positive(1)
+    """Beams; 1 is greedy decoding."""
+    max_new_tokens: int = _positive(64)
+    """Length limit of the generated text."""
+    length_penalty: float = 1.0
+    """Exponent of the length in beam search."""
+    no_repeat_ngram_size: int = _checked(0, "an integer ≥ 0", lambda value: value >= 0)
+    """N-grams of this size occur once; 0 switches the rule off."""
+
+
+@dataclass(frozen=True)
+class LimitConfig:
+    """Run on fewer rows. A limited run says so everywhere."""
+
+    train: int | None = _positive(None)
+    """Use this many training rows, stratified; empty: all."""
+    eval: int | None = _positive(None)
+    """Use this many evaluation rows, stratified; empty: all."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run, completely. Two runs with equal configurations (but for where they run) give equal results on a CPU."""
+
+    task: str = "toy-nli"
+    """The task; `lora-drop tasks` lists them."""
+    backbone: str = "packaged:minilm-l6"
+    """The pretrained model: a Hub id (or id@revision), a folder, packaged:NAME, shape:NAME (random weights) or tiny:NAME."""
+    quantization: str = _one_of("none", "none", "nf4")
+    """Precision of the frozen weights: as they come (none), or 4 bits (nf4, as in QLoRA; needs CUDA and the extra qlora)."""
+    seed: int = _checked(0, "an integer from 0 to 4294967295", lambda value: 0 <= value < 2**32)
+    """Seed of the sample, the initial weights, the order of the rows and dropout."""
+    data_dir: str | None = None
+    """Folder with the official files, which must hold those of the task; empty: $LORA_DROP_DATA, else the Hub."""
+    data_revision: str | None = None
+    """Take the rows from this branch, tag or commit of the data set on the Hub; empty: from files, else what is cached, else the newest."""
+    device: str = _checked(
+        "auto",
+        "auto, cpu, cuda or mps (choose one of several GPUs with CUDA_VISIBLE_DEVICES)",
+        lambda value: value in ("auto", "cpu", "cuda", "mps"),
+    )
+    """Where to compute; auto: the GPU if there is one."""
+    offline: bool = False
+    """Never ask the Hub; what is not on this machine is an error."""
+    sample: SampleConfig = SampleConfig()
+    """Stage 1."""
+    warmup: WarmupConfig = WarmupConfig()
+    """Stage 2."""
+    score: ScoreConfig = ScoreConfig()
+    """Beside the scores."""
+    method: MethodConfig = MethodConfig()
+    """What is trained."""
+    train: TrainConfig = TrainConfig()
+    """Stage 4."""
+    eval: EvalConfig = EvalConfig()
+    """Stage 5."""
+    generation: GenerationConfig = GenerationConfig()
+    """Decoding."""
+    limit: LimitConfig = LimitConfig()
+    """Fewer rows."""
+
+
+WHERE_KEYS = ("data_dir", "device", "offline")
+"""Keys that say where a run happens, not what it computes: they are left out of its identity."""
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Return the configuration as plain nested dictionaries (tuples become lists)."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def to_yaml(config: Config) -> str:
+    """Return the content of a configuration file that gives the same configuration again, whatever its texts hold."""
+    values = to_dict(config)
+    readable = json.dumps(
+        values, ensure_ascii=False
+    ).isprintable()  # else escaped: YAML takes U+0085, say, for a line end
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=readable)
+
+
+def config_hash(config: Config) -> str:
+    """Return 12 hexadecimal digits that identify what a run computes (WHERE_KEYS are left out)."""
+    what = {key: value for key, value in to_dict(config).items() if key not in WHERE_KEYS}
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def load_config(
+    files: Iterable[str | Path] = (), overrides: Iterable[str] = (), flags: Mapping[str, Any] | None = None
+) -> Config:
+    """Build a configuration from YAML files, overrides and flags; later ones win.
+
+    Args:
+        files: paths, or names of packaged files (`glue/rte`).
+        overrides: `dotted.key=value`, read as the key's type asks for.
+        flags: values by dotted key, taken as they are; None says nothing.
+
+    Raises:
+        UserError: with every mistake found.
+    """
+    errors: list[str] = []
+    merged: dict[str, Any] = {}
+    for name in files:
+        merge(merged, read_yaml(find_config(name)))
+    override(merged, overrides, flags or {}, errors)
+    return from_dict(merged, errors=errors)
+
+
+def override(into: dict[str, Any], overrides: Iterable[str], flags: Mapping[str, Any], errors: list[str]) -> None:
+    """Put `dotted.key=value` overrides, then flags (values by dotted key; None says nothing) over nested values."""
+    for text in overrides:
+        apply_override(into, text, errors, Config)
+    for key, value in flags.items():
+        if value is not None:
+            put(into, key, value)
+
+
+def from_dict(values: Mapping[str, Any], errors: list[str] | None = None) -> Config:
+    """Build a configuration from nested dictionaries. Raises UserError that lists every unknown key and wrong value."""
+    from lora_drop.methods import method_names
+    from lora_drop.tasks import task_names
+
+    errors = [] if errors is None else errors
+    config = build(Config, values, errors)
+    for key, name, known in (("task", config.task, task_names()), ("method.name", config.method.name, method_names())):
+        if name not in known:
+            errors.append(f"{key} = {name!r}: allowed is one of {', '.join(known)}.{closest(name, known)}")
+    if errors:
+        raise UserError(
+            "The configuration has " + _count(len(errors)) + ":\n" + "\n".join(f"  {error}" for error in errors)
+        )
+    return config
+
+
+def find_config(name: str | Path) -> Path:
+    """Return the path of a configuration file: a path as given, or the packaged file of that name (`glue/rte`)."""
+    path = Path(name)
+    if path.is_file():
+        return path
+    candidates = [folder / f"{name}.yaml" for folder in config_folders()]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    files = (file.relative_to(folder).with_suffix("") for folder in config_folders() for file in folder.rglob("*.yaml"))
+    known = sorted(file.as_posix() for file in files if file.parts[0] != "experiments")
+    raise UserError(
+        f"No configuration file {str(name)!r}.{closest(str(name), known)} Give a path, or one of: {', '.join(known)}"
+    )
+
+
+def config_folders() -> list[Path]:
+    """Return the folders that hold the packaged configurations: inside the wheel, or beside the package in a checkout."""
+    package = Path(__file__).parents[1]
+    return [folder for folder in (package / "configs", package.parent / "configs") if folder.is_dir()]
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Return the keys and values of a YAML file, empty if it is. Raises UserError if it is none, or holds something else."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not readable YAML: {error}") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise UserError(f"{path} must hold keys and values, but holds a {type(content).__name__}.")
+    return content
+
+
+def _count(number: int) -> str:
+    return "an error" if number == 1 else f"{number} errors"

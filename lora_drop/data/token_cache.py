@@ -1,0 +1,130 @@
+"""Tokenised rows, kept on disk by the hash of all that decides them: the same rows are tokenised once on a machine.
+
+`datasets` writes and maps the Arrow file of an entry, `KEY.arrow`; `KEY.json` beside it holds the file's digest, by which damage is recognised, and
+what the user is to know about the rows (how many were cut). A cache that cannot be read or written is no error: the rows are then tokenised as if
+there were none. Nothing is ever removed; `lora-drop doctor` says how large the folder is, and it may be deleted at any time.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from datasets import Dataset
+
+from lora_drop.config.schema import Config
+from lora_drop.progress import Reporter
+from lora_drop.runs.store import digest, file_digest, versions, write_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from lora_drop.evaluation.kinds import Encoded
+
+CODE = ("data/sentences.py", "data/completions.py", "data/token_cache.py", "evaluation/kinds.py")
+"""The files that decide what is kept, and how: an entry of other code is not found, rather than a version number forgotten."""
+PACKAGES = ("transformers", "tokenizers", "datasets")
+
+
+def cache_folder() -> Path | None:
+    """Return `tokens` in `$LORA_DROP_CACHE`, else in `lora-drop` in `$XDG_CACHE_HOME` or `~/.cache`; None for a user without a home."""
+    own, users = os.environ.get("LORA_DROP_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    try:
+        return (Path(own).expanduser() if own else Path(users or "~/.cache").expanduser() / "lora-drop") / "tokens"
+    except RuntimeError:
+        return None
+
+
+def entry_key(
+    rows: str, what: str, causal: bool, tokenizer: PreTrainedTokenizerBase, backbone: str, config: Config
+) -> str:
+    """Return the hash of everything that decides tokenised rows.
+
+    Args:
+        rows: the digest of their content.
+        what: "training" or "evaluation".
+        causal: whether the backbone continues texts, or classifies them.
+        tokenizer: by its content.
+        backbone: its identity.
+        config: of which `train.max_length` and `generation.max_new_tokens` count.
+    """
+    lengths = [config.train.max_length, config.generation.max_new_tokens]
+    code = [file_digest(Path(__file__).parents[1] / name) for name in CODE]
+    return digest(
+        rows,
+        what,
+        causal,
+        _content(tokenizer),
+        backbone,
+        lengths,
+        code,
+        [versions(PACKAGES)[name] for name in PACKAGES],
+    )
+
+
+def _content(tokenizer: PreTrainedTokenizerBase) -> list[Any]:
+    """Return what a tokenizer does to a text, as JSON-like values; the settings for padding and cutting that its last call left are no part of it."""
+    settings = [
+        type(tokenizer).__name__,
+        tokenizer.model_input_names,
+        tokenizer.padding_side,
+        tokenizer.truncation_side,
+        tokenizer.special_tokens_map,
+    ]
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return [*settings, tokenizer.get_vocab()]
+    return [*settings, {**json.loads(backend.to_str()), "padding": None, "truncation": None}]
+
+
+def kept_or_made(
+    folder: Path | None, key: str, rows: Dataset, make: Callable[[], Encoded], report: Reporter
+) -> Encoded:
+    """Return tokenised rows and what is to be said of them: those kept under `key`, else those that `make` returns, which are then kept.
+
+    Args:
+        folder: of the entries; None keeps nothing.
+        key: see `entry_key`.
+        rows: what is tokenised.
+        make: tokenises them.
+        report: told if the folder cannot be written.
+    """
+    found = _read(folder, key) if folder else None
+    if found or folder is None:
+        return found or make()
+    encoded, notices = make()
+    path = folder / f"{key}.arrow"
+    written = folder / f"{key}-{os.getpid()}.arrow"  # another process may be writing the same
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        rows.map(
+            lambda _: encoded.with_format("arrow")[:],
+            batched=True,
+            batch_size=len(rows),
+            remove_columns=rows.column_names,
+            new_fingerprint=key,
+            cache_file_name=str(written),
+        )
+        written.replace(path)
+        write_json(path.with_suffix(".json"), {"digest": file_digest(path), "notices": notices})
+        return _read(folder, key) or (encoded, notices)
+    except OSError as error:
+        report.notice(
+            f"tokenised rows cannot be kept in {folder} ({error.strerror}); each command makes them anew. "
+            "LORA_DROP_CACHE names another folder"
+        )
+        return encoded, notices
+
+
+def _read(folder: Path, key: str) -> Encoded | None:
+    path = folder / f"{key}.arrow"
+    try:
+        entry = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        if entry["digest"] != file_digest(path):
+            return None
+        return Dataset.from_file(str(path)), entry["notices"]
+    except (OSError, ValueError, KeyError, TypeError):  # none, or damaged
+        return None

@@ -1,0 +1,170 @@
+"""What a task's kind decides: how its rows become tokens and batches, what is minimised, and how a model is evaluated.
+
+`classification` and `regression` have a classifier on the backbone; `generation` has a language model that continues a prompt.
+Nothing else of the pipeline asks for the kind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import nn
+from torch.nn import functional
+from transformers import PreTrainedTokenizerBase
+
+from lora_drop.config.schema import Config
+from lora_drop.data.completions import encode_pairs, encode_prompts, pair_collator, token_loss
+from lora_drop.data.sentences import Collate, collator, encode
+from lora_drop.errors import UserError
+from lora_drop.evaluation.base import Evaluation
+from lora_drop.evaluation.classifier import evaluate_classifier
+from lora_drop.evaluation.generator import evaluate_generator
+from lora_drop.tasks.base import Task
+from lora_drop.training.trainer import Loss
+
+Encoded = tuple[Dataset, list[str]]
+"""Tokenised rows, and what the user should know about them."""
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of task."""
+
+    causal: bool
+    """Whether the backbone continues texts; else it has a classifier."""
+    scored_each_epoch: bool
+    """Whether an evaluation costs so little that each epoch gets one, also where no epoch is chosen by it."""
+    check: Callable[[Config, Task], None]
+    """Raises UserError for settings that do not fit this kind, before an hour is spent."""
+    encode_training: Callable[[Dataset, PreTrainedTokenizerBase, Config, str], Encoded]
+    """`encode_training(rows, tokenizer, config, what)`; `what` the rows are called when something is to be said of them."""
+    encode_evaluation: Callable[[Dataset, PreTrainedTokenizerBase, Config, str], Encoded]
+    collate: Callable[[PreTrainedTokenizerBase], Collate]
+    """Makes the function that pads training rows to a batch."""
+    loss: Callable[[float], Loss | None]
+    """`loss(label_smoothing)`: what is minimised; None is the model's own loss."""
+    evaluate: Callable[..., Evaluation]
+    """`evaluate(model, task, rows, encoded, tokenizer, config, progress, journal)`: `encoded` are the tokens of the evaluation `rows`; in `journal`
+    it may keep what a killed evaluation continues from."""
+    settings: Callable[[Config], dict[str, Any]]
+    """The part of the configuration that, beside the adapter and the rows, decides the outcome of an evaluation."""
+
+
+def get_kind(task: Task) -> Kind:
+    """Return what decides about a task."""
+    return _GENERATOR if task.kind == "generation" else _CLASSIFIER
+
+
+def _encode_sentences(rows: Dataset, tokenizer: PreTrainedTokenizerBase, config: Config, what: str) -> Encoded:
+    limit = config.train.max_length
+    encoded, cut, empty = encode(rows, tokenizer, limit)
+    told = {
+        f"{cut:,} of {len(rows):,} {what} inputs are longer than train.max_length={limit} and were cut": cut,
+        f"{empty:,} of {len(rows):,} {what} inputs are empty for this tokenizer; the end of a text stands for them": empty,
+    }
+    return encoded, [text for text, count in told.items() if count]
+
+
+def _encode_pairs(rows: Dataset, tokenizer: PreTrainedTokenizerBase, config: Config, what: str) -> Encoded:
+    limit = config.train.max_length
+    encoded, cut = encode_pairs(rows, tokenizer, limit)
+    notices = []
+    if cut.prompts:
+        notices.append(
+            f"{cut.prompts:,} of {len(rows):,} {what} prompts were cut at their beginning: train.max_length={limit}"
+        )
+    if cut.completions:
+        notices.append(
+            f"{cut.completions:,} of {len(rows):,} {what} completions alone are longer and were cut at their end: train.max_length={limit}"
+        )
+    return encoded, notices
+
+
+def _encode_prompts(rows: Dataset, tokenizer: PreTrainedTokenizerBase, config: Config, what: str) -> Encoded:
+    """Prompt and generated text together are never longer than what was trained on, for which the backbone has positions enough."""
+    limit = config.train.max_length - config.generation.max_new_tokens
+    encoded, cut = encode_prompts(rows, tokenizer, limit)
+    told = f"{cut.prompts:,} of {len(rows):,} {what} prompts were cut at their beginning: train.max_length - generation.max_new_tokens = {limit}"
+    return encoded, [told] if cut.prompts else []
+
+
+def _smoothed_loss(smoothing: float) -> Loss | None:
+    if not smoothing:
+        return None
+
+    def loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None) -> torch.Tensor:
+        total = functional.cross_entropy(outputs.logits.float(), labels, reduction="sum", label_smoothing=smoothing)
+        return total / (len(labels) if num_items_in_batch is None else num_items_in_batch)
+
+    return loss
+
+
+def _check_classifier(config: Config, task: Task) -> None:
+    if config.train.label_smoothing and task.kind == "regression":
+        raise UserError(f"train.label_smoothing is for labels, but {task.name} predicts a number. Set it to 0.")
+
+
+def _check_generator(config: Config, task: Task) -> None:
+    if config.generation.max_new_tokens >= config.train.max_length:
+        raise UserError(
+            f"generation.max_new_tokens={config.generation.max_new_tokens} leaves no room for a prompt in "
+            f"train.max_length={config.train.max_length}. Raise the latter or lower the former."
+        )
+
+
+def _evaluate_classifier(
+    model: nn.Module,
+    task: Task,
+    rows: Dataset,
+    encoded: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    config: Config,
+    progress: Progress | None,
+    journal: Path | None,
+) -> Evaluation:
+    return evaluate_classifier(model, task, rows, encoded, collator(tokenizer), config.eval.batch_size, progress)
+
+
+def _evaluate_generator(
+    model: nn.Module,
+    task: Task,
+    rows: Dataset,
+    encoded: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    config: Config,
+    progress: Progress | None,
+    journal: Path | None,
+) -> Evaluation:
+    return evaluate_generator(
+        model, task, rows, encoded, tokenizer, config.generation, config.eval.batch_size, progress, journal
+    )
+
+
+_CLASSIFIER = Kind(
+    causal=False,
+    scored_each_epoch=True,
+    check=_check_classifier,
+    encode_training=_encode_sentences,
+    encode_evaluation=_encode_sentences,
+    collate=collator,
+    loss=_smoothed_loss,
+    evaluate=_evaluate_classifier,
+    settings=lambda config: {},
+)
+_GENERATOR = Kind(
+    causal=True,
+    scored_each_epoch=False,
+    check=_check_generator,
+    encode_training=_encode_pairs,
+    encode_evaluation=_encode_prompts,
+    collate=pair_collator,
+    loss=token_loss,
+    evaluate=_evaluate_generator,
+    settings=lambda config: {"generation": vars(config.generation)},
+)

@@ -1,0 +1,79 @@
+"""BLEU by three protocols, all counted by sacreBLEU: its own default, the E2E challenge's, DART's."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import sacrebleu
+
+from lora_drop.evaluation.metrics.text_metric import TextMetric
+
+DART_REFERENCES = 3
+
+
+def _corpus_bleu(
+    bleu: sacrebleu.BLEU, predictions: Sequence[str], references: Sequence[Sequence[str]]
+) -> tuple[float, str]:
+    """Return the score and sacreBLEU's signature. An item with fewer references than others simply has fewer."""
+    longest = max(map(len, references))
+    columns = [[texts[number] if number < len(texts) else None for texts in references] for number in range(longest)]
+    score = bleu.corpus_score(list(predictions), columns).score  # type: ignore[arg-type]  # None is allowed, not declared
+    return score, str(bleu.get_signature())
+
+
+class SacreBleu(TextMetric):
+    """Corpus BLEU over all references with sacreBLEU's defaults (Post 2018): 13a tokens, case kept, exponential smoothing."""
+
+    names = ("sacrebleu",)
+    description = "corpus BLEU, all references, sacreBLEU's defaults"
+
+    def _compute(self, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
+        score, signature = _corpus_bleu(sacrebleu.BLEU(force=True), predictions, references)
+        self.signatures = {"sacrebleu": signature}
+        return {"sacrebleu": score}
+
+
+class E2eBleu(TextMetric):
+    """The E2E challenge's BLEU (Dušek et al. 2020), mteval-v13a: all references, lower-cased, 13a tokens, not smoothed."""
+
+    names = ("e2e_bleu",)
+    description = "BLEU as the E2E challenge's measure_scores (mteval-v13a)"
+
+    def _compute(self, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
+        bleu = sacrebleu.BLEU(lowercase=True, tokenize="13a", smooth_method="none", force=True)
+        score, signature = _corpus_bleu(bleu, predictions, references)
+        self.signatures = {"e2e_bleu": f"protocol:e2e-challenge|{signature}"}
+        return {"e2e_bleu": score}
+
+
+class DartBleu(TextMetric):
+    """DART's BLEU (Nan et al. 2021), multi-bleu.perl on its `.lex` references.
+
+    Those are the first three annotations, split into words and single signs, lower-cased. Tokens are what white space
+    separates, case is kept, nothing is smoothed. An item with fewer annotations is given blank references, which count as
+    references of length 0 where the length closest to the prediction's is sought.
+    """
+
+    names = ("dart_bleu",)
+    description = "BLEU as DART's evaluation (multi-bleu.perl, three references)"
+
+    def _compute(self, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
+        texts = [_bytewise(text if self.as_written else dart_form(text)) for text in predictions]
+        blanks = [""] * DART_REFERENCES
+        padded = [[_bytewise(dart_form(text)) for text in [*given, *blanks][:DART_REFERENCES]] for given in references]
+        bleu = sacrebleu.BLEU(tokenize="none", smooth_method="none", force=True)
+        score, signature = _corpus_bleu(bleu, texts, padded)
+        form = "as-written" if self.as_written else "tokenised-lower-cased"
+        self.signatures = {"dart_bleu": f"protocol:dart-multi-bleu|predictions:{form}|{signature}"}
+        return {"dart_bleu": score}
+
+
+def dart_form(text: str) -> str:
+    """Return a text as DART's reference files have it: `Hawaii Five-O's` -> `hawaii five - o ' s`."""
+    return " ".join(token.lower() for token in re.findall(r"\w+|[^\w\s]", text))
+
+
+def _bytewise(text: str) -> str:
+    """Keep words together that only a Unicode space separates: the Perl script reads bytes and knows ASCII's spaces alone."""
+    return re.sub(r"[^\S \t\n\v\f\r]", "\N{WORD JOINER}", text)

@@ -1,0 +1,92 @@
+"""The metrics of generated text by name, each with the protocol it stands for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from lora_drop.errors import UserError, closest
+from lora_drop.evaluation.metrics.bleu import DartBleu, E2eBleu, SacreBleu
+from lora_drop.evaluation.metrics.character import CharBleu4, RougeChineseL, paper_package
+from lora_drop.evaluation.metrics.rouge import E2eRougeL, RougeL, RougeStem
+from lora_drop.evaluation.metrics.text_metric import TextMetric
+
+CLASSES: tuple[type[TextMetric], ...] = (
+    SacreBleu,
+    RougeL,
+    E2eBleu,
+    E2eRougeL,
+    DartBleu,
+    RougeStem,
+    CharBleu4,
+    RougeChineseL,
+)
+METRICS: dict[str, type[TextMetric]] = {name: metric for metric in CLASSES for name in metric.names}
+"""Which class computes the metric of a name."""
+PACKAGES = {"char_bleu4": ("nltk",), "rouge_chinese_l": ("jieba", "rouge_chinese")}
+"""Packages of the extra paper-metrics that a metric needs."""
+
+
+@dataclass(frozen=True)
+class TextScores:
+    """Numbers from 0 to 100 by metric, how each was counted, and why others were not."""
+
+    metrics: dict[str, float]
+    signatures: dict[str, str]
+    skipped: dict[str, str] = field(default_factory=dict)
+
+
+def score_texts(
+    names: Sequence[str],
+    predictions: Sequence[str],
+    references: Sequence[Sequence[str]],
+    as_written: bool = False,
+    skip_missing: bool = True,
+) -> TextScores:
+    """Compare texts with references.
+
+    Args:
+        names: metrics to compute (keys of METRICS); the numbers come in this order.
+        predictions: one text per item.
+        references: one or more texts per item.
+        as_written: see TextMetric; False suits the raw text of a model.
+        skip_missing: leave out metrics whose packages (extra paper-metrics) are not installed, and say so in `skipped`.
+
+    Raises:
+        UserError: for an unknown metric, no items, other numbers of predictions and references, an item without reference,
+            and, unless `skip_missing`, for packages that are not installed.
+    """
+    for name in names:
+        if name not in METRICS:
+            raise UserError(f"Unknown metric {name!r}.{closest(name, list(METRICS))} Metrics: {', '.join(METRICS)}")
+    if not predictions or len(predictions) != len(references):
+        raise UserError(
+            f"There are {len(predictions)} predictions for {len(references)} items; every item needs exactly one."
+        )
+    if not all(references):
+        raise UserError(
+            f"Item {[bool(given) for given in references].index(False) + 1} has no reference to compare with."
+        )
+    skipped = _not_installed(names) if skip_missing else {}
+    numbers: dict[str, float] = {}
+    signatures: dict[str, str] = {}
+    for metric_class in dict.fromkeys(METRICS[name] for name in names if name not in skipped):
+        metric = metric_class(as_written=as_written)
+        numbers |= metric.compute(predictions=list(predictions), references=[list(given) for given in references]) or {}
+        signatures |= metric.signatures
+    computed = [name for name in names if name in numbers]
+    return TextScores(
+        {name: numbers[name] for name in computed}, {name: signatures[name] for name in computed}, skipped
+    )
+
+
+def _not_installed(names: Sequence[str]) -> dict[str, str]:
+    """Return why a metric cannot be computed here, by name."""
+    skipped = {}
+    for name in names:
+        for package in PACKAGES.get(name, ()):
+            try:
+                paper_package(package)
+            except UserError as error:
+                skipped[name] = str(error)
+    return skipped

@@ -1,0 +1,1 @@
+"""The Hugging Face Hub: revisions, its cache, and its failures in sentences."""

@@ -1,0 +1,1 @@
+"""A pretrained model and its tokenizer, by name."""

@@ -1,0 +1,40 @@
+"""A frozen backbone in 4 bits (QLoRA, Dettmers et al. 2023, arXiv 2305.14314): NF4 weights with quantized constants, computed with in bf16."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import torch
+from transformers import BitsAndBytesConfig
+
+from lora_drop.config.schema import Config
+from lora_drop.errors import UserError
+
+
+def check_quantization(config: Config, device: torch.device) -> None:
+    """Raise UserError if the configuration asks for a quantized backbone that this machine, backbone or method cannot have."""
+    if config.quantization == "none":
+        return
+    asked = f"quantization={config.quantization}"
+    if config.method.name in ("full", "tied_lora"):
+        raise UserError(
+            f"{asked} needs a method that is a PEFT adapter, and {config.method.name} is none. Choose another method, or quantization=none."
+        )
+    if config.backbone.startswith(("tiny:", "packaged:", "shape:")):
+        raise UserError(
+            f"{asked} is for backbones from the Hub or a folder; {config.backbone} is neither. Set quantization=none."
+        )
+    if device.type != "cuda":
+        raise UserError(f"{asked} needs an NVIDIA GPU, and the device is {device.type}. Set quantization=none.")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError(f"{asked} needs the package bitsandbytes. Install it with: pip install 'lora-drop[qlora]'")
+
+
+def nf4() -> BitsAndBytesConfig:
+    """Return transformers' settings for it."""
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )

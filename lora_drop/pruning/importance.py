@@ -1,0 +1,186 @@
+"""Stage 2: how strongly the output of each LoRA moves the frozen model (paper §3.1).
+
+The score of LoRA i is g_i = mean over the sample of ‖ΔW_i x_i‖² with ΔW_i = scaling · B_i A_i, summed over the tokens of an example
+(paper eq. 3). With z = A x, which is r numbers a token, and the Gram matrix C = Σ z zᵀ (r × r) over all real tokens,
+
+    Σ ‖scaling · B A x‖² = Σ zᵀ M z = ⟨C, M⟩    with M = scaling² · Bᵀ B.
+
+So nothing of the model's width is ever kept, padding is left out exactly, and C adds up over batches, files and machines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from lora_drop.errors import UserError
+from lora_drop.pruning.adapters import Lora, loras
+from lora_drop.pruning.observation import Observer, examples_in
+from lora_drop.pruning.places import Place, all_places
+from lora_drop.pruning.selection import Scored, normalise
+from lora_drop.training.packing import Packing
+
+
+@dataclass
+class Moments:
+    """What a pass over the data leaves of it: sums, so that two passes over two halves add up to one over the whole."""
+
+    gram: dict[str, Float[Tensor, "rank rank"]] = field(default_factory=dict)
+    """C = Σ z zᵀ per module, float64, on the CPU."""
+    examples: int = 0
+    tokens: int = 0
+    norms: dict[str, list[float]] | None = None
+    """‖ΔW x‖² of each example per module, in the order of the data, if asked for."""
+
+    def __add__(self, other: Moments) -> Moments:
+        """Return the moments of both passes together."""
+        gram = {name: self.gram[name] + other.gram[name] for name in self.gram} if self.gram else dict(other.gram)
+        norms = None
+        if self.norms is not None and other.norms is not None:
+            norms = {name: self.norms.get(name, []) + other.norms[name] for name in other.norms}
+        return Moments(gram, self.examples + other.examples, self.tokens + other.tokens, norms)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The importance of every LoRA; `rows` in model order."""
+
+    rows: tuple[Scored, ...]
+    examples: int
+    tokens: int
+    norms: dict[str, list[float]] | None = None
+    """Per module, ‖ΔW x‖² of each example, if asked for."""
+    left_out: tuple[str, ...] = ()
+    """Modules with a LoRA outside the numbered blocks (a pooler, a language model's head): they are no layers to choose from."""
+
+
+def score(
+    model: nn.Module,
+    batches: Iterable[Mapping[str, Any]],
+    *,
+    per_example: bool = False,
+    progress: Callable[[int], None] | None = None,
+    packing: Packing | None = None,
+) -> Scores:
+    """Score every active LoRA of a PEFT model by the squared norm of its output on the data.
+
+    Args:
+        model: a PEFT model with LoRA, warmed up. Its mode, hooks and gradients are as before when this returns or raises.
+        batches: keyword arguments of the model's forward: `input_ids` (`batch seq`), or `inputs_embeds`, `pixel_values` and the like, and
+            `attention_mask` (`batch seq`), not 0 at real tokens. Labels are not needed, but where a decoder reads them. A batch without
+            `attention_mask` is taken to have no padding.
+        per_example: also keep the norm of each example (for distributions and the bootstrap).
+        progress: called with the number of examples seen, after each batch.
+        packing: computes the batches without padding; None is the model's own way.
+
+    Returns:
+        Scores with g_i and I_i = g_i / Σ g per projection. A module that is called several times in one pass (ALBERT) is scored by the sum of
+        its calls; calls on anything but the batch's tokens (DeBERTa's relative positions) do not count.
+
+    Raises:
+        UserError: if the model has no LoRA, or one that cannot be scored (see `adapters.loras`); there is no data; no LoRA was ever trained
+            (all scores 0); or a module sees inputs that are not the batch's tokens, as an expert does.
+    """
+    moments = collect_moments(model, batches, per_example=per_example, progress=progress, packing=packing)
+    return score_moments(model, moments)
+
+
+def collect_moments(
+    model: nn.Module,
+    batches: Iterable[Mapping[str, Any]],
+    *,
+    per_example: bool = False,
+    progress: Callable[[int], None] | None = None,
+    packing: Packing | None = None,
+) -> Moments:
+    """Run the model over the data and return the Gram matrices of z = A x. One forward pass, no gradients; see `score`."""
+    layers = numbered(model)
+    metrics = {name: lora.metric for name, lora in layers.items()} if per_example else {}
+    moments = Moments(norms={name: [] for name in layers} if per_example else None)
+    sums: dict[str, Tensor] = {}
+    norms: dict[str, Tensor] = {}  # of the batch under way, over the calls of each module
+
+    def add(name: str, z: Float[Tensor, "batch seq inner"]) -> None:
+        gram = wide(token_gram(z))
+        sums[name] = sums[name] + gram if name in sums else gram
+        if name in metrics:
+            of_call = example_norms(z, metrics[name])
+            norms[name] = norms[name] + of_call if name in norms else of_call
+
+    with Observer(model, layers, add) as observer, torch.no_grad():
+        for batch in batches:
+            inputs = observer.prepare(batch)
+            with packing.over(inputs, whole=True) if packing else nullcontext() as layout:
+                observer.look(inputs, layout)
+            moments.examples += examples_in(inputs)
+            moments.tokens += observer.tokens
+            if moments.norms is not None:
+                for name in layers:
+                    moments.norms[name] += norms[name].tolist()
+                norms.clear()
+            if progress:
+                progress(moments.examples)
+    moments.gram = {name: sums[name].cpu() for name in layers if name in sums}
+    return moments
+
+
+def score_moments(model: nn.Module, moments: Moments) -> Scores:
+    """Turn Gram matrices into scores: g_i = ⟨C_i, M_i⟩ / examples, normalised per projection."""
+    if moments.examples == 0:
+        raise UserError("There is nothing to score: the sample has no rows.")
+    layers = numbered(model)
+    places = {place.name: place for place in all_places(model) if place.name in layers}
+    values = {
+        name: float((moments.gram[name] * wide(lora.metric).cpu()).sum()) / moments.examples
+        for name, lora in layers.items()
+    }
+    shares = _importances(places.values(), values)
+    rows = [
+        Scored(name, place.projection, place.layer, values[name], shares[name], layers[name].parameters)
+        for name, place in places.items()
+    ]
+    left_out = tuple(name for name in loras(model) if name not in layers)
+    return Scores(tuple(rows), moments.examples, moments.tokens, moments.norms, left_out)
+
+
+def numbered(model: nn.Module) -> dict[str, Lora]:
+    """Return the active LoRAs inside the numbered blocks. Raises UserError if there are none, or one that cannot be scored."""
+    known = {place.name for place in all_places(model)}
+    found = {name: lora for name, lora in loras(model).items() if name in known}
+    if not found:
+        raise UserError("No LoRA of the model is inside a numbered block, so there are no layers to choose from.")
+    return found
+
+
+def wide(value: Tensor) -> Tensor:
+    """Return a tensor in float64, on the CPU where its device has none (Apple's)."""
+    return value.cpu().double() if value.device.type == "mps" else value.double()
+
+
+def token_gram(z: Float[Tensor, "batch seq inner"]) -> Float[Tensor, "inner inner"]:
+    """Return Σ z zᵀ over all tokens of all examples. Padding must be zero."""
+    flat = z.flatten(0, 1).float()
+    return flat.T @ flat
+
+
+def example_norms(z: Float[Tensor, "batch seq inner"], metric: Float[Tensor, "inner inner"]) -> Float[Tensor, " batch"]:
+    """Return Σ over tokens of zᵀ M z for each example. Padding must be zero."""
+    z = z.float()
+    return ((z @ metric) * z).sum(dim=(1, 2))
+
+
+def _importances(places: Iterable[Place], values: Mapping[str, float]) -> dict[str, float]:
+    by_projection: dict[str, dict[int, str]] = {}
+    for place in places:
+        by_projection.setdefault(place.projection, {})[place.layer] = place.name
+    shares = {}
+    for names in by_projection.values():
+        for layer, share in normalise({layer: values[name] for layer, name in names.items()}).items():
+            shares[names[layer]] = share
+    return shares

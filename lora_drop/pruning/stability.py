@@ -1,0 +1,96 @@
+"""How far the importances can be trusted: a bootstrap over the examples of the sample.
+
+The sample that is scored is one of many that could have been drawn. Drawing from it again, with replacement, many times, says how much each
+importance would change with other rows, and how often each layer would have been retained. The warm-up is not repeated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from lora_drop.errors import UserError
+from lora_drop.pruning.selection import Scored, normalise, select
+
+CONFIDENCE = 0.95
+CHUNK = 100
+
+
+def bootstrap(
+    scored: Sequence[Scored],
+    norms: Mapping[str, Sequence[float]],
+    resamples: int,
+    *,
+    threshold: float = 0.9,
+    budget: float | None = None,
+    share: bool = True,
+    seed: int = 0,
+) -> list[dict[str, Any]]:
+    """Resample the examples and select layers anew each time.
+
+    Args:
+        scored: every LoRA, as in `scores.json`.
+        norms: by module name, ‖ΔW x‖² of each example; all lists in the same order.
+        resamples: how many times to draw as many examples as there are, with replacement.
+        threshold: T at which layers are retained.
+        budget: instead of T, as in `select`.
+        share: what a budget counts, as in `select`.
+        seed: of the draws.
+
+    Returns:
+        Per LoRA `projection`, `layer`, `importance` (of the sample itself), `low` and `high` (the 95 % percentile interval), and
+        `retained`: the share of the resamples in which the layer kept a LoRA of its own.
+
+    Raises:
+        UserError: if there are fewer than two examples or no resamples.
+    """
+    values = np.array([norms[row.name] for row in scored])  # module example
+    examples = values.shape[1]
+    if examples < 2 or resamples < 1:
+        raise UserError(
+            f"Cannot resample {examples} examples {resamples} times: at least 2 examples and 1 resample are needed."
+        )
+    means = _resampled_means(values, resamples, seed)
+    importances = np.empty_like(means)
+    retained = np.zeros(len(scored))
+    for number, scores in enumerate(means):
+        rows = rescored(scored, scores.tolist())
+        importances[number] = [row.importance for row in rows]
+        chosen = select(rows, threshold, budget, share=share).projections
+        retained += [row.layer in chosen[row.projection].retained for row in rows]
+    tail = 50 * (1 - CONFIDENCE)
+    low, high = np.percentile(importances, [tail, 100 - tail], axis=0)
+    return [
+        {
+            "projection": row.projection,
+            "layer": row.layer,
+            "importance": row.importance,
+            "low": float(low[index]),
+            "high": float(high[index]),
+            "retained": float(retained[index] / resamples),
+        }
+        for index, row in enumerate(scored)
+    ]
+
+
+def _resampled_means(values: np.ndarray, resamples: int, seed: int) -> np.ndarray:
+    """Return the means (`resample module`) of `values` (`module example`) over drawn examples; only CHUNK resamples are in memory at a time."""
+    examples = values.shape[1]
+    generator, share = np.random.default_rng(seed), np.full(examples, 1 / examples)
+    sizes = [min(CHUNK, resamples - start) for start in range(0, resamples, CHUNK)]
+    return np.concatenate([generator.multinomial(examples, share, size=size) @ values.T / examples for size in sizes])
+
+
+def rescored(scored: Sequence[Scored], scores: Sequence[float]) -> list[Scored]:
+    """Return the rows with other scores, and the importances that follow from these."""
+    layers: dict[str, dict[int, float]] = {}
+    for row, score in zip(scored, scores, strict=True):
+        layers.setdefault(row.projection, {})[row.layer] = score
+    shares = {projection: normalise(by_layer) for projection, by_layer in layers.items()}
+    return [
+        replace(row, score=score, importance=shares[row.projection][row.layer])
+        for row, score in zip(scored, scores, strict=True)
+    ]

@@ -1,0 +1,1 @@
+"""Training, for the warm-up and the final model alike."""

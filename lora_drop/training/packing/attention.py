@@ -1,0 +1,131 @@
+"""Attention over rows of different length that lie one after the other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from lora_drop.training.packing.dropout import keep_mask
+from lora_drop.training.packing.layout import Group, Layout
+
+
+class GroupedAttention(torch.autograd.Function):
+    """Attention of the rows of a layout, group by group, with products of batches of matrices: on CPUs.
+
+    The heads of a row that share a key are further queries of that key: one matrix of `shared·length` queries.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        layout: Layout,
+        scaling: float,
+        p: float,
+        causal: bool,
+        read_only: bool,
+    ) -> Tensor:
+        """Return `tokens heads width` of a `query` of that shape, and `key` and `value`, which may have fewer heads."""
+        out = (torch.zeros if read_only else torch.empty)(query.shape, dtype=query.dtype, device=query.device)
+        ctx.layout, ctx.scaling, ctx.read_only, ctx.dropped = layout, scaling, read_only, p > 0
+        ctx.heads = key.shape[1]
+        saved = []
+        for group in layout.groups:
+            q = _gather(query, group, ctx.heads, read_only)
+            k, v = (_gather(tensor, group, ctx.heads) for tensor in (key, value))
+            scores = _product(q, k.transpose(1, 2), scaling)
+            _hide(scores, group, causal and not read_only)
+            weights = torch.softmax(scores, -1)
+            mask = [keep_mask(weights.shape, p).to(weights.dtype)] if p > 0 else []
+            _scatter(torch.bmm(weights * mask[0] if mask else weights, v), out, group, read_only)
+            saved += [q, k, v, weights, *mask]
+        ctx.save_for_backward(*saved)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        """Return the gradients of query, key and value, as far as they are wanted."""
+        gradient, layout, heads, read_only = gradients[0].contiguous(), ctx.layout, ctx.heads, ctx.read_only
+        saved, wanted = iter(ctx.saved_tensors), ctx.needs_input_grad
+        shape = (gradient.shape[0], heads, gradient.shape[2])
+        d_query = (torch.zeros_like if read_only else torch.empty_like)(gradient) if wanted[0] else None
+        d_key, d_value = (gradient.new_empty(shape) if need else None for need in wanted[1:3])
+        for group in layout.groups:
+            q, k, v, weights = next(saved), next(saved), next(saved), next(saved)
+            mask = next(saved) if ctx.dropped else None
+            outer = _gather(gradient, group, heads, read_only, blank=True)
+            if d_value is not None:
+                kept = weights if mask is None else weights * mask
+                _scatter(torch.bmm(kept.transpose(1, 2), outer), d_value, group)
+            if d_query is None and d_key is None:
+                continue
+            inner = torch.bmm(outer, v.transpose(1, 2))
+            if mask is not None:
+                inner.mul_(mask)
+            inner = torch._softmax_backward_data(inner, weights, -1, weights.dtype)
+            if d_query is not None:
+                _scatter(_product(inner, k, ctx.scaling), d_query, group, read_only)
+            if d_key is not None:
+                _scatter(_product(inner.transpose(1, 2), q, ctx.scaling), d_key, group)
+        return d_query, d_key, d_value, None, None, None, None, None
+
+
+def _product(one: Tensor, two: Tensor, factor: float) -> Tensor:
+    """Return `factor` · `one` `two` of batches of matrices, without a pass of its own for the factor."""
+    unused = one.new_empty(1).expand(one.shape[0], one.shape[1], two.shape[2])
+    return torch.baddbmm(unused, one, two, beta=0, alpha=factor)
+
+
+def _gather(tensor: Tensor, group: Group, matrices: int, read_only: bool = False, blank: bool = False) -> Tensor:
+    """Return a group's part of `tokens heads width` as `rows·matrices queries width`; what padding holds counts nowhere, or is 0 (`blank`)."""
+    _, heads, width = tensor.shape
+    part = tensor[group.tokens]
+    if read_only:
+        return part.index_select(0, group.read).view(group.rows * matrices, -1, width)
+    places = group.places(heads)
+    rows = part.reshape(-1, width).index_select(0, places.gather)
+    if blank and group.padded:
+        rows.index_fill_(0, places.empty, 0)
+    return rows.view(group.rows * matrices, -1, width)
+
+
+def _scatter(matrices: Tensor, out: Tensor, group: Group, read_only: bool = False) -> None:
+    """Put `rows·matrices queries width` where they belong in `out` (`tokens heads width`)."""
+    _, heads, width = out.shape
+    part = out[group.tokens]
+    if read_only:
+        part.index_copy_(0, group.read, matrices.reshape(group.rows, heads, width))
+    else:
+        rows = matrices.reshape(-1, width)
+        torch.index_select(rows, 0, group.places(heads).scatter, out=part.view(-1, width))
+
+
+def _hide(scores: Tensor, group: Group, causal: bool) -> None:
+    """Let no score count that belongs to padding or, if causal, to a later token. (Padding is later than every real token.)"""
+    if causal:
+        later = torch.full((group.length, group.length), -torch.inf).triu_(1)
+        scores.view(-1, group.length, group.length).add_(later)
+    elif group.padded:
+        scores.view(group.rows, -1, scores.shape[1], group.length).add_(group.bias)
+
+
+def varlen_attention(
+    query: Tensor, key: Tensor, value: Tensor, layout: Layout, scaling: float, p: float, causal: bool
+) -> Tensor:
+    """Attention of rows of different length by the kernel that torch has for the device: on GPUs. Shapes as in `GroupedAttention`."""
+    shared = query.shape[1] // key.shape[1]
+    if shared > 1:
+        key, value = (tensor.repeat_interleave(shared, dim=1) for tensor in (key, value))
+    bounds: dict[str, Any] = {"min_seqlen": layout.lengths[-1], "max_seqlen": layout.lengths[0]}
+    q, k, v = (
+        torch.nested.nested_tensor_from_jagged(tensor, layout.offsets, **bounds).transpose(1, 2)
+        for tensor in (query, key, value)
+    )
+    out = functional.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=causal, scale=scaling)
+    values: Tensor = out.transpose(1, 2).values()
+    return values

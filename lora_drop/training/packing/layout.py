@@ -1,0 +1,135 @@
+"""Where the real tokens of a padded batch are, and which rows attention computes together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lora_drop.data.completions import IGNORED
+
+SIMILAR = 0.8
+"""Rows whose length is at least this share of the longest one's are one group of the attention."""
+
+
+class Unpackable(Exception):
+    """This model or batch cannot be computed without padding; the message says why."""
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where each head of each token of a group stands in `rows heads length`, padded to the longest row, and back."""
+
+    gather: Tensor
+    """`rows·heads·length`: of each place, the position among `tokens·heads`; that of the row's first token where there is padding."""
+    scatter: Tensor
+    """`tokens·heads`: of each head of each token, its place."""
+    empty: Tensor
+    """The places that are padding."""
+
+
+class Group:
+    """Rows of similar length, which attention computes together, padded to the longest of them."""
+
+    def __init__(self, start: int, lengths: list[int], last: bool):
+        """Describe rows whose first token is at `start` of all tokens; `last`: whether the head reads their last token, not their first."""
+        self.rows, self.length = len(lengths), lengths[0]
+        self.tokens = slice(start, start + sum(lengths))
+        """Where their tokens are among all tokens."""
+        self._lengths = torch.tensor(lengths)
+        self._begins = self._lengths.cumsum(0) - self._lengths
+        self._real = torch.arange(self.length) < self._lengths[:, None]
+        self.read = self._begins + self._lengths - 1 if last else self._begins
+        """`rows`: position, from the group's first token, of the token that is read."""
+        self.padded = lengths[-1] < self.length
+        self.bias = torch.zeros(self._real.shape).masked_fill_(~self._real, -torch.inf)[:, None, None]
+        """`rows 1 1 length`: 0 at real keys, -inf at padding."""
+        self._places: dict[int, Places] = {}
+
+    def places(self, heads: int) -> Places:
+        """Return where everything of `heads` heads stands; made once for all layers."""
+        if heads not in self._places:
+            token = self._begins[:, None] + torch.arange(self.length) * self._real
+            gather = (token[:, None] * heads + torch.arange(heads)[:, None]).flatten()
+            real = self._real[:, None].expand(-1, heads, -1).flatten()
+            place = real.nonzero().squeeze(1)
+            scatter = torch.empty_like(place)
+            scatter[gather[place]] = place
+            self._places[heads] = Places(gather, scatter, (~real).nonzero().squeeze(1))
+        return self._places[heads]
+
+
+class Layout:
+    """Where the real tokens of a padded batch are. They are ordered by row, longest row first."""
+
+    def __init__(self, mask: Tensor, labels: Tensor | None, reads: str):
+        """Lay out a batch.
+
+        Args:
+            mask: `batch seq`, 1 at real tokens.
+            labels: `batch seq` with IGNORED where nothing is learned, for `reads="learned"`.
+            reads: which tokens are read after the stack: "all", the "first" or "last" of each row, or those whose next token is "learned".
+        """
+        device, self.shape = mask.device, tuple(mask.shape)
+        lengths = mask.sum(1).tolist()
+        if min(lengths) == 0:
+            raise Unpackable("a row has no tokens")
+        order = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
+        ordered = torch.tensor(order, device=device)
+        row, column = mask[ordered].nonzero(as_tuple=True)
+        self.rows, self.columns = ordered[row], column
+        """`tokens`: the row and column of each token in the batch."""
+        self.flat = self.rows * mask.shape[1] + column
+        """`tokens`: the position of each in the flattened batch."""
+        self.lengths = [lengths[index] for index in order]
+        self.starts = [0, *np.cumsum(self.lengths).tolist()]
+        """Where each row begins among all tokens, and where the last one ends."""
+        self.reads = reads
+        if reads == "learned":
+            assert labels is not None
+            # in the order of the batch, which is that of the labels
+            index = torch.empty(self.shape, dtype=torch.long, device=device)
+            index.view(-1)[self.flat] = torch.arange(len(self.flat), device=device)
+            self.read = index[:, :-1][labels[:, 1:] != IGNORED]
+        elif self.one_each:
+            places = self.starts[:-1] if reads == "first" else [end - 1 for end in self.starts[1:]]
+            self.read = torch.empty(len(order), dtype=torch.long, device=device)
+            self.read[ordered] = torch.tensor(places, device=device)
+        self.groups = list(self._grouped()) if device.type == "cpu" else []
+        self.offsets = torch.tensor(self.starts, device=device, dtype=torch.int32)
+
+    def restore(self, hidden: Tensor) -> Tensor:
+        """Put the tokens that are read back where the caller looks for them.
+
+        Args:
+            hidden: `1 tokens width` of all tokens, or of those that are read.
+
+        Returns:
+            `batch seq width`, zero at padding; where one token is read it stands at every position of its row, so that it is found wherever the
+            head looks. Of learned tokens `1 learned width`, as nobody needs a place for the others.
+        """
+        rows, length = self.shape
+        if self.reads == "all":
+            padded = hidden.new_zeros(rows * length, hidden.shape[-1])
+            return padded.index_copy(0, self.flat, hidden[0]).view(rows, length, -1)
+        return hidden if self.reads == "learned" else hidden[0].unsqueeze(1).expand(-1, length, -1)
+
+    @property
+    def one_each(self) -> bool:
+        """Whether one token of each row is read."""
+        return self.reads in ("first", "last")
+
+    @property
+    def tokens(self) -> int:
+        """Real tokens in the batch."""
+        return len(self.flat)
+
+    def _grouped(self) -> Iterator[Group]:
+        first = 0
+        for row in range(1, len(self.lengths) + 1):
+            if row == len(self.lengths) or self.lengths[row] < SIMILAR * self.lengths[first]:
+                yield Group(self.starts[first], self.lengths[first:row], self.reads == "last")
+                first = row

@@ -1,0 +1,205 @@
+"""A model that is computed without padding for the time of a batch."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from transformers import AttentionInterface, AttentionMaskInterface
+
+from lora_drop.training.packing.attention import GroupedAttention, varlen_attention
+from lora_drop.training.packing.dropout import dropout_forward
+from lora_drop.training.packing.layout import Layout, Unpackable
+from lora_drop.training.packing.lora import lora_forward, plain_loras
+from lora_drop.training.packing.model import configs, find_stack, pretrained
+
+NAME = "lora_drop_packed"
+"""What the attention is called in transformers' registry."""
+READ = {"first": "first token of each row", "last": "last token of each row", "learned": "learned tokens"}
+
+
+class _Trimming(TorchFunctionMode):
+    """Sees every torch function of a forward pass: after the last attention they get only the tokens that are read.
+
+    So a residual that was taken before the attention meets its output, whatever the layer is made of.
+    """
+
+    def __init__(self, packing: Packing):
+        super().__init__()
+        self.packing = packing
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if self.packing.trimming:
+            args = tuple(self.packing.trim(value) for value in args)
+        return func(*args, **(kwargs or {}))
+
+
+class Packing:
+    """A model that is computed without padding while `over` is entered. Made by `prepare`."""
+
+    active: Packing | None = None
+
+    def __init__(self, model: nn.Module):
+        """Find where the stack of layers is. Raises Unpackable if there is none, or none that packing fits."""
+        self.reads, self.trims = "all", False
+        base = pretrained(model)
+        self.stack, self.embeds = find_stack(base)
+        self.names = list(inspect.signature(self.stack.forward).parameters)
+        self.configs = configs(base)
+        self.dropouts = [module for module in model.modules() if type(module) is nn.Dropout]
+        self.loras = plain_loras(model)
+        self.layout: Layout | None = None
+        self.trimming = False
+        self.last: nn.Module | None = None
+        """The attention module that is called last, once it has been seen."""
+
+    def __str__(self) -> str:
+        """In words, what is computed."""
+        trimmed = f", last layer only for the {READ[self.reads]}" if self.trims else ""
+        return f"packed{trimmed}"
+
+    @contextmanager
+    def over(self, batch: Mapping[str, Tensor], whole: bool = False) -> Iterator[Layout]:
+        """Compute `batch` without padding, and its backward pass if it is called here.
+
+        Args:
+            batch: what the model is then called with: `input_ids` and `attention_mask` (`batch seq`); `labels` of a language model.
+            whole: compute and return every token in every layer, whatever is read.
+        """
+        reads, trims = ("all", False) if whole else (self.reads, self.trims)
+        mask = batch.get("attention_mask")
+        layout = Layout(torch.ones_like(batch["input_ids"]) if mask is None else mask, batch.get("labels"), reads)
+        with ExitStack() as undo:
+            undo.callback(self._forget)
+            Packing.active, self.layout, self._trimmed = self, layout, trims
+            for config in self.configs:
+                undo.callback(setattr, config, "_attn_implementation", config._attn_implementation)
+                config._attn_implementation = NAME
+            for module, forward in self._forwards(layout.flat.device):
+                module.forward = forward
+                undo.callback(delattr, module, "forward")
+            undo.callback(self.stack.register_forward_pre_hook(self._pack, with_kwargs=True).remove)
+            undo.callback(self.stack.register_forward_hook(self._unpack).remove)
+            if trims:
+                undo.enter_context(_Trimming(self))
+            yield layout
+
+    def _forwards(self, device: torch.device) -> Iterator[tuple[Any, Callable[[Tensor], Tensor]]]:
+        """Modules that compute the same in another way, and that way."""
+        if device.type == "cpu":  # a GPU's generator is fast
+            yield from ((module, partial(dropout_forward, module)) for module in self.dropouts)
+        yield from ((layer, partial(lora_forward, layer, adapter)) for layer, adapter in self.loras)
+
+    def _forget(self) -> None:
+        Packing.active, self.layout, self.trimming = None, None, False
+
+    def attended(self, module: nn.Module) -> bool:
+        """Told by the attention which module it works for; return whether only the tokens that are read go on from here."""
+        self._seen = module
+        self.trimming = self._trimmed and module is self.last
+        return self.trimming
+
+    def trim(self, value: Any) -> Any:
+        """Return `1 tokens width` with only the tokens that are read; anything else as it is."""
+        assert self.layout is not None
+        if not isinstance(value, Tensor) or value.ndim != 3 or value.shape[:2] != (1, self.layout.tokens):
+            return value
+        return value.index_select(1, self.layout.read)
+
+    def _pack(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        layout = self.layout
+        assert layout is not None
+        given = {**dict(zip(self.names, args, strict=False)), **kwargs, "attention_mask": None}
+        for name in ("input_ids", "inputs_embeds", "hidden_states", "token_type_ids"):
+            if isinstance(given.get(name), Tensor):
+                given[name] = given[name].flatten(0, 1).index_select(0, layout.flat).unsqueeze(0)
+        if self.embeds:
+            given |= {"position_ids": layout.columns.unsqueeze(0), "use_cache": False}
+        return (), given
+
+    def _unpack(self, module: nn.Module, args: tuple, output: Any) -> Any:
+        layout, trimmed, self.trimming, self.last = self.layout, self.trimming, False, self._seen
+        assert layout is not None
+        hidden = output if isinstance(output, Tensor) else output[0]
+        if layout.reads != "all" and not trimmed:
+            hidden = hidden.index_select(1, layout.read)
+        hidden = layout.restore(hidden)
+        if isinstance(output, Tensor):
+            return hidden
+        if isinstance(output, tuple):
+            return (hidden, *output[1:])
+        output.last_hidden_state = hidden
+        return output
+
+
+_UNDERSTOOD = {
+    "is_causal",
+    "position_ids",
+    "cache_position",
+    "use_cache",
+    "output_attentions",
+    "output_hidden_states",
+    "return_dict",
+}
+
+
+def packed_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """Attention as transformers' interface wants it, over the batch of the active `Packing`.
+
+    Args:
+        module: the attention module; `is_causal` says whether tokens see later ones.
+        query: `1 heads tokens width`; `key` and `value` may have fewer heads.
+        key: see `query`.
+        value: see `query`.
+        attention_mask: None, as the layout says what belongs together.
+        dropout: share of the attention weights that is dropped.
+        scaling: of the scores; None is 1/√width.
+        options: none that would change the result.
+
+    Returns:
+        `1 tokens heads width`, and no weights.
+
+    Raises:
+        Unpackable: for an option that this attention does not know, such as a sliding window.
+    """
+    packing = Packing.active
+    if packing is None or packing.layout is None:
+        raise Unpackable("attention was called outside the stack of layers")
+    unknown = [name for name, given in options.items() if given is not None and name not in _UNDERSTOOD]
+    if unknown or attention_mask is not None or query.shape[2] != packing.layout.tokens:
+        raise Unpackable(f"its attention needs {', '.join(unknown) or 'a mask of its own'}")
+    causal = bool(
+        options.get("is_causal") if options.get("is_causal") is not None else getattr(module, "is_causal", False)
+    )
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    device = query.device.type
+    mixed = torch.is_autocast_enabled(device)
+    dtype = torch.get_autocast_dtype(device) if mixed else value.dtype  # rotary positions may have left fp32
+    q, k, v = (tensor[0].transpose(0, 1).to(dtype) for tensor in (query, key, value))
+    last = packing.attended(module)
+    with torch.autocast(device, enabled=False) if mixed else nullcontext():
+        if device == "cpu":
+            read_only = last and packing.layout.one_each
+            out = GroupedAttention.apply(q, k, v, packing.layout, scaling, dropout, causal, read_only)
+        else:
+            out = varlen_attention(q, k, v, packing.layout, scaling, dropout, causal)
+    return out.unsqueeze(0), None
+
+
+AttentionInterface.register(NAME, packed_attention)
+AttentionMaskInterface.register(NAME, lambda *_, **__: None)

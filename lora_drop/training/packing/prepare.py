@@ -1,0 +1,88 @@
+"""Whether and how a model can be computed without padding: found by trying, on a few rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from lora_drop.training.packing.layout import Unpackable
+from lora_drop.training.packing.packed import Packing
+
+
+def prepare(
+    model: nn.Module,
+    batch: Mapping[str, Tensor],
+    loss: Callable[..., Tensor] | None = None,
+    recomputes: bool = False,
+) -> tuple[Packing | None, str]:
+    """Find out how a model can be computed without padding, by comparing loss and gradients with the stock way.
+
+    Args:
+        model: what is to be trained, on its device; nothing of it is changed.
+        batch: a few rows of different length with `labels`, on that device.
+        loss: as `training.fit` has it; None is the model's own.
+        recomputes: whether activations are computed again in the backward pass; then no layer is trimmed.
+
+    Returns:
+        The packing, or None if the model has to be computed the stock way; and in words, which way it is and why.
+    """
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        packing = Packing(model)
+        stock = _loss_and_gradients(model, batch, loss)
+        with packing.over(batch, whole=True), torch.no_grad():  # this shows which attention comes last
+            model(**{name: value for name, value in batch.items() if name != "labels"})
+        learned = loss is not None and batch["labels"].ndim == 2
+        for reads, trims in _ways(learned, recomputes):
+            packing.reads, packing.trims = reads, trims
+            try:
+                with packing.over(batch):
+                    found = _loss_and_gradients(model, batch, loss)
+            except (RuntimeError, ValueError, TypeError, IndexError):  # a head that needs every token, say
+                continue
+            if _agree(stock, found):
+                return packing, str(packing)
+        raise Unpackable("its loss or gradients differ when the rows are joined")
+    except (Unpackable, RuntimeError, ValueError, TypeError, AttributeError) as error:
+        reason = str(error).splitlines()[0] if isinstance(error, Unpackable) else f"{type(error).__name__}: {error}"
+        return None, f"padded: {reason}"
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def _ways(learned: bool, recomputes: bool) -> Iterator[tuple[str, bool]]:
+    """What may be read after the stack, and whether the last layer is trimmed to it; the cheapest way first."""
+    for reads in ("learned",) if learned else ("first", "last"):
+        yield from ((reads, trims) for trims in (True, False) if not (trims and recomputes))
+    yield "all", False
+
+
+def _loss_and_gradients(
+    model: nn.Module, batch: Mapping[str, Tensor], loss: Callable[..., Tensor] | None
+) -> list[Tensor]:
+    if loss is None:
+        value = model(**batch).loss
+    else:
+        value = loss(model(**{name: tensor for name, tensor in batch.items() if name != "labels"}), batch["labels"])
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    gradients = torch.autograd.grad(value, trained, allow_unused=True)
+    return [value.detach(), *(gradient for gradient in gradients if gradient is not None)]
+
+
+def _agree(stock: Sequence[Tensor], found: Sequence[Tensor]) -> bool:
+    """Whether loss and all gradients are equal up to rounding: of fp32 sums, or of bf16 products on a GPU."""
+    tolerance = 5e-2 if torch.is_autocast_enabled(stock[0].device.type) else 1e-4
+    if len(stock) != len(found) or not all(bool(tensor.isfinite().all()) for tensor in found):
+        return False
+    off = sum(_squares(one - two) for one, two in zip(stock[1:], found[1:], strict=True))
+    size = sum(map(_squares, stock[1:]))
+    return float((stock[0] - found[0]).abs()) <= tolerance * float(stock[0].abs()) and off <= tolerance**2 * size
+
+
+def _squares(tensor: Tensor) -> float:
+    """Return the sum of squares in float64, and so on the CPU: an Apple GPU has none."""
+    return float(tensor.cpu().double().square().sum())

@@ -1,0 +1,373 @@
+"""Training, for the warm-up and the final model alike: transformers' Trainer, told what to do.
+
+What differs from a stock Trainer, and why:
+
+- rows are grouped by length, in an order that depends on seed and epoch alone, so that a resumed run sees the same batches;
+- a batch is computed without padding where the model allows it (`packing/`);
+- a checkpoint holds the trainable tensors once each, not the model, so it is small and cannot break a tie of modules;
+- a checkpoint that a kill has left unfinished is recognised and not resumed from.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import signal
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.utils.data import Sampler
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import PrinterCallback, TrainerControl, TrainerState
+from transformers.trainer_utils import IntervalStrategy
+
+from lora_drop.config.schema import TrainConfig
+from lora_drop.data.batches import LengthGroups, row_lengths, split_batch
+from lora_drop.data.sentences import Collate
+from lora_drop.errors import UserError
+from lora_drop.methods.base import Stepper, trainable
+from lora_drop.progress import SILENT, Reporter
+from lora_drop.training.packing import Packing, prepare
+
+Evaluator = Callable[[nn.Module], dict[str, float]]
+Loss = Callable[..., torch.Tensor]
+"""`loss(outputs, labels, num_items_in_batch)`: the part that a forward pass has in the loss of the whole batch, which has that many labels."""
+HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+"""What products are computed in, where that is not fp32."""
+WEIGHTS = "trainable.safetensors"
+STEPPER = "stepper.safetensors"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What training leaves, beside the weights in the model."""
+
+    epochs: list[dict[str, float]]
+    """Per epoch (with `log_each_step`, per step): `epoch`, `loss` (mean over its steps, or over those since an interruption) and, if evaluated, the
+    metrics."""
+    kept_epoch: float
+    """The epoch whose weights the model holds."""
+    steps: int
+    losses: list[float]
+    """Of each epoch, or with `log_each_step` of each step."""
+    computed: str
+    """How batches were computed: packed, or padded and why."""
+
+
+def fit(
+    model: nn.Module,
+    rows: Dataset,
+    collate: Collate,
+    config: TrainConfig,
+    folder: Path,
+    *,
+    seed: int,
+    device: torch.device,
+    epochs: float,
+    learning_rate: float,
+    steps: int | None = None,
+    log_each_step: bool = False,
+    evaluator: Evaluator | None = None,
+    primary: str | None = None,
+    loss: Loss | None = None,
+    stepper: Callable[[nn.Module, int], Stepper] | None = None,
+    report: Reporter = SILENT,
+) -> Outcome:
+    """Train the trainable parameters of `model` in place, continuing from the last whole checkpoint in `folder` if there is one.
+
+    Args:
+        model: its parameters with `requires_grad` are trained.
+        rows: tokenised rows (`input_ids`, `labels`, …).
+        collate: makes a batch of rows.
+        config: everything but epochs and learning rate, in which warm-up and final training differ.
+        folder: for checkpoints.
+        seed: order of the rows and dropout.
+        device: where to compute.
+        epochs: passes over the rows.
+        learning_rate: its peak.
+        steps: exactly so many optimizer steps, instead of epochs.
+        log_each_step: keep the loss of each step, which on a GPU waits for each step to end.
+        evaluator: called with the model after each epoch; its metrics are recorded.
+        primary: with `config.select_epoch == "best"`, the epoch with the highest value of this metric is kept.
+        loss: what is minimised; None is the model's own loss, which must be a mean over the examples of a batch.
+        stepper: what the method does after each step, see `methods.base.Method`.
+        report: told about progress.
+
+    Raises:
+        UserError: if the batch size cannot be split over the devices.
+        KeyboardInterrupt: after Ctrl-C, when a checkpoint has been written.
+    """
+    model.to(device)
+    best = primary if evaluator is not None and config.select_epoch == "best" else None
+    packing, computed = find_packing(model, rows, collate, config, loss)
+    if packing is None and config.packing == "auto":
+        report.notice(f"batches are computed {computed}")
+    steps_per_epoch = math.ceil(len(rows) / config.batch_size)
+    total = steps or math.ceil(epochs * steps_per_epoch)
+    arguments = _arguments(config, folder, seed, device, total, learning_rate, evaluator is not None, best)
+    arguments.logging_strategy = IntervalStrategy.STEPS if log_each_step else IntervalStrategy.EPOCH
+    between = stepper(model, total) if stepper else None
+    history = _History(report, total / steps_per_epoch, steps_per_epoch, config.save_steps, between)
+    trainer = _Trainer(
+        model=model,
+        args=arguments,
+        train_dataset=rows,
+        eval_dataset=rows,
+        data_collator=collate,
+        callbacks=[history],
+        evaluator=evaluator,
+        compute_loss_func=loss,
+        stepper=between,
+        packing=packing,
+    )
+    trainer.remove_callback(PrinterCallback)  # ours reports instead
+    with history.interruptible():
+        trainer.train(resume_from_checkpoint=_last_checkpoint(folder))
+    history.raise_if_interrupted()
+    kept = trainer.state.best_global_step if best and trainer.state.best_global_step else trainer.state.global_step
+    if kept != trainer.state.global_step:
+        load_trainable(model, folder / f"checkpoint-{kept}" / WEIGHTS)
+    return history.outcome(trainer.state, kept, computed)
+
+
+def find_packing(
+    model: nn.Module, rows: Dataset, collate: Collate, config: TrainConfig, loss: Loss | None
+) -> tuple[Packing | None, str]:
+    """Try on the shortest, the middle and the longest of `rows` whether `model` can be computed without padding; see `packing.prepare`."""
+    if config.packing == "never":
+        return None, "padded: train.packing=never"
+    lengths = row_lengths(rows)
+    order = sorted(range(len(rows)), key=lambda row: (lengths[row], row))
+    chosen = sorted({order[0], order[len(order) // 2], order[-1]})
+    device = next(model.parameters()).device
+    batch = {name: value.to(device) for name, value in collate([rows[row] for row in chosen]).items()}
+    half = HALF.get(config.precision)
+    with torch.autocast(device.type, half) if half else nullcontext():
+        return prepare(model, batch, loss, recomputes=config.gradient_checkpointing)
+
+
+def warmup_steps(config: TrainConfig, total: int) -> int:
+    """Return in how many of all steps the learning rate rises; a configured number is cut to half of all, for limited runs."""
+    if config.warmup_steps is None:
+        return math.ceil(config.warmup_ratio * total)
+    return min(config.warmup_steps, math.ceil(total / 2))
+
+
+def penalised(loss: Loss, penalty: Callable[[], torch.Tensor], config: TrainConfig) -> Loss:
+    """Return `loss` with its share, one forward pass of several, of a penalty on the weights."""
+    passes = split_batch(config.batch_size, config.device_batch_size)[1]
+    return lambda *arguments, **options: loss(*arguments, **options) + penalty() / passes
+
+
+def _arguments(
+    config: TrainConfig,
+    folder: Path,
+    seed: int,
+    device: torch.device,
+    steps: int,
+    learning_rate: float,
+    evaluated: bool,
+    best: str | None,
+) -> TrainingArguments:
+    at_a_time, accumulation = split_batch(config.batch_size, config.device_batch_size)
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=at_a_time,
+        gradient_accumulation_steps=accumulation,
+        max_steps=steps,
+        learning_rate=learning_rate,
+        lr_scheduler_type=config.scheduler,
+        warmup_steps=warmup_steps(config, steps),
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        bf16=config.precision == "bf16",
+        fp16=config.precision == "fp16",
+        seed=seed,
+        use_cpu=device.type == "cpu",
+        eval_strategy="epoch" if evaluated else "no",
+        save_strategy="epoch",
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        # the Trainer notes the best epoch and protects its checkpoint; `fit` loads it, since the Trainer would do so after Ctrl-C, too, and
+        # with a limit of 1 would then remove the newest checkpoint
+        metric_for_best_model=best,
+        greater_is_better=True if best else None,
+        save_total_limit=2,
+        dataloader_pin_memory=device.type == "cuda",
+        disable_tqdm=True,
+        report_to=[],
+        **_checkpointing(config.gradient_checkpointing),
+    )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # more would be DataParallel, which multiplies the batch
+    return arguments
+
+
+def _checkpointing(wanted: bool) -> dict[str, Any]:
+    """Return the arguments for computing activations twice, under the name that the installed transformers has for it."""
+    known = TrainingArguments.__dataclass_fields__
+    name = "activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"
+    # the reentrant kind would need inputs with gradients, which the output of a frozen embedding is not
+    return {name: True, f"{name}_kwargs": {"use_reentrant": False}} if wanted else {}
+
+
+class _Trainer(Trainer):
+    """The Trainer with our row order, our evaluation, batches without padding, and checkpoints of the trainable tensors alone."""
+
+    def __init__(
+        self, *, evaluator: Evaluator | None, stepper: Stepper | None, packing: Packing | None, **options: Any
+    ):
+        super().__init__(**options)
+        self.evaluator, self.stepper, self.packing = evaluator, stepper, packing
+        self.trained: nn.Module = options["model"]
+        # A sequence classifier's loss is a mean over its batch and ignores the number of items that the Trainer would pass it; without this the
+        # Trainer would not divide by the accumulation steps, and gradients would be that many times too large. A loss of ours is given the
+        # number of items whatever this says, and is not divided.
+        self.model_accepts_loss_kwargs = False
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+        rows: Any = self.train_dataset if train_dataset is None else train_dataset
+        return LengthGroups(
+            row_lengths(rows), self.args.train_batch_size * self.args.gradient_accumulation_steps, self.args.seed
+        )
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], *options: Any, **named: Any) -> torch.Tensor:
+        with self.packing.over(inputs) if self.packing else nullcontext():
+            return super().training_step(model, inputs, *options, **named)
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        assert self.evaluator is not None
+        metrics = {f"eval_{name}": value for name, value in self.evaluator(self.trained).items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        folder = Path(output_dir or str(self.args.output_dir))
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({name: tensor.detach().contiguous() for name, tensor in trainable(self.trained)}, folder / WEIGHTS)
+        if self.stepper is not None:
+            save_file(self.stepper.state(), folder / STEPPER)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        folder = Path(resume_from_checkpoint)
+        load_trainable(self.trained, folder / WEIGHTS)
+        if self.stepper is not None:
+            self.stepper.restore(load_file(folder / STEPPER))
+
+
+def load_trainable(model: nn.Module, path: Path) -> None:
+    """Copy saved tensors into the trainable parameters of the same names."""
+    stored = load_file(path)
+    with torch.no_grad():
+        for name, parameter in trainable(model):
+            parameter.copy_(stored[name])
+
+
+class _History(TrainerCallback):
+    """Records each epoch, reports progress, and turns Ctrl-C into a checkpoint and a stop."""
+
+    def __init__(
+        self,
+        report: Reporter,
+        epochs: float,
+        steps_per_epoch: int,
+        save_steps: int | None,
+        stepper: Stepper | None = None,
+    ):
+        self.report, self.epochs, self.steps_per_epoch, self.save_steps = report, epochs, steps_per_epoch, save_steps
+        self.stepper = stepper
+        self.interrupted = self.cut = False
+
+    def interruptible(self) -> _Interruptible:
+        """Return a context in which the first Ctrl-C only asks training to stop; the second one stops it."""
+        return _Interruptible(self)
+
+    def raise_if_interrupted(self) -> None:
+        if self.interrupted:
+            raise KeyboardInterrupt
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        if self.stepper is not None:
+            self.stepper.step(state.global_step + 1)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        epoch = math.ceil(state.global_step / self.steps_per_epoch)
+        self.report.advance(state.global_step, state.max_steps, f"epoch {epoch}/{self.epochs:g}")
+        if self.save_steps and state.global_step % self.save_steps == 0:
+            control.should_save = True
+        # at the end of an epoch its evaluation comes first: the checkpoint would say that the epoch is over
+        if self.interrupted and state.global_step % self.steps_per_epoch and state.global_step < state.max_steps:
+            self.cut = control.should_save = control.should_training_stop = True
+
+    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self.cut:  # a part of an epoch must not be evaluated: it could be kept as the best
+            control.should_evaluate = control.should_log = control.should_save = False
+        if self.interrupted:
+            control.should_training_stop = True
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **event: Any) -> None:
+        loss = event["logs"].get("loss", 0.0)
+        if not math.isfinite(loss):
+            raise UserError(
+                f"The loss is {loss} in epoch {state.epoch:g}: training diverged. Lower train.learning_rate."
+            )
+
+    def outcome(self, state: TrainerState, kept_step: int, computed: str) -> Outcome:
+        """Read the epochs from the Trainer's log, which survives a resume."""
+        epochs: dict[int, dict[str, float]] = {}
+        for entry in state.log_history:
+            values = {
+                key.removeprefix("eval_"): value
+                for key, value in entry.items()
+                if key == "loss" or key.startswith("eval_")
+            }
+            if values:
+                epochs.setdefault(int(entry["step"]), {"epoch": self._epoch(int(entry["step"]))}).update(values)
+        losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
+        return Outcome(list(epochs.values()), self._epoch(kept_step), state.global_step, losses, computed)
+
+    def _epoch(self, step: int) -> float:
+        return round(step / self.steps_per_epoch, 4)
+
+
+class _Interruptible:
+    """Catches the first SIGINT, where signals can be caught (the main thread)."""
+
+    def __init__(self, history: _History):
+        self.history = history
+
+    def __enter__(self) -> None:
+        try:
+            self.previous = signal.signal(signal.SIGINT, self._stop)
+        except ValueError:  # not the main thread: Ctrl-C is not ours to handle
+            self.previous = None
+
+    def _stop(self, *_: Any) -> None:
+        self.history.interrupted = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def __exit__(self, *_: Any) -> None:
+        if self.previous is not None:
+            signal.signal(signal.SIGINT, self.previous)
+
+
+def _last_checkpoint(folder: Path) -> str | None:
+    """Return the newest whole checkpoint; the Trainer writes its state last, so one without it was cut off and is removed."""
+    found = sorted(folder.glob("checkpoint-*"), key=lambda path: -int(path.name.split("-")[1]))
+    for path in found:
+        try:
+            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+            return str(path)
+        except (OSError, ValueError):
+            shutil.rmtree(path)
+    return None
