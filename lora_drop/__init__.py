@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from lora_drop.methods.lora_drop import share
     from lora_drop.pruning.importance import Scores, score
     from lora_drop.pruning.selection import Selection, select
-    from lora_drop.runs.pipeline import load_run
+    from lora_drop.runs.load import load_run
 
 _HOMES = {
     "Scores": "pruning.importance",
@@ -22,7 +22,7 @@ _HOMES = {
     "Selection": "pruning.selection",
     "select": "pruning.selection",
     "share": "methods.lora_drop",
-    "load_run": "runs.pipeline",
+    "load_run": "runs.load",
 }
 
 __all__ = ["Scores", "Selection", "load_run", "score", "select", "share"]

@@ -99,7 +99,7 @@ def test_smoothed_labels_are_trained_with_the_regulariser(tmp_path):
     """Without smoothing the loss is the model's own; with next to none of it, training must be the same."""
     from test_pipeline import run
 
-    from lora_drop.runs.store import read_json
+    from lora_drop.runs.files import read_json
 
     losses = []
     for smoothing in (0.0, 1e-9):

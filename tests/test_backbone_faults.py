@@ -16,7 +16,7 @@ from lora_drop.cli.app import main
 from lora_drop.errors import UserError
 from lora_drop.models.backbones import load_model, load_tokenizer, locate
 from lora_drop.models.checks import check_length
-from lora_drop.runs.store import read_json
+from lora_drop.runs.files import read_json
 from lora_drop.tasks import get_task
 
 BY_NAME = {str(architecture): architecture for architecture in ALL}

@@ -13,7 +13,7 @@ from lora_drop.methods.base import count_parameters
 from lora_drop.methods.lora_drop import ties
 from lora_drop.models.backbones import load_model, load_tokenizer, locate
 from lora_drop.pruning.adapters import loras
-from lora_drop.runs.store import read_json
+from lora_drop.runs.files import read_json
 from lora_drop.tasks import get_task
 
 
@@ -61,7 +61,7 @@ def test_a_pair_is_parted_also_by_a_tokenizer_that_would_not():
 
 def test_the_whole_pipeline_with_the_head_trained_saved_and_counted_apart(tmp_path):
     told, summary = run(tmp_path / "run", "backbone=tiny:llama", "train.epochs=1")
-    assert told.done == ["sample", "score", "select", "train", "eval"]
+    assert told.done == ["sample", "score", "select", "picture", "train", "eval"]
     assert summary.results[0]["head"] == 2 * 32
     selection = read_json(tmp_path / "run" / "selection.json")
     assert summary.results[0]["parameters"] == selection["trainable_parameters"]

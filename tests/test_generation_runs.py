@@ -22,7 +22,7 @@ from lora_drop.methods import get_method
 from lora_drop.methods.lora_drop import ties
 from lora_drop.models.backbones import load_model, load_tokenizer, locate
 from lora_drop.pruning.adapters import loras
-from lora_drop.runs.store import read_json
+from lora_drop.runs.files import read_json
 from lora_drop.tasks import get_task
 from lora_drop.tasks.base import Source
 
@@ -90,7 +90,7 @@ def test_projections_of_different_widths_are_scored_and_tied(finished):
 def test_nothing_is_repeated_unless_its_inputs_changed(finished, tmp_path):
     folder = tmp_path / "copy"
     shutil.copytree(finished, folder)
-    assert run(folder)[0].skipped == ["sample", "score", "select", "train", "eval"]
+    assert run(folder)[0].skipped == ["sample", "score", "select", "picture", "train", "eval"]
     assert run(folder, "eval.split=validation")[0].done == []
     assert run(folder, "generation.num_beams=2")[0].done == ["eval"]
     assert run(folder, "limit.eval=20")[0].done == ["eval"]  # no epoch was chosen on these rows: the adapter stands
@@ -125,7 +125,7 @@ def test_cut_texts_are_counted_by_kind(tmp_path):
 
 
 def test_an_encoder_cannot_write(tmp_path):
-    with pytest.raises(UserError, match="it reads texts and cannot continue them"):
+    with pytest.raises(UserError, match="is an encoder .bert.: it cannot continue a text"):
         run(tmp_path / "run", "backbone=tiny:bert", "method.name=lora")
 
 

@@ -12,8 +12,9 @@ from transformers import BertForMaskedLM
 
 from lora_drop.models.hub import content_identity, loaded_files
 from lora_drop.models.tiny import tiny_config, tiny_tokenizer
-from lora_drop.runs.pipeline import known_sources
-from lora_drop.runs.store import Run, read_json
+from lora_drop.runs.files import read_json
+from lora_drop.runs.job import known_sources
+from lora_drop.runs.store import Run
 
 SMALL = (
     "--limit-train",

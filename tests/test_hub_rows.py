@@ -11,7 +11,7 @@ from pyarrow import parquet
 from test_hub import FAST, skipped, sources
 
 from lora_drop.cli import app as cli
-from lora_drop.runs.store import read_json
+from lora_drop.runs.files import read_json
 from lora_drop.tasks.glue import official_score
 
 TRICKY = ("stsb", "mrpc", "dialogsum", "dart")

@@ -18,7 +18,7 @@ from lora_drop.errors import UserError
 from lora_drop.methods import get_method
 from lora_drop.methods.lora_drop import ties
 from lora_drop.progress import Reporter
-from lora_drop.runs.store import file_digest, read_json
+from lora_drop.runs.files import file_digest, read_json
 
 SMALL = [
     "backbone=tiny:bert",
@@ -30,6 +30,7 @@ SMALL = [
     "train.batch_size=8",
     "device=cpu",
 ]
+WHOLE = ["sample", "score", "select", "picture", "train", "eval"]
 ARTEFACTS = [
     "sample.json",
     "scores.json",
@@ -108,9 +109,11 @@ def test_all_artefacts_are_there_and_say_what_the_contract_says(finished):
     stages = manifest["stages"]
     assert stages["train"]["trainable_parameters"]["adapter"] == selection["trainable_parameters"]
     assert [entry["epoch"] for entry in stages["train"]["epochs"]] == [1, 2, 3]
-    for stage in stages.values():
-        assert {"seconds", "peak_memory_mb", "commit", "versions", "device", "threads", "weights"} <= stage.keys()
-    limits = {"sample": {"train": 120}, "score": {"train": 120}, "select": {}, "train": {"train": 120, "eval": 60}}
+    for name, stage in stages.items():
+        assert {"seconds", "peak_memory_mb", "commit", "versions"} <= stage.keys()
+        assert ({"device", "threads", "weights"} <= stage.keys()) == (name not in ("select", "picture"))
+    limits = {"sample": {"train": 120}, "score": {"train": 120}, "select": {}, "picture": {}}
+    limits["train"] = {"train": 120, "eval": 60}
     assert {name: stage["limited"] for name, stage in stages.items()} == {**limits, "eval": {"eval": 60}}
     for name in ("score", "train"):  # so the tests below of equal bits, also after a kill, are about the fast path
         assert stages[name]["computed"] == "packed, last layer only for the first token of each row"
@@ -133,10 +136,10 @@ def test_the_stages_one_by_one_are_the_run(finished, tmp_path):
 def test_nothing_is_repeated_unless_its_inputs_changed(finished, tmp_path):
     folder = tmp_path / "copy"
     shutil.copytree(finished, folder)
-    assert run(folder)[0].skipped == ["sample", "score", "select", "train", "eval"]
-    assert run(folder, "method.threshold=0.7")[0].done == ["select", "train", "eval"]
+    assert run(folder)[0].skipped == WHOLE
+    assert run(folder, "method.threshold=0.7")[0].done == ["select", "picture", "train", "eval"]
     assert run(folder, "method.threshold=0.7", "eval.batch_size=7")[0].done == []
-    assert run(folder, force=True)[0].done == ["sample", "score", "select", "train", "eval"]
+    assert run(folder, force=True)[0].done == WHOLE
 
 
 def test_a_stage_alone_refuses_what_was_made_under_another_configuration(finished, tmp_path):
@@ -193,14 +196,16 @@ def test_norms_stand_in_the_order_of_the_sample(finished):
     """The longest inputs are scored first; what is kept is in the order of sample.json all the same."""
     import lora_drop.pruning.importance as profiler
     from lora_drop.data.sentences import batches
-    from lora_drop.runs.pipeline import Pipeline
+    from lora_drop.runs import models
+    from lora_drop.runs.job import Job
+    from lora_drop.runs.pipeline import perform as perform_stage
     from lora_drop.runs.store import Run
 
-    pipeline = Pipeline(Run(finished))
-    pipeline.perform("norms")
-    first = pipeline.data.train_encoded.select(read_json(finished / "sample.json")["indices"][:1])
-    model = get_method("lora").load(pipeline.stages.load_backbone(), finished / "warmup")
-    alone = profiler.score(model, (batch for _, batch in batches(first, pipeline.data.collate, 1)))
+    job = Job(Run(finished))
+    perform_stage(job, "norms")
+    first = job.data.train_encoded.select(read_json(finished / "sample.json")["indices"][:1])
+    model = get_method("lora").load(models.load_backbone(job), finished / "warmup")
+    alone = profiler.score(model, (batch for _, batch in batches(first, job.data.collate, 1)))
     norms = read_json(finished / "norms.json")["modules"]
     assert [row["norms"][0] for row in norms] == pytest.approx([row.score for row in alone.rows], rel=1e-4)
 
@@ -208,12 +213,12 @@ def test_norms_stand_in_the_order_of_the_sample(finished):
 def test_a_new_version_of_the_task_repeats_every_stage(finished, tmp_path, monkeypatch):
     import dataclasses
 
-    from lora_drop.runs import pipeline
+    from lora_drop import tasks
 
     folder = tmp_path / "copy"
     shutil.copytree(finished, folder)
-    newer = dataclasses.replace(pipeline.get_task("toy-nli"), version=99)
-    monkeypatch.setattr(pipeline, "get_task", lambda name: newer)
+    newer = dataclasses.replace(tasks.get_task("toy-nli"), version=99)
+    monkeypatch.setattr(tasks, "get_task", lambda name: newer)
     assert run(folder)[0].done == [
         "sample",
         "score",
@@ -331,5 +336,5 @@ def test_a_killed_run_continues_and_gives_the_same_bits(finished, tmp_path):
     process.wait()
     assert not (folder / "metrics.json").exists() and read_json(folder / "run.json")["status"] == "running"
     told, _ = run(folder)
-    assert told.skipped == ["sample", "score", "select"] and told.done == ["train", "eval"]
+    assert told.skipped == ["sample", "score", "select", "picture"] and told.done == ["train", "eval"]
     assert contents(folder) == contents(finished)

@@ -19,7 +19,7 @@ from lora_drop.experiments.records import Record, read_records
 from lora_drop.experiments.render import to_csv, to_latex, to_markdown
 from lora_drop.experiments.report import TEXTS, report
 from lora_drop.experiments.table import build_tables
-from lora_drop.runs.store import write_json
+from lora_drop.runs.files import write_json
 from lora_drop.tasks import get_task
 from lora_drop.tasks.base import Source
 

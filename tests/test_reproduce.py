@@ -18,7 +18,8 @@ from lora_drop.experiments.grid import Choice, expand, load_experiment
 from lora_drop.experiments.records import read_records
 from lora_drop.experiments.report import report
 from lora_drop.progress import GridReporter
-from lora_drop.runs.store import Run, read_json
+from lora_drop.runs.files import read_json
+from lora_drop.runs.store import Run
 
 SMALL = ["limit.train=80", "limit.eval=40", "train.epochs=1", "train.batch_size=8", "device=cpu"]
 TEXTS = ("table.md", "table.csv", "table.tex")
@@ -65,13 +66,15 @@ def test_a_record_holds_what_its_run_gave(swept):
     assert (record.experiment, record.task, record.seed, record.examples) == ("table6", "toy-nli", 0, 40)
     assert record.limited == {"train": 80, "eval": 40} and record.primary == "accuracy" and record.percent
     assert record.best["score"] == record.last["score"] == record.metrics["accuracy"]
-    assert {"sample", "score", "select", "train", "eval"} == record.stages.keys()
+    assert {"sample", "score", "select", "picture", "train", "eval"} == record.stages.keys()
     assert all(stage["peak_memory_mb"] > 0 for stage in record.stages.values())
-    assert all(stage["device"] == "cpu" and stage["threads"] >= 1 for stage in record.stages.values())
+    computed = [record.stages[name] for name in ("sample", "score", "train", "eval")]
+    assert all(stage["device"] == "cpu" and stage["threads"] >= 1 for stage in computed)
     assert all(stage["versions"].keys() >= {"torch", "python"} for stage in record.stages.values())
-    read = {name: (stage["data"].keys(), stage["limited"]) for name, stage in record.stages.items()}
+    read = {name: (stage.get("data", {}).keys(), stage["limited"]) for name, stage in record.stages.items()}
     train, both = {"train": 80}, {"train": 80, "eval": 40}
     assert read == {"sample": (train.keys(), train), "score": (train.keys(), train), "select": ({}.keys(), {})} | {
+        "picture": ({}.keys(), {}),
         "train": (both.keys(), both),
         "eval": ({"eval"}, {"eval": 40}),
     }
@@ -258,7 +261,7 @@ def test_a_dry_run_estimates_and_writes_nothing(swept, tmp_path, capsys, monkeyp
     with pytest.raises(SystemExit):
         cli.main([*arguments, "--tasks", "rte", "--offline", "--dry-run", "--json"])
     plan = json.loads(capsys.readouterr().out)
-    assert plan["estimates"][0]["seconds"] is None and "Put the official file there" in plan["estimates"][0]["reason"]
+    assert plan["estimates"][0]["seconds"] is None and "put the official file at" in plan["estimates"][0]["reason"]
 
 
 @pytest.mark.parametrize(

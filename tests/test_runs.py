@@ -5,11 +5,15 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
+import lora_drop
 from lora_drop.config.schema import Config
 from lora_drop.errors import UserError
 from lora_drop.progress import Reporter
-from lora_drop.runs import store as runs
-from lora_drop.runs.store import Run, file_digest, read_json, write_folder, write_json, write_text
+from lora_drop.runs import pipeline, provenance
+from lora_drop.runs.files import file_digest, read_json, write_folder, write_json, write_text
+from lora_drop.runs.job import Job
+from lora_drop.runs.stages.base import Stage
+from lora_drop.runs.store import Run
 
 
 class Told(Reporter):
@@ -25,14 +29,29 @@ class Told(Reporter):
         self.skipped.append(stage)
 
 
+def stage(name, inputs, work, outputs=()) -> Stage:
+    """A stage that reads no rows."""
+    return Stage(
+        name=name,
+        help="",
+        version=1,
+        outputs=outputs,
+        needs=(),
+        settings=lambda job: {},
+        inputs=lambda job: {"input": inputs},
+        work=work,
+        rows=lambda job: (),
+    )
+
+
 def perform(run, inputs=1, content="x", force=False):
     told = Told()
 
-    def work():
+    def work(job):
         write_text(run.file("a.txt"), content)
         return "a note", {"fact": inputs}
 
-    run.perform("a", {"input": inputs}, ["a.txt"], work, force, told)
+    pipeline.perform(Job(run, told, force), stage("a", inputs, work, ("a.txt",)))
     return "done" if told.done else "skipped" if told.skipped else "nothing"
 
 
@@ -63,21 +82,21 @@ def test_a_reopened_directory_remembers(tmp_path):
 def test_checkpoints_of_other_inputs_are_removed_and_of_the_same_are_kept(tmp_path):
     run = Run(tmp_path, Config())
 
-    def fail():
-        write_text(run.checkpoints("a") / "checkpoint-1" / "x", "")
-        raise RuntimeError("killed")
-
     def survivors(inputs):
         found = []
+
+        def work(job):
+            found.append((run.checkpoints("a") / "checkpoint-1").exists())
+            write_text(run.checkpoints("a") / "checkpoint-1" / "x", "")
+            raise RuntimeError("killed")
+
         with pytest.raises(RuntimeError):
-            run.perform(
-                "a", inputs, [], lambda: found.append((run.checkpoints("a") / "checkpoint-1").exists()) or fail()
-            )
+            pipeline.perform(Job(run), stage("a", inputs, work))
         return found[0]
 
-    assert survivors({"n": 1}) is False
-    assert survivors({"n": 1}) is True
-    assert survivors({"n": 2}) is False
+    assert survivors(1) is False
+    assert survivors(1) is True
+    assert survivors(2) is False
 
 
 def test_how_the_work_ended_is_recorded(tmp_path):
@@ -103,7 +122,7 @@ def test_a_skipped_stage_keeps_its_circumstances(tmp_path):
     run = Run(tmp_path, Config())
     perform(run)
     run.manifest["stages"]["a"]["versions"]["torch"] = "older"
-    run.perform("b", {}, [], lambda: ("a note", {"fact": "other"}))
+    pipeline.perform(Job(run), stage("b", 0, lambda job: ("a note", {"fact": "other"})))
     stages = run.manifest["stages"]
     assert perform(run) == "skipped" and (stages["a"]["versions"]["torch"], stages["a"]["fact"]) == ("older", 1)
     assert stages["b"]["versions"]["torch"] != "older" and stages["b"]["fact"] == "other"
@@ -133,11 +152,11 @@ def test_facts_of_work_that_failed_are_not_recorded(tmp_path):
     run = Run(tmp_path, Config())
     perform(run)
 
-    def fail():
+    def fail(job):
         raise RuntimeError
 
     with pytest.raises(RuntimeError):
-        run.perform("a", {"input": 3}, ["a.txt"], fail)
+        pipeline.perform(Job(run), stage("a", 3, fail, ("a.txt",)))
     assert run.manifest["stages"]["a"]["fact"] == 1 and perform(run) == "skipped"
 
 
@@ -188,14 +207,14 @@ def test_what_is_missing_or_damaged_is_said(tmp_path):
 
 
 def test_memory_is_told_on_systems_without_proc(monkeypatch, tmp_path):
-    told = runs.peak_memory_mb()
-    monkeypatch.setattr(runs, "_STATUS", tmp_path / "none")  # as on macOS
-    assert runs.peak_memory_mb() >= 0.9 * told > 100 and runs.resident_memory_mb() > 100
+    told = provenance.peak_memory_mb()
+    monkeypatch.setattr(provenance, "_STATUS", tmp_path / "none")  # as on macOS
+    assert provenance.peak_memory_mb() >= 0.9 * told > 100 and provenance.resident_memory_mb() > 100
 
 
 def test_no_module_needs_what_windows_has_not_to_be_imported():
     absent = {"fcntl", "grp", "pwd", "resource", "termios"}
-    for path in Path(runs.__file__).parent.rglob("*.py"):
+    for path in Path(lora_drop.__file__).parent.rglob("*.py"):
         for statement in ast.parse(path.read_text(encoding="utf-8")).body:
             if isinstance(statement, (ast.Import, ast.ImportFrom)):
                 names = {getattr(statement, "module", None), *(alias.name for alias in statement.names)}

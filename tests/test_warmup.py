@@ -10,8 +10,10 @@ from lora_drop.cli import app as cli
 from lora_drop.config.schema import TrainConfig, load_config
 from lora_drop.data.sentences import collator, encode
 from lora_drop.progress import Reporter
-from lora_drop.runs.pipeline import Pipeline
-from lora_drop.runs.store import Run, read_json
+from lora_drop.runs.files import read_json
+from lora_drop.runs.job import Job
+from lora_drop.runs.pipeline import perform
+from lora_drop.runs.store import Run
 from lora_drop.tasks import get_task
 from lora_drop.tasks.base import Source
 from lora_drop.training.trainer import fit
@@ -53,9 +55,8 @@ def scored(folder, *overrides):
     told = Told()
     run = Run(folder, load_config([], [*SMALL, *overrides]))
     with run.working():
-        pipeline = Pipeline(run, told)
         for stage in ("sample", "score"):
-            pipeline.perform(stage)
+            perform(Job(run, told), stage)
     return run, told
 
 
@@ -72,7 +73,7 @@ def scored(folder, *overrides):
 def test_how_many_steps_a_warm_up_has(tmp_path, overrides, steps):
     run, told = scored(tmp_path / "run", *overrides)
     losses = read_json(tmp_path / "run" / "warmup" / "losses.json")["losses"]
-    assert len(losses) == run.manifest["warmup_steps"] == steps
+    assert len(losses) == run.entry("score")["warmup_steps"] == steps
     first, last = first_and_last(losses)
     assert run.manifest["stages"]["score"]["losses"] == {"first_quarter": first, "last_quarter": last}
     assert f"after {steps} warm-up steps (loss {first:.3f} to {last:.3f})" in told.notes["score"]
@@ -103,7 +104,7 @@ def test_the_batch_of_the_warm_up_is_an_input_of_its_stage_and_that_of_training_
         told = Told()
         other = Run(tmp_path / "run", load_config([], [*SMALL, *overrides]))
         with other.working():
-            Pipeline(other, told).perform("score")
+            perform(Job(other, told), "score")
         return bool(told.notes)
 
     assert not again("warmup.batch_size=4", "train.warmup_ratio=0.5", "train.epochs=2")
@@ -121,12 +122,11 @@ def test_a_warm_up_that_was_killed_keeps_its_losses(tmp_path):
 
     run = Run(tmp_path / "killed", load_config([], [*SMALL, "warmup.batch_size=4", "train.save_steps=3"]))
     with pytest.raises(RuntimeError, match="killed"), run.working():
-        pipeline = Pipeline(run, Killed())
-        pipeline.perform("sample")
-        pipeline.perform("score")
+        perform(Job(run, Killed()), "sample")
+        perform(Job(run, Killed()), "score")
     told = Told()
     with run.working():
-        Pipeline(run, told).perform("score")
+        perform(Job(run, told), "score")
     assert run.manifest["stages"]["score"]["resumed"]
     for name in ("warmup/losses.json", "scores.json"):
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()

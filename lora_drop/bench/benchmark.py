@@ -21,7 +21,8 @@ from lora_drop.bench.workload import LORA, Subject
 from lora_drop.config.schema import WHERE_KEYS
 from lora_drop.errors import UserError
 from lora_drop.progress import Reporter
-from lora_drop.runs.store import commit, versions, write_json
+from lora_drop.runs.files import write_json
+from lora_drop.runs.provenance import commit, versions
 
 FORMAT = 1
 
@@ -80,6 +81,6 @@ def _part(name: str, subject: Subject) -> Any:
 
 def _draw(measured: dict[str, Any], path: Path) -> None:
     from lora_drop.bench.plots import scaling_figure
-    from lora_drop.experiments.figures import save_figure
+    from lora_drop.pruning.picture import save_figure
 
     save_figure(scaling_figure(measured), path)

@@ -11,7 +11,8 @@ from lora_drop.bench.variants import ours
 from lora_drop.bench.workload import Subject
 from lora_drop.data.batches import row_lengths
 from lora_drop.progress import SILENT
-from lora_drop.runs.pipeline import Pipeline
+from lora_drop.runs.job import Job
+from lora_drop.runs.pipeline import perform
 from lora_drop.runs.store import Run
 
 EPOCHS = 30
@@ -51,10 +52,10 @@ def _stages(subject: Subject) -> tuple[dict[str, float], int, int]:
     config = settings.config(**({"train": 10 * settings.rows} if settings.quick else {}))
     with tempfile.TemporaryDirectory() as folder:
         run = Run(Path(folder) / "run", config)
-        pipeline = Pipeline(run, SILENT)
+        job = Job(run, SILENT)
         with run.working():
             for number, stage in enumerate(STAGES):
                 subject.report.advance(number, len(STAGES), f"stage {stage}")
-                pipeline.perform(stage)
-        lengths = row_lengths(pipeline.data.train_encoded)
+                perform(job, stage)
+        lengths = row_lengths(job.data.train_encoded)
         return {stage: run.manifest["stages"][stage]["seconds"] for stage in STAGES}, len(lengths), sum(lengths)

@@ -30,6 +30,7 @@ from lora_drop.cli.options import (
 )
 from lora_drop.cli.terminal import tolerate_encodings
 from lora_drop.errors import UserError
+from lora_drop.runs.stages import STAGES
 
 if TYPE_CHECKING:
     from lora_drop.config.schema import Config
@@ -107,10 +108,9 @@ def _stage(name: str, help_text: str) -> None:
     app.command(name)(command)
 
 
-_stage("sample", "Stage 1: draw the stratified sample of the training set.")
-_stage("score", "Stage 2: warm a LoRA up, then score the output of each layer.")
-_stage("select", "Stage 3: choose the layers that retain their LoRA.")
-_stage("train", "Stage 4: train a fresh model under the selection.")
+for stage in STAGES:
+    if stage.command and stage.name != "eval":  # which has options of its own
+        _stage(stage.name, stage.help)
 
 
 @app.command("eval")

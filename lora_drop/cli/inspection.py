@@ -53,7 +53,7 @@ def count_methods(config: Config) -> dict[str, Any]:
 
     LoRA-drop's count depends on what the data will say; given is the number at the retained layers that would halve LoRA.
     """
-    from lora_drop.methods import get_method, method_names
+    from lora_drop.methods import get_method, method_names, needs_selection
     from lora_drop.models.backbones import load_meta_model, locate
 
     task = get_task(config.task)
@@ -61,7 +61,7 @@ def count_methods(config: Config) -> dict[str, Any]:
     counted: dict[str, Any] = {}
     for name in method_names():
         method, model = get_method(name), load_meta_model(backbone, task)
-        selection = _half(model, config) if method.needs_selection else None
+        selection = _half(model, config) if needs_selection(name) else None
         settings = replace(config.method, name=name)
         counted[name] = asdict(method.count(method.build(model, settings, config.seed, selection)))
         if selection is not None:
@@ -106,7 +106,7 @@ def _row(check: str, state: str, remedy: str = "") -> dict[str, Any]:
 
 
 def _packages() -> list[dict[str, Any]]:
-    from lora_drop.runs.store import versions
+    from lora_drop.runs.provenance import versions
 
     return [
         _row(name, version, f"pip install {name}" if version == "not installed" else "")

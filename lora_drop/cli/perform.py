@@ -6,16 +6,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import datasets
-from transformers.utils import logging
-
 from lora_drop.config.schema import Config
-from lora_drop.methods import get_method
+from lora_drop.methods import get_method, needs_selection
 from lora_drop.progress import Reporter
-from lora_drop.pruning.selection import Scored, Selection
-from lora_drop.runs.pipeline import Pipeline
-from lora_drop.runs.stages import read_scores
-from lora_drop.runs.store import Run, read_json
+from lora_drop.pruning.selection import Scored, Selection, read_scores
+from lora_drop.runs.files import read_json
+from lora_drop.runs.job import Job
+from lora_drop.runs.pipeline import perform_all, perform_one
+from lora_drop.runs.store import Run
 
 
 @dataclass
@@ -33,6 +31,9 @@ class Summary:
 
 def quiet_libraries() -> None:
     """Let transformers print nothing but errors, and neither it nor datasets a bar: what they would say is said by our reporter."""
+    import datasets
+    from transformers.utils import logging
+
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     datasets.disable_progress_bars()
@@ -41,13 +42,14 @@ def quiet_libraries() -> None:
 def perform(
     run_dir: Path, config: Config, stages: list[str], force: bool, report: Reporter, compare: list[str]
 ) -> Summary:
-    """Perform stages ("all", or names of `pipeline.STAGES`) in a run directory, then train the methods to compare with beside it."""
-    quiet_libraries()
+    """Perform stages ("all", or names of `runs.stages.STAGES`) in a run directory, then train the methods to compare with beside it."""
+    if stages != ["select"]:  # which needs none of them
+        quiet_libraries()
     for name in compare:
         get_method(name)  # a wrong name must not show after the first training
     summary = Summary()
     run = _perform_one(run_dir, config, stages, force, report)
-    if stages != ["train"] and get_method(config.method.name).needs_selection:
+    if stages != ["train"] and needs_selection(config.method.name):
         _profile(run, summary, stages)
     runs = [run]
     for name in compare:
@@ -86,14 +88,16 @@ def _plain(selection: Selection, scored: list[Scored]) -> list[str]:
 
 def _perform_one(run_dir: Path, config: Config, stages: list[str], force: bool, report: Reporter) -> Run:
     run = Run(run_dir, config)
-    pipeline = Pipeline(run, report, force)
+    job = Job(run, report, force)
+    if stages != ["select"]:  # which asks for neither a model nor rows
+        job.check()
     # a trained adapter may be evaluated on other rows; what it was trained from stays what the directory says
     with run.working(report, store_config=stages != ["eval"]):
         for stage in stages:
             if stage == "all":
-                pipeline.all()
+                perform_all(job)
             else:
-                pipeline.one(stage)
+                perform_one(job, stage)
     return run
 
 

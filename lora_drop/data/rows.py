@@ -19,7 +19,7 @@ from lora_drop.evaluation.kinds import Encoded, Kind, get_kind
 from lora_drop.models.backbones import Backbone, load_tokenizer
 from lora_drop.progress import Reporter
 from lora_drop.pruning.sampling import stratified_sample
-from lora_drop.runs.store import digest
+from lora_drop.runs.files import digest
 from lora_drop.tasks.base import Source, Task
 
 

@@ -17,7 +17,8 @@ from datasets import Dataset
 
 from lora_drop.config.schema import Config
 from lora_drop.progress import Reporter
-from lora_drop.runs.store import digest, file_digest, versions, write_json
+from lora_drop.runs.files import digest, file_digest, write_json
+from lora_drop.runs.provenance import versions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

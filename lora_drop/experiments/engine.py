@@ -18,12 +18,9 @@ from lora_drop.errors import UserError
 from lora_drop.experiments.grid import Planned, slug
 from lora_drop.experiments.records import is_done, join_record, write_record
 from lora_drop.progress import GridReporter, Reporter
-from lora_drop.runs.pipeline import Pipeline
-from lora_drop.runs.store import Busy, Run, digest
-
-SHARED = ("sample", "score", "norms", "train")
-"""Stages that runs of the same task and seed often have in common: a threshold sweep needs one warm-up, a comparison of decoding settings one
-training."""
+from lora_drop.runs.job import Job
+from lora_drop.runs.pipeline import adopt, inputs_digest, perform, plan
+from lora_drop.runs.store import Busy, Run
 
 
 @dataclass
@@ -81,18 +78,19 @@ def _perform_one(planned: Planned, runs: Path, results: Path, report: Reporter) 
     path, config = run_directory(planned, runs), planned.config
     path.parent.mkdir(parents=True, exist_ok=True)
     run = Run(path, config)
+    job = Job(run, report)
+    job.check()
     with run.working(report):
-        pipeline = Pipeline(run, report)
-        stages = pipeline.plan(planned.experiment.until)
+        stages = plan(job, planned.experiment.until)
         for stage in stages:
-            if stage in SHARED:
+            if stage.shared:
                 # another process that needs the same waits for it instead of making its own
-                with FileLock(path.parent / f".{stage}-{digest(pipeline.inputs.of(stage))}.lock"):
-                    if not pipeline.adopt(stage, _siblings(run)):
-                        pipeline.perform(stage)
+                with FileLock(path.parent / f".{stage.name}-{inputs_digest(job, stage)}.lock"):
+                    if not adopt(job, stage, _siblings(run)):
+                        perform(job, stage)
             else:
-                pipeline.perform(stage)
-        write_record(results, planned, run, stages)
+                perform(job, stage)
+        write_record(results, planned, run, [stage.name for stage in stages])
     return str(run.manifest["stages"][planned.experiment.until or "eval"]["note"])
 
 

@@ -23,12 +23,15 @@ from lora_drop.data.batches import LengthGroups, row_lengths
 from lora_drop.data.sentences import batches
 from lora_drop.errors import UserError
 from lora_drop.experiments.grid import Planned
-from lora_drop.methods import get_method
+from lora_drop.methods import get_method, needs_selection
 from lora_drop.methods.base import Method, Parameters
 from lora_drop.progress import Reporter
 from lora_drop.pruning import importance
-from lora_drop.runs.pipeline import Pipeline
-from lora_drop.runs.store import Run, digest
+from lora_drop.runs import models
+from lora_drop.runs.files import digest
+from lora_drop.runs.job import Job
+from lora_drop.runs.pipeline import plan
+from lora_drop.runs.store import Run
 from lora_drop.training.warmup import warmup_settings
 
 STEPS = 2
@@ -75,35 +78,37 @@ def estimate(todo: Sequence[Planned], progress: Callable[[int, int], None]) -> I
 def _measure(planned: Planned, folder: Path, warmed: set[str]) -> tuple[float, float, float]:
     """Return seconds, MB left and MB of checkpoints of one run. A warm-up that a row before it makes (`warmed`) costs nothing again."""
     config, clock = planned.config, _Clock()
-    pipeline = Pipeline(Run(folder, config), clock)
-    clock.device = pipeline.device
-    stages, tokens = pipeline.plan(planned.experiment.until), sum(row_lengths(pipeline.data.train_encoded))
+    job = Job(Run(folder, config), clock)
+    job.check()
+    clock.device = job.device
+    stages = [stage.name for stage in plan(job, planned.experiment.until)]
+    tokens = sum(row_lengths(job.data.train_encoded))
     seconds, left, peak = 0.0, 0.0, 0.0
     settings = warmup_settings(config)
     warm_up = digest(config.task, asdict(config.sample), asdict(settings), config.warmup.steps, asdict(config.method))
     if "score" in stages and warm_up not in warmed:
         warmed.add(warm_up)
-        step, model, size = _time_training(pipeline, "score", get_method("lora"), settings, clock)
+        step, model, size = _time_training(job, "score", get_method("lora"), settings, clock)
         looks = sum(stage in ("score", "norms", "trained") for stage in stages)
-        seconds += step * tokens * _warm_up_passes(config.warmup.steps, settings, pipeline)
-        seconds += _time_scoring(pipeline, model, clock) * tokens * config.sample.ratio * looks
+        seconds += step * tokens * _warm_up_passes(config.warmup.steps, settings, job)
+        seconds += _time_scoring(job, model, clock) * tokens * config.sample.ratio * looks
         left += _megabytes(size)
         peak = 6 * _megabytes(size)
     if "train" in stages:
-        step, model, size = _time_training(pipeline, "train", pipeline.method, config.train, clock)
-        evaluations = 1 + (config.train.epochs if pipeline.inputs.scored_each_epoch else 0)
+        step, model, size = _time_training(job, "train", job.method, config.train, clock)
+        evaluations = 1 + (config.train.epochs if job.scored_each_epoch else 0)
         seconds += step * tokens * config.train.epochs
-        seconds += _time_evaluation(pipeline, model, clock) * len(pipeline.data.eval_rows) * evaluations
+        seconds += _time_evaluation(job, model, clock) * len(job.data.eval_rows) * evaluations
         left += _megabytes(size)
         peak = max(peak, 6 * _megabytes(size))  # two checkpoints, each of the weights and the two moments of AdamW
     return seconds, left, peak
 
 
-def _warm_up_passes(steps: int | None, settings: TrainConfig, pipeline: Pipeline) -> float:
+def _warm_up_passes(steps: int | None, settings: TrainConfig, job: Job) -> float:
     """Return how many times the warm-up computes as many rows as the training set has."""
     if steps is not None:
-        return steps * settings.batch_size / len(pipeline.data.train_rows)
-    return pipeline.config.sample.ratio * settings.epochs
+        return steps * settings.batch_size / len(job.data.train_rows)
+    return job.config.sample.ratio * settings.epochs
 
 
 def _megabytes(size: Parameters) -> float:
@@ -141,43 +146,43 @@ class _Clock(Reporter):
 
 
 def _time_training(
-    pipeline: Pipeline, stage: str, method: Method, settings: TrainConfig, clock: _Clock
+    job: Job, stage: str, method: Method, settings: TrainConfig, clock: _Clock
 ) -> tuple[float, nn.Module, Parameters]:
     """Return seconds per token of the training of a stage, the model that it has begun to train, and what is trained."""
-    size = settings.batch_size if pipeline.device.type == "cuda" else min(settings.batch_size, CPU_ROWS)
-    rows = _some_rows(pipeline.data.train_encoded, (STEPS + 1) * size, pipeline.config.seed)
+    size = settings.batch_size if job.device.type == "cuda" else min(settings.batch_size, CPU_ROWS)
+    rows = _some_rows(job.data.train_encoded, (STEPS + 1) * size, job.config.seed)
     # which layers would be retained is not known yet; LoRA on all of them costs the same time and at most as much disk
-    built = get_method("lora") if method.needs_selection else method
-    model = built.build(pipeline.stages.load_backbone(), pipeline.config.method, pipeline.config.seed, None)
+    built = get_method("lora") if needs_selection(method.name) else method
+    model = built.build(models.load_backbone(job), job.config.method, job.config.seed, None)
     parameters = built.count(model)
     clock.times = []
     with suppress(_Enough):
-        pipeline.stages.fit(stage, built, model, rows, replace(settings, batch_size=size, save_steps=None), steps=MANY)
+        models.fit(job, stage, built, model, rows, replace(settings, batch_size=size, save_steps=None), steps=MANY)
     lengths = row_lengths(rows)
-    longest = list(LengthGroups(lengths, size, pipeline.config.seed))[:size]
+    longest = list(LengthGroups(lengths, size, job.config.seed))[:size]
     counted = sum(lengths) - sum(lengths[row] for row in longest)
     return (clock.times[STEPS] - clock.times[0]) / counted, model, parameters
 
 
-def _time_scoring(pipeline: Pipeline, model: nn.Module, clock: _Clock) -> float:
+def _time_scoring(job: Job, model: nn.Module, clock: _Clock) -> float:
     """Return seconds per token of a pass that scores a LoRA."""
-    data = pipeline.data
-    at_a_time = data.batch_size if pipeline.device.type == "cuda" else min(data.batch_size, CPU_ROWS)
-    rows = _some_rows(data.train_encoded, at_a_time, pipeline.config.seed)
-    packing = pipeline.stages.packing(model, rows)
+    data = job.data
+    at_a_time = data.batch_size if job.device.type == "cuda" else min(data.batch_size, CPU_ROWS)
+    rows = _some_rows(data.train_encoded, at_a_time, job.config.seed)
+    packing = models.packing(job, model, rows)
     inputs = [batch for _, batch in batches(rows, data.collate, at_a_time)]
     return clock.seconds(lambda: importance.collect_moments(model, inputs, packing=packing)) / sum(row_lengths(rows))
 
 
-def _time_evaluation(pipeline: Pipeline, model: nn.Module, clock: _Clock) -> float:
+def _time_evaluation(job: Job, model: nn.Module, clock: _Clock) -> float:
     """Return seconds per row of an evaluation by a model that has hardly been trained, which writes texts as long as they may be."""
-    data, config = pipeline.data, pipeline.config
-    count = config.eval.batch_size if pipeline.device.type == "cuda" else min(config.eval.batch_size, CPU_ROWS)
+    data, config = job.data, job.config
+    count = config.eval.batch_size if job.device.type == "cuda" else min(config.eval.batch_size, CPU_ROWS)
 
     def evaluate(count: int) -> None:
         chosen = Random(config.seed).choices(range(len(data.eval_rows)), k=count)
         rows, encoded = data.eval_rows.select(chosen), data.eval_encoded.select(chosen)
-        data.kind.evaluate(model, pipeline.task, rows, encoded, data.tokenizer, config, None, None)
+        data.kind.evaluate(model, job.task, rows, encoded, data.tokenizer, config, None, None)
 
     evaluate(1)  # imports the metrics
     return clock.seconds(lambda: evaluate(count)) / count

@@ -42,9 +42,9 @@ from lora_drop.config.schema import (
 )
 from lora_drop.config.strict import build, leaves, merge, put
 from lora_drop.errors import UserError, closest
-from lora_drop.runs.store import digest
+from lora_drop.runs.files import digest
+from lora_drop.runs.stages import BY_NAME
 
-STAGES = ("sample", "score", "select", "train", "eval")
 COLUMNS = ("retained", "agreement")
 FIGURES = ("tradeoff", "importance", "distribution", "sharing", "ratios")
 """What an experiment may name; `plots.py` draws them."""
@@ -162,7 +162,7 @@ def _mistakes(experiment: Experiment, packaged: bool) -> list[str]:
     known: dict[str, tuple[Iterable[str], Iterable[str]]] = {
         "tasks": (experiment.tasks, task_names()),
         "task_set": (experiment.task_set, experiment.tasks),
-        "until": ([experiment.until] if experiment.until else [], STAGES),
+        "until": ([experiment.until] if experiment.until else [], BY_NAME),
         "columns": (experiment.columns, COLUMNS),
         "figures": (experiment.figures, FIGURES),
         "published": ([experiment.published] if experiment.published else [], load_published()),

@@ -18,9 +18,9 @@ from lora_drop.experiments.agreement import (
     scored,
     scored_by_row,
 )
-from lora_drop.experiments.figures import plain
 from lora_drop.experiments.records import Record
 from lora_drop.experiments.table import Table
+from lora_drop.pruning.picture import plain
 
 DARK, MIDDLE, LIGHT = "#1f4e79", "#6b8fb3", "#d9b38c"
 MARKERS = "osD^vP*Xd<>p"

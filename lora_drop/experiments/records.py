@@ -10,7 +10,8 @@ from typing import Any
 from lora_drop.config.schema import WHERE_KEYS, Config, config_hash, from_dict, to_dict
 from lora_drop.errors import UserError
 from lora_drop.experiments.grid import Planned, slug
-from lora_drop.runs.store import Run, read_json, write_json
+from lora_drop.runs.files import read_json, write_json
+from lora_drop.runs.store import Run
 from lora_drop.tasks import get_task
 
 VERSION = 2

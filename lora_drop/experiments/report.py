@@ -9,7 +9,7 @@ from lora_drop.errors import UserError, closest
 from lora_drop.experiments.records import read_records
 from lora_drop.experiments.render import to_csv, to_latex, to_markdown
 from lora_drop.experiments.table import Table, build_tables
-from lora_drop.runs.store import write_text
+from lora_drop.runs.files import write_text
 
 TEXTS = {"table.md": to_markdown, "table.csv": to_csv, "table.tex": to_latex}
 
@@ -53,8 +53,8 @@ def report(
 
 def draw(tables: Sequence[Table], folder: Path) -> None:
     """Draw the figures that the experiment names, as PDF and PNG; those of a second table are numbered."""
-    from lora_drop.experiments.figures import save_figure
     from lora_drop.experiments.plots import FIGURES
+    from lora_drop.pruning.picture import save_figure
 
     for name in FIGURES:  # those of an earlier, larger report
         for path in (*folder.glob(f"{name}*.png"), *folder.glob(f"{name}*.pdf")):

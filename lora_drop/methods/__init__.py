@@ -10,15 +10,10 @@ from lora_drop.errors import UserError, closest
 if TYPE_CHECKING:
     from lora_drop.methods.base import Method
 
-REGISTRY = {
-    "full": "full:METHOD",
-    "lora": "lora:METHOD",
-    "sparse_adapter": "sparse_adapter:METHOD",
-    "vera": "vera:METHOD",
-    "tied_lora": "tied_lora:METHOD",
-    "adalora": "adalora:METHOD",
-    "lora_drop": "lora_drop:METHOD",
-}
+REGISTRY = ("full", "lora", "sparse_adapter", "vera", "tied_lora", "adalora", "lora_drop")
+"""Each is a module of this package with a `METHOD`."""
+SELECTING = ("lora_drop",)
+"""Those that need a selection of layers: said here, too, so that asking does not import torch."""
 
 
 def method_names() -> list[str]:
@@ -26,10 +21,14 @@ def method_names() -> list[str]:
     return list(REGISTRY)
 
 
+def needs_selection(name: str) -> bool:
+    """Return whether a method needs a selection of layers."""
+    return name in SELECTING
+
+
 def get_method(name: str) -> Method:
     """Return a method. Raises UserError for an unknown name."""
     if name not in REGISTRY:
         raise UserError(f"Unknown method {name!r}.{closest(name, method_names())} Methods: {', '.join(REGISTRY)}")
-    module, attribute = REGISTRY[name].split(":")
-    method: Method = getattr(importlib.import_module(f"lora_drop.methods.{module}"), attribute)
+    method: Method = importlib.import_module(f"lora_drop.methods.{name}").METHOD
     return method

@@ -89,8 +89,6 @@ class Method:
     """`load(backbone, folder)`: the trained model, trainable as before it was saved. Raises UserError for a damaged folder."""
     version: int = 1
     """Raised when what it trains may change: adapters of an earlier version do not stand."""
-    needs_selection: bool = False
-    """Whether stages 1 to 3 come first."""
     prepare: Callable[[nn.Module, Iterable[Mapping[str, Tensor]]], None] | None = None
     """`prepare(model, batches)`: what looks at `examples` training rows, with labels, before training."""
     starts: bool = False

@@ -5,6 +5,7 @@ Also the place where any method that is a PEFT adapter is built, saved and loade
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -68,6 +69,11 @@ def save(model: nn.Module, folder: Path) -> None:
     # no embedding is ever trained; left to itself, PEFT would look for the backbone's vocabulary, on the Hub if need be
     model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
+    path = folder / "adapter_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    for key in ("target_modules", "modules_to_save"):  # sets to PEFT, whose order is another one in each process
+        config[key] = sorted(config[key]) if isinstance(config.get(key), list) else config.get(key)
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def load(backbone: PreTrainedModel, folder: Path) -> PeftModel:

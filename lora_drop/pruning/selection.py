@@ -6,10 +6,12 @@ others are to share one LoRA.
 
 from __future__ import annotations
 
+import json
 import math
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from lora_drop.errors import UserError
@@ -93,6 +95,16 @@ class HasRows(Protocol):
     @property
     def rows(self) -> Sequence[Scored]:
         """Every LoRA with its importance."""
+
+
+def read_scores(path: Path) -> list[Scored]:
+    """Read the rows of a `scores.json`. Raises UserError if it holds something else."""
+    try:
+        return [Scored(**row) for row in json.loads(path.read_text(encoding="utf-8"))["modules"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} does not hold scores ({error}). Make it again with: lora-drop score --force"
+        ) from error
 
 
 def select(

@@ -1,0 +1,119 @@
+"""A run that is worked on: its directory and configuration, and all that follows from them, made when a stage first needs it.
+
+Importing this module imports neither torch nor transformers, so that a stage which only reads JSON starts at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from lora_drop.config.schema import Config
+from lora_drop.progress import SILENT, Reporter
+from lora_drop.runs.store import Run
+
+if TYPE_CHECKING:
+    import torch
+
+    from lora_drop.data.rows import Data
+    from lora_drop.methods.base import Method
+    from lora_drop.models.backbones import Backbone
+    from lora_drop.tasks.base import Source, Task
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run, who is told about it, and whether what is done is done again."""
+
+    run: Run
+    report: Reporter = SILENT
+    force: bool = False
+
+    @property
+    def config(self) -> Config:
+        """The run's configuration."""
+        return self.run.config
+
+    @cached_property
+    def task(self) -> Task:
+        """What is learnt."""
+        from lora_drop.tasks import get_task
+
+        return get_task(self.config.task)
+
+    @cached_property
+    def method(self) -> Method:
+        """What is trained."""
+        from lora_drop.methods import get_method
+
+        return get_method(self.config.method.name)
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Where it is computed."""
+        from lora_drop.models.backbones import resolve_device
+
+        return resolve_device(self.config.device)
+
+    @cached_property
+    def source(self) -> Source:
+        """Where rows come from."""
+        from lora_drop.tasks.base import Source
+
+        offline, revision = self.config.offline, self.config.data_revision
+        return Source.resolve(
+            self.config.data_dir, offline, revision=revision, known=known_sources(self.run), report=self.report
+        )
+
+    @cached_property
+    def backbone(self) -> Backbone:
+        """The pretrained model, located."""
+        from lora_drop.models.backbones import locate
+
+        known = known_sources(self.run).get("backbone")
+        return locate(
+            self.config.backbone, self.config.offline, self.config.quantization, known=known, report=self.report
+        )
+
+    @cached_property
+    def data(self) -> Data:
+        """The rows and their tokens."""
+        from lora_drop.data.rows import Data
+
+        return Data(self.config, self.task, self.source, self.backbone, self.report)
+
+    def check(self) -> None:
+        """Say before work starts what would end it later. Raises UserError."""
+        from lora_drop.methods.start import check_start
+        from lora_drop.models.quantization import check_quantization
+
+        check_quantization(self.config, self.device)
+        self.data.kind.check(self.config, self.task)
+        if self.config.train.start_from:
+            check_start(self.method, self.config.train.start_from)
+
+    @property
+    def sources(self) -> dict[str, dict[str, str]]:
+        """Where the backbone and the rows of each split came from, now or in an earlier process: files, or a commit of the Hub."""
+        backbone = {"backbone": self.backbone.origin} if self.backbone.origin else {}
+        return {**known_sources(self.run), **backbone, **self.source.origins}
+
+    @cached_property
+    def scored_each_epoch(self) -> bool:
+        """Whether the model is evaluated between epochs, be it that one is chosen by it or that it costs little."""
+        return self.data.kind.scored_each_epoch or self.config.train.select_epoch == "best"
+
+    @property
+    def selects(self) -> bool:
+        """Whether the method needs a selection of layers; known without loading it."""
+        from lora_drop.methods import needs_selection
+
+        return needs_selection(self.config.method.name)
+
+
+def known_sources(run: Run) -> dict[str, dict[str, str]]:
+    """Return where the stages of a run that are done have their backbone and rows from: what is repeated takes the same revisions."""
+    return {
+        name: origin for stage in run.manifest["stages"].values() for name, origin in stage.get("sources", {}).items()
+    }

@@ -1,0 +1,115 @@
+"""What several stages do with a model: load the backbone, train, look at the sample, evaluate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import nn
+from transformers import PreTrainedModel
+
+from lora_drop.config.schema import TrainConfig
+from lora_drop.data.sentences import batches
+from lora_drop.evaluation.base import Evaluation
+from lora_drop.methods.base import Method
+from lora_drop.methods.start import adapter_folder, start_from
+from lora_drop.models.backbones import load_model
+from lora_drop.models.checks import check_length
+from lora_drop.pruning import importance
+from lora_drop.pruning.places import fused_notice
+from lora_drop.runs.files import read_json
+from lora_drop.runs.job import Job
+from lora_drop.training import trainer
+from lora_drop.training.packing import Packing
+
+
+def load_backbone(job: Job) -> PreTrainedModel:
+    """Return a fresh copy of the pretrained model. Raises UserError if it has fewer positions than `train.max_length`."""
+    model = load_model(job.backbone, job.task, job.config.seed, job.data.tokenizer, job.device, job.report.notice)
+    check_length(model, job.config.train.max_length)
+    fused = fused_notice(model, job.config.method.target_projections)
+    if fused:
+        job.report.notice(fused)
+    return model
+
+
+def start(job: Job, model: nn.Module) -> None:
+    """Give the model the values of the adapter that training is to start from, if there is one."""
+    if job.config.train.start_from:
+        job.report.notice(start_from(model, adapter_folder(job.config.train.start_from)))
+
+
+def fit(
+    job: Job,
+    stage: str,
+    method: Method,
+    model: nn.Module,
+    encoded: Dataset,
+    settings: TrainConfig,
+    steps: int | None = None,
+    evaluator: Callable[[nn.Module], dict[str, float]] | None = None,
+) -> trainer.Outcome:
+    """Train a model on tokenised rows as the stage `score` or `train` does."""
+    loss = job.data.kind.loss(settings.label_smoothing)
+    if loss is not None and method.penalty is not None:
+        loss = trainer.penalised(loss, partial(method.penalty, model), settings)
+    return trainer.fit(
+        model,
+        encoded,
+        job.data.collate,
+        settings,
+        job.run.checkpoints(stage),
+        seed=job.config.seed,
+        device=job.device,
+        epochs=settings.epochs,
+        learning_rate=settings.learning_rate,
+        steps=steps,
+        log_each_step=stage == "score",
+        evaluator=evaluator,
+        primary=job.task.primary,
+        loss=loss,
+        stepper=method.stepper,
+        report=job.report,
+    )
+
+
+def sampled(job: Job) -> Dataset:
+    """Return the tokenised rows of the sample."""
+    return job.data.train_encoded.select(read_json(job.run.file("sample.json"))["indices"])
+
+
+def batches_of(job: Job, encoded: Dataset) -> Iterator[dict[str, torch.Tensor]]:
+    """Yield tokenised training rows in batches."""
+    return (batch for _, batch in batches(encoded, job.data.collate, job.data.batch_size))
+
+
+def packing(job: Job, model: nn.Module, encoded: Dataset) -> Packing | None:
+    """Return the way to compute a pass over tokenised rows without padding, if there is one for this model."""
+    return trainer.find_packing(model, encoded, job.data.collate, job.config.train, job.data.kind.loss(0.0))[0]
+
+
+def scores_content(job: Job, model: nn.Module, scores: importance.Scores) -> dict[str, Any]:
+    """Return the content of `scores.json`."""
+    return {
+        "backbone": job.config.backbone,
+        "task": job.task.name,
+        "rank": next(iter(importance.numbered(model).values())).rank,
+        "examples": scores.examples,
+        "tokens": scores.tokens,
+        "modules": [asdict(row) for row in scores.rows],
+    }
+
+
+def evaluate(
+    job: Job, model: nn.Module, progress: Callable[[int, int], None] | None = None, journal: Path | None = None
+) -> Evaluation:
+    """Evaluate a model on the evaluation rows; in `journal` an evaluation may keep what a killed one continues from."""
+    data = job.data
+    return data.kind.evaluate(
+        model, job.task, data.eval_rows, data.eval_encoded, data.tokenizer, job.config, progress, journal
+    )

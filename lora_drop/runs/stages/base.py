@@ -1,0 +1,95 @@
+"""What a stage is, and what its outputs depend on.
+
+Where something was computed is no input: the device, the batch size of an evaluation, the folder of the data. The versions of torch, transformers
+and PEFT are none either: their numbers differ in the last bits, if at all, and a new release must not undo a grid. `run.json` says which they
+were, and a stage that stands with others than are installed now says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from lora_drop.runs.files import file_digest
+
+if TYPE_CHECKING:
+    from lora_drop.config.schema import TrainConfig
+    from lora_drop.runs.job import Job
+
+Values = dict[str, Any]
+"""JSON-like values."""
+Work = tuple[str, Values]
+"""A few words about what was done, and facts for the stage's entry in `run.json`."""
+STOCK = "fp32"
+"""Precision of a pass without gradients, whatever `train.precision` says."""
+
+
+def _always(job: Job) -> bool:
+    return True
+
+
+def selects(job: Job) -> bool:
+    """Return whether the run's method needs a selection of layers."""
+    return job.selects
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a run."""
+
+    name: str
+    help: str
+    version: int
+    """Raised when its numbers may change: what an earlier version made does not stand."""
+    outputs: tuple[str, ...]
+    """Files and folders that it writes, the main one first."""
+    needs: tuple[str, ...]
+    """Stages whose outputs it reads."""
+    settings: Callable[[Job], Values]
+    """What its outputs depend on in the configuration: known without reading a row or a weight."""
+    inputs: Callable[[Job], Values]
+    """What else they depend on: rows, weights, what earlier stages wrote."""
+    work: Callable[[Job], Work]
+    """Writes the outputs."""
+    wanted: Callable[[Job], bool] = _always
+    """Whether a run has this stage."""
+    rows: Callable[[Job], tuple[str, ...]] = lambda job: ("train",)
+    """The rows that it reads: "train", "eval", both or none."""
+    command: bool = True
+    """Whether it has a command of its own."""
+    beside: tuple[str, ...] = ()
+    """Stages without a command that follow it, where they are wanted."""
+    shared: bool = False
+    """Whether runs of the same task and seed often have it in common: a threshold sweep needs one warm-up."""
+
+
+def digest_of(job: Job, artefact: str, stage: str) -> str:
+    """Return the hash of what an earlier stage wrote. Raises UserError naming the stage if it is not there."""
+    return file_digest(job.run.require(artefact, stage))
+
+
+def weights(job: Job) -> Values:
+    """Return what identifies the initial weights."""
+    return {"backbone": job.backbone.identity}
+
+
+def names(job: Job) -> Values:
+    """Return the settings of every stage that computes with the model."""
+    return {"task": job.config.task, "quantization": job.config.quantization, "seed": job.config.seed}
+
+
+def rows_of(job: Job, *parts: str) -> Values:
+    """Return what identifies the task and its rows."""
+    digests = {"train": lambda: job.data.train_digest, "eval": lambda: job.data.eval_digest}
+    return {"task_version": job.task.version, **{part: digests[part]() for part in parts}}
+
+
+def training(train: TrainConfig, *unused: str) -> Values:
+    """Return settings of a training; an adapter that it starts from counts by its content, not by its name."""
+    settings = {key: value for key, value in asdict(train).items() if key not in unused}
+    if train.start_from:
+        from lora_drop.methods.start import adapter_folder
+
+        settings["start_from"] = file_digest(adapter_folder(train.start_from))
+    return settings

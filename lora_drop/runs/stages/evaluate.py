@@ -1,0 +1,62 @@
+"""Stage 5: the metrics of the trained adapter."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from lora_drop.runs.files import write_json, write_text
+from lora_drop.runs.stages.base import STOCK, Stage, Values, Work, digest_of, names, rows_of, weights
+
+if TYPE_CHECKING:
+    from lora_drop.runs.job import Job
+
+
+def settings(job: Job) -> Values:
+    """Return what is evaluated, and how texts are decoded."""
+    return {
+        **names(job),
+        "limit": job.config.limit.eval,
+        "max_length": job.config.train.max_length,
+    }
+
+
+def inputs(job: Job) -> Values:
+    """Return what identifies adapter, rows and weights."""
+    read = {"adapter": digest_of(job, "adapter", "train"), "split": job.data.split}
+    return {**read, **rows_of(job, "eval"), **weights(job), **job.data.kind.settings(job.config)}
+
+
+def work(job: Job) -> Work:
+    """Evaluate and write `metrics.json` and `predictions.jsonl`."""
+    from lora_drop.runs import models
+
+    model = job.method.load(models.load_backbone(job), job.run.file("adapter")).to(job.device)
+    result = models.evaluate(job, model, job.report.advance, job.run.checkpoints("eval") / "predictions.jsonl")
+    split, primary = job.data.split, job.task.primary
+    content = {
+        "task": job.task.name,
+        "split": split,
+        "examples": len(job.data.eval_rows),
+        "metrics": result.metrics,
+        "primary": primary,
+        **result.details,
+    }
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in result.predictions]
+    write_text(job.run.file("predictions.jsonl"), "".join(lines))
+    write_json(job.run.file("metrics.json"), content)
+    note = f"{primary} {result.metrics[primary]:.4f} on {len(job.data.eval_rows):,} rows of {split}"
+    return note, {"precision": STOCK}
+
+
+STAGE = Stage(
+    name="eval",
+    help="Stage 5: evaluate the trained adapter.",
+    version=1,
+    outputs=("metrics.json", "predictions.jsonl"),
+    needs=("train",),
+    settings=settings,
+    inputs=inputs,
+    work=work,
+    rows=lambda job: ("eval",),
+)

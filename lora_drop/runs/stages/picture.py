@@ -1,0 +1,41 @@
+"""Beside stage 3: the importance of each layer as a picture. A stage of its own, since drawing takes longer than choosing."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lora_drop.runs.files import read_json
+from lora_drop.runs.stages.base import Stage, Work, digest_of, selects
+
+if TYPE_CHECKING:
+    from lora_drop.runs.job import Job
+
+
+def work(job: Job) -> Work:
+    """Draw `importance.png`."""
+    from lora_drop.pruning.picture import importance_figure, save_figure
+    from lora_drop.pruning.selection import Selection, read_scores
+
+    scored = read_scores(job.run.file("scores.json"))
+    selection = Selection.from_json(read_json(job.run.file("selection.json")))
+    figure = importance_figure(scored, selection, f"{job.config.task}, {job.config.backbone}")
+    save_figure(figure, job.run.file("importance.png"))
+    return "importance.png", {}
+
+
+STAGE = Stage(
+    name="picture",
+    help="Draw the importance of each layer.",
+    version=1,
+    outputs=("importance.png",),
+    needs=("score", "select"),
+    settings=lambda job: {"title": [job.config.task, job.config.backbone]},
+    inputs=lambda job: {
+        "scores": digest_of(job, "scores.json", "score"),
+        "selection": digest_of(job, "selection.json", "select"),
+    },
+    work=work,
+    wanted=selects,
+    rows=lambda job: (),
+    command=False,
+)

@@ -1,0 +1,55 @@
+"""Stage 1: the stratified sample (paper §3.1)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lora_drop.runs.files import write_json
+from lora_drop.runs.stages.base import Stage, Values, Work, rows_of, selects
+
+if TYPE_CHECKING:
+    from lora_drop.runs.job import Job
+
+
+def settings(job: Job) -> Values:
+    """Return the sample's ratio and seed."""
+    config = job.config
+    return {"task": config.task, "ratio": config.sample.ratio, "seed": config.seed, "limit": config.limit.train}
+
+
+def work(job: Job) -> Work:
+    """Draw the sample and write `sample.json`."""
+    from lora_drop.pruning.sampling import stratified_sample
+
+    rows, ratio = job.data.train_rows, job.config.sample.ratio
+    size = max(1, round(ratio * len(rows)))
+    drawn = stratified_sample(job.task.strata(rows), size, job.config.seed)
+    if drawn.absent:
+        some = "; ".join(drawn.absent[:3]) + ("; …" if len(drawn.absent) > 3 else "")
+        job.report.notice(
+            f"{len(drawn.absent)} of {len(drawn.strata)} strata are too small for a row of the sample ({some})"
+        )
+    strata = {name: {"population": total, "sample": taken} for name, (total, taken) in drawn.strata.items()}
+    content = {
+        "task": job.task.name,
+        "seed": job.config.seed,
+        "ratio": ratio,
+        "population": len(rows),
+        "size": len(drawn.indices),
+    }
+    write_json(job.run.file("sample.json"), {**content, "strata": strata, "indices": list(drawn.indices)})
+    return f"{len(drawn.indices):,} of {len(rows):,} rows in {len(strata)} strata", {}
+
+
+STAGE = Stage(
+    name="sample",
+    help="Stage 1: draw the stratified sample of the training set.",
+    version=2,  # largest remainder instead of scikit-learn's splits
+    outputs=("sample.json",),
+    needs=(),
+    settings=settings,
+    inputs=lambda job: rows_of(job, "train"),
+    work=work,
+    wanted=selects,
+    shared=True,
+)

@@ -1,0 +1,50 @@
+"""Stage 3: the layers that retain a LoRA of their own (paper §3.2). Arithmetic on JSON: neither torch nor a model is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from lora_drop.pruning.selection import read_scores, select
+from lora_drop.runs.files import write_json
+from lora_drop.runs.stages.base import Stage, Values, Work, digest_of, selects
+
+if TYPE_CHECKING:
+    from lora_drop.runs.job import Job
+
+
+def settings(job: Job) -> Values:
+    """Return the rule by which layers are retained."""
+    method = asdict(job.config.method)
+    rule = {key: method[key] for key in ("threshold", "budget", "policy", "share")}
+    return {"method": rule, "seed": job.config.seed}
+
+
+def work(job: Job) -> Work:
+    """Write `selection.json`; a picture of an earlier selection is removed."""
+    method = job.config.method
+    scored = read_scores(job.run.file("scores.json"))
+    selection = select(scored, method.threshold, method.budget, method.policy, method.share, job.config.seed)
+    job.run.forget("picture", ("importance.png",))
+    write_json(job.run.file("selection.json"), selection.to_json())
+    whole = sum(row.parameters for row in scored)
+    counts = ", ".join(
+        f"{name} {len(layers.retained)} of {len(layers.retained + layers.shared)}"
+        for name, layers in selection.projections.items()
+    )
+    share = selection.trainable_parameters / whole
+    return f"retained {counts}; {selection.trainable_parameters:,} parameters, {share:.0%} of LoRA's", {}
+
+
+STAGE = Stage(
+    name="select",
+    help="Stage 3: choose the layers that retain their LoRA.",
+    version=1,
+    outputs=("selection.json",),
+    needs=("score",),
+    settings=settings,
+    inputs=lambda job: {"scores": digest_of(job, "scores.json", "score")},
+    work=work,
+    wanted=selects,
+    rows=lambda job: (),
+)

@@ -1,0 +1,50 @@
+"""Beside stage 2: how far the importances can be trusted, by a bootstrap over the examples."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lora_drop.runs.files import read_json, write_json
+from lora_drop.runs.stages.base import Stage, Values, Work, digest_of, selects
+
+if TYPE_CHECKING:
+    from lora_drop.runs.job import Job
+
+
+def settings(job: Job) -> Values:
+    """Return the rule by which layers are retained, and the number of resamples."""
+    method = job.config.method
+    rule = [method.threshold, method.budget, method.share, job.config.score.bootstrap]
+    return {"rule": rule, "seed": job.config.seed}
+
+
+def work(job: Job) -> Work:
+    """Resample the norms and write `stability.json`."""
+    from lora_drop.pruning.selection import read_scores
+    from lora_drop.pruning.stability import CONFIDENCE, bootstrap
+
+    method, resamples = job.config.method, job.config.score.bootstrap
+    scored = read_scores(job.run.file("scores.json"))
+    norms = {row["name"]: row["norms"] for row in read_json(job.run.file("norms.json"))["modules"]}
+    rule: Values = {"threshold": method.threshold, "budget": method.budget, "share": method.share}
+    rule["seed"] = job.config.seed
+    rows = bootstrap(scored, norms, resamples, **rule)
+    content = {"resamples": resamples, "confidence": CONFIDENCE, **rule, "modules": rows}
+    write_json(job.run.file("stability.json"), content)
+    certain = sum(row["retained"] in (0, 1) for row in rows)
+    return f"{resamples:,} resamples: {certain} of {len(rows)} LoRAs always on the same side", {}
+
+
+STAGE = Stage(
+    name="stability",
+    help="Bootstrap the importances.",
+    version=2,
+    outputs=("stability.json",),
+    needs=("score", "norms"),
+    settings=settings,
+    inputs=lambda job: {"norms": digest_of(job, "norms.json", "score")},
+    work=work,
+    wanted=lambda job: selects(job) and bool(job.config.score.bootstrap),
+    rows=lambda job: (),
+    command=False,
+)

@@ -1,0 +1,84 @@
+"""Stage 4: a fresh model under the selection, trained on the whole training set."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from lora_drop.runs.files import read_json, write_folder
+from lora_drop.runs.stages.base import Stage, Values, Work, digest_of, names, rows_of, selects, training, weights
+
+if TYPE_CHECKING:
+    from lora_drop.runs.job import Job
+
+
+def settings(job: Job) -> Values:
+    """Return the settings of the training, and of the evaluations by which an epoch is chosen."""
+    return {
+        **names(job),
+        "limit": job.config.limit.train,
+        "train": training(job.config.train, "save_steps"),
+        "method": [asdict(job.config.method), job.method.version],
+    }
+
+
+def inputs(job: Job) -> Values:
+    """Return what identifies selection, rows and weights."""
+    selection = digest_of(job, "selection.json", "select") if selects(job) else None
+    chosen = job.data.kind.settings(job.config) if job.scored_each_epoch else {}
+    return {"selection": selection, **rows_of(job, *rows(job)), **weights(job), **chosen}
+
+
+def rows(job: Job) -> tuple[str, ...]:
+    """Return that the evaluation rows are read, too, where a model is evaluated between epochs."""
+    return ("train", "eval") if job.scored_each_epoch else ("train",)
+
+
+def work(job: Job) -> Work:
+    """Train and write `adapter/`."""
+    from lora_drop.pruning.selection import Selection
+    from lora_drop.runs import models
+
+    config, method = job.config, job.method
+    selection = Selection.from_json(read_json(job.run.file("selection.json"))) if selects(job) else None
+    model = method.build(models.load_backbone(job), config.method, config.seed, selection)
+    models.start(job, model)
+    if method.prepare is not None:
+        method.prepare(model.to(job.device), job.data.some_batches(method.examples))
+    parameters = method.count(model)
+    job.run.forget("eval", ("metrics.json", "predictions.jsonl"))
+    outcome = models.fit(
+        job,
+        "train",
+        method,
+        model,
+        job.data.train_encoded,
+        config.train,
+        evaluator=(lambda trained: models.evaluate(job, trained).metrics) if job.scored_each_epoch else None,
+    )
+    with write_folder(job.run.file("adapter")) as folder:
+        method.save(model, folder)
+    kept = f"kept epoch {outcome.kept_epoch:g} ({config.train.select_epoch})"
+    return f"{parameters.adapter:,} trainable parameters (head {parameters.head:,}); {kept}", {
+        "trainable_parameters": asdict(parameters),
+        "train_rows": len(job.data.train_rows),
+        "precision": config.train.precision,
+        "computed": outcome.computed,
+        "select_epoch": config.train.select_epoch,
+        "kept_epoch": outcome.kept_epoch,
+        "epochs": outcome.epochs,
+    }
+
+
+STAGE = Stage(
+    name="train",
+    help="Stage 4: train a fresh model under the selection.",
+    version=2,  # the parts of a head are not wrapped a second time
+    outputs=("adapter",),
+    needs=("select",),
+    settings=settings,
+    inputs=inputs,
+    work=work,
+    rows=rows,
+    shared=True,
+)

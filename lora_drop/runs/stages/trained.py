@@ -1,0 +1,44 @@
+"""After stage 4: the importances of the trained adapter on the sample (the paper's Figures 7 and 8)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lora_drop.runs.files import write_json
+from lora_drop.runs.stages.base import STOCK, Stage, Values, Work, digest_of, rows_of, selects, weights
+from lora_drop.runs.stages.norms import settings
+
+if TYPE_CHECKING:
+    from lora_drop.runs.job import Job
+
+
+def inputs(job: Job) -> Values:
+    """Return what identifies adapter, sample, rows and weights."""
+    read = {"adapter": digest_of(job, "adapter", "train"), "sample": digest_of(job, "sample.json", "sample")}
+    return {**read, **rows_of(job, "train"), **weights(job)}
+
+
+def work(job: Job) -> Work:
+    """Score the adapter and write `scores_trained.json`."""
+    from lora_drop.pruning import importance
+    from lora_drop.runs import models
+
+    model = job.method.load(models.load_backbone(job), job.run.file("adapter")).to(job.device)
+    encoded = models.sampled(job)
+    scores = importance.score(model, models.batches_of(job, encoded), packing=models.packing(job, model, encoded))
+    write_json(job.run.file("scores_trained.json"), models.scores_content(job, model, scores))
+    return f"{len(scores.rows)} LoRAs on {scores.examples:,} examples", {"precision": STOCK}
+
+
+STAGE = Stage(
+    name="trained",
+    help="Score the trained adapter.",
+    version=2,
+    outputs=("scores_trained.json",),
+    needs=("sample", "train"),
+    settings=settings,
+    inputs=inputs,
+    work=work,
+    wanted=lambda job: selects(job) and job.config.score.trained,
+    command=False,
+)
