@@ -273,8 +273,9 @@ def test_what_goes_wrong_is_said_and_the_same_command_goes_on(hub, machine, mode
 
 
 def test_a_transfer_that_is_cut_off_is_resumed(hub, machine, model, sample):
+    """A recent huggingface_hub does it by itself, an older one with the next command."""
     hub.fault("GET /_large/", cut=1000, times=2)
-    assert machine(*sample).code == 0
+    assert [machine(*sample).code for _ in range(3)][-1] == 0
     assert len(hub.asked("GET /_large/")) == 3
 
 
