@@ -239,7 +239,7 @@ def test_a_dry_run_estimates_and_writes_nothing(swept, tmp_path, capsys, monkeyp
     with pytest.raises(SystemExit):
         cli.main([*arguments, "--tasks", "rte", "--offline", "--dry-run", "--json"])
     plan = json.loads(capsys.readouterr().out)
-    assert plan["estimates"][0]["seconds"] is None and "Put the official file there" in plan["estimates"][0]["reason"]
+    assert plan["estimates"][0]["seconds"] is None and "put the official file at" in plan["estimates"][0]["reason"]
 
 
 @pytest.mark.parametrize(
