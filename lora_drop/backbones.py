@@ -13,9 +13,8 @@ No code from a hub is executed and no pickle is loaded: weights are safetensors 
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -32,11 +31,17 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+)
 
+from lora_drop.checks import Notice, check_tokenizer, check_weights
+from lora_drop.content import sha256, sha256_of_all
 from lora_drop.errors import UserError, closest
 from lora_drop.gguf_weights import fill_from_gguf, gguf_config
-from lora_drop.hub_models import locate_model
+from lora_drop.hub_models import loaded_files, locate_model
 from lora_drop.progress import SILENT, Reporter
 from lora_drop.quantization import nf4
 from lora_drop.shapes import SHAPES, TOKENIZER, TOKENIZER_OPTIONS, random_model, shape_config
@@ -148,12 +153,15 @@ def _locate(name: str, offline: bool, weights: bool, known: Mapping[str, str] | 
     if name.startswith((".", "/", "~")) or name.partition("@")[0].count("/") > 1:
         raise UserError(f"The backbone folder {name} does not exist.")
     model = locate_model(name, offline, weights, known, report)
+    _check_no_adapter(model.folder)
     identity = model.identity if weights else ""
     return Backbone(name, str(model.folder), identity, {"local_files_only": True}, origin=model.origin)
 
 
-def load_tokenizer(backbone: Backbone, causal: bool = False) -> PreTrainedTokenizerBase:
-    """Load the tokenizer; a missing pad token becomes the end-of-text token.
+def load_tokenizer(
+    backbone: Backbone, causal: bool = False, notice: Notice = lambda text: None
+) -> PreTrainedTokenizerBase:
+    """Load the tokenizer and check that it fits the model; see `checks.check_tokenizer`.
 
     `causal`: pad on the left, as generation needs. Else on the right, whatever the checkpoint says: positions then count from the first real token,
     and a decoder's classifier reads the last one, so that padding changes nothing.
@@ -164,44 +172,62 @@ def load_tokenizer(backbone: Backbone, causal: bool = False) -> PreTrainedTokeni
         tokenizer = _from_pretrained(AutoTokenizer, _locate_packaged(TOKENIZER), **TOKENIZER_OPTIONS)
     else:
         tokenizer = _from_pretrained(AutoTokenizer, backbone)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
+        check_tokenizer(backbone.name, tokenizer, _architecture(backbone), notice)
     tokenizer.padding_side = "left" if causal else "right"
     return tokenizer
 
 
 def load_config(backbone: Backbone, task: Task) -> PretrainedConfig:
-    """Load the model's configuration with the head that the task needs. Raises UserError if an encoder is to write texts."""
-    if backbone.tiny:
-        config = tiny_config(backbone.tiny)
-    elif backbone.shape:
-        config = shape_config(backbone.shape)
-    elif backbone.gguf:
-        config = gguf_config(backbone.path, backbone.gguf)
-    else:
-        config = _from_pretrained(AutoConfig, backbone)
+    """Load the model's configuration with the head that the task needs. Raises UserError if the model cannot do the task."""
+    config = _architecture(backbone)
+    kind = config.model_type
     if task.kind == "generation":
-        if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+        encodes = kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES or config.is_encoder_decoder
+        if encodes or kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+            what = "an encoder" if not config.is_encoder_decoder else "an encoder-decoder"
             raise UserError(
-                f"{task.name} is written, but {backbone.name} is an encoder ({config.model_type}): it reads texts and cannot continue them. "
+                f"{task.name} is written, but {backbone.name} is {what if encodes else 'no decoder'} ({kind}): it cannot continue a text. "
                 "Choose a decoder: packaged:smollm2-135m, meta-llama/Llama-2-7b-hf, shape:llama-2-7b, tiny:llama."
             )
     else:
+        if kind not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES:
+            raise UserError(
+                f"{task.name} needs a classifier, and transformers has none for {backbone.name} ({kind}). Choose another backbone."
+            )
         config.num_labels = task.outputs
         config.problem_type = "regression" if task.kind == "regression" else "single_label_classification"
     return config
 
 
+def _architecture(backbone: Backbone) -> PretrainedConfig:
+    if backbone.tiny:
+        return tiny_config(backbone.tiny)
+    if backbone.shape:
+        return shape_config(backbone.shape)
+    if backbone.gguf:
+        return gguf_config(backbone.path, backbone.gguf)
+    config: PretrainedConfig = _from_pretrained(AutoConfig, backbone)
+    return config
+
+
 def load_model(
-    backbone: Backbone, task: Task, seed: int, tokenizer: PreTrainedTokenizerBase, device: torch.device | None = None
+    backbone: Backbone,
+    task: Task,
+    seed: int,
+    tokenizer: PreTrainedTokenizerBase,
+    device: torch.device | None = None,
+    notice: Notice = lambda text: None,
 ) -> PreTrainedModel:
-    """Load the pretrained model for the task; `seed` decides a classifier's fresh head (and all of a `tiny:` or `shape:` model).
+    """Load the pretrained model for the task and check its weights; `seed` decides a classifier's fresh head (and all of a `tiny:` or `shape:`
+    model). `notice` is told about a head that does not fit the task.
 
     It is on the CPU, but for a quantized one and one of a `shape:`, which come straight onto `device`.
     """
     kind = AutoModelForCausalLM if task.kind == "generation" else AutoModelForSequenceClassification
     config = load_config(backbone, task)
-    config.pad_token_id = tokenizer.pad_token_id
+    if config.pad_token_id is None or config.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+        # a decoder's classifier finds the last token by it; an encoder may count its positions from its own
+        config.pad_token_id = tokenizer.pad_token_id
     torch.manual_seed(seed)
     if backbone.tiny:
         model = kind.from_config(config)
@@ -209,13 +235,16 @@ def load_model(
         model = random_model(backbone.shape, kind, config, device)
     elif backbone.gguf:
         model = kind.from_config(config)
-        model.fresh_modules = _modules(fill_from_gguf(model, backbone.path, backbone.gguf))
+        lost = fill_from_gguf(model, backbone.path, backbone.gguf)
+        report = {"missing_keys": lost, "mismatched_keys": []}
+        model.fresh_modules = check_weights(backbone.name, model, report, task.outputs, notice)
     else:
-        options: dict[str, Any] = {"config": config, "dtype": torch.float32, "output_loading_info": True}
+        options: dict[str, Any] = {"config": config, "dtype": torch.float32}
+        options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
         if backbone.quantization != "none":
             options |= {"quantization_config": nf4(), "device_map": {"": device or "cuda"}}
         model, report = _from_pretrained(kind, backbone, **options)
-        model.fresh_modules = _modules(report["missing_keys"])
+        model.fresh_modules = check_weights(backbone.name, model, report, task.outputs, notice)
         if backbone.origin:  # an adapter names what it was made for, on any machine
             model.name_or_path = model.config.name_or_path = backbone.origin["hub"]
     if (
@@ -226,27 +255,11 @@ def load_model(
     return model
 
 
-def _modules(missing: Iterable[str]) -> list[str]:
-    """Return the modules of weights that were not pretrained (a head, DeBERTa's pooler): they must be trained and saved, whichever the method."""
-    return sorted({name.rpartition(".")[0] for name in missing})
-
-
 def load_meta_model(backbone: Backbone, task: Task) -> PreTrainedModel:
     """Build the model without weights, on PyTorch's meta device: shapes only, no memory, no download but its configuration."""
     kind = AutoModelForCausalLM if task.kind == "generation" else AutoModelForSequenceClassification
     with torch.device("meta"):
         return kind.from_config(load_config(backbone, task))
-
-
-def check_length(config: PretrainedConfig, max_length: int) -> None:
-    """Raise UserError if the model has fewer positions than `max_length`."""
-    positions = getattr(config, "max_position_embeddings", None)
-    if positions is not None:
-        positions -= 2 if config.model_type in ("roberta", "xlm-roberta") else 0  # they count from pad_token_id + 1
-        if 0 < positions < max_length:
-            raise UserError(
-                f"train.max_length={max_length} is more than this backbone's {positions} positions. Lower it."
-            )
 
 
 def resolve_device(name: str) -> torch.device:
@@ -273,7 +286,7 @@ def _locate_packaged(name: str) -> Backbone:
         )
     folder = Path(found.submodule_search_locations[0]) / packaged.folder
     weights = folder / packaged.weights
-    actual = _sha256(weights)
+    actual = sha256(weights) if weights.is_file() else "missing"
     if actual != packaged.sha256:
         raise UserError(
             f"{weights} is not the file it should be: sha256 {actual}, expected {packaged.sha256}. Reinstall it: {packaged.install} --force-reinstall"
@@ -289,14 +302,32 @@ def _locate_packaged(name: str) -> Backbone:
 
 def _locate_folder(name: str, folder: Path, weights: bool = True) -> Backbone:
     if not (folder / "config.json").is_file():
+        if (folder / "adapter_config.json").is_file():
+            raise UserError(
+                f"{folder} holds a PEFT adapter and no model. Name its base model as the backbone, and the adapter with train.start_from."
+            )
         raise UserError(f"{folder} holds no transformers model: it has no config.json.")
-    files = sorted(file for file in folder.iterdir() if file.is_file())
-    if weights and not any(file.suffix == ".safetensors" for file in files):
+    _check_no_adapter(folder)
+    if not weights:
+        return Backbone(name, str(folder), "")
+    files = loaded_files(folder)
+    if not any(file.endswith(".safetensors") for file in files):
         raise UserError(
-            f"{folder} holds no .safetensors weights. Other formats may execute code when loaded; convert them first."
+            f"{folder} holds no .safetensors weights (model.safetensors, or an index and its parts). Other formats may execute code when "
+            "loaded; convert them first."
         )
-    state = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    return Backbone(name, str(folder), hashlib.sha256(repr(state).encode()).hexdigest())
+    for file in files:
+        if not (folder / file).is_file():
+            raise UserError(f"{folder} lacks {file}, which the index of its weights names. Copy it there.")
+    return Backbone(name, str(folder), sha256_of_all(folder / file for file in files))
+
+
+def _check_no_adapter(folder: Path) -> None:
+    if (folder / "adapter_config.json").is_file():
+        raise UserError(
+            f"{folder} holds an adapter beside the model, which transformers would load into it. Put the adapter into a folder of its own "
+            "and name it with train.start_from, or remove it."
+        )
 
 
 def _from_pretrained(kind: Any, backbone: Backbone, **options: Any) -> Any:
@@ -310,13 +341,3 @@ def _from_pretrained(kind: Any, backbone: Backbone, **options: Any) -> Any:
                 f"The backbone {backbone.name} comes with code of its own, which is never executed. Choose a model that transformers has."
             ) from error
         raise UserError(f"The backbone {backbone.name} cannot be loaded: {str(error).splitlines()[0]}") from error
-
-
-def _sha256(path: Path) -> str:
-    if not path.is_file():
-        return "missing"
-    total = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            total.update(block)
-    return total.hexdigest()

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import datasets
 from transformers.utils import logging
 
 from lora_drop.config import Config
@@ -26,12 +27,15 @@ class Summary:
     stability: list[dict[str, Any]] = field(default_factory=list)
     """Rows of `stability.json`, if the importances were bootstrapped."""
     results: list[dict[str, Any]] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+    """Sentences that belong at the very end."""
 
 
 def quiet_libraries() -> None:
-    """Let transformers print nothing but errors: what it would say is said by our reporter."""
+    """Let transformers print nothing but errors, and neither it nor datasets a bar: what they would say is said by our reporter."""
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    datasets.disable_progress_bars()
 
 
 def perform(
@@ -59,6 +63,7 @@ def _profile(run: Run, summary: Summary, stages: list[str]) -> None:
     """Read what there is to show of the layers: after `score` alone there is no selection yet."""
     if run.file("selection.json").is_file() and stages != ["score"]:
         summary.selection = Selection.from_json(read_json(run.file("selection.json")))
+        summary.remarks += _plain(summary.selection, read_scores(run.file("scores.json")))
     # the stage `select` alone leaves a bootstrap of another threshold as it was
     bootstrapped = (
         run.config.score.bootstrap and stages in (["score"], ["all"]) and run.file("stability.json").is_file()
@@ -69,11 +74,21 @@ def _profile(run: Run, summary: Summary, stages: list[str]) -> None:
         summary.scored = read_scores(run.file("scores.json"))
 
 
+def _plain(selection: Selection, scored: list[Scored]) -> list[str]:
+    """Return the remark that nothing was dropped, if so."""
+    if selection.trainable_parameters < sum(row.parameters for row in scored):
+        return []
+    return [
+        "LoRA-drop is plain LoRA here: each layer is retained, or is the only one left of its projection and has nobody to share with. "
+        "Lower method.threshold, or say with method.budget how many of LoRA's parameters it may have (--budget 0.5)"
+    ]
+
+
 def _perform_one(run_dir: Path, config: Config, stages: list[str], force: bool, report: Reporter) -> Run:
     run = Run(run_dir, config)
     pipeline = Pipeline(run, report, force)
     # a trained adapter may be evaluated on other rows; what it was trained from stays what the directory says
-    with run.working(store_config=stages != ["eval"]):
+    with run.working(report, store_config=stages != ["eval"]):
         for stage in stages:
             if stage == "all":
                 pipeline.all()
@@ -84,7 +99,8 @@ def _perform_one(run_dir: Path, config: Config, stages: list[str], force: bool, 
 
 def _result(run: Run) -> dict[str, Any]:
     metrics = read_json(run.file("metrics.json"))
-    parameters = run.manifest["trainable_parameters"]
+    trained, evaluated = run.manifest["stages"]["train"], run.manifest["stages"]["eval"]
+    parameters = trained["trainable_parameters"]
     return {
         "method": get_method(run.config.method.name).title,
         "parameters": parameters["adapter"],
@@ -93,10 +109,10 @@ def _result(run: Run) -> dict[str, Any]:
         "split": metrics["split"],
         "n": metrics["examples"],
         "seed": run.config.seed,
-        "epoch": f"{run.manifest['kept_epoch']:g} ({run.manifest['select_epoch']})",
-        "limited": _limits(run.manifest["limited"]),
+        "epoch": f"{trained['kept_epoch']:g} ({trained['select_epoch']})",
+        "limited": _limits({**trained["limited"], **evaluated["limited"]}),
     }
 
 
-def _limits(limited: dict[str, int] | None) -> str:
-    return ", ".join(f"{rows} {part} rows" for part, rows in (limited or {}).items()) or "no"
+def _limits(limited: dict[str, int]) -> str:
+    return ", ".join(f"{rows} {part} rows" for part, rows in limited.items()) or "no"

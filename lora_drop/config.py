@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from lora_drop.errors import UserError, closest
-from lora_drop.strict import apply_override, build, merge
+from lora_drop.strict import apply_override, build, merge, put
 
 
 def _checked(default: Any, allowed: str, check: Callable[[Any], bool]) -> Any:
@@ -58,8 +58,12 @@ class WarmupConfig:
 
     epochs: float = _positive(3.0)
     """Passes over the sample (the paper: 3)."""
+    steps: int | None = _positive(None)
+    """Instead of epochs: exactly so many optimizer steps, whatever the size of the sample; empty: warmup.epochs decides."""
+    batch_size: int | None = _positive(None)
+    """TOTAL examples per optimizer step of the warm-up (the paper states none); empty: the same as train.batch_size."""
     learning_rate: float | None = _positive(None)
-    """Peak learning rate of the warm-up; empty: the same as train.learning_rate."""
+    """Learning rate at the first step of the warm-up, which has no rise; empty: the same as train.learning_rate."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +119,7 @@ class TrainConfig:
     max_length: int = _positive(128)
     """Longer inputs are truncated to this many tokens; of prompt and completion together, the prompt's beginning goes first."""
     warmup_ratio: float = _fraction(0.06)
-    """Share of the steps in which the learning rate rises from 0."""
+    """Share of the steps in which the learning rate rises from 0. (Stage 2's warm-up has no such rise.)"""
     warmup_steps: int | None = _checked(None, "an integer ≥ 0", lambda value: value >= 0)
     """Instead of a share: this many steps, at most half of all (Hu et al. on E2E: 500); empty: train.warmup_ratio decides."""
     weight_decay: float = _checked(0.1, "a number ≥ 0", lambda value: value >= 0)
@@ -134,6 +138,8 @@ class TrainConfig:
     """Compute activations twice instead of keeping them: less memory, a third more time."""
     select_epoch: str = _one_of("best", "best", "last")
     """Which epoch's weights are kept: the best on eval.split (as the paper reports) or the last."""
+    start_from: str | None = None
+    """Start LoRA and LoRA-drop, and the warm-up, from this adapter: a run directory or a PEFT adapter's folder; empty: from B = 0."""
     save_steps: int | None = _positive(None)
     """Also write a checkpoint every so many steps; empty: after each epoch."""
 
@@ -223,24 +229,49 @@ def to_dict(config: Config) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
+def to_yaml(config: Config) -> str:
+    """Return the content of a configuration file that gives the same configuration again, whatever its texts hold."""
+    values = to_dict(config)
+    readable = json.dumps(
+        values, ensure_ascii=False
+    ).isprintable()  # else escaped: YAML takes U+0085, say, for a line end
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=readable)
+
+
 def config_hash(config: Config) -> str:
     """Return 12 hexadecimal digits that identify what a run computes (WHERE_KEYS are left out)."""
     what = {key: value for key, value in to_dict(config).items() if key not in WHERE_KEYS}
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def load_config(files: Iterable[str | Path] = (), overrides: Iterable[str] = ()) -> Config:
-    """Build a configuration from YAML files, later ones over earlier ones, and `dotted.key=value` overrides over both.
+def load_config(
+    files: Iterable[str | Path] = (), overrides: Iterable[str] = (), flags: Mapping[str, Any] | None = None
+) -> Config:
+    """Build a configuration from YAML files, overrides and flags; later ones win.
 
-    A file is a path, or the name of a packaged one (`glue/rte`). Raises UserError with every mistake found.
+    Args:
+        files: paths, or names of packaged files (`glue/rte`).
+        overrides: `dotted.key=value`, read as the key's type asks for.
+        flags: values by dotted key, taken as they are; None says nothing.
+
+    Raises:
+        UserError: with every mistake found.
     """
     errors: list[str] = []
     merged: dict[str, Any] = {}
     for name in files:
         merge(merged, read_yaml(find_config(name)))
-    for override in overrides:
-        apply_override(merged, override, errors)
+    override(merged, overrides, flags or {}, errors)
     return from_dict(merged, errors=errors)
+
+
+def override(into: dict[str, Any], overrides: Iterable[str], flags: Mapping[str, Any], errors: list[str]) -> None:
+    """Put `dotted.key=value` overrides, then flags (values by dotted key; None says nothing) over nested values."""
+    for text in overrides:
+        apply_override(into, text, errors, Config)
+    for key, value in flags.items():
+        if value is not None:
+            put(into, key, value)
 
 
 def from_dict(values: Mapping[str, Any], errors: list[str] | None = None) -> Config:
@@ -270,7 +301,7 @@ def find_config(name: str | Path) -> Path:
         if candidate.is_file():
             return candidate
     files = (file.relative_to(folder).with_suffix("") for folder in config_folders() for file in folder.rglob("*.yaml"))
-    known = sorted(str(file) for file in files if file.parts[0] != "experiments")
+    known = sorted(file.as_posix() for file in files if file.parts[0] != "experiments")
     raise UserError(
         f"No configuration file {str(name)!r}.{closest(str(name), known)} Give a path, or one of: {', '.join(known)}"
     )

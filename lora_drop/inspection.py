@@ -144,8 +144,9 @@ def _cache() -> list[dict[str, Any]]:
     folder = cache_folder()
     if folder is None:
         return [_row("tokenised rows", "not kept: no home folder", "name a folder with LORA_DROP_CACHE")]
-    size = sum(path.stat().st_size for path in folder.glob("*.arrow"))
-    return [_row("tokenised rows", f"{folder}: {size / 1e6:.1f} MB")]
+    size = sum(path.stat().st_size for path in folder.glob("*") if path.is_file())
+    large = "nothing is removed by itself: delete the folder when you like" if size > 1e9 else ""
+    return [_row("tokenised rows", f"{folder}: {size / 1e6:.1f} MB", large)]
 
 
 def _packaged_models() -> list[dict[str, Any]]:

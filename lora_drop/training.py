@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 import signal
 from collections.abc import Callable
@@ -28,6 +27,7 @@ from torch import nn
 from torch.utils.data import Sampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, TrainerControl, TrainerState
+from transformers.trainer_utils import IntervalStrategy
 
 from lora_drop.batching import LengthGroups, row_lengths, split_batch
 from lora_drop.config import TrainConfig
@@ -51,10 +51,13 @@ class Outcome:
     """What training leaves, beside the weights in the model."""
 
     epochs: list[dict[str, float]]
-    """Per epoch: `epoch`, `loss` (mean over its steps, or over those since an interruption) and, if evaluated, the metrics."""
+    """Per epoch (with `log_each_step`, per step): `epoch`, `loss` (mean over its steps, or over those since an interruption) and, if evaluated, the
+    metrics."""
     kept_epoch: float
     """The epoch whose weights the model holds."""
     steps: int
+    losses: list[float]
+    """Of each epoch, or with `log_each_step` of each step."""
     computed: str
     """How batches were computed: packed, or padded and why."""
 
@@ -70,6 +73,8 @@ def fit(
     device: torch.device,
     epochs: float,
     learning_rate: float,
+    steps: int | None = None,
+    log_each_step: bool = False,
     evaluator: Evaluator | None = None,
     primary: str | None = None,
     loss: Loss | None = None,
@@ -88,6 +93,8 @@ def fit(
         device: where to compute.
         epochs: passes over the rows.
         learning_rate: its peak.
+        steps: exactly so many optimizer steps, instead of epochs.
+        log_each_step: keep the loss of each step, which on a GPU waits for each step to end.
         evaluator: called with the model after each epoch; its metrics are recorded.
         primary: with `config.select_epoch == "best"`, the epoch with the highest value of this metric is kept.
         loss: what is minimised; None is the model's own loss, which must be a mean over the examples of a batch.
@@ -98,17 +105,17 @@ def fit(
         UserError: if the batch size cannot be split over the devices.
         KeyboardInterrupt: after Ctrl-C, when a checkpoint has been written.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError("Training in several processes is not supported yet. Start lora-drop once, on one device.")
     model.to(device)
     best = primary if evaluator is not None and config.select_epoch == "best" else None
     packing, computed = find_packing(model, rows, collate, config, loss)
     if packing is None and config.packing == "auto":
         report.notice(f"batches are computed {computed}")
-    arguments = _arguments(config, folder, seed, device, epochs, learning_rate, len(rows), evaluator is not None, best)
     steps_per_epoch = math.ceil(len(rows) / config.batch_size)
-    between = stepper(model, math.ceil(epochs * steps_per_epoch)) if stepper else None
-    history = _History(report, epochs, steps_per_epoch, config.save_steps, between)
+    total = steps or math.ceil(epochs * steps_per_epoch)
+    arguments = _arguments(config, folder, seed, device, total, learning_rate, evaluator is not None, best)
+    arguments.logging_strategy = IntervalStrategy.STEPS if log_each_step else IntervalStrategy.EPOCH
+    between = stepper(model, total) if stepper else None
+    history = _History(report, total / steps_per_epoch, steps_per_epoch, config.save_steps, between)
     trainer = _Trainer(
         model=model,
         args=arguments,
@@ -147,12 +154,11 @@ def find_packing(
         return prepare(model, batch, loss, recomputes=config.gradient_checkpointing)
 
 
-def warmup_steps(config: TrainConfig, epochs: float, rows: int) -> int:
-    """Return the steps in which the learning rate rises; a configured number is cut to half of all, for the warm-up and for limited runs."""
-    steps_per_epoch = math.ceil(rows / config.batch_size)
+def warmup_steps(config: TrainConfig, total: int) -> int:
+    """Return in how many of all steps the learning rate rises; a configured number is cut to half of all, for limited runs."""
     if config.warmup_steps is None:
-        return math.ceil(config.warmup_ratio * epochs * steps_per_epoch)
-    return min(config.warmup_steps, math.ceil(epochs * steps_per_epoch / 2))
+        return math.ceil(config.warmup_ratio * total)
+    return min(config.warmup_steps, math.ceil(total / 2))
 
 
 def penalised(loss: Loss, penalty: Callable[[], torch.Tensor], config: TrainConfig) -> Loss:
@@ -166,9 +172,8 @@ def _arguments(
     folder: Path,
     seed: int,
     device: torch.device,
-    epochs: float,
+    steps: int,
     learning_rate: float,
-    rows: int,
     evaluated: bool,
     best: str | None,
 ) -> TrainingArguments:
@@ -177,10 +182,10 @@ def _arguments(
         output_dir=str(folder),
         per_device_train_batch_size=at_a_time,
         gradient_accumulation_steps=accumulation,
-        num_train_epochs=epochs,
+        max_steps=steps,
         learning_rate=learning_rate,
         lr_scheduler_type=config.scheduler,
-        warmup_steps=warmup_steps(config, epochs, rows),
+        warmup_steps=warmup_steps(config, steps),
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
         bf16=config.precision == "bf16",
@@ -189,7 +194,7 @@ def _arguments(
         use_cpu=device.type == "cpu",
         eval_strategy="epoch" if evaluated else "no",
         save_strategy="epoch",
-        logging_strategy="epoch",
+        logging_steps=1,
         logging_nan_inf_filter=False,
         # the Trainer notes the best epoch and protects its checkpoint; `fit` loads it, since the Trainer would do so after Ctrl-C, too, and
         # with a limit of 1 would then remove the newest checkpoint
@@ -328,7 +333,8 @@ class _History(TrainerCallback):
             }
             if values:
                 epochs.setdefault(int(entry["step"]), {"epoch": self._epoch(int(entry["step"]))}).update(values)
-        return Outcome(list(epochs.values()), self._epoch(kept_step), state.global_step, computed)
+        losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
+        return Outcome(list(epochs.values()), self._epoch(kept_step), state.global_step, losses, computed)
 
     def _epoch(self, step: int) -> float:
         return round(step / self.steps_per_epoch, 4)

@@ -86,10 +86,10 @@ def test_smoothed_labels_of_a_classifier(tmp_path):
 
 
 def test_a_number_of_warmup_steps_is_at_most_half_of_all():
-    assert warmup_steps(TrainConfig(batch_size=8, warmup_ratio=0.1), 2, 400) == 10
-    assert warmup_steps(TrainConfig(batch_size=8, warmup_steps=30), 2, 400) == 30
-    assert warmup_steps(TrainConfig(batch_size=8, warmup_steps=500), 2, 400) == 50
-    assert warmup_steps(TrainConfig(batch_size=8, warmup_steps=0), 2, 400) == 0
+    assert warmup_steps(TrainConfig(warmup_ratio=0.1), 100) == 10
+    assert warmup_steps(TrainConfig(warmup_steps=30), 100) == 30
+    assert warmup_steps(TrainConfig(warmup_steps=500), 100) == 50
+    assert warmup_steps(TrainConfig(warmup_steps=0), 100) == 0
 
 
 def test_precision_is_used(tmp_path):

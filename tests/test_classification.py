@@ -4,7 +4,7 @@ from scipy import stats
 from sklearn import metrics
 
 from lora_drop.errors import UserError
-from lora_drop.evaluation.classification import evaluate_predictions
+from lora_drop.evaluation.classification import constant_baseline, evaluate_predictions
 from lora_drop.tasks import get_task
 
 
@@ -55,3 +55,12 @@ def test_parts_are_reported_apart():
     found = evaluate_predictions(get_task("mnli"), [0, 1, 2], [0, 1, 0], ["matched", "mismatched", "mismatched"])
     assert found == {"accuracy": pytest.approx(2 / 3), "accuracy_matched": 1.0, "accuracy_mismatched": 0.5}
     assert evaluate_predictions(get_task("mnli"), [0], [0], ["matched"]) == {"accuracy": 1.0}
+
+
+def test_the_baseline_is_the_score_of_the_most_frequent_label():
+    rows = [0, 1, 1, 1]
+    assert constant_baseline(get_task("mrpc"), rows) == {"accuracy": 0.75, "f1": pytest.approx(6 / 7)}
+    assert constant_baseline(get_task("cola"), rows) == {"matthews_correlation": 0.0, "accuracy": 0.75}
+    assert constant_baseline(get_task("stsb"), [0.0, 2.5, 5.0]) == {"spearman": 0.0, "pearson": 0.0}
+    found = constant_baseline(get_task("mnli"), [0, 0, 1], ["matched", "mismatched", "mismatched"])
+    assert found == {"accuracy": pytest.approx(2 / 3), "accuracy_matched": 1.0, "accuracy_mismatched": 0.5}

@@ -74,6 +74,14 @@ def test_a_long_prompt_loses_its_beginning_and_the_completion_stays():
     assert cut.prompts == 1 and TOKENIZER.decode(prompts[0]["input_ids"]).endswith("dialogue \nSummary:\n")
 
 
+def test_texts_that_fit_exactly_are_not_cut():
+    """A begin of text, four tokens of prompt, two of completion, an end of text: eight."""
+    assert encode_pairs(pairs(("abcd", "xy")), TOKENIZER, 8)[1] == Cut(0, 0)
+    assert encode_pairs(pairs(("abcd", "xy")), TOKENIZER, 7)[1] == Cut(1, 0)
+    prompts = Dataset.from_dict({"prompt": ["abcd"]})
+    assert [encode_prompts(prompts, TOKENIZER, length)[1].prompts for length in (5, 4)] == [0, 1]
+
+
 def test_only_a_completion_that_is_too_long_by_itself_is_cut():
     encoded, cut = encode_pairs(pairs(("prompt", "a" * 100), ("prompt", "a" * 38)), TOKENIZER, 40)
     assert cut == Cut(2, 1)

@@ -57,6 +57,8 @@ def test_what_is_asked_for_wins_over_the_row_and_the_row_over_files(tmp_path):
 def test_a_tiny_backbone_gets_toy_data_unless_tasks_are_named():
     experiment = load_experiment("table7")
     assert {run.config.task for run in expand(experiment, Choice(backbone="tiny:roberta"))} == {"toy-nli"}
+    (own, *_) = expand(load_experiment("demo"), Choice(backbone="tiny:roberta"))  # toy data are what this one is about
+    assert own.config.sample.ratio == 0.25 and own.config.limit.train is None
     assert {run.config.task for run in expand(experiment, Choice(backbone="tiny:roberta", tasks=["rte"]))} == {"rte"}
 
 

@@ -8,7 +8,7 @@ import pytest
 from hub_data import GLUE, NLG, parts, write_hub, write_official, write_parquet
 from hub_server import HubServer, Machine
 from pyarrow import parquet
-from test_hub import FAST, manifest, skipped
+from test_hub import FAST, skipped, sources
 
 from lora_drop import cli
 from lora_drop.runs import read_json
@@ -141,7 +141,7 @@ def test_a_run_says_where_its_rows_came_from(hub, machine, official, tmp_path):
         "revision": "main",
         "commit": hub.commit("datasets", "nyu-mll/glue"),
     }
-    assert manifest(tmp_path)["sources"] == {"train": origin, "validation": origin}
+    assert sources(tmp_path) == {"train": origin, "validation": origin}
 
     hub.requests.clear()
     assert skipped(machine(*run, "--offline")) == {"train", "eval"} and hub.asked() == []
@@ -153,7 +153,7 @@ def test_a_run_says_where_its_rows_came_from(hub, machine, official, tmp_path):
 
     assert skipped(machine(*run, "--data-dir", official)) == {"train", "eval"}  # the same rows
     assert not skipped(machine(*run, "--data-dir", official, "--force"))
-    assert manifest(tmp_path)["sources"]["train"] == {"file": "glue/RTE/train.tsv"}
+    assert sources(tmp_path)["train"] == {"file": "glue/RTE/train.tsv"}
 
 
 def test_cached_rows_are_kept_until_others_are_named(hub, machine, sample, tmp_path):
@@ -164,13 +164,13 @@ def test_cached_rows_are_kept_until_others_are_named(hub, machine, sample, tmp_p
     kept = machine(*sample)
     assert skipped(kept) == {"sample"} and f"Take it with -o data_revision={second}" in kept.err
     assert machine(*sample, "-o", "task=cola").code == 0
-    assert manifest(tmp_path)["sources"]["train"]["commit"] == first  # one commit for all tasks of a branch
+    assert sources(tmp_path)["train"]["commit"] == first  # one commit for all tasks of a branch
 
     taken = machine(*sample, "-o", f"data_revision={second}")
     assert not skipped(taken) and read_json(tmp_path / "run" / "sample.json")["population"] == 5
     back = machine(*sample, "-o", f"data_revision={first}", "--offline")
     assert not skipped(back) and read_json(tmp_path / "run" / "sample.json")["population"] == 6
-    assert manifest(tmp_path)["sources"]["train"] == {
+    assert sources(tmp_path)["train"] == {
         "hub": "nyu-mll/glue",
         "configuration": "rte",
         "revision": first,
@@ -246,7 +246,7 @@ def test_the_habit_of_the_machine_falls_back_to_the_hub_with_a_notice(hub, machi
     assert machine(*sample, LORA_DROP_DATA=str(official)).code == 0 and hub.asked() == []
     pinned = ("-o", "data_revision=main")
     assert not skipped(machine(*sample, *pinned, "--force", LORA_DROP_DATA=str(official)))
-    assert manifest(tmp_path)["sources"]["train"]["hub"] == "nyu-mll/glue"
+    assert sources(tmp_path)["train"]["hub"] == "nyu-mll/glue"
     both = machine(*sample, *pinned, "--data-dir", official)
     assert both.code == 2 and "data_revision=main exclude each other" in both.err
 

@@ -4,6 +4,7 @@ from collections import Counter
 import pytest
 
 from lora_drop.errors import UserError
+from lora_drop.sampling import stratified_sample
 from lora_drop.tasks import dart, dialogsum, e2e, toy_nlg
 from lora_drop.tasks.base import Source
 
@@ -32,7 +33,7 @@ def test_e2e_training_rows_are_pairs(tmp_path):
     assert rows.column_names == ["id", "prompt", "completion", "stratum"]
     assert list(rows["prompt"]) == prompts(e2e, "name[A], customer rating[low]", "", "name[A]")
     assert list(rows["completion"]) == ['x "y", z', "An empty MR.", "two\nlines"]
-    assert e2e.TASK.strata(rows) == ["customer rating, name", "no slots", "name"]
+    assert e2e.TASK.strata(rows) == ["slots: 2", "slots: 0", "slots: 1"]
 
 
 def test_e2e_references_are_grouped_by_first_appearance(tmp_path):
@@ -46,7 +47,7 @@ def test_e2e_references_are_grouped_by_first_appearance(tmp_path):
 
 
 def test_e2e_strata_do_not_depend_on_order_or_values():
-    assert e2e.slots("name[A], eatType[pub]") == e2e.slots("eatType[a, b], name[B, c]") == "eatType, name"
+    assert e2e.stratum("name[A], eatType[pub]") == e2e.stratum("eatType[a, b], name[B, c]") == "slots: 2"
 
 
 @pytest.mark.parametrize(
@@ -229,6 +230,15 @@ def test_official_rows(data_dir, module, split):
     rows = module.TASK.load(Source(data_dir, offline=True), split)
     assert len(rows) == module.TASK.official_rows[split]
     assert len(set(rows["id"])) == len(rows)
+
+
+@pytest.mark.parametrize("size", [10, 96, 4206])
+def test_a_sample_of_e2e_has_as_many_rows_as_asked_for(data_dir, size):
+    """96 rows, and a tenth of them: once 119 and 109, since each of 109 sets of slots gave a row."""
+    strata = e2e.TASK.strata(e2e.TASK.load(Source(data_dir, offline=True), "train"))
+    sample = stratified_sample(strata, size, 0)
+    assert len(sample.indices) == size and sorted(sample.strata) == [f"slots: {count}" for count in range(3, 9)]
+    assert len(sample.absent) == (1 if size == 10 else 0)
 
 
 def test_official_references(data_dir):

@@ -3,21 +3,25 @@
 import csv
 import io
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from lora_drop.errors import UserError
+from lora_drop.evaluation.classification import constant_baseline
 from lora_drop.experiments.agreement import kendall
 from lora_drop.experiments.grid import experiment_names, load_experiment
+from lora_drop.experiments.learnt import MAJORITY, nothing_learnt
 from lora_drop.experiments.published import load_published
 from lora_drop.experiments.records import Record, read_records
 from lora_drop.experiments.render import to_csv, to_latex, to_markdown
 from lora_drop.experiments.report import TEXTS, report
 from lora_drop.experiments.table import build_tables
 from lora_drop.runs import write_json
+from lora_drop.tasks import get_task
+from lora_drop.tasks.base import Source
 
 RESULTS = Path(__file__).parent.parent / "results"
 FOLDERS = sorted({path.parent for path in RESULTS.glob("*/*/*.json")})
@@ -41,11 +45,6 @@ def record(row, task, seed, score, *, experiment="table1", **changes) -> Record:
         deviations={},
         limited={},
         stages={},
-        versions={},
-        git=None,
-        device="cuda",
-        threads=1,
-        data={},
         primary="accuracy",
         split="validation",
         examples=277,
@@ -91,6 +90,52 @@ def test_the_average_needs_every_column():
     assert "83.5 †s" in to_markdown(tables)
 
 
+def test_the_average_leaves_out_what_was_not_learnt():
+    """RTE's validation split has 146 of 277 rows of one label: 52.7 %, and two standard errors are 6 points."""
+    tasks = load_experiment("table1").tasks
+    lora = [record("lora", task, 0, 0.8) for task in tasks if task != "rte"]
+    full = [record("full", task, 0, 0.9) for task in tasks if task != "rte"]
+    at_chance = [record("lora", "rte", 0, 0.58), record("full", "rte", 0, 0.40)]
+    tables = build_tables([*lora, *full, *at_chance])
+    averages = {row.name: row.average for row in tables[0].rows if row.cells}
+    assert averages == {"lora": pytest.approx(80), "full": pytest.approx(90)}
+    assert [column.key for column in tables[0].columns if not column.learnt] == ["rte"]
+    assert all(row.difference is None for row in tables[0].rows)  # the paper's average is over all columns
+    text = to_markdown(tables)
+    assert "Nothing was learnt in RTE: no run is more than 2 standard errors above a constant prediction" in text
+    assert "; Avg leaves it out." in text and "% Nothing was learnt in RTE" in to_latex(tables)
+
+    one_learns = build_tables([*lora, *full, record("lora", "rte", 0, 0.60), at_chance[1]])
+    averages = {row.name: row.average for row in one_learns[0].rows if row.cells}
+    assert averages == {"lora": pytest.approx(77.5), "full": pytest.approx(83.75)}
+    assert "Nothing was learnt" not in to_markdown(one_learns)
+
+
+@pytest.mark.parametrize(
+    ("changes", "learnt"),
+    [
+        ({"metrics": {"accuracy": 0.70}, "baseline": {"accuracy": 0.68}}, False),
+        ({"metrics": {"accuracy": 0.75}, "baseline": {"accuracy": 0.68}}, True),
+        ({"metrics": {"accuracy": 0.75}, "baseline": {"accuracy": 0.68}, "examples": 100}, False),
+        ({"metrics": {"accuracy": 0.40}, "split": "test"}, True),  # not known, so not said
+        ({"metrics": {"matthews_correlation": 0.06}, "examples": 1043}, False),
+        ({"metrics": {"matthews_correlation": 0.07}, "examples": 1043}, True),
+        ({"metrics": {"spearman": -0.4}, "examples": 1500}, False),
+        ({"metrics": {"sacrebleu": 0.0}}, True),
+    ],
+)
+def test_when_nothing_was_learnt(changes, learnt):
+    (metric,) = changes["metrics"]
+    assert nothing_learnt([record("lora", "rte", 0, 0.5, **changes)], metric) == (not learnt)
+
+
+def test_the_shares_of_the_most_frequent_label_are_those_of_the_official_files(data_dir):
+    for name, share in MAJORITY.items():
+        rows = get_task(name).load(Source(data_dir, offline=True), "validation")
+        found = constant_baseline(get_task(name), list(rows["label"]))
+        assert found["accuracy"] == pytest.approx(share)
+
+
 def test_every_limit_is_flagged_and_told():
     limited = record(
         "lora", "rte", 0, 0.6, limited={"train": 500}, deviations={"limit.train": [None, 500], "train.epochs": [80, 3]}
@@ -116,6 +161,28 @@ def test_another_backbone_is_not_compared():
     assert cells(tables)["full", "mrpc"].difference is None
     text = to_markdown(tables)
     assert "not comparable with this backbone" in text and "*difference*" not in text
+
+
+def test_the_agreement_of_seeds_is_kendalls_tau_of_every_two():
+    def scores(*importances):
+        rows = [
+            (projection, layer, value) for projection in ("query", "value") for layer, value in enumerate(importances)
+        ]
+        return [
+            {"projection": name, "layer": layer, "score": value, "importance": value} for name, layer, value in rows
+        ]
+
+    layout = load_experiment("figure9").layout | {"columns": ["agreement"]}
+    config = {"warmup": {"batch_size": 8}, "train": {"batch_size": 256}}
+    common = {"experiment": "figure9", "metrics": {}, "config": config, "sampled": 249, "warmup_steps": 96}
+    runs = [scores(0.1, 0.2, 0.3, 0.4), scores(0.1, 0.2, 0.4, 0.3), scores(0.4, 0.3, 0.2, 0.1)]
+    records = [replace(record("lora", "rte", seed, 0, **common), scores=run) for seed, run in enumerate(runs)]
+    records = [replace(entry, layout=layout) for entry in records]
+    line = "| LoRA after the warm-up | RTE | 249 | 8 | 96 | 0 1 2 | 0.67 -1.00 -0.67 | 0.67 -1.00 -0.67 |"
+    assert line in to_markdown(build_tables(records))
+    assert "every two seeds" not in to_markdown(build_tables(records[:1]))
+    without = [replace(entry, layout=layout | {"columns": []}) for entry in records]
+    assert "every two seeds" not in to_markdown(build_tables(without))
 
 
 def test_csv_is_unrounded_and_latex_is_balanced():
@@ -245,6 +312,18 @@ def test_another_format_is_refused(tmp_path):
         report(tmp_path)
 
 
+def test_a_record_of_the_first_format_says_of_each_stage_what_it_said_of_all(tmp_path):
+    today = asdict(record("lora", "rte", 0, 0.7, limited={"train": 9}))
+    told = {"versions": {"torch": "2.8"}, "device": "cuda", "threads": 2, "data": {"train": "d"}, "weights": "w"}
+    stages = {"train": {"seconds": 1.0, "commit": "own"}, "eval": {"seconds": 2.0}}
+    git = {"commit": "last", "dirty": True}
+    write_json(tmp_path / "a.json", {**today, **told, "git": git, "stages": stages, "version": 1})
+    (read,) = read_records(tmp_path)
+    assert read.stages["train"] == {**told, "limited": {"train": 9}, "seconds": 1.0, "commit": "own"}
+    assert read.stages["eval"] == {**told, "limited": {"train": 9}, "seconds": 2.0, "commit": "last+altered"}
+    assert read == replace(record("lora", "rte", 0, 0.7, limited={"train": 9}), stages=read.stages)
+
+
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: "/".join(folder.parts[-2:]))
 def test_the_committed_tables_are_those_of_the_committed_results(folder):
     tables = build_tables(read_records(folder))
@@ -259,5 +338,6 @@ def test_the_committed_tables_are_those_of_the_committed_results(folder):
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: "/".join(folder.parts[-2:]))
 def test_the_committed_results_are_whole_and_of_a_clean_commit(folder):
     for found in read_records(folder):
-        assert found.git and not found.git["dirty"] and re.fullmatch("[0-9a-f]{40}", found.git["commit"])
+        for stage in found.stages.values():
+            assert re.fullmatch("[0-9a-f]{40}", stage["commit"]) and stage["versions"]["torch"] and stage["device"]
         assert not {"data_dir", "device"} & found.config.keys()

@@ -13,6 +13,7 @@ import pytest
 from lora_drop import cli
 from lora_drop.errors import UserError
 from lora_drop.experiments.engine import perform_grid, run_directory
+from lora_drop.experiments.estimate import estimate
 from lora_drop.experiments.grid import Choice, expand, load_experiment
 from lora_drop.experiments.records import read_records
 from lora_drop.experiments.report import report
@@ -26,7 +27,7 @@ TEXTS = ("table.md", "table.csv", "table.tex")
 def planned(name, *overrides, **choice):
     return expand(
         load_experiment(name),
-        Choice(backbone="tiny:roberta", overrides=[*SMALL, *overrides], **{"seeds": [0], **choice}),
+        Choice(overrides=[*SMALL, *overrides], **{"backbone": "tiny:roberta", "seeds": [0], **choice}),
     )
 
 
@@ -66,7 +67,14 @@ def test_a_record_holds_what_its_run_gave(swept):
     assert record.best["score"] == record.last["score"] == record.metrics["accuracy"]
     assert {"sample", "score", "select", "train", "eval"} == record.stages.keys()
     assert all(stage["peak_memory_mb"] > 0 for stage in record.stages.values())
-    assert record.data.keys() == {"train", "eval"} and record.threads >= 1 and record.device == "cpu"
+    assert all(stage["device"] == "cpu" and stage["threads"] >= 1 for stage in record.stages.values())
+    assert all(stage["versions"].keys() >= {"torch", "python"} for stage in record.stages.values())
+    read = {name: (stage["data"].keys(), stage["limited"]) for name, stage in record.stages.items()}
+    train, both = {"train": 80}, {"train": 80, "eval": 40}
+    assert read == {"sample": (train.keys(), train), "score": (train.keys(), train), "select": ({}.keys(), {})} | {
+        "train": (both.keys(), both),
+        "eval": ({"eval"}, {"eval": 40}),
+    }
     assert not {"data_dir", "device", "offline"} & record.config.keys()
     assert record.deviations["train.epochs"] == [2, 1] and record.overrides["backbone"] == "tiny:roberta"
 
@@ -113,7 +121,8 @@ def test_decoding_settings_are_compared_on_one_training(tmp_path):
         for row in ("short", "long")
     )
     assert "shared_from" in long.stages["train"] and "shared_from" not in long.stages["eval"]
-    assert short.parameters == long.parameters and short.data == long.data and short.data.keys() == {"train", "eval"}
+    assert short.parameters == long.parameters and short.stages["eval"]["data"] == long.stages["eval"]["data"]
+    assert long.stages["train"] == {"shared_from": long.stages["train"]["shared_from"], **short.stages["train"]}
     files = [run_directory(run, tmp_path / "runs") / "predictions.jsonl" for run in runs]
     texts = [[json.loads(line)["prediction"] for line in path.read_text().splitlines()] for path in files]
     assert all(second.startswith(first) for first, second in zip(*texts, strict=True)) and texts[0] != texts[1]
@@ -240,6 +249,30 @@ def test_a_dry_run_estimates_and_writes_nothing(swept, tmp_path, capsys, monkeyp
         cli.main([*arguments, "--tasks", "rte", "--offline", "--dry-run", "--json"])
     plan = json.loads(capsys.readouterr().out)
     assert plan["estimates"][0]["seconds"] is None and "put the official file at" in plan["estimates"][0]["reason"]
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "rows"), [("table1", "roberta", 7), ("table5", "llama", 3), ("figure2", "roberta", 1)]
+)
+def test_every_kind_of_run_is_timed(name, model, rows, tmp_path, monkeypatch):
+    """With fewer rows than a timed step computes, and a warm-up of fewer steps."""
+    few = ["limit.train=12", "limit.eval=3", "warmup.epochs=0.3", "generation.max_new_tokens=4"]
+    monkeypatch.chdir(tmp_path)
+    found = list(estimate(planned(name, *few, backbone=f"tiny:{model}"), lambda *_: None))
+    assert [entry.reason for entry in found] == [""] * rows
+    assert all(entry.seconds > 0 and entry.disk_mb > 0 and entry.peak_disk_mb > entry.disk_mb for entry in found)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_estimate_of_a_warm_up_grows_with_its_steps():
+    def seconds(*overrides):
+        (entry,) = estimate(planned("figure2", "train.batch_size=32", *overrides), lambda *_: None)
+        return entry.seconds
+
+    seconds()  # whatever is slow the first time
+    steps = [f"warmup.steps={count}" for count in (2, 200)]
+    assert 5 * seconds(steps[0]) < seconds(steps[1])
+    assert 5 * seconds(steps[0], "warmup.batch_size=4") < seconds(steps[0], "warmup.batch_size=320")
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ Rows, seeds, total batch, model, LoRA, optimizer and schedule are the same. What
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -95,7 +96,7 @@ def _arguments(subject: Subject, folder: str, rows: int) -> TrainingArguments:
         num_train_epochs=1,
         learning_rate=train.learning_rate,
         lr_scheduler_type="linear",
-        warmup_steps=warmup_steps(train, 1, rows),
+        warmup_steps=warmup_steps(train, math.ceil(rows / train.batch_size)),
         weight_decay=train.weight_decay,
         max_grad_norm=train.max_grad_norm,
         bf16=train.precision == "bf16",

@@ -14,4 +14,5 @@ class Evaluation:
     predictions: list[dict[str, Any]]
     """One object per row, in the rows' order: `id`, `prediction`, and `reference` or `references`."""
     details: dict[str, Any] = field(default_factory=dict)
-    """What `metrics.json` also says: for texts how each number was counted (`signatures`), and which were not and why (`skipped`)."""
+    """What `metrics.json` also says: for labels and numbers what a constant prediction scores (`baseline`); for texts how each number was counted
+    (`signatures`), and which were not and why (`skipped`)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import evaluate
@@ -86,3 +87,9 @@ def evaluate_predictions(
         )
         results |= {f"{name}_{part}": value for name, value in part_metric.items()}
     return results
+
+
+def constant_baseline(task: Task, references: Sequence[float], groups: Sequence[str] | None = None) -> dict[str, float]:
+    """Return what the most frequent label scores when it is predicted for every row (of a regression, where any constant scores 0, the mean)."""
+    constant = Counter(references).most_common(1)[0][0] if task.labels else float(np.mean(references))
+    return evaluate_predictions(task, [constant] * len(references), references, groups)

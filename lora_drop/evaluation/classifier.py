@@ -24,9 +24,8 @@ def evaluate_classifier(
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """Run the model over `encoded`, the tokenised `rows`; its mode is as before afterwards."""
-    from lora_drop.evaluation.classification import (
-        evaluate_predictions,
-    )  # not before: it takes a second, and most stages need none
+    # not before: it takes a second, and most stages need none
+    from lora_drop.evaluation.classification import constant_baseline, evaluate_predictions
 
     training = model.training
     model.eval()
@@ -45,10 +44,12 @@ def evaluate_classifier(
                 progress(done, len(rows))
     model.train(training)
     groups = list(rows["group"]) if "group" in rows.column_names else None
-    metrics = evaluate_predictions(task, predictions, list(rows["label"]), groups)
+    references = list(rows["label"])
+    metrics = evaluate_predictions(task, predictions, references, groups)
     name: Callable[[Any], Any] = (lambda index: task.labels[int(index)]) if task.labels else float
-    columns = zip(rows["id"], predictions, rows["label"], strict=True)
+    columns = zip(rows["id"], predictions, references, strict=True)
     return Evaluation(
         metrics,
         [{"id": row, "prediction": name(predicted), "reference": name(actual)} for row, predicted, actual in columns],
+        {"baseline": constant_baseline(task, references, groups)},
     )

@@ -1,4 +1,4 @@
-"""Importances of records, and how far those of two rows rank the layers alike."""
+"""Importances of records, and how far those of two rows, or of two seeds, rank the layers alike."""
 
 from __future__ import annotations
 
@@ -52,9 +52,17 @@ def mean_importances(records: Sequence[Record], projection: str) -> np.ndarray:
 
 def kendall(table: Table, projection: str) -> dict[tuple[str, str], float]:
     """Return the rank correlation (Kendall τ-b) of the layers' importances for every two rows, by their titles."""
+    means = {title: mean_importances(records, projection) for title, records in scored_by_row(table).items()}
+    return {(one, two): _tau(means[one], means[two]) for one, two in combinations(means, 2)}
+
+
+def between_seeds(records: Sequence[Record], projection: str) -> list[float]:
+    """Return the rank correlation of the layers' importances for every two runs of one row and task, which differ in their seed."""
+    found = [importances_of(record.scores, projection) for record in records]
+    return [_tau(one, two) for one, two in combinations(found, 2)]
+
+
+def _tau(one: Sequence[float] | np.ndarray, two: Sequence[float] | np.ndarray) -> float:
     from scipy import stats
 
-    means = {title: mean_importances(records, projection) for title, records in scored_by_row(table).items()}
-    return {
-        (one, two): float(stats.kendalltau(means[one], means[two]).statistic) for one, two in combinations(means, 2)
-    }
+    return float(stats.kendalltau(one, two).statistic)

@@ -1,27 +1,42 @@
-"""What a grid will cost, from a few timed steps of each kind of run: told before hours are spent."""
+"""What a grid will cost, from a few timed steps of each kind of run: told before hours are spent.
+
+What is timed is what will run: the stages' own training, scoring and evaluation, with their batches, packing, precision and loss. The time of
+a training step or a scoring pass is taken to grow with the number of real tokens, that of an evaluation with the number of rows.
+"""
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from random import Random
 
 import torch
+from datasets import Dataset
 from torch import nn
 
+from lora_drop import importance
+from lora_drop.batching import LengthGroups, row_lengths
+from lora_drop.config import TrainConfig
+from lora_drop.encoding import batches
 from lora_drop.errors import UserError
-from lora_drop.experiments.engine import run_directory
 from lora_drop.experiments.grid import Planned
 from lora_drop.methods import get_method
-from lora_drop.methods.base import Parameters
+from lora_drop.methods.base import Method, Parameters
 from lora_drop.pipeline import Pipeline
+from lora_drop.progress import Reporter
 from lora_drop.runs import Run, digest
+from lora_drop.warmup import warmup_settings
 
-ROWS, STEPS = 8, 3
-"""Rows and timed steps, after one step that is not counted; cost is taken to grow with the number of rows."""
+STEPS = 2
+"""Timed training steps, after one that is not counted."""
+MANY = 1000
+"""Steps that a timed training seems to have. (It is stopped.)"""
+CPU_ROWS = 16
+"""On a CPU at most this many rows of a step are computed: there a row costs the same in a larger batch. A GPU computes whole batches."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +56,8 @@ class Estimate:
     """Why it could not be timed."""
 
 
-def estimate(todo: Sequence[Planned], runs: Path, progress: Callable[[int, int], None]) -> Iterator[Estimate]:
-    """Time a few steps for each row and task of the runs that are left. Nothing is written."""
+def estimate(todo: Sequence[Planned], progress: Callable[[int, int], None]) -> Iterator[Estimate]:
+    """Time a few steps for each row and task of the runs that are left. Nothing is written but temporary files."""
     groups: dict[tuple[str, str], list[Planned]] = {}
     for planned in todo:
         groups.setdefault((planned.row, planned.config.task), []).append(planned)
@@ -50,93 +65,125 @@ def estimate(todo: Sequence[Planned], runs: Path, progress: Callable[[int, int],
     for number, ((row, task), group) in enumerate(groups.items()):
         progress(number, len(groups))
         try:
-            seconds, disk, peak = _measure(group[0], runs, warmed)
+            with tempfile.TemporaryDirectory() as folder:
+                seconds, disk, peak = _measure(group[0], Path(folder), warmed)
             yield Estimate(row, task, len(group), seconds, disk, peak)
         except (UserError, RuntimeError, OSError) as error:  # too little memory, say: that is what a dry run is for
             yield Estimate(row, task, len(group), None, None, None, f"{error}".splitlines()[0])
 
 
-def _measure(planned: Planned, runs: Path, warmed: set[str]) -> tuple[float, float, float]:
+def _measure(planned: Planned, folder: Path, warmed: set[str]) -> tuple[float, float, float]:
     """Return seconds, MB left and MB of checkpoints of one run. A warm-up that a row before it makes (`warmed`) costs nothing again."""
-    config, until = planned.config, planned.experiment.until
-    pipeline = Pipeline(Run(run_directory(planned, runs), config))
-    data, stages = pipeline.data, pipeline.plan(until)
-    batch = next(iter(data.some_batches(min(ROWS, len(data.train_rows)))))
+    config, clock = planned.config, _Clock()
+    pipeline = Pipeline(Run(folder, config), clock)
+    clock.device = pipeline.device
+    stages, tokens = pipeline.plan(planned.experiment.until), sum(row_lengths(pipeline.data.train_encoded))
     seconds, left, peak = 0.0, 0.0, 0.0
-    warm_up = digest(
-        config.task, asdict(config.sample), asdict(config.warmup), config.method.rank, config.train.learning_rate
-    )
+    settings = warmup_settings(config)
+    warm_up = digest(config.task, asdict(config.sample), asdict(settings), config.warmup.steps, asdict(config.method))
     if "score" in stages and warm_up not in warmed:
         warmed.add(warm_up)
-        step, size = _time(pipeline, "lora", batch)
-        seconds += step * config.sample.ratio * len(data.train_rows) * config.warmup.epochs
+        step, model, size = _time_training(pipeline, "score", get_method("lora"), settings, clock)
+        looks = sum(stage in ("score", "norms", "trained") for stage in stages)
+        seconds += step * tokens * _warm_up_passes(config.warmup.steps, settings, pipeline)
+        seconds += _time_scoring(pipeline, model, clock) * tokens * config.sample.ratio * looks
         left += _megabytes(size)
         peak = 6 * _megabytes(size)
     if "train" in stages:
-        step, size = _time(pipeline, config.method.name, batch)
+        step, model, size = _time_training(pipeline, "train", pipeline.method, config.train, clock)
         evaluations = 1 + (config.train.epochs if pipeline.inputs.scored_each_epoch else 0)
-        seconds += step * len(data.train_rows) * config.train.epochs
-        seconds += _time_evaluation(pipeline) * len(data.eval_rows) * evaluations
+        seconds += step * tokens * config.train.epochs
+        seconds += _time_evaluation(pipeline, model, clock) * len(pipeline.data.eval_rows) * evaluations
         left += _megabytes(size)
         peak = max(peak, 6 * _megabytes(size))  # two checkpoints, each of the weights and the two moments of AdamW
     return seconds, left, peak
+
+
+def _warm_up_passes(steps: int | None, settings: TrainConfig, pipeline: Pipeline) -> float:
+    """Return how many times the warm-up computes as many rows as the training set has."""
+    if steps is not None:
+        return steps * settings.batch_size / len(pipeline.data.train_rows)
+    return pipeline.config.sample.ratio * settings.epochs
 
 
 def _megabytes(size: Parameters) -> float:
     return 4 * (size.adapter + size.head) / 1e6
 
 
-def _time(pipeline: Pipeline, method: str, batch: dict[str, torch.Tensor]) -> tuple[float, Parameters]:
-    """Return seconds per row of a training step, and what is trained."""
-    config, rows = pipeline.config, len(batch["input_ids"])
-    # which layers would be retained is not known yet; LoRA on all of them costs the same time and at most as much disk
-    built = get_method("lora" if get_method(method).needs_selection else method)
-    model = built.build(pipeline.stages.load_backbone(), config.method, config.seed, None).to(pipeline.device)
-    inputs = {name: tensor.to(pipeline.device) for name, tensor in batch.items()}
-    optimizer = torch.optim.AdamW(parameter for parameter in model.parameters() if parameter.requires_grad)
-    with _precision(pipeline):
-        step = _seconds(lambda: _step(model, optimizer, inputs), pipeline.device)
-    return step / rows, built.count(model)
+class _Enough(Exception):
+    """Ends a training in the middle, before it writes a checkpoint."""
 
 
-def _time_evaluation(pipeline: Pipeline) -> float:
-    """Return seconds per row of an evaluation by the untrained backbone, which writes texts as long as they may be."""
-    data, model = pipeline.data, pipeline.stages.load_backbone()
-    model.to(pipeline.device)  # type: ignore[arg-type]  # transformers wraps nn.Module.to
-    chosen = range(min(ROWS, len(data.eval_rows)))
-    rows, encoded = data.eval_rows.select(chosen), data.eval_encoded.select(chosen)
+class _Clock(Reporter):
+    """Notes when each step of a training ends, and stops it after STEPS counted ones."""
 
-    def work() -> None:
-        data.kind.evaluate(model, pipeline.task, rows, encoded, data.tokenizer, pipeline.config, None, None)
+    def __init__(self) -> None:
+        self.times: list[float] = []
+        self.device = torch.device("cpu")
 
-    return _seconds(work, pipeline.device) / len(rows)
+    def now(self) -> float:
+        """Return the time at which everything is computed that was asked for."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
 
+    def advance(self, done: int, total: int, note: str = "") -> None:
+        """A step has ended; the first is not counted: it is slower, and its batch the longest."""
+        self.times.append(self.now())
+        if len(self.times) > STEPS:
+            raise _Enough
 
-def _step(model: nn.Module, optimizer: torch.optim.Optimizer, inputs: dict[str, Any]) -> None:
-    model(**inputs).loss.backward()
-    optimizer.step()
-    optimizer.zero_grad()
-
-
-@contextmanager
-def _precision(pipeline: Pipeline) -> Iterator[None]:
-    kinds = {"bf16": torch.bfloat16, "fp16": torch.float16}
-    kind = kinds.get(pipeline.config.train.precision)
-    with torch.autocast(pipeline.device.type, dtype=kind, enabled=kind is not None):
-        yield
-
-
-def _seconds(work: Callable[[], Any], device: torch.device) -> float:
-    """Return the mean time of STEPS calls after one that is not counted."""
-    work()
-    _wait(device)
-    began = time.perf_counter()
-    for _ in range(STEPS):
+    def seconds(self, work: Callable[[], object]) -> float:
+        """Return the seconds that `work` takes."""
+        began = self.now()
         work()
-    _wait(device)
-    return (time.perf_counter() - began) / STEPS
+        return self.now() - began
 
 
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+def _time_training(
+    pipeline: Pipeline, stage: str, method: Method, settings: TrainConfig, clock: _Clock
+) -> tuple[float, nn.Module, Parameters]:
+    """Return seconds per token of the training of a stage, the model that it has begun to train, and what is trained."""
+    size = settings.batch_size if pipeline.device.type == "cuda" else min(settings.batch_size, CPU_ROWS)
+    rows = _some_rows(pipeline.data.train_encoded, (STEPS + 1) * size, pipeline.config.seed)
+    # which layers would be retained is not known yet; LoRA on all of them costs the same time and at most as much disk
+    built = get_method("lora") if method.needs_selection else method
+    model = built.build(pipeline.stages.load_backbone(), pipeline.config.method, pipeline.config.seed, None)
+    parameters = built.count(model)
+    clock.times = []
+    with suppress(_Enough):
+        pipeline.stages.fit(stage, built, model, rows, replace(settings, batch_size=size, save_steps=None), steps=MANY)
+    lengths = row_lengths(rows)
+    longest = list(LengthGroups(lengths, size, pipeline.config.seed))[:size]
+    counted = sum(lengths) - sum(lengths[row] for row in longest)
+    return (clock.times[STEPS] - clock.times[0]) / counted, model, parameters
+
+
+def _time_scoring(pipeline: Pipeline, model: nn.Module, clock: _Clock) -> float:
+    """Return seconds per token of a pass that scores a LoRA."""
+    data = pipeline.data
+    at_a_time = data.batch_size if pipeline.device.type == "cuda" else min(data.batch_size, CPU_ROWS)
+    rows = _some_rows(data.train_encoded, at_a_time, pipeline.config.seed)
+    packing = pipeline.stages.packing(model, rows)
+    inputs = [batch for _, batch in batches(rows, data.collate, at_a_time)]
+    return clock.seconds(lambda: importance.collect_moments(model, inputs, packing=packing)) / sum(row_lengths(rows))
+
+
+def _time_evaluation(pipeline: Pipeline, model: nn.Module, clock: _Clock) -> float:
+    """Return seconds per row of an evaluation by a model that has hardly been trained, which writes texts as long as they may be."""
+    data, config = pipeline.data, pipeline.config
+    count = config.eval.batch_size if pipeline.device.type == "cuda" else min(config.eval.batch_size, CPU_ROWS)
+
+    def evaluate(count: int) -> None:
+        chosen = Random(config.seed).choices(range(len(data.eval_rows)), k=count)
+        rows, encoded = data.eval_rows.select(chosen), data.eval_encoded.select(chosen)
+        data.kind.evaluate(model, pipeline.task, rows, encoded, data.tokenizer, config, None, None)
+
+    evaluate(1)  # imports the metrics
+    return clock.seconds(lambda: evaluate(count)) / count
+
+
+def _some_rows(rows: Dataset, count: int, seed: int) -> Dataset:
+    """Return `count` rows drawn at random, some of them more than once if there are fewer."""
+    order = Random(seed).sample(range(len(rows)), len(rows))
+    return rows.select([order[number % len(rows)] for number in range(count)])

@@ -6,11 +6,17 @@ import csv
 import io
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Sequence
 
-from lora_drop.experiments.agreement import kendall, projections_of, scored_by_row
+from lora_drop.experiments.agreement import between_seeds, kendall, projections_of, scored, scored_by_row
+from lora_drop.experiments.learnt import ERRORS
 from lora_drop.experiments.table import FLAGS, Cell, Column, Row, Table, limits
 
+_LATEX = str.maketrans(
+    {sign: f"\\{sign}" for sign in "&%_#${}"}
+    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "−": "$-$"}
+)
 CSV_COLUMNS = (
     "experiment",
     "backbone",
@@ -136,13 +142,15 @@ def notes(table: Table) -> list[str]:
     )
     if flags:
         found.append("† limited: " + ", ".join(f"{flag} = {FLAGS[flag]}" for flag in flags) + ".")
-    rows = sorted({(record.task_title, *record.limited.items()) for record in trained if record.limited})
+    rows = sorted({(record.task_title, *record.limited.items()) for record in table.records if record.limited})
     if rows:
         found.append(
             "Rows used: "
             + "; ".join(f"{title} " + ", ".join(f"{count:,} {part}" for part, count in parts) for title, *parts in rows)
             + "."
         )
+    if any(not column.learnt for column in table.columns):
+        found.append(_unlearnt(table))
     epochs = sorted(
         {_epochs(record.task_title, *record.deviations["train.epochs"]) for record in trained if "e" in limits(record)}
     )
@@ -156,6 +164,17 @@ def notes(table: Table) -> list[str]:
         )
         found.append(f"Published: {table.source}{comparable}. Cells that the source does not show are empty.")
     return found
+
+
+def _unlearnt(table: Table) -> str:
+    names = [column.title for column in table.columns if not column.learnt]
+    told = f"Nothing was learnt in {', '.join(names)}: no run is more than {ERRORS} standard errors above a constant prediction"
+    if not averaged(table):
+        return told + "."
+    left = len(table.columns) - len(names)
+    return f"{told}; Avg leaves {'it' if len(names) == 1 else 'them'} out" + (
+        "." if left > 1 else ", and so there is none."
+    )
 
 
 def _epochs(title: str, there: float, here: float) -> str:
@@ -199,21 +218,28 @@ def _markdown(table: Table) -> str:
     names = heads(table)
     asked = ", ".join(f"`{key} = {json.dumps(value)}`" for key, value in table.overrides.items())
     text = [
-        f"## {table.title}",
+        f"## {_literal(table.title)}",
         "",
         f"Backbone `{table.backbone}`; "
         + (f"over the experiment's configuration: {asked}." if asked else "the experiment's own configuration."),
     ]
-    text += ["", "| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
+    text += ["", "| " + " | ".join(map(_literal, names)) + " |", "|" + "---|" * len(names)]
     for kind, cells in lines(table, lambda flags: f" †{flags}" if flags else ""):
-        shown = cells if kind == "measured" else [f"*{cell}*" if cell else "" for cell in cells]
+        shown = list(map(_literal, cells))
+        if kind != "measured":
+            shown = [f"*{cell}*" if cell else "" for cell in shown]
         text.append("| " + " | ".join(shown) + " |")
     text += ["", *(line + "\n" for line in notes(table))]
     return "\n".join(text + agreement(table))
 
 
 def agreement(table: Table) -> list[str]:
-    """Return matrices of the rank correlation between rows, one per projection, where the experiment compares sample ratios."""
+    """Return how far rows, or seeds, rank the layers alike, where the experiment compares sample ratios, or asks for it."""
+    return [*_between_rows(table), *_between_seeds(table)]
+
+
+def _between_rows(table: Table) -> list[str]:
+    """A matrix for each projection."""
     if "ratios" not in table.figures:
         return []
     names = list(scored_by_row(table))
@@ -233,9 +259,37 @@ def agreement(table: Table) -> list[str]:
     return text
 
 
+def _between_seeds(table: Table) -> list[str]:
+    """A line for each row and task that has several seeds."""
+    projections = projections_of(table)
+    body = []
+    for row in table.rows:
+        mine = [record for record in scored(table) if record.row == row.name]
+        for title in dict.fromkeys(record.task_title for record in mine):
+            records = [record for record in mine if record.task_title == title]
+            if len(records) > 1:
+                taus = [" ".join(f"{tau:.2f}" for tau in between_seeds(records, name)) for name in projections]
+                config = records[0].config
+                batch = config["warmup"].get("batch_size") or config["train"]["batch_size"]
+                numbers = [f"{number:,}" for number in (records[0].sampled, batch, records[0].warmup_steps)]
+                seeds = " ".join(str(record.seed) for record in records)
+                body.append([row.title, title, *numbers, seeds, *taus])
+    if not table.agreement or not body:
+        return []
+    head = ["", "task", "sample", "batch", "warm-up steps", "seeds", *(f"τ {name}" for name in projections)]
+    return [
+        "Kendall τ between the layers' importances of every two seeds:",
+        "",
+        "| " + " | ".join(head) + " |",
+        "|---" * len(head) + "|",
+        *("| " + " | ".join(cells) + " |" for cells in body),
+        "",
+    ]
+
+
 def _latex(table: Table) -> str:
     names = heads(table)
-    text = [f"% {table.title}; {table.backbone}; {json.dumps(table.overrides, sort_keys=True)}"]
+    text = ["% " + _one_line(f"{table.title}; {table.backbone}; {json.dumps(table.overrides, sort_keys=True)}")]
     text += [
         r"\begin{tabular}{l" + "r" * (len(names) - 1) + "}",
         r"\toprule",
@@ -247,14 +301,22 @@ def _latex(table: Table) -> str:
         if kind != "measured":
             shown = [rf"\textit{{{cell}}}" if cell else "" for cell in shown]
         text.append(" & ".join(shown) + r" \\")
-    return "\n".join([*text, r"\bottomrule", r"\end{tabular}", *(f"% {note}" for note in notes(table)), ""])
+    return "\n".join([*text, r"\bottomrule", r"\end{tabular}", *(f"% {_one_line(note)}" for note in notes(table)), ""])
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _literal(text: str) -> str:
+    """Return Markdown that shows a text of a table, such as a row's title, as it is."""
+    return re.sub(r"([\\`*<\[|])", r"\\\1", _one_line(text))
 
 
 def _escape(text: str) -> str:
-    for sign in "&%_#$":
-        text = text.replace(sign, "\\" + sign)
-    head, dagger, flags = text.partition("†")
-    return head.replace("±", r"$\pm$").replace("−", "$-$") + (rf"$^{{\dagger {flags}}}$" if dagger else "")
+    """Return LaTeX that shows a text of a table as it is, and our own signs as symbols."""
+    head, dagger, flags = _one_line(text).partition("†")
+    return head.translate(_LATEX) + (rf"$^{{\dagger {flags}}}$" if dagger else "")
 
 
 def _score(cell: Cell | None, flag: Callable[[str], str]) -> str:

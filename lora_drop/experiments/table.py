@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lora_drop.errors import UserError
+from lora_drop.experiments.learnt import nothing_learnt
 from lora_drop.experiments.published import load_published
 from lora_drop.experiments.records import Record
 
@@ -25,6 +26,8 @@ class Column:
     metric: str
     key: str
     """As in published.yaml: the task, or `task.metric` where a table shows several metrics."""
+    learnt: bool = True
+    """False if every run stays within chance of a constant prediction: then it compares nothing, and is left out of the average."""
 
 
 @dataclass(frozen=True)
@@ -58,14 +61,14 @@ class Row:
     cells: dict[str, Cell]
     """By column key; a cell never measured is absent."""
     average: float | None
-    """Mean of the columns, if every column is measured."""
+    """Mean of the columns in which something was learnt, if there are several and all are measured."""
     average_flags: str
     retained: dict[str, float]
     """Mean number of retained layers per projection."""
     published: Mapping[str, Any]
     """The row of published.yaml, or empty."""
     difference: float | None
-    """Of the average from the published one."""
+    """Of the average from the published one; None if that is over more columns."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,8 @@ class Table:
     records: tuple[Record, ...]
     figures: tuple[str, ...]
     """That the experiment wants drawn."""
+    agreement: bool
+    """Whether the experiment asks how far seeds rank the layers alike."""
     source: str
     """Where the published values stand; empty without."""
     published_backbone: str
@@ -137,6 +142,7 @@ def _table(records: list[Record]) -> Table:
         rows=tuple(rows),
         records=tuple(records),
         figures=tuple(layout["figures"]),
+        agreement="agreement" in layout["columns"],
         source=published["source"],
         published_backbone=published["backbone"],
     )
@@ -165,7 +171,8 @@ def _columns(records: Sequence[Record], layout: Mapping[str, Any]) -> list[Colum
         for metric in metrics:
             several = len(metrics) > 1
             name, key = (f"{title} {metric}", f"{task}.{metric}") if several else (title, task)
-            columns.append(Column(task, name, metric, key))
+            mine = [record for record in records if record.task == task]
+            columns.append(Column(task, name, metric, key, learnt=not nothing_learnt(mine, metric)))
     return columns
 
 
@@ -189,8 +196,12 @@ def _row(
             known = published.get("scores", {}).get(column.key)
             cells[column.key] = _cell(mine, column, layout, known, comparable)
     # a mean over several metrics of one task would mean nothing
-    complete = len(cells) == len(columns) > 1 and len({column.task for column in columns}) == len(columns)
-    average = _mean(cell.mean for cell in cells.values()) if complete else None
+    compared = [column.key for column in columns if column.learnt]
+    complete = (
+        set(compared) <= set(cells) and len(compared) > 1 and len({column.task for column in columns}) == len(columns)
+    )
+    average = _mean(cells[key].mean for key in compared) if complete else None
+    whole = len(compared) == len(columns)
     theirs = published.get("average")
     trained = [record for record in records if record.parameters]
     return Row(
@@ -200,7 +211,9 @@ def _row(
         head=_mean(record.parameters["head"] for record in trained),
         cells=cells,
         average=average,
-        average_flags="".join(flag for flag in FLAGS if any(flag in cell.flags for cell in cells.values())),
+        average_flags="".join(
+            flag for flag in FLAGS if any(flag in cells[key].flags for key in compared if key in cells)
+        ),
         retained={
             projection: statistics.fmean(
                 len(record.selection["projections"][projection]["retained"]) for record in records if record.selection
@@ -208,7 +221,7 @@ def _row(
             for projection in _projections(records)
         },
         published=published,
-        difference=average - theirs if comparable and average is not None and theirs is not None else None,
+        difference=average - theirs if comparable and whole and average is not None and theirs is not None else None,
     )
 
 
