@@ -295,8 +295,8 @@ class Machine:
     """A process that performs one command line after the other, with the environment that it was started in."""
 
     def __init__(self, env: dict[str, str]):
-        checkout = str(Path(__file__).parent.parent)
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": checkout, **env}
+        path = os.pathsep.join((str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")))
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, **env}
         for name in ("LORA_DROP_DATA", "HF_TOKEN"):
             environment.pop(name, None)
         command = [sys.executable, "-W", "error", "-c", WORKER]

@@ -125,7 +125,7 @@ def test_cut_texts_are_counted_by_kind(tmp_path):
 
 
 def test_an_encoder_cannot_write(tmp_path):
-    with pytest.raises(UserError, match="is an encoder .bert.: it cannot continue a text"):
+    with pytest.raises(UserError, match=r"is an encoder .bert.: it cannot continue a text"):
         run(tmp_path / "run", "backbone=tiny:bert", "method.name=lora")
 
 

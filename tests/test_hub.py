@@ -10,7 +10,8 @@ import torch
 from hub_server import HubServer, Machine
 from transformers import BertForMaskedLM
 
-from lora_drop.models.hub import content_identity, loaded_files
+from lora_drop.models.content import sha256_of_all
+from lora_drop.models.hub import loaded_files
 from lora_drop.models.tiny import tiny_config, tiny_tokenizer
 from lora_drop.runs.files import read_json
 from lora_drop.runs.job import known_sources
@@ -284,8 +285,9 @@ def test_what_goes_wrong_is_said_and_the_same_command_goes_on(hub, machine, mode
 
 
 def test_a_transfer_that_is_cut_off_is_resumed(hub, machine, model, sample):
+    """A recent huggingface_hub does it by itself, an older one with the next command."""
     hub.fault("GET /_large/", cut=1000, times=2)
-    assert machine(*sample).code == 0
+    assert [machine(*sample).code for _ in range(3)][-1] == 0
     assert len(hub.asked("GET /_large/")) == 3
 
 
@@ -324,15 +326,19 @@ def test_the_cache_may_hold_links_or_files(template, tmp_path):
     weights = (template / "model.safetensors").read_bytes()
     names = ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
     assert sorted(loaded_files(template)) == names
+
+    def content(folder: Path) -> str:
+        return sha256_of_all(folder / name for name in names)
+
     linked = shutil.copytree(template, tmp_path / "snapshots" / "commit")
     blob = tmp_path / "blobs" / hashlib.sha256(weights).hexdigest()
     blob.parent.mkdir()
     (linked / "model.safetensors").rename(blob)
     (linked / "model.safetensors").symlink_to(Path("..", "..", "blobs", blob.name))
-    assert content_identity(linked, names) == content_identity(template, names)
+    assert content(linked) == content(template)
     other = shutil.copytree(template, tmp_path / "other")
     (other / "model.safetensors").write_bytes(weights[:-1] + b"x")
-    assert content_identity(other, names) != content_identity(template, names)
+    assert content(other) != content(template)
 
 
 def test_parameters_of_a_folder_need_no_weights(template, tmp_path, capsys):

@@ -28,7 +28,7 @@ STAGE_KEYS = (
         "data",
         "limited",
     ),
-    *("computed", "losses", "sources", "shared_from", "resumed"),
+    *("sources", "computed", "losses", "shared_from", "resumed"),
 )
 """What a record keeps of a stage's entry in `run.json`."""
 
@@ -61,8 +61,9 @@ class Record:
     """Rows the run was limited to (`train`, `eval`); empty: all rows."""
     stages: dict[str, dict[str, Any]]
     """What each stage cost and was computed with: `seconds`, `peak_memory_mb`, `commit`, `versions`, `device`, `threads`, `precision`, `weights` (the
-    identity of the backbone's), `data` (hashes of the rows read), `limited`; `computed`, how batches were (packed, or padded and why);
-    `losses` of the warm-up, mean of its first and its last quarter; `sources`, the files or the commit of the Hub that backbone and rows are from;
+    identity of the backbone's), `data` (hashes of the rows read), `limited`; `sources`, where the backbone and the rows of each split came from: the
+    official files, or a commit of the Hub; `computed`, how batches were (packed, or padded and why);
+    `losses` of the warm-up, mean of its first and its last quarter;
     `shared_from` where a run with the same inputs had done it already; `resumed` where a killed process was continued, whose cost is not in it."""
     primary: str = ""
     """The metric that the table shows."""

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from datasets.exceptions import DatasetsError
+from datasets.utils import are_progress_bars_disabled as are_datasets_bars_disabled
 from datasets.utils import disable_progress_bars as disable_datasets_bars
 from datasets.utils import enable_progress_bars as enable_datasets_bars
-from datasets.utils import is_progress_bar_enabled
 from datasets.utils import logging as datasets_logging
 from huggingface_hub import HfApi, constants, get_token
 from huggingface_hub.errors import (
@@ -144,7 +144,7 @@ def asking(repo: Repo, otherwise: str) -> Iterator[HfApi]:
 def _silence() -> Iterator[None]:
     """Let huggingface_hub and datasets print neither bars nor what they try again: the reporter says what is to be said."""
     decided = constants.HF_HUB_DISABLE_PROGRESS_BARS is not None  # by the user
-    bars, other_bars = not decided and not are_progress_bars_disabled(), is_progress_bar_enabled()
+    bars, other_bars = not decided and not are_progress_bars_disabled(), not are_datasets_bars_disabled()
     levels = [(library, library.get_verbosity()) for library in (hub_logging, datasets_logging)]
     if bars:
         disable_progress_bars()

@@ -41,7 +41,7 @@ from lora_drop.errors import UserError, closest
 from lora_drop.models.checks import Notice, check_tokenizer, check_weights
 from lora_drop.models.content import sha256, sha256_of_all
 from lora_drop.models.gguf import fill_from_gguf, gguf_config
-from lora_drop.models.hub import locate_model
+from lora_drop.models.hub import loaded_files, locate_model
 from lora_drop.models.quantization import nf4
 from lora_drop.models.shapes import SHAPES, TOKENIZER, TOKENIZER_OPTIONS, random_model, shape_config
 from lora_drop.models.tiny import TINY, tiny_config, tiny_tokenizer
@@ -153,6 +153,7 @@ def _locate(name: str, offline: bool, weights: bool, known: Mapping[str, str] | 
     if name.startswith((".", "/", "~")) or name.partition("@")[0].count("/") > 1:
         raise UserError(f"The backbone folder {name} does not exist.")
     model = locate_model(name, offline, weights, known, report)
+    _check_no_adapter(model.folder)
     identity = model.identity if weights else ""
     return Backbone(name, str(model.folder), identity, {"local_files_only": True}, origin=model.origin)
 
@@ -306,27 +307,27 @@ def _locate_folder(name: str, folder: Path, weights: bool = True) -> Backbone:
                 f"{folder} holds a PEFT adapter and no model. Name its base model as the backbone, and the adapter with train.start_from."
             )
         raise UserError(f"{folder} holds no transformers model: it has no config.json.")
-    files = sorted(file for file in folder.iterdir() if file.is_file())
-    if weights and not any(file.suffix == ".safetensors" for file in files):
+    _check_no_adapter(folder)
+    if not weights:
+        return Backbone(name, str(folder), "")
+    files = loaded_files(folder)
+    if not any(file.endswith(".safetensors") for file in files):
         raise UserError(
-            f"{folder} holds no .safetensors weights. Other formats may execute code when loaded; convert them first."
+            f"{folder} holds no .safetensors weights (model.safetensors, or an index and its parts). Other formats may execute code when "
+            "loaded; convert them first."
         )
+    for file in files:
+        if not (folder / file).is_file():
+            raise UserError(f"{folder} lacks {file}, which the index of its weights names. Copy it there.")
+    return Backbone(name, str(folder), sha256_of_all(folder / file for file in files))
+
+
+def _check_no_adapter(folder: Path) -> None:
     if (folder / "adapter_config.json").is_file():
         raise UserError(
             f"{folder} holds an adapter beside the model, which transformers would load into it. Put the adapter into a folder of its own "
             "and name it with train.start_from, or remove it."
         )
-    return Backbone(name, str(folder), sha256_of_all(file for file in files if decides(file.name)))
-
-
-def decides(file: str) -> bool:
-    """Return True for the name of a file that decides what a model computes: its configuration, weights and tokenizer; not notes or logs."""
-    known = ("config.json", "added_tokens.json", "special_tokens_map.json", "merges.txt")
-    return (
-        file in known
-        or file.endswith((".safetensors", ".safetensors.index.json", ".model"))
-        or file.startswith(("tokenizer", "vocab"))
-    )
 
 
 def _from_pretrained(kind: Any, backbone: Backbone, **options: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable
 from contextlib import suppress
 from functools import lru_cache
@@ -15,7 +16,10 @@ REMEMBERED = 2**24
 
 
 def sha256(path: Path) -> str:
-    """Return the sha256 of a file."""
+    """Return the sha256 of a file; of a file of the Hub's cache, which is a link to a blob of that name, without reading it."""
+    blob = path.readlink() if path.is_symlink() else path
+    if blob.parent.name == "blobs" and re.fullmatch(r"[0-9a-f]{64}", blob.name):
+        return blob.name
     state = path.stat()
     return _sha256(str(path.resolve()), state.st_size, state.st_mtime_ns)
 

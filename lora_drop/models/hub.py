@@ -5,7 +5,6 @@ transformers then reads that folder and never asks the Hub itself: what is loade
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import time
@@ -19,6 +18,7 @@ from huggingface_hub import hf_hub_download
 from lora_drop.errors import UserError
 from lora_drop.hub.commits import cached_commits, choose, tell_newer
 from lora_drop.hub.repo import Repo, asking, forbidden_by
+from lora_drop.models.content import sha256_of_all
 from lora_drop.progress import SILENT, Reporter
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
@@ -52,7 +52,7 @@ class HubModel:
     @property
     def identity(self) -> str:
         """A digest of the content of what is loaded: a new README, another branch or another machine change nothing."""
-        return content_identity(self.folder, loaded_files(self.folder))
+        return sha256_of_all(self.folder / name for name in loaded_files(self.folder))
 
 
 def locate_model(
@@ -175,20 +175,3 @@ def _weight_files(names: Sequence[str], folder: Path) -> list[str]:
         raise UserError(
             f"{folder / INDEX} is not the index of a model ({type(error).__name__}). Remove it and repeat."
         ) from error
-
-
-def content_identity(folder: Path, names: Iterable[str]) -> str:
-    """Return a sha256 of the content of files. A file of the Hub's cache that is named by its sha256 is not read again."""
-    return hashlib.sha256(json.dumps([[name, _sha256(folder / name)] for name in names]).encode()).hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    if path.is_symlink():
-        blob = path.readlink()
-        if blob.parent.name == "blobs" and re.fullmatch(r"[0-9a-f]{64}", blob.name):
-            return blob.name
-    with path.open("rb") as file:
-        total = hashlib.sha256()
-        while block := file.read(2**20):
-            total.update(block)
-    return total.hexdigest()
