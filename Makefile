@@ -8,7 +8,7 @@ TORCH ?= torch==2.13.0
 TORCH_INDEX ?= $(shell command -v nvidia-smi >/dev/null 2>&1 || echo --retries 0 --extra-index-url https://download.pytorch.org/whl/cpu)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check reproduce-glue reproduce-smoke report bench clean
+.PHONY: help install demo test test-fast check reproduce-glue reproduce-smoke report bench clean
 
 help: ## List the targets
 	@grep -hE '^[a-zA-Z_-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -26,7 +26,10 @@ demo: install ## The whole method on generated data in a few minutes: profile, s
 	$(BIN)/lora-drop run --config demo --run-dir runs/demo --compare lora
 
 test: install ## The test suite; with LORA_DROP_DATA also on the official files
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadscope  # a core runs one file at a time
+
+test-fast: install ## The unit tests alone, without training runs
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadscope -m "not slow"
 
 check: install ## Lint, formatting and types
 	$(BIN)/ruff check .

@@ -11,9 +11,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lora_drop.methods.lora_drop import share
     from lora_drop.pruning.importance import Scores, score
     from lora_drop.pruning.selection import Selection, select
+    from lora_drop.pruning.sharing import share
     from lora_drop.runs.load import load_run
 
 _HOMES = {
@@ -21,14 +21,22 @@ _HOMES = {
     "score": "pruning.importance",
     "Selection": "pruning.selection",
     "select": "pruning.selection",
-    "share": "methods.lora_drop",
+    "share": "pruning.sharing",
     "load_run": "runs.load",
 }
 
-__all__ = ["Scores", "Selection", "load_run", "score", "select", "share"]
+__all__ = ["Scores", "Selection", "__version__", "load_run", "score", "select", "share"]
+
+
+def __dir__() -> list[str]:
+    return __all__
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("lora-drop")
     if name not in _HOMES:
         raise AttributeError(f"module 'lora_drop' has no attribute {name!r}")
     return getattr(import_module(f"lora_drop.{_HOMES[name]}"), name)

@@ -8,8 +8,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 
 import lora_drop
 from lora_drop.errors import UserError
-from lora_drop.methods.lora_drop import ties
 from lora_drop.pruning.adapters import loras
+from lora_drop.pruning.sharing import ties
 
 BASE = {"r": 8, "lora_alpha": 16, "target_modules": ["query", "value"], "task_type": "SEQ_CLS"}
 

@@ -19,6 +19,8 @@ from lora_drop.models.checks import check_length
 from lora_drop.runs.files import read_json
 from lora_drop.tasks import get_task
 
+pytestmark = pytest.mark.slow
+
 BY_NAME = {str(architecture): architecture for architecture in ALL}
 
 

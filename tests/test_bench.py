@@ -13,6 +13,8 @@ from lora_drop.bench.workload import Subject
 from lora_drop.cli import app as cli
 from lora_drop.progress import SILENT
 
+pytestmark = pytest.mark.slow
+
 SMALL = ("--quick", "--rounds", "1", "--rows", "6", "--batch-size", "3", "--device", "cpu", "--threads", "1")
 
 

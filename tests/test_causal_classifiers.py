@@ -10,9 +10,9 @@ from lora_drop.config.schema import MethodConfig
 from lora_drop.data.sentences import collator, encode
 from lora_drop.methods import get_method
 from lora_drop.methods.base import count_parameters
-from lora_drop.methods.lora_drop import ties
 from lora_drop.models.backbones import load_model, load_tokenizer, locate
 from lora_drop.pruning.adapters import loras
+from lora_drop.pruning.sharing import ties
 from lora_drop.runs.files import read_json
 from lora_drop.tasks import get_task
 

@@ -15,6 +15,8 @@ from lora_drop.tasks import get_task
 from lora_drop.tasks.base import Source
 from lora_drop.training.trainer import fit, warmup_steps
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 
 

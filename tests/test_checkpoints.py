@@ -12,13 +12,16 @@ from transformers import AutoModelForSequenceClassification
 
 from lora_drop import load_run
 from lora_drop.config.schema import MethodConfig
-from lora_drop.methods import get_method, lora_drop, method_names
+from lora_drop.methods import get_method, method_names
 from lora_drop.methods.base import trainable
 from lora_drop.models.backbones import load_model, load_tokenizer, locate
 from lora_drop.pruning import importance
 from lora_drop.pruning.places import find_places
 from lora_drop.pruning.selection import Scored, select
+from lora_drop.pruning.sharing import ties
 from lora_drop.tasks import get_task
+
+pytestmark = pytest.mark.slow
 
 TASK = get_task("toy-nli")
 ROOT = Path(__file__).parent.parent
@@ -107,4 +110,4 @@ def test_every_method_is_saved_and_loaded(made, name, tmp_path):
     torch.testing.assert_close(logits(loaded, batch), logits(model, batch))
     assert method.count(loaded) == method.count(model)
     if selection is not None:
-        assert lora_drop.ties(loaded) == lora_drop.ties(model)
+        assert ties(loaded) == ties(model)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from models import backbone
 
-from lora_drop.methods.lora_drop import ties
+from lora_drop.pruning.sharing import ties
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -11,6 +11,8 @@ from lora_drop.errors import UserError
 from lora_drop.runs.files import read_json
 from lora_drop.training.environment import NAMES, TF32, neutral_environment
 
+pytestmark = pytest.mark.slow
+
 LEFTOVERS = {
     "ACCELERATE_MIXED_PRECISION": "bf16",
     "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4",

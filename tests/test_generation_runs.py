@@ -19,12 +19,14 @@ from lora_drop.config.schema import MethodConfig, load_config
 from lora_drop.data.completions import encode_pairs, pair_collator
 from lora_drop.errors import UserError
 from lora_drop.methods import get_method
-from lora_drop.methods.lora_drop import ties
 from lora_drop.models.backbones import load_model, load_tokenizer, locate
 from lora_drop.pruning.adapters import loras
+from lora_drop.pruning.sharing import ties
 from lora_drop.runs.files import read_json
 from lora_drop.tasks import get_task
 from lora_drop.tasks.base import Source
+
+pytestmark = pytest.mark.slow
 
 SMALL = [
     "task=toy-nlg",

@@ -17,6 +17,8 @@ from lora_drop.runs.files import read_json
 from lora_drop.runs.job import known_sources
 from lora_drop.runs.store import Run
 
+pytestmark = pytest.mark.slow
+
 SMALL = (
     "--limit-train",
     "24",

@@ -14,6 +14,8 @@ from lora_drop.cli import app as cli
 from lora_drop.runs.files import read_json
 from lora_drop.tasks.glue import official_score
 
+pytestmark = pytest.mark.slow
+
 TRICKY = ("stsb", "mrpc", "dialogsum", "dart")
 """Tasks whose files are not what they seem: scores of many digits, a byte-order mark, line ends and characters of all kinds."""
 COMPARE = """

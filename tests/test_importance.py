@@ -3,9 +3,9 @@ import torch
 from models import backbone, inputs, trained_lora
 
 from lora_drop.errors import UserError
-from lora_drop.methods.lora_drop import tie
 from lora_drop.pruning.adapters import loras
 from lora_drop.pruning.importance import collect_moments, example_norms, score, score_moments, token_gram
+from lora_drop.pruning.sharing import tie
 
 
 def plain_scores(model, batch) -> dict[str, float]:

@@ -8,9 +8,9 @@ from peft import PeftModel
 from lora_drop.errors import UserError
 from lora_drop.methods import get_method, method_names
 from lora_drop.methods.base import count_parameters, is_head, trainable
-from lora_drop.methods.lora_drop import ties
 from lora_drop.pruning.adapters import loras
 from lora_drop.pruning.selection import Layers, Selection
+from lora_drop.pruning.sharing import ties
 
 
 def selection(retained=(1, 3), layers=4, share=True) -> Selection:

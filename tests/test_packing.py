@@ -24,6 +24,8 @@ from lora_drop.training.packing import Layout, Packing, prepare
 from lora_drop.training.packing.attention import GroupedAttention, varlen_attention
 from lora_drop.training.packing.dropout import dropout_forward, keep_mask
 
+pytestmark = pytest.mark.slow
+
 SIZES = {
     "vocab_size": 300,
     "hidden_size": 32,

@@ -16,9 +16,11 @@ from lora_drop.cli.perform import perform
 from lora_drop.config.schema import load_config
 from lora_drop.errors import UserError
 from lora_drop.methods import get_method
-from lora_drop.methods.lora_drop import ties
 from lora_drop.progress import Reporter
+from lora_drop.pruning.sharing import ties
 from lora_drop.runs.files import file_digest, read_json
+
+pytestmark = pytest.mark.slow
 
 SMALL = [
     "backbone=tiny:bert",

@@ -10,6 +10,8 @@ from lora_drop.errors import UserError
 from lora_drop.models.backbones import locate
 from lora_drop.models.quantization import check_quantization, nf4
 
+pytestmark = pytest.mark.slow
+
 CUDA = torch.device("cuda")
 
 

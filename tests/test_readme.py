@@ -16,6 +16,8 @@ from small_files import write_e2e_submission, write_small_files
 
 from lora_drop.cli import app as cli
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 LINES = [line.removeprefix("$ ") for line in README.splitlines() if line.startswith("$ lora-drop ")]

@@ -21,6 +21,8 @@ from lora_drop.progress import GridReporter
 from lora_drop.runs.files import read_json
 from lora_drop.runs.store import Run
 
+pytestmark = pytest.mark.slow
+
 SMALL = ["limit.train=80", "limit.eval=40", "train.epochs=1", "train.batch_size=8", "device=cpu"]
 TEXTS = ("table.md", "table.csv", "table.tex")
 

@@ -12,6 +12,8 @@ import pytest
 
 from lora_drop.cli.terminal import tolerate_encodings
 
+pytestmark = pytest.mark.slow
+
 RESULTS = Path(__file__).parent.parent / "results"
 C_LOCALE = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
 """Where Python takes ASCII for everything, also for files that are opened without an encoding."""

@@ -18,6 +18,8 @@ from lora_drop.tasks import get_task
 from lora_drop.tasks.base import Source
 from lora_drop.training.trainer import fit
 
+pytestmark = pytest.mark.slow
+
 
 @given(st.integers(1, 300), st.one_of(st.none(), st.integers(1, 64)))
 def test_the_total_batch_is_exact(total, limit):

@@ -19,6 +19,8 @@ from lora_drop.tasks.base import Source
 from lora_drop.training.trainer import fit
 from lora_drop.training.warmup import FEW_STEPS, doubts, first_and_last, warmup_settings
 
+pytestmark = pytest.mark.slow
+
 SMALL = (
     "backbone=tiny:bert",
     "device=cpu",

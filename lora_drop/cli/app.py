@@ -49,6 +49,23 @@ app = typer.Typer(
 )
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from lora_drop import __version__
+
+        typer.echo(f"lora-drop {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Find the layers that a task needs, and fine-tune with half of LoRA's parameters (LoRA-drop, arXiv 2402.07721)."""
+
+
 def _resolve(files: list[str] | None, run_dir: Path | None, overrides: list[str] | None, **flags: Any) -> Config:
     """Configuration files, or else what the run directory holds; then -o, then the flags."""
     from lora_drop.config.schema import load_config

@@ -1,15 +1,14 @@
-"""LoRA-drop (paper §3.2): retained layers have a LoRA of their own, the low-importance layers of a projection share one.
+"""LoRA-drop (paper §3.2) as a method: a LoRA on every layer, shared as the selection says (`pruning.sharing`).
 
-Sharing is a tie of modules: the layers point at the same `lora_A` and the same `lora_B`. It trains as one pair, and it is saved as an
-ordinary PEFT adapter that holds a copy for each layer, which every user of PEFT can read; `lora_drop.json` beside it says what is tied.
+It is saved as an ordinary PEFT adapter that holds a copy of a shared pair for each layer, which every user of PEFT can read; `lora_drop.json`
+beside it says what is tied.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import torch
 from peft import PeftModel
@@ -22,8 +21,9 @@ from lora_drop.errors import UserError
 from lora_drop.methods import lora
 from lora_drop.methods.base import Method
 from lora_drop.pruning.adapters import loras
-from lora_drop.pruning.places import Place, all_places, find_places
+from lora_drop.pruning.places import Place, find_places
 from lora_drop.pruning.selection import Selection
+from lora_drop.pruning.sharing import share, tie, ties
 
 TIES = "lora_drop.json"
 
@@ -38,72 +38,6 @@ def build(backbone: PreTrainedModel, config: MethodConfig, seed: int, selection:
         places = [place for place in places if place.layer in selection.projections[place.projection].retained]
         return lora.add_lora(backbone, config, seed, places)
     return share(lora.add_lora(backbone, config, seed, places), selection)
-
-
-def share(model: PeftModel, selection: Selection) -> PeftModel:
-    """Let the low-importance layers of each projection use one LoRA, that of the lowest of them; or none, if the selection says so.
-
-    Args:
-        model: a PEFT model with a LoRA on the modules that the selection speaks of; its active adapter is changed in place, any other stays
-            as it is. Share before training or loading.
-        selection: the outcome of `lora_drop.select`.
-
-    Raises:
-        UserError: if a layer of the selection has no LoRA, layers that are to share have different widths, or the adapter is none that can
-            be shared (see `adapters.loras`).
-    """
-    found = loras(model)
-    names = {(place.projection, place.layer): place.name for place in all_places(model) if place.name in found}
-    for projection, layers in selection.projections.items():
-        missing = [layer for layer in (*layers.retained, *layers.shared) if (projection, layer) not in names]
-        if missing:
-            raise UserError(
-                f"The model has no {projection} LoRA in layer {missing[0]}, of which the selection speaks. Was it scored with this model?"
-            )
-    for projection, layers in selection.projections.items():
-        low = [names[projection, layer] for layer in layers.shared]
-        if selection.share:
-            tie(model, low)
-        else:
-            remove(model, low)
-    return model
-
-
-def tie(model: PeftModel, names: Sequence[str]) -> None:
-    """Point the active LoRA of all these modules at the first one's `lora_A` and `lora_B`.
-
-    The modules are shared, not the weights: a tie of weights breaks silently when the model is cast or loaded by assignment.
-    """
-    found = loras(model)
-    for name in names[1:]:
-        first, other = found[names[0]], found[name]
-        if first.down.shape != other.down.shape or first.up.shape != other.up.shape:
-            raise UserError(
-                f"{names[0]} and {name} have different widths and cannot share a LoRA. Set method.share=false for this model."
-            )
-        other.layer.lora_A[other.adapter] = first.layer.lora_A[first.adapter]
-        other.layer.lora_B[other.adapter] = first.layer.lora_B[first.adapter]
-
-
-def remove(model: PeftModel, names: Sequence[str]) -> None:
-    """Take the active LoRA away from these modules; what is saved is an adapter on the others."""
-    found = loras(model)
-    for name in names:
-        found[name].layer.delete_adapter(found[name].adapter)
-        if not found[name].layer._all_available_adapter_names():
-            model.get_base_model().set_submodule(name, found[name].layer.base_layer)
-    for adapter in {found[name].adapter for name in names}:
-        left = [name for name, active in found.items() if active.adapter == adapter and name not in names]
-        config: Any = model.peft_config[adapter]
-        config.target_modules = set(left)
-
-
-def ties(model: PeftModel) -> list[list[str]]:
-    """Return the groups of modules that use one LoRA, each group in model order."""
-    groups: dict[int, list[str]] = {}
-    for name, active in loras(model).items():
-        groups.setdefault(id(active.layer.lora_A[active.adapter]), []).append(name)
-    return [group for group in groups.values() if len(group) > 1]
 
 
 def save(model: nn.Module, folder: Path) -> None:
