@@ -5,18 +5,17 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lora_drop.config.schema import MethodConfig
-from lora_drop.methods import get_method
 from lora_drop.methods.lora import add_lora
 from lora_drop.models.backbones import load_model, load_tokenizer, locate
 from lora_drop.pruning.places import find_places
-from lora_drop.tasks import get_task
+from lora_drop.registry import METHODS, TASKS
 
 
 def backbone(name: str = "tiny:roberta", seed: int = 0) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A tiny classifier with two labels, and its tokenizer."""
     located = locate(name)
     tokenizer = load_tokenizer(located)
-    return load_model(located, get_task("toy-nli"), seed, tokenizer), tokenizer
+    return load_model(located, TASKS.get("toy-nli"), seed, tokenizer), tokenizer
 
 
 def trained_lora(name: str = "tiny:roberta", seed: int = 0) -> tuple[PeftModel, PreTrainedTokenizerBase]:
@@ -44,7 +43,7 @@ def inputs(tokenizer: PreTrainedTokenizerBase, count: int = 7) -> dict[str, torc
 
 def method(name: str, backbone_model: PreTrainedModel, selection=None, seed: int = 0, **settings) -> torch.nn.Module:
     """Build a method on a backbone."""
-    return get_method(name).build(backbone_model, MethodConfig(name=name, **settings), seed, selection)
+    return METHODS.get(name).build(backbone_model, MethodConfig(name=name, **settings), seed, selection)
 
 
 def acting_scores(model, batches, first_call_only: bool = False) -> dict[str, float]:

@@ -8,21 +8,20 @@ from peft import PeftModel
 from lora_drop.config.schema import TrainConfig
 from lora_drop.data.sentences import collator, encode
 from lora_drop.errors import UserError
-from lora_drop.methods import get_method
 from lora_drop.methods.base import trainable
 from lora_drop.progress import Reporter
-from lora_drop.tasks import get_task
+from lora_drop.registry import METHODS, TASKS
 from lora_drop.tasks.base import Source
 from lora_drop.training.trainer import fit
 
-ADALORA = get_method("adalora")
+ADALORA = METHODS.get("adalora")
 VALUE = "base_model.model.roberta.encoder.layer.{}.attention.self.value"
 
 
 def train(folder, report=None, epochs=4.0, **settings):
     model, tokenizer = backbone()
     model = method("adalora", model, rank=4)
-    rows = get_task("toy-nli").load(Source(None), "train").select(range(64))
+    rows = TASKS.get("toy-nli").load(Source(None), "train").select(range(64))
     outcome = fit(
         model,
         encode(rows, tokenizer, 64)[0],
@@ -99,7 +98,7 @@ def test_smoothed_labels_are_trained_with_the_regulariser(tmp_path):
     """Without smoothing the loss is the model's own; with next to none of it, training must be the same."""
     from test_pipeline import run
 
-    from lora_drop.runs.files import read_json
+    from lora_drop.files import read_json
 
     losses = []
     for smoothing in (0.0, 1e-9):

@@ -14,10 +14,10 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrai
 import lora_drop
 from lora_drop.cli.app import main
 from lora_drop.errors import UserError
+from lora_drop.files import read_json
 from lora_drop.models.backbones import load_model, load_tokenizer, locate
 from lora_drop.models.checks import check_length
-from lora_drop.runs.files import read_json
-from lora_drop.tasks import get_task
+from lora_drop.registry import TASKS
 
 pytestmark = pytest.mark.slow
 
@@ -34,7 +34,7 @@ def load(folder, task="toy-nli"):
     told = []
     located = locate(str(folder))
     tokens = load_tokenizer(located, notice=told.append)
-    return load_model(located, get_task(task), 0, tokens, notice=told.append), tokens, told
+    return load_model(located, TASKS.get(task), 0, tokens, notice=told.append), tokens, told
 
 
 def change_weights(folder, change):

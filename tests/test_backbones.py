@@ -4,7 +4,7 @@ import torch
 from lora_drop.errors import UserError
 from lora_drop.models import backbones
 from lora_drop.models.backbones import load_meta_model, load_model, load_tokenizer, locate, resolve_device
-from lora_drop.tasks import get_task
+from lora_drop.registry import TASKS
 
 
 @pytest.mark.parametrize(
@@ -44,9 +44,9 @@ def test_a_wrong_checksum_is_refused(monkeypatch):
 
 def test_the_packaged_encoder_loads():
     located = locate("packaged:minilm-l6")
-    model = load_model(located, get_task("rte"), 0, load_tokenizer(located))
+    model = load_model(located, TASKS.get("rte"), 0, load_tokenizer(located))
     assert (model.config.num_hidden_layers, model.config.hidden_size, model.config.num_labels) == (6, 384, 2)
-    again = load_model(located, get_task("rte"), 0, load_tokenizer(located))
+    again = load_model(located, TASKS.get("rte"), 0, load_tokenizer(located))
     assert torch.equal(model.classifier.weight, again.classifier.weight)
 
 
@@ -61,30 +61,30 @@ def test_folders_are_checked(tmp_path):
 def test_damaged_weights_are_said(tmp_path):
     located = locate("tiny:bert")
     tokenizer = load_tokenizer(located)
-    load_model(located, get_task("toy-nli"), 3, tokenizer).save_pretrained(tmp_path)
+    load_model(located, TASKS.get("toy-nli"), 3, tokenizer).save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"cut off")
     with pytest.raises(UserError, match="cannot be loaded"):
-        load_model(locate(str(tmp_path)), get_task("toy-nli"), 0, tokenizer)
+        load_model(locate(str(tmp_path)), TASKS.get("toy-nli"), 0, tokenizer)
 
 
 def test_a_saved_folder_is_a_backbone(tmp_path):
     located = locate("tiny:bert")
     tokenizer = load_tokenizer(located)
-    load_model(located, get_task("toy-nli"), 3, tokenizer).save_pretrained(tmp_path)
+    load_model(located, TASKS.get("toy-nli"), 3, tokenizer).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    model = load_model(locate(str(tmp_path)), get_task("toy-nli"), 0, load_tokenizer(locate(str(tmp_path))))
-    reference = load_model(located, get_task("toy-nli"), 3, tokenizer)
+    model = load_model(locate(str(tmp_path)), TASKS.get("toy-nli"), 0, load_tokenizer(locate(str(tmp_path))))
+    reference = load_model(located, TASKS.get("toy-nli"), 3, tokenizer)
     assert torch.equal(model.bert.embeddings.word_embeddings.weight, reference.bert.embeddings.word_embeddings.weight)
 
 
 def test_regression_has_one_output():
     located = locate("tiny:bert")
-    model = load_model(located, get_task("stsb"), 0, load_tokenizer(located))
+    model = load_model(located, TASKS.get("stsb"), 0, load_tokenizer(located))
     assert (model.config.num_labels, model.config.problem_type) == (1, "regression")
 
 
 def test_meta_models_take_no_memory():
-    assert all(weight.is_meta for weight in load_meta_model(locate("tiny:llama"), get_task("rte")).parameters())
+    assert all(weight.is_meta for weight in load_meta_model(locate("tiny:llama"), TASKS.get("rte")).parameters())
 
 
 def test_tiny_tokenizer_encodes_anything():

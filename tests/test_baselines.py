@@ -7,9 +7,9 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from lora_drop.config.schema import MethodConfig
 from lora_drop.errors import UserError
-from lora_drop.methods import get_method
 from lora_drop.methods.base import count_parameters, trainable
 from lora_drop.pruning.selection import Layers, Selection
+from lora_drop.registry import METHODS
 
 QUERY = "roberta.encoder.layer.{}.attention.self.query"
 VALUE = "roberta.encoder.layer.{}.attention.self.value"
@@ -37,7 +37,7 @@ def logits(model, batch):
 def test_parameter_counts_of_the_paper_on_roberta_base(name, expected):
     with torch.device("meta"):
         model = AutoModelForSequenceClassification.from_config(AutoConfig.for_model("roberta", num_labels=2))
-    counted = get_method(name).count(get_method(name).build(model, MethodConfig(name=name), 0, None))
+    counted = METHODS.get(name).count(METHODS.get(name).build(model, MethodConfig(name=name), 0, None))
     assert counted.adapter == expected
     assert counted.head == 592_130
 
@@ -58,7 +58,7 @@ def counted(shape, name, selection=None, **settings):
     with torch.device("meta"):
         model = AutoModelForSequenceClassification.from_config(AutoConfig.for_model(kind, num_labels=2, **sizes))
     config = MethodConfig(name=name, **settings)
-    return get_method(name).count(get_method(name).build(model, config, 0, selection)).adapter
+    return METHODS.get(name).count(METHODS.get(name).build(model, config, 0, selection)).adapter
 
 
 def retained(shape, query, value):
@@ -139,8 +139,8 @@ def test_training_starts_at_the_pretrained_model(name):
 @pytest.mark.parametrize("name", ["vera", "tied_lora"])
 def test_saved_and_loaded_it_gives_the_same_logits(name, tmp_path):
     model, tokenizer = randomised(name, rank=8, seed=3)
-    get_method(name).save(model, tmp_path)
-    loaded = get_method(name).load(backbone()[0], tmp_path)
+    METHODS.get(name).save(model, tmp_path)
+    loaded = METHODS.get(name).load(backbone()[0], tmp_path)
     assert torch.equal(logits(loaded, inputs(tokenizer)), logits(model, inputs(tokenizer)))
     assert count_parameters(loaded) == count_parameters(model)
 
@@ -156,12 +156,12 @@ def test_tied_lora_ties_the_pair_and_not_the_vectors():
 
 def test_damaged_tied_lora_is_refused(tmp_path):
     model, _ = randomised("tied_lora", rank=4)
-    get_method("tied_lora").save(model, tmp_path)
+    METHODS.get("tied_lora").save(model, tmp_path)
     with pytest.raises(UserError, match="another model"):
-        get_method("tied_lora").load(backbone("tiny:bert")[0], tmp_path)
+        METHODS.get("tied_lora").load(backbone("tiny:bert")[0], tmp_path)
     (tmp_path / "tied_lora.json").unlink()
     with pytest.raises(UserError, match="no readable Tied-LoRA"):
-        get_method("tied_lora").load(backbone()[0], tmp_path)
+        METHODS.get("tied_lora").load(backbone()[0], tmp_path)
 
 
 def labelled(tokenizer, count=7):
@@ -174,7 +174,7 @@ def pruned(keep_ratio=0.5):
     before = {name: weight.detach().clone() for name, weight in trainable(model)}
     batch = labelled(tokenizer)
     parts = [{key: value[start : start + 3] for key, value in batch.items()} for start in range(0, 7, 3)]
-    get_method("sparse_adapter").prepare(model, parts)
+    METHODS.get("sparse_adapter").prepare(model, parts)
     return model, batch, before
 
 
@@ -206,7 +206,7 @@ def test_pruned_weights_stay_zero_under_adamw_with_decay():
     assert all((weight[~weight.mask] == 0).all() for weight in weights.values())
     assert (
         sum(int((weight != start[name]).sum()) for name, weight in weights.items())
-        == get_method("sparse_adapter").count(model).adapter
+        == METHODS.get("sparse_adapter").count(model).adapter
     )
 
 
@@ -214,13 +214,13 @@ def test_sparse_adapter_is_a_plain_peft_adapter_that_stays_sparse(tmp_path):
     from peft import PeftModel
 
     model, batch, _ = pruned()
-    get_method("sparse_adapter").save(model, tmp_path)
+    METHODS.get("sparse_adapter").save(model, tmp_path)
     batch.pop("labels")
     assert torch.equal(logits(PeftModel.from_pretrained(backbone()[0], str(tmp_path)), batch), logits(model, batch))
-    loaded = get_method("sparse_adapter").load(backbone()[0], tmp_path)
-    assert get_method("sparse_adapter").count(loaded) == get_method("sparse_adapter").count(model)
+    loaded = METHODS.get("sparse_adapter").load(backbone()[0], tmp_path)
+    assert METHODS.get("sparse_adapter").count(loaded) == METHODS.get("sparse_adapter").count(model)
     loaded.train()(**batch, labels=torch.zeros(7, dtype=torch.long)).loss.backward()
     assert all((weight.grad[~weight.mask] == 0).all() for name, weight in trainable(loaded) if "lora_" in name)
     (tmp_path / "sparse_adapter.safetensors").unlink()
     with pytest.raises(UserError, match="which weights are pruned"):
-        get_method("sparse_adapter").load(backbone()[0], tmp_path)
+        METHODS.get("sparse_adapter").load(backbone()[0], tmp_path)

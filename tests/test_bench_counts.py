@@ -10,9 +10,8 @@ from lora_drop.bench.rounds import orders
 from lora_drop.bench.statistics import exponent, ratios, spread
 from lora_drop.config.schema import MethodConfig
 from lora_drop.errors import UserError
-from lora_drop.methods import get_method
 from lora_drop.models.backbones import load_config, load_meta_model, load_model, load_tokenizer, locate
-from lora_drop.tasks import get_task
+from lora_drop.registry import METHODS, TASKS
 
 BATCH, LENGTH, RANK = 3, 11, 4
 MODELS = [("tiny:bert", "toy-nli"), ("tiny:roberta", "toy-nli"), ("tiny:llama", "toy-nli"), ("tiny:llama", "toy-nlg")]
@@ -21,11 +20,11 @@ MODELS = [("tiny:bert", "toy-nli"), ("tiny:roberta", "toy-nli"), ("tiny:llama", 
 def counted(name: str, task: str) -> tuple[PretrainedConfig, int, int]:
     """A model's configuration, and what PyTorch counts in one forward and one backward pass of LoRA on rows without padding."""
     located = locate(name)
-    backbone = load_model(located, get_task(task), 0, load_tokenizer(located))
+    backbone = load_model(located, TASKS.get(task), 0, load_tokenizer(located))
     backbone.set_attn_implementation("eager")  # of the others PyTorch counts what their kernels compute twice, too
-    model = get_method("lora").build(backbone, MethodConfig(rank=RANK), 0, None)
+    model = METHODS.get("lora").build(backbone, MethodConfig(rank=RANK), 0, None)
     ids = torch.randint(4, 100, (BATCH, LENGTH))
-    labels = ids if get_task(task).kind == "generation" else torch.zeros(BATCH, dtype=torch.long)
+    labels = ids if TASKS.get(task).kind == "generation" else torch.zeros(BATCH, dtype=torch.long)
     counter = FlopCounterMode(display=False)
     with counter:
         loss = model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=labels).loss
@@ -37,7 +36,7 @@ def counted(name: str, task: str) -> tuple[PretrainedConfig, int, int]:
 @pytest.mark.parametrize(("name", "task"), MODELS)
 def test_operations_are_those_that_pytorch_counts(name, task):
     config, forward, backward = counted(name, task)
-    shape = shape_of(config, get_task(task).kind == "generation")
+    shape = shape_of(config, TASKS.get(task).kind == "generation")
     rows = Rows([LENGTH] * BATCH)
     assert forward_flops(shape, rows, RANK).full == forward
     assert training_flops(shape, rows, RANK).full == forward + backward
@@ -45,7 +44,7 @@ def test_operations_are_those_that_pytorch_counts(name, task):
 
 @pytest.mark.parametrize("name", ["tiny:bert", "tiny:llama"])
 def test_operations_add_up_over_rows(name):
-    shape = shape_of(load_config(locate(name), get_task("toy-nli")), False)
+    shape = shape_of(load_config(locate(name), TASKS.get("toy-nli")), False)
     whole = training_flops(shape, Rows([5, 9, 30]), RANK)
     parts = [training_flops(shape, Rows([length]), RANK) for length in (5, 9, 30)]
     assert whole.full == sum(part.full for part in parts) and whole.needed == sum(part.needed for part in parts)
@@ -53,13 +52,13 @@ def test_operations_add_up_over_rows(name):
 
 
 def test_a_row_of_one_token_that_is_read_needs_everything():
-    shape = shape_of(load_config(locate("tiny:bert"), get_task("toy-nli")), False)
+    shape = shape_of(load_config(locate("tiny:bert"), TASKS.get("toy-nli")), False)
     flops = training_flops(shape, Rows([1, 1]), RANK)
     assert flops.full == flops.needed
 
 
 def test_a_generator_reads_the_tokens_before_those_it_learns():
-    shape = shape_of(load_config(locate("tiny:llama"), get_task("toy-nlg")), True)
+    shape = shape_of(load_config(locate("tiny:llama"), TASKS.get("toy-nlg")), True)
     one, two = (forward_flops(shape, Rows([10], learned=[count]), RANK).needed for count in (1, 2))
     token = 2 * shape.hidden * (2 * shape.attention + 3 * shape.intermediate + shape.outputs)
     lora, pairs = 2 * RANK * (shape.hidden + shape.attention), 8  # the token at place 7 sees eight
@@ -102,12 +101,12 @@ def test_each_variant_is_as_often_first_as_last():
     ],
 )
 def test_shapes_have_the_sizes_of_the_published_models(name, task, weights):
-    assert sum(weight.numel() for weight in load_meta_model(locate(name), get_task(task)).parameters()) == weights
+    assert sum(weight.numel() for weight in load_meta_model(locate(name), TASKS.get(task)).parameters()) == weights
 
 
 def test_lora_on_the_shape_of_roberta_base_has_the_published_parameters():
-    method = get_method("lora")
-    model = method.build(load_meta_model(locate("shape:roberta-base"), get_task("rte")), MethodConfig(), 0, None)
+    method = METHODS.get("lora")
+    model = method.build(load_meta_model(locate("shape:roberta-base"), TASKS.get("rte")), MethodConfig(), 0, None)
     assert method.count(model).adapter == 294_912
 
 
@@ -117,7 +116,7 @@ def test_a_shape_has_a_tokenizer_whose_ids_it_knows():
         encoded = tokenizer("one sentence", "and another")
         assert set(encoded) == {"input_ids", "attention_mask"}
         assert tokenizer.eos_token_id is not None
-        assert len(tokenizer) <= load_config(locate(name), get_task("rte")).vocab_size
+        assert len(tokenizer) <= load_config(locate(name), TASKS.get("rte")).vocab_size
 
 
 def test_an_unknown_shape_is_said():

@@ -8,13 +8,12 @@ from test_pipeline import run
 import lora_drop
 from lora_drop.config.schema import MethodConfig
 from lora_drop.data.sentences import collator, encode
-from lora_drop.methods import get_method
+from lora_drop.files import read_json
 from lora_drop.methods.base import count_parameters
 from lora_drop.models.backbones import load_model, load_tokenizer, locate
 from lora_drop.pruning.adapters import loras
 from lora_drop.pruning.sharing import ties
-from lora_drop.runs.files import read_json
-from lora_drop.tasks import get_task
+from lora_drop.registry import METHODS, TASKS
 
 
 @pytest.fixture(scope="module")
@@ -22,8 +21,8 @@ def decoder():
     """A tiny decoder with a classifier of two labels, under a LoRA."""
     located = locate("tiny:llama")
     tokenizer = load_tokenizer(located)
-    model = get_method("lora").build(
-        load_model(located, get_task("toy-nli"), 0, tokenizer), MethodConfig(rank=4), 0, None
+    model = METHODS.get("lora").build(
+        load_model(located, TASKS.get("toy-nli"), 0, tokenizer), MethodConfig(rank=4), 0, None
     )
     return model.eval(), tokenizer
 
@@ -67,7 +66,7 @@ def test_the_whole_pipeline_with_the_head_trained_saved_and_counted_apart(tmp_pa
     assert summary.results[0]["parameters"] == selection["trainable_parameters"]
     model, tokenizer = lora_drop.load_run(tmp_path / "run", device="cpu")
     assert ties(model) and tokenizer.padding_side == "right"
-    fresh = load_model(locate("tiny:llama"), get_task("toy-nli"), 0, tokenizer)
+    fresh = load_model(locate("tiny:llama"), TASKS.get("toy-nli"), 0, tokenizer)
     (trained,) = [weight for name, weight in model.named_parameters() if "modules_to_save" in name]
     assert trained.shape == fresh.score.weight.shape and not torch.equal(trained, fresh.score.weight)
 
@@ -81,7 +80,7 @@ def test_parameters_of_llama_2_7b_from_its_shapes_alone(rank, expected, task):
     kind = AutoModelForCausalLM if task == "e2e" else AutoModelForSequenceClassification
     with torch.device("meta"):
         model = kind.from_config(AutoConfig.for_model("llama", num_labels=2, **sizes))
-    counted = count_parameters(get_method("lora").build(model, MethodConfig(rank=rank), 0, None))
+    counted = count_parameters(METHODS.get("lora").build(model, MethodConfig(rank=rank), 0, None))
     assert (counted.adapter, counted.head) == (expected, 0 if task == "e2e" else 2 * 4096)
 
 

@@ -9,9 +9,8 @@ from models import backbone
 from lora_drop.config.schema import MethodConfig, TrainConfig
 from lora_drop.data.completions import encode_pairs, pair_collator, token_loss
 from lora_drop.evaluation.kinds import get_kind
-from lora_drop.methods import get_method
 from lora_drop.models.backbones import load_model, load_tokenizer, locate
-from lora_drop.tasks import get_task
+from lora_drop.registry import METHODS, TASKS
 from lora_drop.tasks.base import Source
 from lora_drop.training.trainer import fit, warmup_steps
 
@@ -24,8 +23,8 @@ def train(folder, rows=48, epochs=1.0, smoothing=0.0, **settings):
     """Train a LoRA on a tiny decoder; returns its weights and what `fit` says."""
     located = locate("tiny:llama")
     tokenizer = load_tokenizer(located, causal=True)
-    task = get_task("toy-nlg")
-    model = get_method("lora").build(load_model(located, task, 0, tokenizer), MethodConfig(), 0, None)
+    task = TASKS.get("toy-nlg")
+    model = METHODS.get("lora").build(load_model(located, task, 0, tokenizer), MethodConfig(), 0, None)
     encoded, _ = encode_pairs(task.load(Source(None), "train").select(range(rows)), tokenizer, 200)
     outcome = fit(
         model,
@@ -81,10 +80,10 @@ def test_smoothed_labels_of_a_classifier(tmp_path):
     batch = dict(tokenizer(["one", "two", "three"], padding=True, return_tensors="pt"))
     labels = torch.tensor([0, 1, 1])
     outputs = model.eval()(**batch)
-    loss = get_kind(get_task("toy-nli")).loss(0.2)
+    loss = get_kind(TASKS.get("toy-nli")).loss(0.2)
     expected = torch.nn.functional.cross_entropy(outputs.logits, labels, label_smoothing=0.2)
     torch.testing.assert_close(loss(outputs, labels, 3), expected)
-    assert get_kind(get_task("toy-nli")).loss(0.0) is None
+    assert get_kind(TASKS.get("toy-nli")).loss(0.0) is None
 
 
 def test_a_number_of_warmup_steps_is_at_most_half_of_all():

@@ -12,18 +12,17 @@ from transformers import AutoModelForSequenceClassification
 
 from lora_drop import load_run
 from lora_drop.config.schema import MethodConfig
-from lora_drop.methods import get_method, method_names
 from lora_drop.methods.base import trainable
 from lora_drop.models.backbones import load_model, load_tokenizer, locate
 from lora_drop.pruning import importance
 from lora_drop.pruning.places import find_places
 from lora_drop.pruning.selection import Scored, select
 from lora_drop.pruning.sharing import ties
-from lora_drop.tasks import get_task
+from lora_drop.registry import METHODS, TASKS
 
 pytestmark = pytest.mark.slow
 
-TASK = get_task("toy-nli")
+TASK = TASKS.get("toy-nli")
 ROOT = Path(__file__).parent.parent
 TABLE = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
 
@@ -61,7 +60,7 @@ def test_the_adapter_works_in_plain_peft_and_merged(made):
 
 def test_scores_equal_what_the_layers_add_in_float64(made):
     architecture, backbone, directory = made
-    model = get_method("lora").load(fresh(backbone), directory / "warmup")
+    model = METHODS.get("lora").load(fresh(backbone), directory / "warmup")
     batch = inputs(load_tokenizer(locate(backbone)))
     scores = importance.score(model, [batch], per_example=True)
     model.get_base_model().set_experts_implementation("eager")  # torch's grouped product knows no float64
@@ -87,14 +86,14 @@ def test_the_run_is_whole(made):
     assert table_row(architecture, directory) in TABLE, "run scripts/make_models_table.py"
 
 
-@pytest.mark.parametrize("name", method_names())
+@pytest.mark.parametrize("name", METHODS.names())
 def test_every_method_is_saved_and_loaded(made, name, tmp_path):
     _, backbone, _ = made
     base = fresh(backbone)
     places = find_places(base)
     scored = [Scored(place.name, place.projection, place.layer, 1.0, 1 / (1 + place.layer), 1) for place in places]
     selection = select(scored, 0.5) if name == "lora_drop" else None
-    method = get_method(name)
+    method = METHODS.get(name)
     model = method.build(base, MethodConfig(name=name, rank=4), 0, selection)
     batch = inputs(load_tokenizer(locate(backbone)))
     if method.prepare is not None:

@@ -5,7 +5,7 @@ from sklearn import metrics
 
 from lora_drop.errors import UserError
 from lora_drop.evaluation.metrics.classification import constant_baseline, evaluate_predictions
-from lora_drop.tasks import get_task
+from lora_drop.registry import TASKS
 
 
 def test_metrics_equal_their_definitions():
@@ -13,12 +13,12 @@ def test_metrics_equal_their_definitions():
     actual, predicted = generator.integers(0, 2, 100), generator.integers(0, 2, 100)
     true_positive = int(((predicted == 1) & (actual == 1)).sum())
     precision, recall = true_positive / (predicted == 1).sum(), true_positive / (actual == 1).sum()
-    found = evaluate_predictions(get_task("mrpc"), predicted.tolist(), actual.tolist())
+    found = evaluate_predictions(TASKS.get("mrpc"), predicted.tolist(), actual.tolist())
     assert found == {
         "accuracy": pytest.approx((predicted == actual).mean()),
         "f1": pytest.approx(2 * precision * recall / (precision + recall)),
     }
-    cola = evaluate_predictions(get_task("cola"), predicted.tolist(), actual.tolist())
+    cola = evaluate_predictions(TASKS.get("cola"), predicted.tolist(), actual.tolist())
     assert cola["matthews_correlation"] == pytest.approx(np.corrcoef(predicted, actual)[0, 1])
     assert cola["matthews_correlation"] == pytest.approx(metrics.matthews_corrcoef(actual, predicted))
 
@@ -26,41 +26,44 @@ def test_metrics_equal_their_definitions():
 def test_correlations():
     generator = np.random.default_rng(0)
     actual, predicted = generator.random(50), generator.random(50)
-    found = evaluate_predictions(get_task("stsb"), predicted.tolist(), actual.tolist())
+    found = evaluate_predictions(TASKS.get("stsb"), predicted.tolist(), actual.tolist())
     assert found["spearman"] == pytest.approx(np.corrcoef(stats.rankdata(predicted), stats.rankdata(actual))[0, 1])
     assert found["pearson"] == pytest.approx(np.corrcoef(predicted, actual)[0, 1])
 
 
 def test_constant_predictions_score_zero_without_a_warning():
-    assert evaluate_predictions(get_task("stsb"), [1.0, 1.0, 1.0], [0.0, 1.0, 2.0]) == {"spearman": 0.0, "pearson": 0.0}
-    assert evaluate_predictions(get_task("cola"), [1, 1, 1], [0, 1, 1])["matthews_correlation"] == 0.0
-    assert evaluate_predictions(get_task("stsb"), [1.0, 1.0 + 1e-15, 1.0], [0.0, 1.0, 2.0])["pearson"] == 0.0
-    assert evaluate_predictions(get_task("cola"), [1, 1], [1, 1]) == {"matthews_correlation": 0.0, "accuracy": 1.0}
-    assert evaluate_predictions(get_task("mrpc"), [0, 0], [0, 1])["f1"] == 0.0
+    assert evaluate_predictions(TASKS.get("stsb"), [1.0, 1.0, 1.0], [0.0, 1.0, 2.0]) == {
+        "spearman": 0.0,
+        "pearson": 0.0,
+    }
+    assert evaluate_predictions(TASKS.get("cola"), [1, 1, 1], [0, 1, 1])["matthews_correlation"] == 0.0
+    assert evaluate_predictions(TASKS.get("stsb"), [1.0, 1.0 + 1e-15, 1.0], [0.0, 1.0, 2.0])["pearson"] == 0.0
+    assert evaluate_predictions(TASKS.get("cola"), [1, 1], [1, 1]) == {"matthews_correlation": 0.0, "accuracy": 1.0}
+    assert evaluate_predictions(TASKS.get("mrpc"), [0, 0], [0, 1])["f1"] == 0.0
 
 
 def test_a_diverged_model_is_said():
     with pytest.raises(UserError, match="diverged"):
-        evaluate_predictions(get_task("stsb"), [1.0, float("nan")], [0.0, 1.0])
+        evaluate_predictions(TASKS.get("stsb"), [1.0, float("nan")], [0.0, 1.0])
 
 
 def test_nothing_is_written_to_the_users_cache(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("evaluate.config.HF_METRICS_CACHE", tmp_path / "cache")
-    evaluate_predictions(get_task("cola"), [0, 1], [0, 1])
+    evaluate_predictions(TASKS.get("cola"), [0, 1], [0, 1])
     assert not list(tmp_path.iterdir())
 
 
 def test_parts_are_reported_apart():
-    found = evaluate_predictions(get_task("mnli"), [0, 1, 2], [0, 1, 0], ["matched", "mismatched", "mismatched"])
+    found = evaluate_predictions(TASKS.get("mnli"), [0, 1, 2], [0, 1, 0], ["matched", "mismatched", "mismatched"])
     assert found == {"accuracy": pytest.approx(2 / 3), "accuracy_matched": 1.0, "accuracy_mismatched": 0.5}
-    assert evaluate_predictions(get_task("mnli"), [0], [0], ["matched"]) == {"accuracy": 1.0}
+    assert evaluate_predictions(TASKS.get("mnli"), [0], [0], ["matched"]) == {"accuracy": 1.0}
 
 
 def test_the_baseline_is_the_score_of_the_most_frequent_label():
     rows = [0, 1, 1, 1]
-    assert constant_baseline(get_task("mrpc"), rows) == {"accuracy": 0.75, "f1": pytest.approx(6 / 7)}
-    assert constant_baseline(get_task("cola"), rows) == {"matthews_correlation": 0.0, "accuracy": 0.75}
-    assert constant_baseline(get_task("stsb"), [0.0, 2.5, 5.0]) == {"spearman": 0.0, "pearson": 0.0}
-    found = constant_baseline(get_task("mnli"), [0, 0, 1], ["matched", "mismatched", "mismatched"])
+    assert constant_baseline(TASKS.get("mrpc"), rows) == {"accuracy": 0.75, "f1": pytest.approx(6 / 7)}
+    assert constant_baseline(TASKS.get("cola"), rows) == {"matthews_correlation": 0.0, "accuracy": 0.75}
+    assert constant_baseline(TASKS.get("stsb"), [0.0, 2.5, 5.0]) == {"spearman": 0.0, "pearson": 0.0}
+    found = constant_baseline(TASKS.get("mnli"), [0, 0, 1], ["matched", "mismatched", "mismatched"])
     assert found == {"accuracy": pytest.approx(2 / 3), "accuracy_matched": 1.0, "accuracy_mismatched": 0.5}

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import lora_drop
 from lora_drop.cli import app as cli
 from lora_drop.errors import UserError
 
@@ -92,6 +93,15 @@ def test_commands_without_a_model_import_no_model(tmp_path):
     assert imported_by("tasks", "--offline", among=heavy) == (0, set())
     shutil.copytree(Path(__file__).parent.parent / "results" / "smollm2", tmp_path / "results" / "smollm2")
     assert imported_by("report", "--results", tmp_path / "results", "--no-figures", "-q", among=heavy) == (0, set())
+
+
+def test_the_version_is_told(capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main(["--version"])
+    assert end.value.code == 0 and capsys.readouterr().out == f"lora-drop {lora_drop.__version__}\n"
+    with pytest.raises(SystemExit) as end:
+        cli.main(["--plugin"])
+    assert end.value.code == 2
 
 
 def test_importing_the_package_imports_nothing_heavy():

@@ -8,7 +8,7 @@ import torch
 
 from lora_drop.cli import app as cli
 from lora_drop.errors import UserError
-from lora_drop.runs.files import read_json
+from lora_drop.files import read_json
 from lora_drop.training.environment import NAMES, TF32, neutral_environment
 
 pytestmark = pytest.mark.slow

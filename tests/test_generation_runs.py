@@ -18,12 +18,11 @@ from lora_drop.cli.perform import perform
 from lora_drop.config.schema import MethodConfig, load_config
 from lora_drop.data.completions import encode_pairs, pair_collator
 from lora_drop.errors import UserError
-from lora_drop.methods import get_method
+from lora_drop.files import read_json
 from lora_drop.models.backbones import load_model, load_tokenizer, locate
 from lora_drop.pruning.adapters import loras
 from lora_drop.pruning.sharing import ties
-from lora_drop.runs.files import read_json
-from lora_drop.tasks import get_task
+from lora_drop.registry import METHODS, TASKS
 from lora_drop.tasks.base import Source
 
 pytestmark = pytest.mark.slow
@@ -101,7 +100,7 @@ def test_nothing_is_repeated_unless_its_inputs_changed(finished, tmp_path):
 @pytest.mark.parametrize("name", ["full", "lora", "sparse_adapter", "vera", "tied_lora"])
 def test_every_method_learns_to_write(name, tmp_path):
     told, summary = run(tmp_path / name, f"method.name={name}", "limit.train=40", "limit.eval=4")
-    assert told.done == ["train", "eval"] and summary.results[0]["method"] == get_method(name).title
+    assert told.done == ["train", "eval"] and summary.results[0]["method"] == METHODS.get(name).title
     again, _ = lora_drop.load_run(tmp_path / name, device="cpu")
     assert not again.training
 
@@ -217,8 +216,8 @@ def test_padding_with_the_end_of_text_does_not_move_a_score():
     located = locate("tiny:llama")
     tokenizer = load_tokenizer(located, causal=True)
     tokenizer.pad_token = tokenizer.eos_token
-    task = get_task("toy-nlg")
-    model = get_method("lora").build(load_model(located, task, 0, tokenizer), MethodConfig(), 0, None)
+    task = TASKS.get("toy-nlg")
+    model = METHODS.get("lora").build(load_model(located, task, 0, tokenizer), MethodConfig(), 0, None)
     randomise_b(model, 0)
     encoded, _ = encode_pairs(task.load(Source(None), "train").select(range(6)), tokenizer, 200)
     collate = pair_collator(tokenizer)

@@ -11,9 +11,8 @@ from lora_drop.config.schema import GenerationConfig, MethodConfig
 from lora_drop.data.completions import encode_prompts
 from lora_drop.evaluation import generator
 from lora_drop.evaluation.generator import NoRepeatedText, decoding_config, evaluate_generator, generate, read_journal
-from lora_drop.methods import get_method
 from lora_drop.models.backbones import load_model, load_tokenizer, locate
-from lora_drop.tasks import get_task
+from lora_drop.registry import METHODS, TASKS
 
 PROMPTS = [
     "animal[dog]\n\nIn words:\n",
@@ -32,8 +31,8 @@ def writer():
     """A tiny causal model under a LoRA, its tokenizer, and prompts of very different lengths."""
     located = locate("tiny:llama")
     tokenizer = load_tokenizer(located, causal=True)
-    model = get_method("lora").build(
-        load_model(located, get_task("toy-nlg"), 0, tokenizer), MethodConfig(rank=4), 0, None
+    model = METHODS.get("lora").build(
+        load_model(located, TASKS.get("toy-nlg"), 0, tokenizer), MethodConfig(rank=4), 0, None
     )
     with torch.no_grad():  # untrained weights are so small that every token is about as likely
         for parameter in model.parameters():
@@ -123,7 +122,7 @@ def test_texts_are_compared_with_all_references(writer):
     model, tokenizer, encoded = writer
     texts = [text.strip() for text in generate(model, encoded, tokenizer, GREEDY, 6)]
     rows = Dataset.from_dict({"id": [str(n) for n in range(6)], "references": [["other", text] for text in texts]})
-    result = evaluate_generator(model, get_task("toy-nlg"), rows, encoded, tokenizer, GREEDY, 6)
+    result = evaluate_generator(model, TASKS.get("toy-nlg"), rows, encoded, tokenizer, GREEDY, 6)
     assert result.metrics["sacrebleu"] == pytest.approx(100)
     assert result.predictions[0] == {"id": "0", "prediction": texts[0], "references": ["other", texts[0]]}
     assert result.details["signatures"].keys() == result.metrics.keys()

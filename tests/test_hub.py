@@ -10,10 +10,10 @@ import torch
 from hub_server import HubServer, Machine
 from transformers import BertForMaskedLM
 
+from lora_drop.files import read_json
 from lora_drop.models.content import sha256_of_all
 from lora_drop.models.hub import loaded_files
 from lora_drop.models.tiny import tiny_config, tiny_tokenizer
-from lora_drop.runs.files import read_json
 from lora_drop.runs.job import known_sources
 from lora_drop.runs.store import Run
 

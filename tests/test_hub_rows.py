@@ -11,7 +11,7 @@ from pyarrow import parquet
 from test_hub import FAST, skipped, sources
 
 from lora_drop.cli import app as cli
-from lora_drop.runs.files import read_json
+from lora_drop.files import read_json
 from lora_drop.tasks.glue import official_score
 
 pytestmark = pytest.mark.slow
@@ -21,12 +21,12 @@ TRICKY = ("stsb", "mrpc", "dialogsum", "dart")
 COMPARE = """
 import json
 from pathlib import Path
-from lora_drop.tasks import get_task
+from lora_drop.registry import TASKS
 from lora_drop.tasks.base import Source
 
 hub = Source(None)
 for name, splits in {splits!r}.items():
-    task = get_task(name)
+    task = TASKS.get(name)
     for split in splits:
         files, rows = (task.load(source, split) for source in (Source(Path({official!r})), hub))
         assert rows.column_names == files.column_names and len(rows) == len(files), (name, split, len(rows), len(files))

@@ -6,11 +6,11 @@ from models import backbone, inputs, method, randomise_b
 from peft import PeftModel
 
 from lora_drop.errors import UserError
-from lora_drop.methods import get_method, method_names
 from lora_drop.methods.base import count_parameters, is_head, trainable
 from lora_drop.pruning.adapters import loras
 from lora_drop.pruning.selection import Layers, Selection
 from lora_drop.pruning.sharing import ties
+from lora_drop.registry import METHODS
 
 
 def selection(retained=(1, 3), layers=4, share=True) -> Selection:
@@ -62,15 +62,15 @@ def test_without_share_the_low_layers_have_no_lora():
 @pytest.mark.parametrize("name", ["tiny:bert", "tiny:roberta", "tiny:llama"])
 def test_saved_adapter_in_plain_peft_gives_the_same_logits(name, tmp_path):
     model, batch = dropped(name)
-    get_method("lora_drop").save(model, tmp_path)
+    METHODS.get("lora_drop").save(model, tmp_path)
     loaded = PeftModel.from_pretrained(backbone(name)[0], str(tmp_path))
     torch.testing.assert_close(logits(loaded, batch), logits(model, batch), rtol=0, atol=1e-6)
 
 
 def test_loaded_by_us_it_is_tied_again_and_trainable(tmp_path):
     model, batch = dropped()
-    get_method("lora_drop").save(model, tmp_path)
-    loaded = get_method("lora_drop").load(backbone()[0], tmp_path)
+    METHODS.get("lora_drop").save(model, tmp_path)
+    loaded = METHODS.get("lora_drop").load(backbone()[0], tmp_path)
     assert ties(loaded) == ties(model) and len(ties(loaded)) == 2
     assert count_parameters(loaded) == count_parameters(model)
     assert torch.equal(logits(loaded, batch), logits(model, batch))
@@ -96,7 +96,7 @@ def test_saved_keys_are_exactly_plain_loras(tmp_path):
 
     for name in ("lora", "lora_drop"):
         model = method(name, backbone()[0], selection() if name == "lora_drop" else None)
-        get_method(name).save(model, tmp_path / name)
+        METHODS.get(name).save(model, tmp_path / name)
     keys = [set(load_file(tmp_path / name / "adapter_model.safetensors")) for name in ("lora", "lora_drop")]
     assert keys[0] == keys[1]
     assert not (tmp_path / "lora" / "README.md").exists()
@@ -116,43 +116,43 @@ def test_full_fine_tuning_round_trip(tmp_path):
         weight.numel() for weight in model.parameters()
     )
     expected = logits(trained, inputs(tokenizer))
-    get_method("full").save(trained, tmp_path)
-    assert torch.equal(logits(get_method("full").load(backbone(seed=5)[0], tmp_path), inputs(tokenizer)), expected)
+    METHODS.get("full").save(trained, tmp_path)
+    assert torch.equal(logits(METHODS.get("full").load(backbone(seed=5)[0], tmp_path), inputs(tokenizer)), expected)
 
 
 def test_damaged_adapters_are_refused(tmp_path):
     from safetensors.torch import load_file, save_file
 
     model, _ = dropped()
-    get_method("lora_drop").save(model, tmp_path)
+    METHODS.get("lora_drop").save(model, tmp_path)
     weights = tmp_path / "adapter_model.safetensors"
     whole = load_file(weights)
     compact = {name: tensor for name, tensor in whole.items() if "layer.2.attention.self.query" not in name}
     save_file(compact, weights)
     with pytest.raises(UserError, match="2 tensors missing"):
-        get_method("lora_drop").load(backbone()[0], tmp_path)
+        METHODS.get("lora_drop").load(backbone()[0], tmp_path)
     weights.write_bytes(b"no tensors here")
     with pytest.raises(UserError, match="no adapter for this model"):
-        get_method("lora_drop").load(backbone()[0], tmp_path)
+        METHODS.get("lora_drop").load(backbone()[0], tmp_path)
     save_file(whole, weights)
     (tmp_path / "lora_drop.json").write_text(json.dumps({"tied": [["nowhere", "else"]]}))
     with pytest.raises(UserError, match="speaks of nowhere"):
-        get_method("lora_drop").load(backbone()[0], tmp_path)
+        METHODS.get("lora_drop").load(backbone()[0], tmp_path)
     (tmp_path / "lora_drop.json").unlink()
     with pytest.raises(UserError, match="missing or damaged"):
-        get_method("lora_drop").load(backbone()[0], tmp_path)
+        METHODS.get("lora_drop").load(backbone()[0], tmp_path)
 
 
 def test_copies_that_contradict_their_tie_are_refused(tmp_path):
     from safetensors.torch import load_file, save_file
 
     model, _ = dropped()
-    get_method("lora_drop").save(model, tmp_path)
+    METHODS.get("lora_drop").save(model, tmp_path)
     weights = load_file(tmp_path / "adapter_model.safetensors")
     name = next(name for name in weights if "layer.2.attention.self.query.lora_B" in name)
     save_file({**weights, name: -3 * weights[name]}, tmp_path / "adapter_model.safetensors")
     with pytest.raises(UserError, match=r"lora_B of .* differ"):
-        get_method("lora_drop").load(backbone()[0], tmp_path)
+        METHODS.get("lora_drop").load(backbone()[0], tmp_path)
 
 
 @pytest.mark.parametrize("name", ["lora", "lora_drop", "vera", "tied_lora"])
@@ -161,7 +161,7 @@ def test_modules_without_pretrained_weights_are_trained_and_saved(name, tmp_path
     from transformers import AutoConfig, AutoModel
 
     from lora_drop.models.backbones import load_model, load_tokenizer, locate
-    from lora_drop.tasks import get_task
+    from lora_drop.registry import TASKS
 
     sizes = {
         "hidden_size": 32,
@@ -174,16 +174,16 @@ def test_modules_without_pretrained_weights_are_trained_and_saved(name, tmp_path
     tokenizer = load_tokenizer(locate("tiny:bert"))
 
     def load(seed):
-        return load_model(locate(str(tmp_path / "model")), get_task("toy-nli"), seed, tokenizer)
+        return load_model(locate(str(tmp_path / "model")), TASKS.get("toy-nli"), seed, tokenizer)
 
     model = method(name, load(0), selection() if name == "lora_drop" else None)
     trained = {weight for weight, _ in trainable(model) if is_head(weight) or "pooler" in weight}
     assert any("pooler" in weight for weight in trained) and any("classifier" in weight for weight in trained)
     (tmp_path / "adapter").mkdir()
-    get_method(name).save(model, tmp_path / "adapter")
+    METHODS.get(name).save(model, tmp_path / "adapter")
     batch = inputs(tokenizer)
     batch.pop("token_type_ids", None)
-    assert torch.equal(logits(get_method(name).load(load(1), tmp_path / "adapter"), batch), logits(model, batch))
+    assert torch.equal(logits(METHODS.get(name).load(load(1), tmp_path / "adapter"), batch), logits(model, batch))
 
 
 def test_a_selection_for_another_model_is_refused():
@@ -194,6 +194,6 @@ def test_a_selection_for_another_model_is_refused():
 
 
 def test_unknown_method():
-    assert set(method_names()) >= {"full", "lora", "lora_drop"}
+    assert set(METHODS.names()) >= {"full", "lora", "lora_drop"}
     with pytest.raises(UserError, match="Did you mean 'lora_drop'"):
-        get_method("loradrop")
+        METHODS.get("loradrop")

@@ -18,7 +18,7 @@ from lora_drop.models.backbones import load_model, load_tokenizer, locate
 from lora_drop.pruning.adapters import loras
 from lora_drop.pruning.importance import score
 from lora_drop.pruning.places import find_places
-from lora_drop.tasks import get_task
+from lora_drop.registry import TASKS
 from lora_drop.tasks.base import Source
 from lora_drop.training.packing import Layout, Packing, prepare
 from lora_drop.training.packing.attention import GroupedAttention, varlen_attention
@@ -89,7 +89,7 @@ def test_other_architectures_are_packed_without_being_known(kind):
 
 def decoder(rows=8):
     located = locate("tiny:llama")
-    tokenizer, task = load_tokenizer(located, causal=True), get_task("toy-nlg")
+    tokenizer, task = load_tokenizer(located, causal=True), TASKS.get("toy-nlg")
     backbone_model = load_model(located, task, 0, tokenizer)
     model = add_lora(backbone_model, MethodConfig(), 0, find_places(backbone_model))
     randomise_b(model, 0)

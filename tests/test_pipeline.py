@@ -15,10 +15,10 @@ import lora_drop
 from lora_drop.cli.perform import perform
 from lora_drop.config.schema import load_config
 from lora_drop.errors import UserError
-from lora_drop.methods import get_method
+from lora_drop.files import file_digest, read_json
 from lora_drop.progress import Reporter
 from lora_drop.pruning.sharing import ties
-from lora_drop.runs.files import file_digest, read_json
+from lora_drop.registry import METHODS, TASKS
 
 pytestmark = pytest.mark.slow
 
@@ -206,7 +206,7 @@ def test_norms_stand_in_the_order_of_the_sample(finished):
     job = Job(Run(finished))
     perform_stage(job, "norms")
     first = job.data.train_encoded.select(read_json(finished / "sample.json")["indices"][:1])
-    model = get_method("lora").load(models.load_backbone(job), finished / "warmup")
+    model = METHODS.get("lora").load(models.load_backbone(job), finished / "warmup")
     alone = profiler.score(model, (batch for _, batch in batches(first, job.data.collate, 1)))
     norms = read_json(finished / "norms.json")["modules"]
     assert [row["norms"][0] for row in norms] == pytest.approx([row.score for row in alone.rows], rel=1e-4)
@@ -215,12 +215,10 @@ def test_norms_stand_in_the_order_of_the_sample(finished):
 def test_a_new_version_of_the_task_repeats_every_stage(finished, tmp_path, monkeypatch):
     import dataclasses
 
-    from lora_drop import tasks
-
     folder = tmp_path / "copy"
     shutil.copytree(finished, folder)
-    newer = dataclasses.replace(tasks.get_task("toy-nli"), version=99)
-    monkeypatch.setattr(tasks, "get_task", lambda name: newer)
+    newer = dataclasses.replace(TASKS.get("toy-nli"), version=99)
+    monkeypatch.setitem(TASKS.added, "toy-nli", newer)
     assert run(folder)[0].done == [
         "sample",
         "score",
@@ -260,7 +258,7 @@ def test_threshold_one_trains_exactly_plain_lora(tmp_path):
 @pytest.mark.parametrize("name", ["full", "sparse_adapter", "vera", "tied_lora", "adalora"])
 def test_a_baseline_skips_the_stages_that_it_does_not_need(name, tmp_path):
     told, summary = run(tmp_path / name, f"method.name={name}", "train.epochs=1")
-    assert told.done == ["train", "eval"] and summary.results[0]["method"] == get_method(name).title
+    assert told.done == ["train", "eval"] and summary.results[0]["method"] == METHODS.get(name).title
     run(tmp_path / "again", f"method.name={name}", "train.epochs=1")
     assert file_digest(tmp_path / name / "adapter") == file_digest(tmp_path / "again" / "adapter")
 
@@ -276,11 +274,11 @@ def test_the_python_interface(finished):
     from peft import PeftModel
 
     from lora_drop.models.backbones import load_model, load_tokenizer, locate
-    from lora_drop.tasks import get_task
+    from lora_drop.registry import TASKS
 
     located = locate("tiny:bert")
     tokenizer = load_tokenizer(located)
-    warm = PeftModel.from_pretrained(load_model(located, get_task("toy-nli"), 0, tokenizer), str(finished / "warmup"))
+    warm = PeftModel.from_pretrained(load_model(located, TASKS.get("toy-nli"), 0, tokenizer), str(finished / "warmup"))
     scores = lora_drop.score(warm, [dict(tokenizer(["some dogs move."], return_tensors="pt"))])
     selection = lora_drop.select(scores.rows, threshold=0.5)
     assert len(ties(lora_drop.share(warm, selection))) == sum(

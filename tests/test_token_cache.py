@@ -9,12 +9,12 @@ from types import SimpleNamespace
 import pytest
 
 from lora_drop.config.schema import Config, TrainConfig
-from lora_drop.data.rows import Data
 from lora_drop.data.token_cache import cache_folder, entry_key
 from lora_drop.evaluation.kinds import get_kind
 from lora_drop.models.backbones import load_tokenizer, locate
 from lora_drop.progress import Reporter
-from lora_drop.tasks import get_task
+from lora_drop.registry import TASKS
+from lora_drop.runs.rows import Data
 from lora_drop.tasks.base import Source
 
 CUT = Config(backbone="tiny:bert", train=TrainConfig(max_length=32))
@@ -41,7 +41,7 @@ def folder(tmp_path, monkeypatch):
 def data(config=CUT):
     """The rows of a configuration, as a process of its own would have them, and what is said of them."""
     heard = Heard()
-    return Data(config, get_task(config.task), Source(None, True), locate(config.backbone), heard), heard
+    return Data(config, TASKS.get(config.task), Source(None, True), locate(config.backbone), heard), heard
 
 
 def forbid_tokenising(rows):
@@ -63,7 +63,7 @@ def test_rows_and_notices_are_the_same_the_second_time(config, folder, monkeypat
     kept_files = entries(folder)
     assert told.notices and len(kept_files) == 4
     with monkeypatch.context() as without_a_home:
-        without_a_home.setattr("lora_drop.data.rows.rows.cache_folder", lambda: None)
+        without_a_home.setattr("lora_drop.runs.rows.rows.cache_folder", lambda: None)
         plain, _ = data(config)
         in_memory = plain.train_encoded, plain.eval_encoded
     kept, told_again = data(config)
@@ -119,10 +119,10 @@ def test_the_key_covers_all_that_the_encoders_read_of_a_configuration(task):
             return value
 
     config = Recorded(train=Recorded(**vars(CUT.train)), generation=Recorded(**vars(CUT.generation)))
-    kind, tokenizer = get_kind(get_task(task)), load_tokenizer(locate("tiny:llama"))
-    load = get_task(task).load
+    kind, tokenizer = get_kind(TASKS.get(task)), load_tokenizer(locate("tiny:llama"))
+    load = TASKS.get(task).load
     kind.encode_training(load(Source(None), "train").select([0]), tokenizer, config, "training")
-    kind.encode_evaluation(load(Source(None), get_task(task).splits[0]).select([0]), tokenizer, config, "evaluation")
+    kind.encode_evaluation(load(Source(None), TASKS.get(task).splits[0]).select([0]), tokenizer, config, "evaluation")
     assert read <= {"max_length", "max_new_tokens"}
 
 
@@ -181,9 +181,9 @@ def test_several_processes_may_write_the_same_entry(folder):
 from lora_drop.data import token_cache
 from lora_drop.models.backbones import locate
 from lora_drop.config.schema import Config
-from lora_drop.data.rows import Data
+from lora_drop.runs.rows import Data
 from lora_drop.progress import Reporter
-from lora_drop.tasks import get_task
+from lora_drop.registry import TASKS
 from lora_drop.tasks.base import Source
 import sys
 
@@ -191,7 +191,7 @@ class Heard(Reporter):
     def notice(self, text):
         print(text)
 
-rows = Data(Config(backbone="tiny:bert"), get_task("toy-nli"), Source(None, True), locate("tiny:bert"), Heard())
+rows = Data(Config(backbone="tiny:bert"), TASKS.get("toy-nli"), Source(None, True), locate("tiny:bert"), Heard())
 read, waits = token_cache._read, []
 token_cache._read = lambda *given: read(*given) if waits.pop() else None  # first as if the other had not finished
 print("ready", flush=True)

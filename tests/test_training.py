@@ -14,7 +14,7 @@ from lora_drop.data.batches import LengthGroups, split_batch
 from lora_drop.data.sentences import batches, collator, encode
 from lora_drop.errors import UserError
 from lora_drop.progress import Reporter
-from lora_drop.tasks import get_task
+from lora_drop.registry import TASKS
 from lora_drop.tasks.base import Source
 from lora_drop.training.trainer import fit
 
@@ -90,7 +90,7 @@ def train(folder, epochs=3.0, seed=0, report=None, best=None, dropout=True, **se
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
     trained = method("lora", model, seed=seed)
-    rows = get_task("toy-nli").load(Source(None), "train").select(range(48))
+    rows = TASKS.get("toy-nli").load(Source(None), "train").select(range(48))
     encoded, *_ = encode(rows, tokenizer, 64)
     config = TrainConfig(batch_size=16, **settings)
     steps = []

@@ -16,7 +16,7 @@ from lora_drop.cli.console import PLAIN, ConsoleReporter, print_table
 from lora_drop.config.schema import Config, from_dict, load_config, to_dict
 from lora_drop.experiments.grid import Choice, expand, load_experiment
 from lora_drop.experiments.report import report
-from lora_drop.runs.files import read_json, write_json
+from lora_drop.files import read_json, write_json
 from lora_drop.runs.store import Run
 
 ODD = "my #1 [data] [/b] :bug: $x$ ~ %s {0}"

@@ -9,12 +9,12 @@ from models import backbone, method
 from lora_drop.cli import app as cli
 from lora_drop.config.schema import TrainConfig, load_config
 from lora_drop.data.sentences import collator, encode
+from lora_drop.files import read_json
 from lora_drop.progress import Reporter
-from lora_drop.runs.files import read_json
+from lora_drop.registry import TASKS
 from lora_drop.runs.job import Job
 from lora_drop.runs.pipeline import perform
 from lora_drop.runs.store import Run
-from lora_drop.tasks import get_task
 from lora_drop.tasks.base import Source
 from lora_drop.training.trainer import fit
 from lora_drop.training.warmup import FEW_STEPS, doubts, first_and_last, warmup_settings
@@ -90,7 +90,7 @@ def test_the_first_step_of_a_warm_up_counts_and_that_of_training_does_not(tmp_pa
     model, tokenizer = backbone()
     trained = method("lora", model)
     before = {name: tensor.clone() for name, tensor in trained.state_dict().items()}
-    rows, *_ = encode(get_task("toy-nli").load(Source(None), "train").select(range(32)), tokenizer, 64)
+    rows, *_ = encode(TASKS.get("toy-nli").load(Source(None), "train").select(range(32)), tokenizer, 64)
     config, cpu = TrainConfig(batch_size=16, warmup_ratio=0.06), torch.device("cpu")
     options = {"seed": 0, "device": cpu, "epochs": 1.0, "learning_rate": 1e-2}
     fit(trained, rows, collator(tokenizer), config, tmp_path / "checkpoints", **options, steps=1)

@@ -20,9 +20,9 @@ from lora_drop.bench.training_speed import measure_training
 from lora_drop.bench.workload import LORA, Subject
 from lora_drop.config.schema import WHERE_KEYS
 from lora_drop.errors import UserError
+from lora_drop.files import write_json
 from lora_drop.progress import Reporter
-from lora_drop.runs.files import write_json
-from lora_drop.runs.provenance import commit, versions
+from lora_drop.provenance import commit, versions
 
 FORMAT = 1
 

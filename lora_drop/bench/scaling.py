@@ -15,7 +15,7 @@ from lora_drop.bench.flops import Rows, shape_of, training_flops
 from lora_drop.bench.rounds import interleave, timed
 from lora_drop.bench.statistics import exponent, spread
 from lora_drop.config.schema import MethodConfig
-from lora_drop.methods import get_method
+from lora_drop.registry import METHODS
 from lora_drop.training.packing import Packing, prepare
 
 ROUNDS = 5
@@ -98,7 +98,7 @@ def _step(scale: Scale, point: Point, device: torch.device, seed: int) -> Callab
     """Return what prepares a step; the model is built once and kept, as it is small."""
     torch.manual_seed(seed)
     backbone = AutoModelForSequenceClassification.from_config(_config(scale, point))
-    model = get_method("lora").build(backbone, MethodConfig(rank=point.rank), seed, None).to(device).train()
+    model = METHODS.get("lora").build(backbone, MethodConfig(rank=point.rank), seed, None).to(device).train()
     optimizer = torch.optim.AdamW(weight for weight in model.parameters() if weight.requires_grad)
     ids = torch.randint(1, 1000, (point.rows, point.length), device=device)
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids[:, 0] % 2}

@@ -8,7 +8,7 @@ from typing import Any
 
 from lora_drop.config.schema import Config, load_config
 from lora_drop.errors import UserError, closest
-from lora_drop.tasks import get_task
+from lora_drop.registry import TASKS
 
 PARTS = ("train", "score", "share", "generation", "startup", "scaling")
 PRECISIONS = ("fp32", "bf16", "fp16")
@@ -78,7 +78,7 @@ def settle(
     **others: Any,
 ) -> Settings:
     """Fill in what was not asked for. Raises UserError for a name or a number that cannot be."""
-    generates = get_task(task).kind == "generation"
+    generates = TASKS.get(task).kind == "generation"
     settings = Settings(
         task=task,
         backbone=backbone or (_decoder(quick) if generates else "tiny:bert" if quick else "packaged:minilm-l6"),
@@ -99,7 +99,7 @@ def settle(
 
 def parts_for(task: str) -> tuple[str, ...]:
     """Return the parts that can be measured on a task."""
-    generates = get_task(task).kind == "generation"
+    generates = TASKS.get(task).kind == "generation"
     return tuple(name for name in PARTS if name != "generation" or generates)
 
 

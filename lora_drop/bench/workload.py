@@ -17,13 +17,12 @@ from lora_drop.bench.settings import Settings
 from lora_drop.config.schema import MethodConfig
 from lora_drop.data.batches import row_lengths
 from lora_drop.data.completions import IGNORED
-from lora_drop.data.rows import Data
 from lora_drop.errors import UserError
-from lora_drop.methods import get_method
 from lora_drop.models.backbones import load_config, load_meta_model, load_model, locate, resolve_device
 from lora_drop.models.checks import check_length
 from lora_drop.progress import Reporter
-from lora_drop.tasks import get_task
+from lora_drop.registry import METHODS, TASKS
+from lora_drop.runs.rows import Data
 from lora_drop.tasks.base import Source
 from lora_drop.training.trainer import HALF
 
@@ -63,7 +62,7 @@ class Subject:
         """Find backbone, device and rows. Raises UserError where one is not there."""
         self.settings, self.report = settings, report
         self.config = settings.config(train=settings.rows, eval=max(1, settings.rows // 8))
-        self.task = get_task(settings.task)
+        self.task = TASKS.get(settings.task)
         self.device = resolve_device(settings.device)
         self.backbone = locate(settings.backbone, settings.offline, report=report)
         source = Source.resolve(settings.data_dir, settings.offline, report=report)
@@ -91,7 +90,7 @@ class Subject:
     def lora(self) -> nn.Module:
         """Return the backbone with a fresh LoRA on query and value, the same at every call."""
         gc.collect()  # a Trainer and its model refer to each other: without this, two models would be there at once
-        model = get_method("lora").build(self.load_backbone(), LORA, self.settings.seed, None)
+        model = METHODS.get("lora").build(self.load_backbone(), LORA, self.settings.seed, None)
         return model.to(self.device)
 
     @cached_property

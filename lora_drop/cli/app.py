@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from lora_drop.config.schema import Config
 
 app = typer.Typer(
+    help="Find the layers that a task needs, and fine-tune with half of LoRA's parameters (LoRA-drop, arXiv 2402.07721). "
+    "Before the command: --version, or --plugin FILE (a Python file with tasks or methods of yours).",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -47,23 +49,6 @@ app = typer.Typer(
         "max_content_width": 120,
     },
 )
-
-
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        from lora_drop import __version__
-
-        typer.echo(f"lora-drop {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def common(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
-    ] = False,
-) -> None:
-    """Find the layers that a task needs, and fine-tune with half of LoRA's parameters (LoRA-drop, arXiv 2402.07721)."""
 
 
 def _resolve(files: list[str] | None, run_dir: Path | None, overrides: list[str] | None, **flags: Any) -> Config:
@@ -171,11 +156,11 @@ def _score_file(
 ) -> None:
     from lora_drop.cli.console import ConsoleReporter, err, out, print_table
     from lora_drop.evaluation.predictions import score_predictions
-    from lora_drop.tasks import get_task
+    from lora_drop.registry import TASKS
     from lora_drop.tasks.base import Source
 
     source = Source.resolve(data_dir, offline, report=ConsoleReporter(err))
-    scored = score_predictions(get_task(task), predictions, source, split)
+    scored = score_predictions(TASKS.get(task), predictions, source, split)
     if as_json:
         typer.echo(json.dumps(scored))
         return
@@ -346,6 +331,23 @@ def _perform(
         typer.echo(json.dumps(last))
 
 
+def _leading(arguments: list[str]) -> list[str]:
+    """Do what stands before the command, and return the rest. (Typer's own options there import pydantic, which costs more than all help.)"""
+    if arguments[:1] == ["--version"]:
+        from lora_drop import __version__
+
+        typer.echo(f"lora-drop {__version__}")
+        sys.exit(0)
+    if arguments[:1] != ["--plugin"]:
+        return arguments
+    if len(arguments) < 2:
+        raise UserError("--plugin needs the path of a Python file.")
+    from lora_drop.plugins import load_plugin
+
+    load_plugin(arguments[1])
+    return _leading(arguments[2:])
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line: exit code 0 done, 2 a mistake in the input, 1 a failure of ours, 130 after Ctrl-C."""
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -354,7 +356,7 @@ def main(arguments: list[str] | None = None) -> None:
         "MPLBACKEND", None
     )  # a notebook's, perhaps of another installation: figures are only written to files
     try:
-        app(args=arguments)
+        app(args=_leading(arguments))
     except UserError as error:
         if "--debug" in arguments:
             raise

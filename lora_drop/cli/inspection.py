@@ -10,7 +10,7 @@ from typing import Any
 
 from lora_drop.config.schema import Config
 from lora_drop.errors import UserError
-from lora_drop.tasks import get_task, task_names
+from lora_drop.registry import TASKS
 from lora_drop.tasks.base import Source
 
 
@@ -18,8 +18,8 @@ def list_tasks(data_dir: str | None, offline: bool) -> list[dict[str, Any]]:
     """Return one row per task: what it is, its official size, and where its rows would be read from."""
     source = Source.resolve(data_dir, offline)
     rows = []
-    for name in task_names():
-        task = get_task(name)
+    for name in TASKS.names():
+        task = TASKS.get(name)
         sizes = " / ".join(f"{count:,}" for count in task.official_rows.values())
         rows.append(
             {
@@ -53,14 +53,14 @@ def count_methods(config: Config) -> dict[str, Any]:
 
     LoRA-drop's count depends on what the data will say; given is the number at the retained layers that would halve LoRA.
     """
-    from lora_drop.methods import get_method, method_names, needs_selection
     from lora_drop.models.backbones import load_meta_model, locate
+    from lora_drop.registry import METHODS, needs_selection
 
-    task = get_task(config.task)
+    task = TASKS.get(config.task)
     backbone = locate(config.backbone, config.offline, weights=False)
     counted: dict[str, Any] = {}
-    for name in method_names():
-        method, model = get_method(name), load_meta_model(backbone, task)
+    for name in METHODS.names():
+        method, model = METHODS.get(name), load_meta_model(backbone, task)
         selection = _half(model, config) if needs_selection(name) else None
         settings = replace(config.method, name=name)
         counted[name] = asdict(method.count(method.build(model, settings, config.seed, selection)))
@@ -106,7 +106,7 @@ def _row(check: str, state: str, remedy: str = "") -> dict[str, Any]:
 
 
 def _packages() -> list[dict[str, Any]]:
-    from lora_drop.runs.provenance import versions
+    from lora_drop.provenance import versions
 
     return [
         _row(name, version, f"pip install {name}" if version == "not installed" else "")
@@ -133,7 +133,7 @@ def _data(data_dir: str | None) -> list[dict[str, Any]]:
         return [_row("data folder", "missing", str(error))]
     if source.data_dir is None:
         return [_row("data folder", "none: rows come from the Hub", "official files: --data-dir or LORA_DROP_DATA")]
-    tasks = [get_task(name) for name in task_names()]
+    tasks = [TASKS.get(name) for name in TASKS.names()]
     found = [task.name for task in tasks if task.files and (source.data_dir / task.files["train"]).is_file()]
     return [_row("data folder", f"{source.data_dir}: {', '.join(found) or 'no official file'}")]
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from lora_drop.config.schema import Config
-from lora_drop.methods import get_method, needs_selection
+from lora_drop.files import read_json
 from lora_drop.progress import Reporter
 from lora_drop.pruning.selection import Scored, Selection, read_scores
-from lora_drop.runs.files import read_json
+from lora_drop.registry import METHODS, needs_selection
 from lora_drop.runs.job import Job
 from lora_drop.runs.pipeline import perform_all, perform_one
 from lora_drop.runs.store import Run
@@ -46,14 +46,14 @@ def perform(
     if stages != ["select"]:  # which needs none of them
         quiet_libraries()
     for name in compare:
-        get_method(name)  # a wrong name must not show after the first training
+        METHODS.get(name)  # a wrong name must not show after the first training
     summary = Summary()
     run = _perform_one(run_dir, config, stages, force, report)
     if stages != ["train"] and needs_selection(config.method.name):
         _profile(run, summary, stages)
     runs = [run]
     for name in compare:
-        report.notice(f"now {get_method(name).title}, to compare")
+        report.notice(f"now {METHODS.get(name).title}, to compare")
         other = replace(config, method=replace(config.method, name=name))
         runs.append(_perform_one(run_dir / "compare" / name, other, stages, force, report))
     if stages in (["all"], ["eval"]):
@@ -106,7 +106,7 @@ def _result(run: Run) -> dict[str, Any]:
     trained, evaluated = run.manifest["stages"]["train"], run.manifest["stages"]["eval"]
     parameters = trained["trainable_parameters"]
     return {
-        "method": get_method(run.config.method.name).title,
+        "method": METHODS.get(run.config.method.name).title,
         "parameters": parameters["adapter"],
         "head": parameters["head"],
         **metrics["metrics"],

@@ -276,12 +276,14 @@ def override(into: dict[str, Any], overrides: Iterable[str], flags: Mapping[str,
 
 def from_dict(values: Mapping[str, Any], errors: list[str] | None = None) -> Config:
     """Build a configuration from nested dictionaries. Raises UserError that lists every unknown key and wrong value."""
-    from lora_drop.methods import method_names
-    from lora_drop.tasks import task_names
+    from lora_drop.registry import METHODS, TASKS
 
     errors = [] if errors is None else errors
     config = build(Config, values, errors)
-    for key, name, known in (("task", config.task, task_names()), ("method.name", config.method.name, method_names())):
+    for key, name, known in (
+        ("task", config.task, TASKS.names()),
+        ("method.name", config.method.name, METHODS.names()),
+    ):
         if name not in known:
             errors.append(f"{key} = {name!r}: allowed is one of {', '.join(known)}.{closest(name, known)}")
     if errors:

@@ -11,6 +11,9 @@ from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 from lora_drop.data.batches import row_lengths
 
 Collate = Callable[[list[dict]], dict[str, torch.Tensor]]
+"""Makes a padded batch of rows."""
+Encoded = tuple[Dataset, list[str]]
+"""Tokenised rows, and what the user should know about them."""
 
 
 def encode(rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> tuple[Dataset, int, int]:

@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any
 from datasets import Dataset
 
 from lora_drop.config.schema import Config
+from lora_drop.files import digest, file_digest, write_json
 from lora_drop.progress import Reporter
-from lora_drop.runs.files import digest, file_digest, write_json
-from lora_drop.runs.provenance import versions
+from lora_drop.provenance import versions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from lora_drop.evaluation.kinds import Encoded
+    from lora_drop.data.sentences import Encoded
 
 CODE = ("data/sentences.py", "data/completions.py", "data/token_cache.py", "evaluation/kinds.py")
 """The files that decide what is kept, and how: an entry of other code is not found, rather than a version number forgotten."""

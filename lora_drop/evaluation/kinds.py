@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lora_drop.config.schema import Config
 from lora_drop.data.completions import encode_pairs, encode_prompts, pair_collator, token_loss
-from lora_drop.data.sentences import Collate, collator, encode
+from lora_drop.data.sentences import Collate, Encoded, collator, encode
 from lora_drop.errors import UserError
 from lora_drop.evaluation.base import Evaluation
 from lora_drop.evaluation.classifier import evaluate_classifier
@@ -27,8 +27,6 @@ from lora_drop.evaluation.generator import evaluate_generator
 from lora_drop.tasks.base import Task
 from lora_drop.training.trainer import Loss
 
-Encoded = tuple[Dataset, list[str]]
-"""Tokenised rows, and what the user should know about them."""
 Progress = Callable[[int, int], None]
 
 

@@ -23,12 +23,12 @@ from lora_drop.data.batches import LengthGroups, row_lengths
 from lora_drop.data.sentences import batches
 from lora_drop.errors import UserError
 from lora_drop.experiments.grid import Planned
-from lora_drop.methods import get_method, needs_selection
+from lora_drop.files import digest
 from lora_drop.methods.base import Method, Parameters
 from lora_drop.progress import Reporter
 from lora_drop.pruning import importance
+from lora_drop.registry import METHODS, needs_selection
 from lora_drop.runs import models
-from lora_drop.runs.files import digest
 from lora_drop.runs.job import Job
 from lora_drop.runs.pipeline import plan
 from lora_drop.runs.store import Run
@@ -88,7 +88,7 @@ def _measure(planned: Planned, folder: Path, warmed: set[str]) -> tuple[float, f
     warm_up = digest(config.task, asdict(config.sample), asdict(settings), config.warmup.steps, asdict(config.method))
     if "score" in stages and warm_up not in warmed:
         warmed.add(warm_up)
-        step, model, size = _time_training(job, "score", get_method("lora"), settings, clock)
+        step, model, size = _time_training(job, "score", METHODS.get("lora"), settings, clock)
         looks = sum(stage in ("score", "norms", "trained") for stage in stages)
         seconds += step * tokens * _warm_up_passes(config.warmup.steps, settings, job)
         seconds += _time_scoring(job, model, clock) * tokens * config.sample.ratio * looks
@@ -152,7 +152,7 @@ def _time_training(
     size = settings.batch_size if job.device.type == "cuda" else min(settings.batch_size, CPU_ROWS)
     rows = _some_rows(job.data.train_encoded, (STEPS + 1) * size, job.config.seed)
     # which layers would be retained is not known yet; LoRA on all of them costs the same time and at most as much disk
-    built = get_method("lora") if needs_selection(method.name) else method
+    built = METHODS.get("lora") if needs_selection(method.name) else method
     model = built.build(models.load_backbone(job), job.config.method, job.config.seed, None)
     parameters = built.count(model)
     clock.times = []

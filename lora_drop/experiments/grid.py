@@ -42,7 +42,7 @@ from lora_drop.config.schema import (
 )
 from lora_drop.config.strict import build, leaves, merge, put
 from lora_drop.errors import UserError, closest
-from lora_drop.runs.files import digest
+from lora_drop.files import digest
 from lora_drop.runs.stages import BY_NAME
 
 COLUMNS = ("retained", "agreement")
@@ -88,10 +88,10 @@ class Experiment:
     @property
     def layout(self) -> dict[str, Any]:
         """What a table or figure of the results needs to know of the experiment; stored with every result."""
-        from lora_drop.tasks import get_task
+        from lora_drop.registry import TASKS
 
         rows = {row: str(keys.get("title", row)) for row, keys in self.rows.items()}
-        tasks = {name: get_task(name).title or name for name in self.tasks}
+        tasks = {name: TASKS.get(name).title or name for name in self.tasks}
         parts = ("title", "backbone", "columns", "metrics", "figures", "published", "seeds")
         return {"rows": rows, "tasks": tasks, **json.loads(json.dumps({name: getattr(self, name) for name in parts}))}
 
@@ -155,12 +155,12 @@ def load_experiment(name: str) -> Experiment:
 def _mistakes(experiment: Experiment, packaged: bool) -> list[str]:
     """Return what is wrong with values that are of the right type."""
     from lora_drop.experiments.published import load_published
-    from lora_drop.tasks import task_names
+    from lora_drop.registry import TASKS
 
     if not (experiment.rows and experiment.tasks):
         return ["an experiment needs rows and tasks"]
     known: dict[str, tuple[Iterable[str], Iterable[str]]] = {
-        "tasks": (experiment.tasks, task_names()),
+        "tasks": (experiment.tasks, TASKS.names()),
         "task_set": (experiment.task_set, experiment.tasks),
         "until": ([experiment.until] if experiment.until else [], BY_NAME),
         "columns": (experiment.columns, COLUMNS),
@@ -185,9 +185,9 @@ def expand(experiment: Experiment, choice: Choice) -> list[Planned]:
 
     Raises UserError for a task, row or key that does not exist.
     """
-    from lora_drop.tasks import get_task
+    from lora_drop.registry import TASKS
 
-    tasks = [get_task(name).name for name in choice.tasks] or _tasks(experiment, choice)
+    tasks = [TASKS.get(name).name for name in choice.tasks] or _tasks(experiment, choice)
     rows = _rows(experiment, choice.rows)
     asked = _asked(choice)
     planned = [
@@ -207,10 +207,10 @@ def slug(text: str) -> str:
 
 
 def _tasks(experiment: Experiment, choice: Choice) -> list[str]:
-    from lora_drop.tasks import get_task
+    from lora_drop.registry import TASKS
 
     if (choice.backbone or "").startswith("tiny:"):
-        kind = get_task(experiment.tasks[0]).kind
+        kind = TASKS.get(experiment.tasks[0]).kind
         return [TOY["generation" if kind == "generation" else "classification"]]
     return list(experiment.tasks)
 

@@ -10,9 +10,9 @@ from typing import Any
 from lora_drop.config.schema import WHERE_KEYS, Config, config_hash, from_dict, to_dict
 from lora_drop.errors import UserError
 from lora_drop.experiments.grid import Planned, slug
-from lora_drop.runs.files import read_json, write_json
+from lora_drop.files import read_json, write_json
+from lora_drop.registry import TASKS
 from lora_drop.runs.store import Run
-from lora_drop.tasks import get_task
 
 VERSION = 2
 STAGE_KEYS = (
@@ -150,7 +150,7 @@ def write_record(results: Path, planned: Planned, run: Run, stages: Sequence[str
 def gather(planned: Planned, run: Run, performed: Sequence[str]) -> Record:
     """Read a run directory, of which another experiment may have needed more stages."""
     manifest, config = run.manifest, run.config
-    task = get_task(config.task)
+    task = TASKS.get(config.task)
     entries = {name: manifest["stages"][name] for name in performed}
     stages = {name: {key: entry[key] for key in STAGE_KEYS if key in entry} for name, entry in entries.items()}
     return Record(

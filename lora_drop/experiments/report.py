@@ -9,7 +9,7 @@ from lora_drop.errors import UserError, closest
 from lora_drop.experiments.records import read_records
 from lora_drop.experiments.render import to_csv, to_latex, to_markdown
 from lora_drop.experiments.table import Table, build_tables
-from lora_drop.runs.files import write_text
+from lora_drop.files import write_text
 
 TEXTS = {"table.md": to_markdown, "table.csv": to_csv, "table.tex": to_latex}
 

@@ -91,6 +91,8 @@ class Method:
     """Raised when what it trains may change: adapters of an earlier version do not stand."""
     prepare: Callable[[nn.Module, Iterable[Mapping[str, Tensor]]], None] | None = None
     """`prepare(model, batches)`: what looks at `examples` training rows, with labels, before training."""
+    needs_selection: bool = False
+    """True if stages 1 to 3 come first."""
     starts: bool = False
     """Whether `train.start_from` may name an adapter to start from: it trains plain LoRAs."""
     examples: int = 0

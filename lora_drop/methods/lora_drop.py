@@ -92,4 +92,6 @@ def _check(selection: Selection, places: Iterable[Place]) -> None:
         )
 
 
-METHOD = Method(name="lora_drop", title="LoRA-drop", build=build, save=save, load=load, starts=True)
+METHOD = Method(
+    name="lora_drop", title="LoRA-drop", build=build, save=save, load=load, needs_selection=True, starts=True
+)

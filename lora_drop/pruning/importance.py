@@ -11,9 +11,9 @@ So nothing of the model's width is ever kept, padding is left out exactly, and C
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -21,10 +21,17 @@ from torch import Tensor, nn
 
 from lora_drop.errors import UserError
 from lora_drop.pruning.adapters import Lora, loras
-from lora_drop.pruning.observation import Observer, examples_in
+from lora_drop.pruning.observation import Layout, Observer, examples_in
 from lora_drop.pruning.places import Place, all_places
 from lora_drop.pruning.selection import Scored, normalise
-from lora_drop.training.packing import Packing
+
+
+@runtime_checkable
+class Packing(Protocol):
+    """A way to compute a batch without padding (`training.packing`)."""
+
+    def over(self, batch: Mapping[str, Tensor], whole: bool = False) -> AbstractContextManager[Layout]:
+        """Return a context in which the model computes `batch`, every token of it if `whole`."""
 
 
 @dataclass

@@ -16,17 +16,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from lora_drop.data.completions import IGNORED
 from lora_drop.errors import UserError
 from lora_drop.pruning.adapters import Lora
-from lora_drop.training.packing.layout import Layout
 
 Add = Callable[[str, Tensor], None]
+
+
+@runtime_checkable
+class Layout(Protocol):
+    """Where the tokens of a batch are that is computed without padding, `1 tokens width` (`training.packing`)."""
+
+    @property
+    def tokens(self) -> int:
+        """Real tokens in the batch."""
+
+    def restore(self, hidden: Tensor) -> Tensor:
+        """Return them as `batch seq width`, zero at padding."""
 
 
 class Observer:
@@ -187,7 +197,7 @@ def _decoder_mask(inputs: Mapping[str, Any], mask: Tensor | None) -> Tensor | No
     if "decoder_attention_mask" in inputs:
         return inputs["decoder_attention_mask"] != 0
     if "labels" in inputs:
-        return inputs["labels"] != IGNORED
+        return inputs["labels"] != -100  # what PyTorch's loss ignores
     if "decoder_input_ids" in inputs:
         return torch.ones_like(inputs["decoder_input_ids"], dtype=torch.bool)
     return mask

@@ -16,9 +16,9 @@ from lora_drop.runs.store import Run
 if TYPE_CHECKING:
     import torch
 
-    from lora_drop.data.rows import Data
     from lora_drop.methods.base import Method
     from lora_drop.models.backbones import Backbone
+    from lora_drop.runs.rows import Data
     from lora_drop.tasks.base import Source, Task
 
 
@@ -38,16 +38,16 @@ class Job:
     @cached_property
     def task(self) -> Task:
         """What is learnt."""
-        from lora_drop.tasks import get_task
+        from lora_drop.registry import TASKS
 
-        return get_task(self.config.task)
+        return TASKS.get(self.config.task)
 
     @cached_property
     def method(self) -> Method:
         """What is trained."""
-        from lora_drop.methods import get_method
+        from lora_drop.registry import METHODS
 
-        return get_method(self.config.method.name)
+        return METHODS.get(self.config.method.name)
 
     @cached_property
     def device(self) -> torch.device:
@@ -79,7 +79,7 @@ class Job:
     @cached_property
     def data(self) -> Data:
         """The rows and their tokens."""
-        from lora_drop.data.rows import Data
+        from lora_drop.runs.rows import Data
 
         return Data(self.config, self.task, self.source, self.backbone, self.report)
 
@@ -107,7 +107,7 @@ class Job:
     @property
     def selects(self) -> bool:
         """Whether the method needs a selection of layers; known without loading it."""
-        from lora_drop.methods import needs_selection
+        from lora_drop.registry import needs_selection
 
         return needs_selection(self.config.method.name)
 

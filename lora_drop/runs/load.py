@@ -7,11 +7,10 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from lora_drop.methods import get_method
 from lora_drop.models.backbones import load_model, load_tokenizer, locate, resolve_device
+from lora_drop.registry import METHODS, TASKS
 from lora_drop.runs.job import known_sources
 from lora_drop.runs.store import Run
-from lora_drop.tasks import get_task
 
 
 def load_run(path: str | Path, device: str = "auto") -> tuple[torch.nn.Module, PreTrainedTokenizerBase]:
@@ -25,10 +24,10 @@ def load_run(path: str | Path, device: str = "auto") -> tuple[torch.nn.Module, P
         UserError: if the directory is not a run or was not trained yet, or its backbone is not at hand.
     """
     run = Run(path)
-    config, task = run.config, get_task(run.config.task)
+    config, task = run.config, TASKS.get(run.config.task)
     adapter, chosen = run.require("adapter", "train"), resolve_device(device)
     known = known_sources(run).get("backbone")
     backbone = locate(config.backbone, config.offline, config.quantization, known=known)
     tokenizer = load_tokenizer(backbone, causal=task.kind == "generation")
-    model = get_method(config.method.name).load(load_model(backbone, task, config.seed, tokenizer, chosen), adapter)
+    model = METHODS.get(config.method.name).load(load_model(backbone, task, config.seed, tokenizer, chosen), adapter)
     return model.to(chosen).eval(), tokenizer

@@ -16,13 +16,13 @@ from transformers import PreTrainedModel
 from lora_drop.config.schema import TrainConfig
 from lora_drop.data.sentences import batches
 from lora_drop.evaluation.base import Evaluation
+from lora_drop.files import read_json
 from lora_drop.methods.base import Method
 from lora_drop.methods.start import adapter_folder, start_from
 from lora_drop.models.backbones import load_model
 from lora_drop.models.checks import check_length
 from lora_drop.pruning import importance
 from lora_drop.pruning.places import fused_notice
-from lora_drop.runs.files import read_json
 from lora_drop.runs.job import Job
 from lora_drop.training import trainer
 from lora_drop.training.packing import Packing

@@ -8,9 +8,9 @@ from collections.abc import Iterable
 from typing import Any
 
 from lora_drop.errors import UserError
-from lora_drop.runs.files import digest
+from lora_drop.files import digest
+from lora_drop.provenance import commit, other_versions, peak_memory_mb, reset_peak_memory, versions
 from lora_drop.runs.job import Job
-from lora_drop.runs.provenance import commit, other_versions, peak_memory_mb, reset_peak_memory, versions
 from lora_drop.runs.stages import BY_NAME, STAGES
 from lora_drop.runs.stages.base import Stage
 from lora_drop.runs.store import Run

@@ -23,9 +23,9 @@ from filelock import FileLock, Timeout
 
 from lora_drop.config.schema import Config, config_hash, from_dict, to_yaml
 from lora_drop.errors import UserError
+from lora_drop.files import file_digest, read_json, write_folder, write_json, write_text
 from lora_drop.progress import SILENT, Reporter
-from lora_drop.runs.files import file_digest, read_json, write_folder, write_json, write_text
-from lora_drop.runs.provenance import commit
+from lora_drop.provenance import commit
 from lora_drop.training.environment import neutral_environment
 
 FORMAT = 2

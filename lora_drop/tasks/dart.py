@@ -13,8 +13,8 @@ from typing import Any
 from datasets import Dataset
 
 from lora_drop.errors import UserError
-from lora_drop.hub.rows import PARQUET, HubRows
 from lora_drop.tasks.base import Source, Task, stratum_column
+from lora_drop.tasks.hub_rows import PARQUET, HubRows
 from lora_drop.tasks.sources import official_file
 from lora_drop.tasks.text_files import check_rows, read_json_list, text_in
 

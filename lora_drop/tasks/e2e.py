@@ -11,8 +11,8 @@ from collections.abc import Iterator
 
 from datasets import Dataset
 
-from lora_drop.hub.rows import PARQUET, HubRows
 from lora_drop.tasks.base import Source, Task, stratum_column
+from lora_drop.tasks.hub_rows import PARQUET, HubRows
 from lora_drop.tasks.sources import official_file
 from lora_drop.tasks.text_files import check_rows, check_target, read_csv
 

@@ -15,8 +15,8 @@ import numpy as np
 from datasets import Dataset, concatenate_datasets
 
 from lora_drop.errors import UserError
-from lora_drop.hub.rows import HubRows
 from lora_drop.tasks.base import Source, Task
+from lora_drop.tasks.hub_rows import HubRows
 from lora_drop.tasks.sources import cell, label_index, number_in, official_file, read_tsv
 
 HUB = "nyu-mll/glue"

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from lora_drop.runs.files import file_digest
+from lora_drop.files import file_digest
 
 if TYPE_CHECKING:
     from lora_drop.config.schema import TrainConfig

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from lora_drop.runs.files import write_json, write_text
+from lora_drop.files import write_json, write_text
 from lora_drop.runs.stages.base import STOCK, Stage, Values, Work, digest_of, names, rows_of, weights
 
 if TYPE_CHECKING:

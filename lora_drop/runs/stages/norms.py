@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lora_drop.runs.files import write_json
+from lora_drop.files import write_json
 from lora_drop.runs.stages.base import STOCK, Stage, Values, Work, digest_of, names, rows_of, selects, weights
 
 if TYPE_CHECKING:
@@ -27,12 +27,12 @@ def work(job: Job) -> Work:
     import numpy as np
 
     from lora_drop.data.sentences import batches
-    from lora_drop.methods import get_method
     from lora_drop.pruning import importance
+    from lora_drop.registry import METHODS
     from lora_drop.runs import models
 
     encoded = models.sampled(job)
-    model = get_method("lora").load(models.load_backbone(job), job.run.file("warmup")).to(job.device)
+    model = METHODS.get("lora").load(models.load_backbone(job), job.run.file("warmup")).to(job.device)
     chunks = list(batches(encoded, job.data.collate, job.data.batch_size))
     scores = importance.score(
         model, (batch for _, batch in chunks), per_example=True, packing=models.packing(job, model, encoded)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from lora_drop.runs.files import write_folder, write_json
+from lora_drop.files import write_folder, write_json
 from lora_drop.runs.stages.base import Stage, Values, Work, digest_of, names, rows_of, selects, training, weights
 
 if TYPE_CHECKING:
@@ -33,12 +33,12 @@ def inputs(job: Job) -> Values:
 
 def work(job: Job) -> Work:
     """Train and save the warm-up, score it, and write `scores.json`."""
-    from lora_drop.methods import get_method
     from lora_drop.pruning import importance
+    from lora_drop.registry import METHODS
     from lora_drop.runs import models
     from lora_drop.training.warmup import doubts, first_and_last, warmup_settings
 
-    config, lora, encoded = job.config, get_method("lora"), models.sampled(job)
+    config, lora, encoded = job.config, METHODS.get("lora"), models.sampled(job)
     model = lora.build(models.load_backbone(job), config.method, config.seed, None)
     models.start(job, model)
     outcome = models.fit(job, "score", lora, model, encoded, warmup_settings(config), config.warmup.steps)

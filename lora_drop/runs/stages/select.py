@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from lora_drop.files import write_json
 from lora_drop.pruning.selection import read_scores, select
-from lora_drop.runs.files import write_json
 from lora_drop.runs.stages.base import Stage, Values, Work, digest_of, selects
 
 if TYPE_CHECKING:

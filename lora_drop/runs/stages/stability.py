@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lora_drop.runs.files import read_json, write_json
+from lora_drop.files import read_json, write_json
 from lora_drop.runs.stages.base import Stage, Values, Work, digest_of, selects
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from lora_drop.runs.files import read_json, write_folder
+from lora_drop.files import read_json, write_folder
 from lora_drop.runs.stages.base import Stage, Values, Work, digest_of, names, rows_of, selects, training, weights
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lora_drop.runs.files import write_json
+from lora_drop.files import write_json
 from lora_drop.runs.stages.base import STOCK, Stage, Values, Work, digest_of, rows_of, selects, weights
 from lora_drop.runs.stages.norms import settings
 

@@ -13,13 +13,13 @@ from transformers import PreTrainedTokenizerBase
 
 from lora_drop.config.schema import Config
 from lora_drop.data.batches import split_batch
-from lora_drop.data.sentences import Collate, batches
+from lora_drop.data.sentences import Collate, Encoded, batches
 from lora_drop.data.token_cache import cache_folder, entry_key, kept_or_made
-from lora_drop.evaluation.kinds import Encoded, Kind, get_kind
+from lora_drop.evaluation.kinds import Kind, get_kind
+from lora_drop.files import digest
 from lora_drop.models.backbones import Backbone, load_tokenizer
 from lora_drop.progress import Reporter
 from lora_drop.pruning.sampling import stratified_sample
-from lora_drop.runs.files import digest
 from lora_drop.tasks.base import Source, Task
 
 

@@ -78,7 +78,7 @@ def commit() -> str | None:
     Asked once, when the work begins: what a process has loaded stays what it was when somebody commits meanwhile. Results and runs, which
     the work itself writes, are not code.
     """
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[1]
     if not (root / ".git").exists():
         return None
 

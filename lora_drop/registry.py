@@ -1,0 +1,98 @@
+"""What has a name: tasks and methods. They are found in this package, in entry points of installed ones, and in a user's plugin.
+
+| where | how |
+|---|---|
+| this package | a line below |
+| an installed package | an entry point `name = "module:OBJECT"` in the group `lora_drop.tasks` or `lora_drop.methods` |
+| a file (`lora-drop --plugin FILE.py …`) | every `Task` and `Method` that it defines at its top level |
+
+A name is resolved when it is used: listing names imports nothing. (So this file cannot name the types `Task` and `Method` either.)
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from functools import cached_property
+from importlib.metadata import entry_points
+from typing import Any, Generic, TypeVar
+
+from lora_drop.errors import UserError, closest
+
+T = TypeVar("T")
+
+
+class Registry(Generic[T]):
+    """Things by name."""
+
+    def __init__(self, what: str, group: str, own: Mapping[str, str]):
+        """Know those of this package (`own`: "module:OBJECT" by name) and of the entry points of `group`."""
+        self.what, self.group, self.own = what, group, dict(own)
+        self.added: dict[str, T] = {}
+
+    @cached_property
+    def installed(self) -> dict[str, Any]:
+        """Entry points of installed packages by name."""
+        return {entry.name: entry for entry in entry_points(group=self.group)}
+
+    def names(self) -> list[str]:
+        """Return all names, this package's first."""
+        return list(dict.fromkeys([*self.own, *self.installed, *self.added]))
+
+    def get(self, name: str) -> T:
+        """Return the thing of a name. Raises UserError for an unknown one."""
+        if name in self.added:
+            return self.added[name]
+        if name in self.own:
+            module, attribute = self.own[name].split(":")
+            found: T = getattr(importlib.import_module(module), attribute)
+            return found
+        if name in self.installed:
+            loaded: T = self.installed[name].load()
+            return loaded
+        names = self.names()
+        raise UserError(
+            f"Unknown {self.what} {name!r}.{closest(name, names)} {self.what.capitalize()}s: {', '.join(names)}"
+        )
+
+    def add(self, name: str, thing: T) -> None:
+        """Add a thing. Raises UserError if the name is taken: a result must not depend on who came first."""
+        if name in self.names():
+            raise UserError(f"There is a {self.what} {name!r} already. Give the new one another name.")
+        self.added[name] = thing
+
+
+TASKS: Registry[Any] = Registry(
+    "task",
+    "lora_drop.tasks",
+    {
+        "cola": "lora_drop.tasks.glue:COLA",
+        "sst2": "lora_drop.tasks.glue:SST2",
+        "mrpc": "lora_drop.tasks.glue:MRPC",
+        "qqp": "lora_drop.tasks.glue:QQP",
+        "stsb": "lora_drop.tasks.glue:STSB",
+        "mnli": "lora_drop.tasks.glue:MNLI",
+        "qnli": "lora_drop.tasks.glue:QNLI",
+        "rte": "lora_drop.tasks.glue:RTE",
+        "toy-nli": "lora_drop.tasks.toy_nli:TASK",
+        "e2e": "lora_drop.tasks.e2e:TASK",
+        "dart": "lora_drop.tasks.dart:TASK",
+        "dialogsum": "lora_drop.tasks.dialogsum:TASK",
+        "toy-nlg": "lora_drop.tasks.toy_nlg:TASK",
+    },
+)
+METHODS: Registry[Any] = Registry(
+    "method",
+    "lora_drop.methods",
+    {
+        name: f"lora_drop.methods.{name}:METHOD"
+        for name in ("full", "lora", "sparse_adapter", "vera", "tied_lora", "adalora", "lora_drop")
+    },
+)
+SELECTING = ("lora_drop",)
+"""Methods of this package that need a selection of layers: said here, too, so that asking does not import torch."""
+
+
+def needs_selection(method: str) -> bool:
+    """Return True for a method that needs a selection of layers."""
+    return method in SELECTING if method in METHODS.own else METHODS.get(method).needs_selection
