@@ -23,7 +23,7 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class Cut:
-    """How many texts were too long."""
+    """Numbers of texts that were too long."""
 
     prompts: int = 0
     completions: int = 0

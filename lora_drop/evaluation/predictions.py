@@ -24,7 +24,7 @@ from lora_drop.tasks.e2e import meaning_representations
 from lora_drop.tasks.text_files import read_jsonl, read_text
 
 _MISREAD = {"Ł": "£", "Â£": "£", "Ã©": "é", "ã©": "é"}
-"""What the wrong encoding made of some submissions; the challenge's script mends it too."""
+"""Signs that a wrong encoding left in some submissions; the challenge's script mends them too."""
 
 
 @dataclass(frozen=True)

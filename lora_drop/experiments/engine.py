@@ -25,7 +25,7 @@ from lora_drop.runs.store import Busy, Run
 
 @dataclass
 class Outcome:
-    """How a grid ended."""
+    """The outcome of a grid."""
 
     performed: list[str] = field(default_factory=list)
     already: int = 0

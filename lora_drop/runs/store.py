@@ -177,7 +177,7 @@ def _sweep(path: Path) -> None:
 
 
 def _identity(config: Config) -> dict[str, Any]:
-    """What `run.json` says of the run itself; all else it says of a stage."""
+    """Return the entries of `run.json` about the run itself; all others are about a stage."""
     return {
         "task": config.task,
         "backbone": config.backbone,

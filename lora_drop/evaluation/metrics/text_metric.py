@@ -1,4 +1,4 @@
-"""What the text metrics have in common: an `evaluate.Metric` that stays in memory and says by which protocol it counted."""
+"""The base of the text metrics: an `evaluate.Metric` that stays in memory and names the protocol by which it counted."""
 
 from __future__ import annotations
 
