@@ -35,7 +35,7 @@ class ConsoleReporter(Reporter):
         self.told: set[str] = set()
 
     def start(self, stage: str) -> None:
-        """A stage begins: show a bar if somebody is watching."""
+        """A stage begins: show a bar in a terminal."""
         if self.quiet or not self.console.is_terminal:
             return
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn

@@ -1,4 +1,4 @@
-"""Scoring anybody's output without a model: a text file, JSONL, or the E2E challenge's TSV.
+"""Scoring any system's output without a model: a text file, JSONL, or the E2E challenge's TSV.
 
 | file | holds | order |
 |---|---|---|
@@ -29,7 +29,7 @@ _MISREAD = {"Ł": "£", "Â£": "£", "Ã©": "é", "ã©": "é"}
 
 @dataclass(frozen=True)
 class Outputs:
-    """One prediction per item, and whether they are a system's final text (compared as they stand) or a model's raw output."""
+    """One prediction per item, and whether they are a system's final text (compared unchanged) or a model's raw output."""
 
     predictions: list[Any]
     as_written: bool

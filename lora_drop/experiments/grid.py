@@ -47,7 +47,7 @@ from lora_drop.runs.stages import BY_NAME
 
 COLUMNS = ("retained", "agreement")
 FIGURES = ("tradeoff", "importance", "distribution", "sharing", "ratios")
-"""Figures that an experiment may name; `plots.py` draws them."""
+"""Figures that an experiment may name; `experiments/plots.py` draws them."""
 TOY = {"classification": "toy-nli", "generation": "toy-nlg"}
 """Generated tasks for a `tiny:` backbone: random weights learn nothing from real text in reasonable time."""
 

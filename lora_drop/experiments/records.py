@@ -121,7 +121,7 @@ def is_done(results: Path, planned: Planned) -> bool:
 
 
 def join_record(results: Path, planned: Planned) -> None:
-    """Let a run that was done under other overrides, which come to the same configuration, stand among those asked for now as well."""
+    """Also record a run under the overrides asked for now, if it was done under others that come to the same configuration."""
     same = _equal_records(results, planned)
     if not any(read_json(path)["overrides"] == planned.overrides for path in same):
         changed = {"overrides": planned.overrides, "deviations": planned.deviations}

@@ -89,7 +89,7 @@ class Table:
     agreement: bool
     """True if the table shows how far seeds rank the layers alike."""
     source: str
-    """Where the published values stand; empty without."""
+    """Source of the published values; empty without."""
     published_backbone: str
 
 

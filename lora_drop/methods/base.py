@@ -88,7 +88,7 @@ class Method:
     load: Callable[[PreTrainedModel, Path], nn.Module]
     """`load(backbone, folder)`: the trained model, trainable as before it was saved. Raises UserError for a damaged folder."""
     version: int = 1
-    """Raised when what it trains may change: adapters of an earlier version do not stand."""
+    """Raised when what it trains may change: adapters of an earlier version are made anew."""
     prepare: Callable[[nn.Module, Iterable[Mapping[str, Tensor]]], None] | None = None
     """`prepare(model, batches)`: looks at `examples` training rows, with labels, before training."""
     starts: bool = False

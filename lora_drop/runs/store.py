@@ -74,7 +74,7 @@ class Run:
         """Hold the directory for this process, write the configuration, and record how the work ends.
 
         Args:
-            report: hears which environment variables are ignored meanwhile (`environment.py`).
+            report: gets a notice of the environment variables that are ignored meanwhile (`training/environment.py`).
             store_config: whether `config.yaml` is written.
 
         Raises:

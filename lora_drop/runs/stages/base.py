@@ -1,8 +1,8 @@
 """A stage of a run, and the inputs that its outputs depend on.
 
 Where something was computed is no input: the device, the batch size of an evaluation, the folder of the data. The versions of torch, transformers
-and PEFT are none either: their numbers differ in the last bits, if at all, and a new release must not undo a grid. `run.json` says which they
-were, and a stage that stands with others than are installed now says so.
+and PEFT are none either: their numbers differ in the last bits, if at all, and a new release must not undo a grid. `run.json` records
+them, and a stage that was done with others than those installed gives a notice.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Stage:
     name: str
     help: str
     version: int
-    """Raised when its numbers may change: what an earlier version made does not stand."""
+    """Raised when its numbers may change: what an earlier version made is made anew."""
     outputs: tuple[str, ...]
     """Files and folders that it writes, the main one first."""
     needs: tuple[str, ...]
