@@ -1,4 +1,4 @@
-"""How long work tells what it is doing. The library is silent; the command line draws (console.py)."""
+"""Progress of long work. The library is silent; the command line draws (cli/console.py)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What computes: memory, versions, and the commit of this package's code."""
+"""The circumstances of a computation: memory, versions, and the commit of this package's code."""
 
 from __future__ import annotations
 

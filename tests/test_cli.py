@@ -7,11 +7,11 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
-import lora_drop
 from lora_drop.cli import app as cli
 from lora_drop.errors import UserError
 
@@ -98,7 +98,7 @@ def test_commands_without_a_model_import_no_model(tmp_path):
 def test_the_version_is_told(capsys):
     with pytest.raises(SystemExit) as end:
         cli.main(["--version"])
-    assert end.value.code == 0 and capsys.readouterr().out == f"lora-drop {lora_drop.__version__}\n"
+    assert end.value.code == 0 and capsys.readouterr().out == f"lora-drop {version('lora-drop')}\n"
     with pytest.raises(SystemExit) as end:
         cli.main(["--plugin"])
     assert end.value.code == 2

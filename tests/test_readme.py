@@ -1,7 +1,7 @@
-"""Every command of the README runs, in the order in which they stand there, through the real command line in one folder.
+"""Every command of README.md and docs/commands.md runs, in that order, through the real command line in one folder.
 
 Most need a model that is not on every machine, or hours: to those, options are added that make them small. Which ran as it stands and which with
-what is in the name of each test (`pytest -v tests/test_readme.py`). A new line of the README is run as it stands.
+what is in the name of each test (`pytest -v tests/test_readme.py`). A new line of these pages is run as it stands.
 """
 
 import contextlib
@@ -20,7 +20,9 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-LINES = [line.removeprefix("$ ") for line in README.splitlines() if line.startswith("$ lora-drop ")]
+PAGES = README + (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
+WRITTEN = [line.removeprefix("$ ") for line in PAGES.splitlines() if line.startswith("$ lora-drop ")]
+LINES = list(dict.fromkeys(shlex.join(shlex.split(line, comments=True)) for line in WRITTEN))
 
 ADDED = {
     "run --config glue/rte": (
@@ -51,13 +53,13 @@ class Performed:
 
 
 def added(line: str) -> tuple[str, str]:
-    """Return the options that a line of the README is given, and why; both empty if it runs as it stands."""
+    """Return the options that a line is given, and why; both empty if it runs as it stands."""
     return next((what for start, what in ADDED.items() if line.startswith(f"lora-drop {start}")), ("", ""))
 
 
 def name_of(line: str) -> str:
-    command, (options, reason) = " ".join(shlex.split(line, comments=True)), added(line)
-    return f"{command} | with {options}: {reason}" if options else f"{command} | as it stands"
+    options, reason = added(line)
+    return f"{line} | with {options}: {reason}" if options else f"{line} | as it stands"
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +67,7 @@ def performed(tmp_path_factory) -> dict[str, Performed]:
     """All commands, performed one after the other: later ones work on what earlier ones have left."""
     folder = tmp_path_factory.mktemp("readme")
     write_small_files(folder / "data")
-    write_small_files(folder / "my" / "glue")
+    write_small_files(folder / "my" / "data")
     write_e2e_submission(folder / "tgen.tsv", folder / "data")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -75,7 +77,7 @@ def performed(tmp_path_factory) -> dict[str, Performed]:
 
 
 def perform(line: str) -> Performed:
-    words = [*shlex.split(line, comments=True)[1:], *shlex.split(added(line)[0])]
+    words = [*shlex.split(line)[1:], *shlex.split(added(line)[0])]
     told = io.StringIO()
     with contextlib.redirect_stdout(told), contextlib.redirect_stderr(told), pytest.raises(SystemExit) as end:
         cli.main(words)
@@ -83,21 +85,21 @@ def perform(line: str) -> Performed:
 
 
 @pytest.mark.parametrize("line", LINES, ids=name_of)
-def test_a_command_of_the_readme_runs(line, performed):
+def test_a_command_runs(line, performed):
     assert performed[line].code == 0, performed[line].told
     assert performed[line].told.strip() and "Traceback" not in performed[line].told
 
 
-def test_what_the_readme_says_of_its_commands_is_seen(performed):
+def test_what_the_pages_say_of_their_commands_is_seen(performed):
     """One look at what came out, so that commands which do nothing are noticed."""
-    told = {" ".join(shlex.split(line, comments=True)[1:3]): outcome.told for line, outcome in performed.items()}
+    told = {" ".join(shlex.split(line)[1:3]): outcome.told for line, outcome in performed.items()}
     assert "LoRA-drop" in told["run -c"] and "retained in" in told["score -d"] and "100.0000" in told["eval --task"]
     assert told["run -d"].count("skipped") == 2  # sample and score stand under another threshold
 
 
 def test_every_addition_belongs_to_a_command():
     unused = [start for start in ADDED if not any(line.startswith(f"lora-drop {start}") for line in LINES)]
-    assert not unused, "these are in the README no more: remove them above"
+    assert not unused, "these are on the pages no more: remove them above"
 
 
 def test_every_target_of_make_in_the_readme_exists():

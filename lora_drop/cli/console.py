@@ -1,4 +1,4 @@
-"""What the command line shows: one progress line per stage, the importance profile, tables. Everything goes to standard error but results.
+"""Output of the command line: one progress line per stage, the importance profile, tables. Only results go to standard output.
 
 Paths, names and messages hold what users wrote: no console here reads a text as markup, and none colours parts of it.
 """
@@ -35,7 +35,7 @@ class ConsoleReporter(Reporter):
         self.told: set[str] = set()
 
     def start(self, stage: str) -> None:
-        """A stage begins: show a bar if somebody is watching."""
+        """A stage begins: show a bar in a terminal."""
         if self.quiet or not self.console.is_terminal:
             return
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn

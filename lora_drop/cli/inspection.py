@@ -1,4 +1,4 @@
-"""What can be said before an hour is spent: tasks and their files, trainable parameters, the state of this machine."""
+"""Answers before an hour is spent: tasks and their files, trainable parameters, the state of this machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `run` and the stage commands do, and the summary that they print."""
+"""The work of `run` and of the stage commands, and the summary that they print."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lora_drop.runs.store import Run
 
 @dataclass
 class Summary:
-    """What is left to say when the work is done."""
+    """The summary that is printed when the work is done."""
 
     scored: list[Scored] = field(default_factory=list)
     selection: Selection | None = None
@@ -62,7 +62,7 @@ def perform(
 
 
 def _profile(run: Run, summary: Summary, stages: list[str]) -> None:
-    """Read what there is to show of the layers: after `score` alone there is no selection yet."""
+    """Read the importances and the selection that can be shown: after `score` alone there is no selection yet."""
     if run.file("selection.json").is_file() and stages != ["score"]:
         summary.selection = Selection.from_json(read_json(run.file("selection.json")))
         summary.remarks += _plain(summary.selection, read_scores(run.file("scores.json")))

@@ -23,7 +23,7 @@ SIGNS = {
     "…": "...",
 }
 SIGNS |= {"†": "+", "²": "^2", "Δ": "D", "Σ": "S", "α": "alpha", "β": "beta", "τ": "tau", "ᵀ": "'"}
-"""What stands for a sign of ours; anything else, such as a letter of a path, is written as Python writes it (`\\u4e2d`)."""
+"""Replacements for our signs; anything else, such as a letter of a path, is written as Python writes it (`\\u4e2d`)."""
 ERRORS = "lora_drop.signs"
 
 

@@ -1,1 +1,1 @@
-"""What a run is told: frozen dataclasses, read strictly from YAML and overrides."""
+"""The configuration of a run: frozen dataclasses, read strictly from YAML and overrides."""

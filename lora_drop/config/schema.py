@@ -68,7 +68,7 @@ class WarmupConfig:
 
 @dataclass(frozen=True)
 class ScoreConfig:
-    """What else is kept of the scores. The importances are the same with or without."""
+    """Extras kept beside the scores. The importances are the same with or without them."""
 
     norms: bool = False
     """Keep ‖ΔW x‖² of each example in norms.json, for the distributions of the paper's Figures 2 and 4."""
@@ -80,7 +80,7 @@ class ScoreConfig:
 
 @dataclass(frozen=True)
 class MethodConfig:
-    """What is trained."""
+    """The method and its hyper-parameters."""
 
     name: str = "lora_drop"
     """The method; `lora-drop params` lists them."""
@@ -156,7 +156,7 @@ class EvalConfig:
 
 @dataclass(frozen=True)
 class GenerationConfig:
-    """How text is decoded."""
+    """Decoding of texts."""
 
     num_beams: int = _positive(1)
     """Beams; 1 is greedy decoding."""
@@ -209,7 +209,7 @@ class Config:
     score: ScoreConfig = ScoreConfig()
     """Beside the scores."""
     method: MethodConfig = MethodConfig()
-    """What is trained."""
+    """The method and its hyper-parameters."""
     train: TrainConfig = TrainConfig()
     """Stage 4."""
     eval: EvalConfig = EvalConfig()

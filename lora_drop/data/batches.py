@@ -1,4 +1,4 @@
-"""Which rows are computed together."""
+"""Batches: the rows that are computed together."""
 
 from __future__ import annotations
 

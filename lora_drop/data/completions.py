@@ -23,7 +23,7 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class Cut:
-    """How many texts were too long."""
+    """Numbers of texts that were too long."""
 
     prompts: int = 0
     completions: int = 0
@@ -51,7 +51,7 @@ def encode_prompts(rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_length
 def encode_pairs(rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> tuple[Dataset, Cut]:
     """Tokenise training rows: prompt, completion, end of text.
 
-    What is too long loses the beginning of its prompt, as many tokens as needed: the prompt's end, where the instruction stands, is what the
+    A text that is too long loses the beginning of its prompt, as many tokens as needed: the prompt's end, which holds the instruction, is what the
     completion follows from, and a completion without its end would teach the model to stop in the middle. Only a completion that
     is too long by itself is cut, at its end; it then has no end of text, as the text does not end there. One token always stays before
     a completion, for its first token to be predicted from.

@@ -1,4 +1,4 @@
-"""What an evaluation gives, whatever the task."""
+"""The outcome of an evaluation, for every task."""
 
 from __future__ import annotations
 
@@ -14,5 +14,5 @@ class Evaluation:
     predictions: list[dict[str, Any]]
     """One object per row, in the rows' order: `id`, `prediction`, and `reference` or `references`."""
     details: dict[str, Any] = field(default_factory=dict)
-    """What `metrics.json` also says: for labels and numbers what a constant prediction scores (`baseline`); for texts how each number was counted
-    (`signatures`), and which were not and why (`skipped`)."""
+    """More for `metrics.json`: for labels and numbers the scores of a constant prediction (`baseline`); for texts how each number was counted
+    (`signatures`), and those left out with the reason (`skipped`)."""

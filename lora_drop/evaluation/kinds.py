@@ -1,7 +1,7 @@
-"""What a task's kind decides: how its rows become tokens and batches, what is minimised, and how a model is evaluated.
+"""All that depends on a task's kind: tokens and batches, the loss, the evaluation.
 
 `classification` and `regression` have a classifier on the backbone; `generation` has a language model that continues a prompt.
-Nothing else of the pipeline asks for the kind.
+The stages ask here; they do not ask for the kind.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ class Kind:
     """One kind of task."""
 
     causal: bool
-    """Whether the backbone continues texts; else it has a classifier."""
+    """True if the backbone continues texts; else it has a classifier."""
     scored_each_epoch: bool
-    """Whether an evaluation costs so little that each epoch gets one, also where no epoch is chosen by it."""
+    """True if an evaluation is so cheap that each epoch gets one, also where no epoch is chosen by it."""
     check: Callable[[Config, Task], None]
     """Raises UserError for settings that do not fit this kind, before an hour is spent."""
     encode_training: Callable[[Dataset, PreTrainedTokenizerBase, Config, str], Encoded]

@@ -1,4 +1,4 @@
-"""Scoring anybody's output without a model: a text file, JSONL, or the E2E challenge's TSV.
+"""Scoring any system's output without a model: a text file, JSONL, or the E2E challenge's TSV.
 
 | file | holds | order |
 |---|---|---|
@@ -24,12 +24,12 @@ from lora_drop.tasks.e2e import meaning_representations
 from lora_drop.tasks.text_files import read_jsonl, read_text
 
 _MISREAD = {"Ł": "£", "Â£": "£", "Ã©": "é", "ã©": "é"}
-"""What the wrong encoding made of some submissions; the challenge's script mends it too."""
+"""Signs that a wrong encoding left in some submissions; the challenge's script mends them too."""
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """One prediction per item, and whether they are a system's final text (compared as they stand) or a model's raw output."""
+    """One prediction per item, and whether they are a system's final text (compared unchanged) or a model's raw output."""
 
     predictions: list[Any]
     as_written: bool

@@ -2,7 +2,7 @@
 
 Every run is found by the hash of its configuration: what has a record is not repeated, what was killed is continued, and a run that two
 experiments have in common is performed once. Several processes, also on several machines with one file system, may work on a grid at the
-same time: each takes runs that nobody is working at.
+same time: each takes runs that no other process is working on.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from lora_drop.runs.store import Busy, Run
 
 @dataclass
 class Outcome:
-    """How a grid ended."""
+    """The outcome of a grid."""
 
     performed: list[str] = field(default_factory=list)
     already: int = 0
     """Runs whose record was there."""
     busy: list[str] = field(default_factory=list)
-    """Runs that another process is working at."""
+    """Runs that another process is working on."""
     failed: dict[str, str] = field(default_factory=dict)
     """Message by run."""
 

@@ -1,4 +1,4 @@
-"""What a grid will cost, from a few timed steps of each kind of run: told before hours are spent.
+"""An estimate of a grid's cost, from a few timed steps of each kind of run, before hours are spent.
 
 What is timed is what will run: the stages' own training, scoring and evaluation, with their batches, packing, precision and loss. The time of
 a training step or a scoring pass is taken to grow with the number of real tokens, that of an evaluation with the number of rows.

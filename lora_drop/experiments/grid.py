@@ -47,9 +47,9 @@ from lora_drop.runs.stages import BY_NAME
 
 COLUMNS = ("retained", "agreement")
 FIGURES = ("tradeoff", "importance", "distribution", "sharing", "ratios")
-"""What an experiment may name; `plots.py` draws them."""
+"""Figures that an experiment may name; `experiments/plots.py` draws them."""
 TOY = {"classification": "toy-nli", "generation": "toy-nlg"}
-"""What a `tiny:` backbone is given to learn: random weights learn nothing from real text in reasonable time."""
+"""Generated tasks for a `tiny:` backbone: random weights learn nothing from real text in reasonable time."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Experiment:
     name: str = ""
     """The file's name."""
     title: str = ""
-    """What it is."""
+    """Heading of its tables."""
     backbone: str = ""
     """The paper's model."""
     config: str = "{task}"
@@ -73,7 +73,7 @@ class Experiment:
     task_set: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Keys over the runs of one task."""
     rows: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """What each row changes."""
+    """Changes by row."""
     until: str = ""
     """The last stage performed; empty: all."""
     columns: tuple[str, ...] = ()
@@ -87,7 +87,7 @@ class Experiment:
 
     @property
     def layout(self) -> dict[str, Any]:
-        """What a table or figure of the results needs to know of the experiment; stored with every result."""
+        """The part of the experiment that tables and figures need; stored with every result."""
         from lora_drop.registry import TASKS
 
         rows = {row: str(keys.get("title", row)) for row, keys in self.rows.items()}
@@ -106,7 +106,7 @@ class Planned:
     deviations: dict[str, list[Any]]
     """Keys whose value is not the experiment's own: `[there, here]`."""
     overrides: dict[str, Any]
-    """What was asked for over the experiment, the same for all runs of one command: runs with other overrides are never mixed."""
+    """Settings asked for over the experiment, the same for all runs of one command: runs with other overrides are never mixed."""
 
     @property
     def name(self) -> str:
@@ -117,7 +117,7 @@ class Planned:
 
 @dataclass(frozen=True)
 class Choice:
-    """What a command wants of an experiment; empty means all."""
+    """The part of an experiment that a command asks for; empty means all."""
 
     backbone: str | None = None
     tasks: Sequence[str] = ()

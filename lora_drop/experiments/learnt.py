@@ -16,7 +16,7 @@ ERRORS = 2
 
 
 def nothing_learnt(records: Iterable[Record], metric: str) -> bool:
-    """Whether all of these runs stay within chance of a constant prediction, by a metric for which that can be said."""
+    """Return True if all of these runs stay within chance of a constant prediction, by a metric for which that is known."""
     bounds = [(record.metrics[metric], _bound(record, metric)) for record in records if metric in record.metrics]
     return bool(bounds) and all(bound is not None and score <= bound for score, bound in bounds)
 

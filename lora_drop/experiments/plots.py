@@ -187,7 +187,7 @@ FIGURES: dict[str, Callable[[Table], Figure | None]] = {
     "sharing": sharing,
     "ratios": ratios,
 }
-"""What an experiment's `figures` may name; None where nothing of it was measured yet."""
+"""Figures that an experiment's `figures` may name; a drawing is None where nothing of it was measured yet."""
 
 
 def _grey(number: int, total: int) -> str:

@@ -1,4 +1,4 @@
-"""What the paper publishes: `published.yaml`, beside this file."""
+"""The paper's published values: `published.yaml`, beside this file."""
 
 from __future__ import annotations
 

@@ -30,12 +30,12 @@ STAGE_KEYS = (
     ),
     *("sources", "computed", "losses", "shared_from", "resumed"),
 )
-"""What a record keeps of a stage's entry in `run.json`."""
+"""Keys of a stage's entry in `run.json` that a record keeps."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """What one run gave, what it cost, and everything needed to repeat it."""
+    """The result of one run, its cost, and everything needed to repeat it."""
 
     experiment: str
     """Name of the experiment (`table1`)."""
@@ -54,28 +54,28 @@ class Record:
     config: dict[str, Any]
     """The resolved configuration, without where it ran: running it again repeats the run."""
     overrides: dict[str, Any]
-    """What was asked for over the experiment's own configuration; empty: as published."""
+    """Settings asked for over the experiment's own configuration; empty: as published."""
     deviations: dict[str, list[Any]]
     """Keys whose value differs from the experiment's own: `[there, here]`."""
     limited: dict[str, int]
     """Rows the run was limited to (`train`, `eval`); empty: all rows."""
     stages: dict[str, dict[str, Any]]
-    """What each stage cost and was computed with: `seconds`, `peak_memory_mb`, `commit`, `versions`, `device`, `threads`, `precision`, `weights` (the
-    identity of the backbone's), `data` (hashes of the rows read), `limited`; `sources`, where the backbone and the rows of each split came from: the
-    official files, or a commit of the Hub; `computed`, how batches were (packed, or padded and why);
-    `losses` of the warm-up, mean of its first and its last quarter;
-    `shared_from` where a run with the same inputs had done it already; `resumed` where a killed process was continued, whose cost is not in it."""
+    """The cost of each stage, and what it was computed with: `seconds`, `peak_memory_mb`, `commit`, `versions`, `device`, `threads`,
+    `precision`, `weights` (the identity of the backbone's), `data` (hashes of the rows read), `limited`; `sources`, where the backbone and
+    the rows of each split came from: the official files, or a commit of the Hub; `computed`, how batches were (packed, or padded and why);
+    `losses` of the warm-up, mean of its first and its last quarter; `shared_from` where a run with the same inputs had done it already;
+    `resumed` where a killed process was continued, whose cost is not in it."""
     primary: str = ""
     """The metric that the table shows."""
     percent: bool = True
-    """Whether metrics are fractions that tables show times 100; BLEU and ROUGE are from 0 to 100 already."""
+    """True if metrics are fractions that tables show times 100; BLEU and ROUGE are from 0 to 100 already."""
     split: str = ""
     examples: int = 0
     """Rows of `split` that were evaluated."""
     metrics: dict[str, float] = field(default_factory=dict)
     """Of the epoch that was kept; empty if the experiment ends before training."""
     baseline: dict[str, float] = field(default_factory=dict)
-    """What the most frequent label scores when it is predicted for every row; empty for texts, and in records older than this field."""
+    """Scores of the most frequent label, predicted for every row; empty for texts, and in records older than this field."""
     select_epoch: str = ""
     """`best` or `last`: which epoch was kept."""
     kept_epoch: float = 0.0
@@ -94,7 +94,7 @@ class Record:
     scores: list[dict[str, Any]] = field(default_factory=list)
     """Per LoRA `projection`, `layer`, `score`, `importance`, after the warm-up."""
     selection: dict[str, Any] = field(default_factory=dict)
-    """What was retained and shared; the content of `selection.json`."""
+    """Retained and shared layers; the content of `selection.json`."""
     norms: list[dict[str, Any]] = field(default_factory=list)
     """Per LoRA `projection`, `layer` and ‖ΔW x‖² of each example of the sample, if kept."""
     stability: dict[str, Any] = field(default_factory=dict)
@@ -102,7 +102,7 @@ class Record:
     trained_scores: list[dict[str, Any]] = field(default_factory=list)
     """As `scores`, of the trained adapter, if made."""
     signatures: dict[str, str] = field(default_factory=dict)
-    """How the metrics of texts were counted."""
+    """The protocol by which each metric of texts was counted."""
     version: int = VERSION
     """Of this format."""
 
@@ -113,7 +113,7 @@ def record_path(results: Path, planned: Planned) -> Path:
 
 
 def is_done(results: Path, planned: Planned) -> bool:
-    """Whether the result of a run is there: a record of an equal configuration.
+    """Return True if the result of a run is there: a record of an equal configuration.
 
     Configurations are compared, not their hashes: a key that did not exist when the record was written has today's default.
     """
@@ -121,7 +121,7 @@ def is_done(results: Path, planned: Planned) -> bool:
 
 
 def join_record(results: Path, planned: Planned) -> None:
-    """Let a run that was done under other overrides, which come to the same configuration, stand among those asked for now as well."""
+    """Also record a run under the overrides asked for now, if it was done under others that come to the same configuration."""
     same = _equal_records(results, planned)
     if not any(read_json(path)["overrides"] == planned.overrides for path in same):
         changed = {"overrides": planned.overrides, "deviations": planned.deviations}
@@ -174,7 +174,7 @@ def gather(planned: Planned, run: Run, performed: Sequence[str]) -> Record:
 
 
 def _layers(run: Run, performed: Sequence[str]) -> dict[str, Any]:
-    """What is known of the layers, where a stage has looked at them."""
+    """Return what the stages that were performed know of the layers."""
 
     def modules(stage: str, name: str, *keys: str) -> list[dict[str, Any]]:
         rows = read_json(run.file(name))["modules"] if stage in performed else []

@@ -106,7 +106,7 @@ def heads(table: Table) -> list[str]:
 
 
 def averaged(table: Table) -> bool:
-    """Whether the columns are different tasks, so that their mean says something."""
+    """Return True if the columns are different tasks, so that their mean is meaningful."""
     return len({column.task for column in table.columns}) == len(table.columns) > 1
 
 

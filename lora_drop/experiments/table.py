@@ -14,7 +14,7 @@ from lora_drop.experiments.published import load_published
 from lora_drop.experiments.records import Record
 
 FLAGS = {"r": "fewer rows", "e": "fewer epochs", "s": "fewer seeds"}
-"""How a number can rest on less than the experiment asks for."""
+"""Marks of a number that rests on less than the experiment asks for."""
 
 
 @dataclass(frozen=True)
@@ -87,9 +87,9 @@ class Table:
     figures: tuple[str, ...]
     """That the experiment wants drawn."""
     agreement: bool
-    """Whether the experiment asks how far seeds rank the layers alike."""
+    """True if the table shows how far seeds rank the layers alike."""
     source: str
-    """Where the published values stand; empty without."""
+    """Source of the published values; empty without."""
     published_backbone: str
 
 

@@ -1,6 +1,6 @@
-"""The commit that a name on the Hub means: what is cached is kept, and a newer one is told.
+"""The commit that a name on the Hub means: what is cached is kept, and a newer one is announced.
 
-- What is cached is used without a question, offline or not: a run must not change because somebody pushed to a branch.
+- What is cached is used without asking, offline or not: a push to a branch must not change a run.
 - All that is fetched for a branch is of one commit, until another is named.
 - Where the Hub can be asked, a notice says that a branch or tag has moved on, if what is used of it has changed.
 """

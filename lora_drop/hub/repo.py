@@ -1,6 +1,6 @@
-"""Repositories of the Hugging Face Hub: how they are asked, and every failure as a sentence that says what to do.
+"""Repositories of the Hugging Face Hub: requests to them, and every failure as a sentence that says what to do.
 
-Models (`hub_models.py`) and data sets (`tasks/hub_rows.py`) are asked in the same way; which commit they take, `hub_commits.py` says.
+Models (`models/hub.py`) and data sets (`rows.py`) share these requests; `commits.py` decides which commit they take.
 A token goes to the Hub alone, no code of a repository is executed, and no pickle is read.
 """
 
@@ -45,7 +45,7 @@ from lora_drop.errors import UserError
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 FAILURES = (HTTPError, OSError, ValueError, RuntimeError, DatasetsError)
-"""What the libraries raise where a request, a transfer or an answer fails: HTTPError is that of the HTTP library which huggingface_hub uses,
+"""Errors that the libraries raise when a request, a transfer or an answer fails: HTTPError is that of the HTTP library which huggingface_hub uses,
 OSError is also a full disk, ValueError an answer that is no JSON, RuntimeError comes from the fast transfer (hf_xet)."""
 AGAIN = "The same command continues: files that are complete are kept."
 LOGIN = "Log in with `hf auth login` (or set HF_TOKEN)"
@@ -82,7 +82,7 @@ class Repo:
 
     @property
     def pinned(self) -> bool:
-        """Whether the revision is a commit, which never moves."""
+        """True if the revision is a commit, which never moves."""
         return COMMIT.fullmatch(self.revision) is not None
 
     @property

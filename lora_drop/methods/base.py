@@ -1,4 +1,4 @@
-"""What a method is: it turns a backbone into a model to train, and can save and load what was trained."""
+"""The interface of a method: it turns a backbone into a model to train, and saves and loads the trained part."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lora_drop.config.schema import MethodConfig
 from lora_drop.pruning.selection import Selection
 
 HEADS = ("classifier", "score", "pre_classifier", "classification_head")
-"""What transformers calls the head of a sequence classifier."""
+"""Names that transformers has for the head of a sequence classifier."""
 
 
 @dataclass(frozen=True)
@@ -57,12 +57,12 @@ def outermost(names: Iterable[str]) -> list[str]:
 
 
 def is_head(name: str) -> bool:
-    """Whether a parameter belongs to the task's head: PEFT keeps heads in `modules_to_save`, a plain model in a top module of that name."""
+    """Return True if a parameter belongs to the task's head: PEFT keeps heads in `modules_to_save`, a plain model in a top module of that name."""
     return "modules_to_save" in name or name.split(".")[0] in HEADS
 
 
 class Stepper(Protocol):
-    """What a method does between the steps of training. Its state is part of a checkpoint."""
+    """Work between the steps of training. Its state is part of a checkpoint."""
 
     def step(self, number: int) -> None:
         """Called after optimizer step `number` (from 1), while the gradients are still there."""
@@ -88,15 +88,15 @@ class Method:
     load: Callable[[PreTrainedModel, Path], nn.Module]
     """`load(backbone, folder)`: the trained model, trainable as before it was saved. Raises UserError for a damaged folder."""
     version: int = 1
-    """Raised when what it trains may change: adapters of an earlier version do not stand."""
+    """Raised when what it trains may change: adapters of an earlier version are made anew."""
     prepare: Callable[[nn.Module, Iterable[Mapping[str, Tensor]]], None] | None = None
-    """`prepare(model, batches)`: what looks at `examples` training rows, with labels, before training."""
+    """`prepare(model, batches)`: looks at `examples` training rows, with labels, before training."""
     needs_selection: bool = False
     """True if stages 1 to 3 come first."""
     starts: bool = False
-    """Whether `train.start_from` may name an adapter to start from: it trains plain LoRAs."""
+    """True if `train.start_from` may name an adapter: the method trains plain LoRAs."""
     examples: int = 0
-    """How many rows `prepare` wants."""
+    """Rows that `prepare` needs."""
     count: Callable[[nn.Module], Parameters] = count_parameters
     """Counts what is trained."""
     stepper: Callable[[nn.Module, int], Stepper] | None = None

@@ -68,7 +68,7 @@ def load(backbone: PreTrainedModel, folder: Path) -> PeftModel:
 
 
 def _check_copies(weights: dict[str, Tensor], groups: list[list[str]], folder: Path) -> None:
-    """The file holds a copy of the shared pair for each layer; if one was altered, nobody can say which is meant."""
+    """The file holds a copy of the shared pair for each layer; if one was altered, it is not known which is meant."""
     for first, *others in groups:
         for name in others:
             for half in ("lora_A", "lora_B"):

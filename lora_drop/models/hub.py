@@ -46,7 +46,7 @@ class HubModel:
 
     @property
     def origin(self) -> dict[str, str]:
-        """What `run.json` says of it."""
+        """Its entry in `run.json`."""
         return {"hub": self.repo.name, "revision": self.repo.revision, "commit": self.commit}
 
     @property

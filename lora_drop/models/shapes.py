@@ -25,9 +25,9 @@ class Shape:
 
     model_type: str
     sizes: dict[str, Any] = field(default_factory=dict)
-    """What differs from transformers' defaults for the type, which are BERT-base's and Llama 2 7B's."""
+    """Values that differ from transformers' defaults for the type, which are BERT-base's and Llama 2 7B's."""
     half_on_gpu: bool = False
-    """Whether a GPU gets the weights in bf16: a model that is published in 16 bits and would fill most of a GPU in 32."""
+    """True if a GPU gets the weights in bf16: the model is published in 16 bits and would fill most of a GPU in 32."""
 
 
 SHAPES = {

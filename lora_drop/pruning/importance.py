@@ -36,7 +36,7 @@ class Packing(Protocol):
 
 @dataclass
 class Moments:
-    """What a pass over the data leaves of it: sums, so that two passes over two halves add up to one over the whole."""
+    """The sums that a pass over the data keeps, so that the passes over two halves add up to one over the whole."""
 
     gram: dict[str, Float[Tensor, "rank rank"]] = field(default_factory=dict)
     """C = Σ z zᵀ per module, float64, on the CPU."""

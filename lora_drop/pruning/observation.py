@@ -9,7 +9,7 @@ Most modules are called once, on `batch seq width`. Others are not, and each kin
 | `batch width` (a pooled row) | one vector a row |
 | `batch n width`, of a batch without tokens (`pixel_values`) | all of it |
 | anything else, in a module that is also called on tokens (DeBERTa's relative positions) | nothing |
-| anything else | refused: an expert sees tokens of which nobody knows whose they are |
+| anything else | refused: an expert sees tokens that cannot be traced to their rows |
 """
 
 from __future__ import annotations

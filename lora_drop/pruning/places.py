@@ -179,7 +179,7 @@ def _ends(name: str, end: str) -> bool:
 
 
 def _titled(place: Place, projection: str) -> bool:
-    """Whether a place computes a projection, also in a model that has several stacks or attentions."""
+    """Return True if a place computes a projection, also in a model that has several stacks or attentions."""
     return place.projection.rsplit(".", 1)[-1] == projection
 
 

@@ -46,7 +46,7 @@ class Layers:
 
 @dataclass(frozen=True)
 class Selection:
-    """What stage 3 decides; the content of `selection.json`."""
+    """The outcome of stage 3; the content of `selection.json`."""
 
     policy: str
     threshold: float
@@ -90,7 +90,7 @@ def normalise(scores: Mapping[int, float]) -> dict[int, float]:
 
 
 class HasRows(Protocol):
-    """What `lora_drop.score` returns: `rows`, one per LoRA."""
+    """Anything with `rows`, one per LoRA, as `lora_drop.score` returns it."""
 
     @property
     def rows(self) -> Sequence[Scored]:

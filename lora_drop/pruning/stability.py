@@ -1,6 +1,6 @@
-"""How far the importances can be trusted: a bootstrap over the examples of the sample.
+"""The uncertainty of the importances: a bootstrap over the examples of the sample.
 
-The sample that is scored is one of many that could have been drawn. Drawing from it again, with replacement, many times, says how much each
+The sample that is scored is one of many that could have been drawn. Drawing from it again, with replacement, many times, shows how much each
 importance would change with other rows, and how often each layer would have been retained. The warm-up is not repeated.
 """
 

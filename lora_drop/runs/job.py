@@ -1,4 +1,4 @@
-"""A run that is worked on: its directory and configuration, and all that follows from them, made when a stage first needs it.
+"""One run at work: its directory and configuration, and all that follows from them, made when a stage first needs it.
 
 Importing this module imports neither torch nor transformers, so that a stage which only reads JSON starts at once.
 """
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Job:
-    """A run, who is told about it, and whether what is done is done again."""
+    """A run, its reporter, and whether finished stages are repeated."""
 
     run: Run
     report: Reporter = SILENT
@@ -37,28 +37,28 @@ class Job:
 
     @cached_property
     def task(self) -> Task:
-        """What is learnt."""
+        """The task."""
         from lora_drop.registry import TASKS
 
         return TASKS.get(self.config.task)
 
     @cached_property
     def method(self) -> Method:
-        """What is trained."""
+        """The method."""
         from lora_drop.registry import METHODS
 
         return METHODS.get(self.config.method.name)
 
     @cached_property
     def device(self) -> torch.device:
-        """Where it is computed."""
+        """The device."""
         from lora_drop.models.backbones import resolve_device
 
         return resolve_device(self.config.device)
 
     @cached_property
     def source(self) -> Source:
-        """Where rows come from."""
+        """The source of the rows."""
         from lora_drop.tasks.base import Source
 
         offline, revision = self.config.offline, self.config.data_revision
@@ -101,12 +101,12 @@ class Job:
 
     @cached_property
     def scored_each_epoch(self) -> bool:
-        """Whether the model is evaluated between epochs, be it that one is chosen by it or that it costs little."""
+        """True if the model is evaluated between epochs: to choose one, or because it costs little."""
         return self.data.kind.scored_each_epoch or self.config.train.select_epoch == "best"
 
     @property
     def selects(self) -> bool:
-        """Whether the method needs a selection of layers; known without loading it."""
+        """True if the method needs a selection of layers; known without loading it."""
         from lora_drop.registry import needs_selection
 
         return needs_selection(self.config.method.name)

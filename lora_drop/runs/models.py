@@ -1,4 +1,4 @@
-"""What several stages do with a model: load the backbone, train, look at the sample, evaluate."""
+"""Work that several stages do with a model: load the backbone, train, read the sample, evaluate."""
 
 from __future__ import annotations
 

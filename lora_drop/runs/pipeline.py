@@ -1,4 +1,4 @@
-"""Performing stages: which a run has, which stand, and which are done anew."""
+"""Performing the stages of a run: those that are unchanged are skipped, all others are done."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def perform_one(job: Job, name: str) -> None:
 
 
 def perform(job: Job, stage: Stage | str) -> None:
-    """Perform a stage, unless its outputs stand and were made from the same inputs; record what it was made from, computed with and cost.
+    """Perform a stage, unless its outputs are there, made from the same inputs; record inputs, circumstances and cost.
 
     Outputs that were altered, or whose inputs have changed since, are made anew.
     """

@@ -27,7 +27,7 @@ class Data:
     """Training and evaluation rows of one configuration, as text and as tokens."""
 
     def __init__(self, config: Config, task: Task, source: Source, backbone: Backbone, report: Reporter):
-        """Read `task` from `source` and encode it for `backbone`; what is left out or cut is told to `report`."""
+        """Read `task` from `source` and encode it for `backbone`; `report` gets a notice of rows left out or cut."""
         self.config, self.task, self.source, self.backbone, self.report = config, task, source, backbone, report
         self.kind: Kind = get_kind(task)
         self.population: dict[str, int] = {}

@@ -74,7 +74,7 @@ class Run:
         """Hold the directory for this process, write the configuration, and record how the work ends.
 
         Args:
-            report: hears which environment variables are ignored meanwhile (`environment.py`).
+            report: gets a notice of the environment variables that are ignored meanwhile (`training/environment.py`).
             store_config: whether `config.yaml` is written.
 
         Raises:
@@ -177,7 +177,7 @@ def _sweep(path: Path) -> None:
 
 
 def _identity(config: Config) -> dict[str, Any]:
-    """What `run.json` says of the run itself; all else it says of a stage."""
+    """Return the entries of `run.json` about the run itself; all others are about a stage."""
     return {
         "task": config.task,
         "backbone": config.backbone,

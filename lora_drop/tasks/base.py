@@ -1,4 +1,4 @@
-"""What a task is: data plus a few functions, nothing that knows a model or a method.
+"""The interface of a task: data plus a few functions, nothing that knows a model or a method.
 
 Rows are `datasets.Dataset`s with fixed columns:
 
@@ -28,14 +28,14 @@ class Source:
     """Where rows come from: a folder with the official files, else the Hub.
 
     A folder that is named (`data_dir`, --data-dir) is the only source: a file that it lacks is an error, also where it holds those of other
-    tasks or splits, so that no run mixes two sources unasked. $LORA_DROP_DATA is a habit of the machine: what it lacks comes from the Hub,
+    tasks or splits, so that no run mixes two sources unasked. $LORA_DROP_DATA is a habit of the machine: rows missing there come from the Hub,
     with a notice.
     """
 
     data_dir: Path | None
     offline: bool = False
     named: bool = False
-    """Whether the folder was named for this run, not by $LORA_DROP_DATA."""
+    """True if the folder was named for this run, not by $LORA_DROP_DATA."""
     revision: str | None = None
     """Branch, tag or commit of the data set on the Hub; None: its usual branch."""
     known: Mapping[str, Mapping[str, str]] = field(default_factory=dict)

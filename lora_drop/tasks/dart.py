@@ -19,7 +19,7 @@ from lora_drop.tasks.sources import official_file
 from lora_drop.tasks.text_files import check_rows, read_json_list, text_in
 
 PROMPT = "{triples}\n\nThese facts in words:\n"
-"""What the model reads; the annotation follows."""
+"""The prompt; the annotation follows."""
 
 FILES = {
     "train": "dart/dart-v1.1.1-full-train.json",

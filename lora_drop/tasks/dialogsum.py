@@ -14,7 +14,7 @@ from lora_drop.tasks.sources import official_file
 from lora_drop.tasks.text_files import check_rows, check_target, read_jsonl, text_in
 
 PROMPT = "{dialogue}\n\nSummary of the dialogue:\n"
-"""What the model reads; the summary follows."""
+"""The prompt; the summary follows."""
 
 FILES = {
     "train": "dialogsum/dialogsum.train.jsonl",

@@ -17,7 +17,7 @@ from lora_drop.tasks.sources import official_file
 from lora_drop.tasks.text_files import check_rows, check_target, read_csv
 
 PROMPT = "{mr}\n\nDescription of the restaurant:\n"
-"""What the model reads; the reference follows."""
+"""The prompt; the reference follows."""
 
 FILES = {
     "train": "e2e-dataset/trainset.csv",

@@ -36,7 +36,7 @@ class Layout:
     hub_texts: tuple[str, ...] = ("sentence1", "sentence2")
     dev: str = "dev.tsv"
     advice: str = ""
-    """What else to say where the file is missing."""
+    """A hint for the message about a missing file."""
     skip_short_lines: bool = False
     """QQP's official train file has three lines without all cells; GLUE's own loaders leave them out, and so do we."""
 

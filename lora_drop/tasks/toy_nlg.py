@@ -15,7 +15,7 @@ from datasets import Dataset
 from lora_drop.tasks.base import Source, Task, stratum_column
 
 PROMPT = "{mr}\n\nIn words:\n"
-"""What the model reads; the sentence follows."""
+"""The prompt; the sentence follows."""
 ROWS = {"train": 800, "validation": 200}
 
 ANIMALS = ("dog", "cat", "horse", "duck", "rabbit", "goat", "parrot", "donkey")

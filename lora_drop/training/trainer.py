@@ -41,14 +41,14 @@ Evaluator = Callable[[nn.Module], dict[str, float]]
 Loss = Callable[..., torch.Tensor]
 """`loss(outputs, labels, num_items_in_batch)`: the part that a forward pass has in the loss of the whole batch, which has that many labels."""
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
-"""What products are computed in, where that is not fp32."""
+"""Types of products that are not computed in fp32."""
 WEIGHTS = "trainable.safetensors"
 STEPPER = "stepper.safetensors"
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What training leaves, beside the weights in the model."""
+    """The result of a training, beside the weights in the model."""
 
     epochs: list[dict[str, float]]
     """Per epoch (with `log_each_step`, per step): `epoch`, `loss` (mean over its steps, or over those since an interruption) and, if evaluated, the
@@ -59,7 +59,7 @@ class Outcome:
     losses: list[float]
     """Of each epoch, or with `log_each_step` of each step."""
     computed: str
-    """How batches were computed: packed, or padded and why."""
+    """The way batches were computed: packed, or padded and why."""
 
 
 def fit(

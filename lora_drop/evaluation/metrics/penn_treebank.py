@@ -24,7 +24,7 @@ _ABBREVIATION = (
     r"|bhd|assn|univ|intl|sys|dept|ph\.d|ed\.d|ph|ft|tel|ext|etc|al|seq|adj|adv|invt|elec|natl|mfg|mtg|vs|alex|wm|jos|cie|cf|treas"
     r"|(?-i:A)rk|(?-i:I)ll|(?-i:M)ass|(?-i:M)iss|(?-i:O)re|(?-i:W)ash|[a-z]"
 )
-"""What keeps its full stop: single letters and these words, some of them only with a capital."""
+"""Words that keep their full stop: single letters and these words, some of them only with a capital."""
 _OPENER = (
     r"About|According|Additionally|After|An|A|As|At|But|Earlier|He|Her|Here|However|If|In|It|Last|Many|More|Mr\.|Ms\.|Now|Once|One"
     r"|Other|Our|She|Since|So|Some|Such|That|The|Their|Then|There|These|They|This|We|What|When|While|Yet|You"

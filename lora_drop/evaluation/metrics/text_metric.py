@@ -1,4 +1,4 @@
-"""What the text metrics have in common: an `evaluate.Metric` that stays in memory and says by which protocol it counted."""
+"""The base of the text metrics: an `evaluate.Metric` that stays in memory and names the protocol by which it counted."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class TextMetric(evaluate.Metric):
         """Make the metric.
 
         Args:
-            as_written: whether predictions are compared as they stand, even where the protocol's references are in a
+            as_written: True to compare predictions unchanged, even where the protocol's references are in a
                 special form (DART's: lower-cased and tokenised); else they are brought into that form first.
         """
         self.as_written = as_written

@@ -1,8 +1,8 @@
-"""What a stage is, and what its outputs depend on.
+"""A stage of a run, and the inputs that its outputs depend on.
 
 Where something was computed is no input: the device, the batch size of an evaluation, the folder of the data. The versions of torch, transformers
-and PEFT are none either: their numbers differ in the last bits, if at all, and a new release must not undo a grid. `run.json` says which they
-were, and a stage that stands with others than are installed now says so.
+and PEFT are none either: their numbers differ in the last bits, if at all, and a new release must not undo a grid. `run.json` records
+them, and a stage that was done with others than those installed gives a notice.
 """
 
 from __future__ import annotations
@@ -41,27 +41,27 @@ class Stage:
     name: str
     help: str
     version: int
-    """Raised when its numbers may change: what an earlier version made does not stand."""
+    """Raised when its numbers may change: what an earlier version made is made anew."""
     outputs: tuple[str, ...]
     """Files and folders that it writes, the main one first."""
     needs: tuple[str, ...]
     """Stages whose outputs it reads."""
     settings: Callable[[Job], Values]
-    """What its outputs depend on in the configuration: known without reading a row or a weight."""
+    """Inputs from the configuration, known without reading a row or a weight."""
     inputs: Callable[[Job], Values]
-    """What else they depend on: rows, weights, what earlier stages wrote."""
+    """All other inputs: rows, weights, outputs of earlier stages."""
     work: Callable[[Job], Work]
     """Writes the outputs."""
     wanted: Callable[[Job], bool] = _always
-    """Whether a run has this stage."""
+    """True if a run has this stage."""
     rows: Callable[[Job], tuple[str, ...]] = lambda job: ("train",)
     """The rows that it reads: "train", "eval", both or none."""
     command: bool = True
-    """Whether it has a command of its own."""
+    """True if it has a command of its own."""
     beside: tuple[str, ...] = ()
     """Stages without a command that follow it, where they are wanted."""
     shared: bool = False
-    """Whether runs of the same task and seed often have it in common: a threshold sweep needs one warm-up."""
+    """True if runs of the same task and seed often have it in common: a threshold sweep needs one warm-up."""
 
 
 def digest_of(job: Job, artefact: str, stage: str) -> str:

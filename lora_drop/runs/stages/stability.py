@@ -1,4 +1,4 @@
-"""Beside stage 2: how far the importances can be trusted, by a bootstrap over the examples."""
+"""Beside stage 2: a bootstrap of the importances over the examples."""
 
 from __future__ import annotations
 

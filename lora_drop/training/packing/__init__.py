@@ -5,7 +5,7 @@ For one batch, `Packing.over(batch)` is a context in which the model, called as 
 - **No padding.** Before the stack of layers the real tokens of all rows are joined into one row (`1 tokens width`), after it they are put back
   where they were; everything outside the stack, and the caller, sees ordinary padded tensors. In between, attention runs per group
   of rows of similar length, plugged in through transformers' `AttentionInterface`; every other operation works on single tokens anyway.
-- **Nothing that nobody reads.** Where the head reads one token of each row (a classifier), or the loss only the learned ones (a language model), the
+- **Nothing that is not read.** Where the head reads one token of each row (a classifier), or the loss only the learned ones (a language model), the
   last layer goes on with these rows alone once its attention is done.
 - **Cheap dropout.** On a CPU torch draws masks with a slow serial generator. Ours compares 16-bit integers of SFC64, which is seeded from torch's
   own generator for each mask, so that seeds, checkpoints and recomputation work as before.

@@ -119,7 +119,7 @@ class Layout:
 
     @property
     def one_each(self) -> bool:
-        """Whether one token of each row is read."""
+        """True if one token of each row is read."""
         return self.reads in ("first", "last")
 
     @property

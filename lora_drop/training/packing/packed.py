@@ -20,7 +20,7 @@ from lora_drop.training.packing.lora import lora_forward, plain_loras
 from lora_drop.training.packing.model import configs, find_stack, pretrained
 
 NAME = "lora_drop_packed"
-"""What the attention is called in transformers' registry."""
+"""The attention's name in transformers' registry."""
 READ = {"first": "first token of each row", "last": "last token of each row", "learned": "learned tokens"}
 
 

@@ -1,4 +1,4 @@
-"""Whether and how a model can be computed without padding: found by trying, on a few rows."""
+"""The trial that finds, on a few rows, the way to compute a model without padding, or the reason that there is none."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def prepare(
 
 
 def _ways(learned: bool, recomputes: bool) -> Iterator[tuple[str, bool]]:
-    """What may be read after the stack, and whether the last layer is trimmed to it; the cheapest way first."""
+    """Yield (tokens read after the stack, last layer trimmed to them), the cheapest way first."""
     for reads in ("learned",) if learned else ("first", "last"):
         yield from ((reads, trims) for trims in (True, False) if not (trims and recomputes))
     yield "all", False
@@ -74,7 +74,7 @@ def _loss_and_gradients(
 
 
 def _agree(stock: Sequence[Tensor], found: Sequence[Tensor]) -> bool:
-    """Whether loss and all gradients are equal up to rounding: of fp32 sums, or of bf16 products on a GPU."""
+    """Return True if loss and all gradients are equal up to rounding: of fp32 sums, or of bf16 products on a GPU."""
     tolerance = 5e-2 if torch.is_autocast_enabled(stock[0].device.type) else 1e-4
     if len(stock) != len(found) or not all(bool(tensor.isfinite().all()) for tensor in found):
         return False
