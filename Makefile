@@ -7,8 +7,14 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 TORCH_INDEX ?= $(shell command -v nvidia-smi >/dev/null 2>&1 || echo --retries 0 --extra-index-url https://download.pytorch.org/whl/cpu)
 
+# The oldest Python that is allowed and the newest at hand, of pyenv if it is there.
+OLDEST ?= $(firstword $(sort $(wildcard $(HOME)/.pyenv/versions/3.10.*/bin/python)) python3.10)
+NEWEST ?= $(lastword python3 $(sort $(wildcard $(HOME)/.pyenv/versions/3.1[1-9].*/bin/python)))
+# Everything but what measures speed, draws the committed tables again, or runs the documents.
+CORE ?= tests $(addprefix --ignore=tests/test_,bench.py bench_counts.py docs.py readme.py report.py)
+
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast check reproduce-glue reproduce-smoke report bench clean
+.PHONY: help install demo test test-fast test-lowest test-newest check reproduce-glue reproduce-smoke report bench clean
 
 help: ## List the targets
 	@grep -hE '^[a-zA-Z_-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -31,6 +37,24 @@ test: install ## The test suite; with LORA_DROP_DATA also on the official files
 test-fast: install ## The unit tests alone, without training runs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadscope -m "not slow"
 
+test-lowest: .venv-lowest/installed ## The core tests on Python 3.10 with the lowest versions that pyproject.toml allows; warnings are shown, no errors
+	.venv-lowest/bin/python -m pytest -W default $(CORE)
+
+test-newest: .venv-newest/installed ## The core tests on the newest Python at hand with the newest versions
+	.venv-newest/bin/python -m pytest $(CORE)
+
+.venv-lowest/installed: pyproject.toml scripts/lower_bounds.py
+	$(OLDEST) -m venv .venv-lowest
+	$(NEWEST) scripts/lower_bounds.py packaged paper-metrics dev > .venv-lowest/versions.txt
+	.venv-lowest/bin/pip install --quiet --disable-pip-version-check $(TORCH_INDEX) -r .venv-lowest/versions.txt
+	.venv-lowest/bin/pip install --quiet --disable-pip-version-check --no-deps -e .
+	@touch $@
+
+.venv-newest/installed: pyproject.toml
+	$(NEWEST) -m venv .venv-newest
+	.venv-newest/bin/pip install --quiet --disable-pip-version-check --upgrade $(TORCH_INDEX) -e ".[packaged,paper-metrics,dev]"
+	@touch $@
+
 check: install ## Lint, formatting and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -48,5 +72,5 @@ report: install ## Tables and figures from the records in results/
 bench: install ## How fast this machine trains, scores and starts, against PEFT + Trainer: RTE rows on MiniLM-L6 (needs LORA_DROP_DATA or the Hub)
 	OMP_PROC_BIND=true $(BIN)/lora-drop bench --device cpu $(ARGS)  # a thread stays on its core: docs/benchmark.md
 
-clean: ## Remove .venv, caches, runs/demo and runs/smoke
-	rm -rf $(VENV) runs/demo runs/smoke .pytest_cache .mypy_cache .ruff_cache .hypothesis
+clean: ## Remove the virtual environments, caches, runs/demo and runs/smoke
+	rm -rf $(VENV) .venv-lowest .venv-newest runs/demo runs/smoke .pytest_cache .mypy_cache .ruff_cache .hypothesis

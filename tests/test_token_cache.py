@@ -63,7 +63,7 @@ def test_rows_and_notices_are_the_same_the_second_time(config, folder, monkeypat
     kept_files = entries(folder)
     assert told.notices and len(kept_files) == 4
     with monkeypatch.context() as without_a_home:
-        without_a_home.setattr("lora_drop.runs.rows.rows.cache_folder", lambda: None)
+        without_a_home.setattr("lora_drop.runs.rows.cache_folder", lambda: None)
         plain, _ = data(config)
         in_memory = plain.train_encoded, plain.eval_encoded
     kept, told_again = data(config)

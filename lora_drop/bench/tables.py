@@ -9,7 +9,7 @@ from typing import Any
 VARIANT_TITLES = {
     "stock": "stock: all rows padded to one length",
     "grouped": "grouped: the Trainer at its best",
-    "ours": "ours: lora_drop.training.trainer.trainer.fit",
+    "ours": "ours: lora_drop.training.trainer.fit",
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,8 @@ def quiet_libraries() -> None:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     datasets.disable_progress_bars()
+    # transformers 5.0 says so of every checkpoint, and then sorts them by their numbers as it should
+    warnings.filterwarnings("ignore", message="mtime may not be reliable on this filesystem")
 
 
 def perform(
