@@ -222,22 +222,16 @@ app.command()(bench)
 def show_config(
     config: ConfigFiles = None, overrides: Overrides = None, as_json: Json = False, debug: Debug = False
 ) -> None:
-    """Print every key with its value and what it means."""
+    """Print the configuration as YAML, every key with what it means: to read, or to save and run."""
     from lora_drop.cli.console import out
-    from lora_drop.config.schema import Config, load_config, to_dict
-    from lora_drop.config.strict import flatten
+    from lora_drop.config.explained import explained
+    from lora_drop.config.schema import load_config, to_dict
 
-    resolved = to_dict(load_config(config or [], overrides or []))
+    resolved = load_config(config or [], overrides or [])
     if as_json:
-        typer.echo(json.dumps(resolved))
+        typer.echo(json.dumps(to_dict(resolved)))
         return
-    for key, (_, text) in flatten(Config).items():
-        value: Any = resolved
-        for part in key.split("."):
-            value = value[part]
-        out.print(key, style="bold", end="")
-        out.print(f" = {json.dumps(value, ensure_ascii=False) if value is not None else ''}")
-        out.print(f"    {text}")
+    out.print(explained(resolved), end="", soft_wrap=True)
 
 
 @app.command()
