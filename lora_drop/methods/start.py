@@ -24,7 +24,8 @@ def adapter_folder(path: str) -> Path:
         if (found / "adapter_config.json").is_file():
             return found
     raise UserError(
-        f"train.start_from={path} is neither a PEFT adapter nor a run with a trained one: it has no adapter_config.json."
+        f"train.start_from={path} is neither a PEFT adapter nor a run with a trained one: it has no adapter_config.json. "
+        "(A whole model to start from is named as the backbone.)"
     )
 
 
