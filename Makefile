@@ -70,7 +70,7 @@ report: install ## Tables and figures from the records in results/
 	$(BIN)/lora-drop report
 
 bench: install ## How fast this machine trains, scores and starts, against PEFT + Trainer: RTE rows on MiniLM-L6 (needs LORA_DROP_DATA or the Hub)
-	OMP_PROC_BIND=true $(BIN)/lora-drop bench --device cpu $(ARGS)  # a thread stays on its core: docs/benchmark.md
+	PYTHONPATH=scripts OMP_PROC_BIND=true $(BIN)/python -m bench --device cpu $(ARGS)  # a thread stays on its core: docs/benchmark.md
 
 clean: ## Remove the virtual environments, caches, runs/demo and runs/smoke
 	rm -rf $(VENV) .venv-lowest .venv-newest runs/demo runs/smoke .pytest_cache .mypy_cache .ruff_cache .hypothesis

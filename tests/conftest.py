@@ -1,6 +1,7 @@
 """Tests run offline, and with the tensor shapes in signatures checked at run time."""
 
 import os
+import sys
 import tempfile
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 from jaxtyping import install_import_hook
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))  # the benchmark
 os.environ["MPLBACKEND"] = "agg"
 _CACHE = tempfile.TemporaryDirectory(prefix="lora-drop-cache-")  # removed when the tests end
 os.environ["LORA_DROP_CACHE"] = _CACHE.name

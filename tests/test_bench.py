@@ -1,16 +1,16 @@
-"""`lora-drop bench` as it is called, as small as it can be. Nothing here says how fast anything is."""
+"""`python -m bench` as it is called, as small as it can be. Nothing here says how fast anything is."""
 
 import json
 import os
 
 import pytest
+from bench import __main__ as benchmark
+from bench.goals import GOALS, judge
+from bench.settings import settle
+from bench.tables import machine_line, tables
+from bench.variants import megabatch, padded
+from bench.workload import Subject
 
-from lora_drop.bench.goals import GOALS, judge
-from lora_drop.bench.settings import settle
-from lora_drop.bench.tables import machine_line, tables
-from lora_drop.bench.variants import megabatch, padded
-from lora_drop.bench.workload import Subject
-from lora_drop.cli import app as cli
 from lora_drop.progress import SILENT
 
 pytestmark = pytest.mark.slow
@@ -20,7 +20,7 @@ SMALL = ("--quick", "--rounds", "1", "--rows", "6", "--batch-size", "3", "--devi
 
 def bench(folder, *arguments):
     with pytest.raises(SystemExit) as end:
-        cli.main(["bench", *SMALL, "--out", str(folder), "--quiet", *arguments])
+        benchmark.main([*SMALL, "--out", str(folder), "--quiet", *arguments])
     return end.value.code
 
 

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
+from bench.flops import Rows, forward_flops, shape_of, training_flops
+from bench.rounds import orders
+from bench.statistics import exponent, ratios, spread
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PretrainedConfig
 
-from lora_drop.bench.flops import Rows, forward_flops, shape_of, training_flops
-from lora_drop.bench.rounds import orders
-from lora_drop.bench.statistics import exponent, ratios, spread
 from lora_drop.config.schema import MethodConfig
 from lora_drop.errors import UserError
 from lora_drop.models.backbones import load_config, load_meta_model, load_model, load_tokenizer, locate

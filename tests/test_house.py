@@ -5,7 +5,7 @@ from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent / "lora_drop"
-FLOORS = 11
+FLOORS = 10
 """Rooms on top of each other: a folder, or a file of the root, is one."""
 
 

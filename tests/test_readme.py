@@ -34,12 +34,6 @@ ADDED = {
     "reproduce table1 --dry-run": ("--backbone tiny:roberta --seeds 0", "RoBERTa-base is on the Hub"),
     "reproduce table6 -b packaged:minilm-l6": ("--backbone tiny:bert --seeds 0", "fifteen trainings"),
     "params --backbone FacebookAI/roberta-base": ("--backbone tiny:roberta", "RoBERTa-base is on the Hub"),
-    "bench --task toy-nli --rounds 3": ("--quick", "minutes of measuring"),
-    "bench --backbone shape:roberta-base": ("--backbone tiny:roberta --device cpu --quick", "takes a GPU"),
-    "bench --backbone shape:llama-2-7b": (
-        "--backbone tiny:llama --device cpu --quick --max-length 128",
-        "takes a GPU",
-    ),
 }
 """By the beginning of a command: options added at its end, where they count, and why."""
 

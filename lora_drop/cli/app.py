@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lora_drop.cli.bench import bench
 from lora_drop.cli.experiments import report, reproduce
 from lora_drop.cli.options import (
     Bootstrap,
@@ -215,7 +215,6 @@ def run(
 
 app.command()(reproduce)
 app.command()(report)
-app.command()(bench)
 
 
 @app.command("config")
@@ -343,14 +342,18 @@ def _leading(arguments: list[str]) -> list[str]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line: exit code 0 done, 2 a mistake in the input, 1 a failure of ours, 130 after Ctrl-C."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    """Run the command line."""
+    execute(lambda given: app(args=_leading(given)), sys.argv[1:] if arguments is None else arguments)
+
+
+def execute(command: Callable[[list[str]], object], arguments: list[str]) -> None:
+    """Run a command line: exit code 0 done, 2 a mistake in the input, 1 a failure of ours, 130 after Ctrl-C."""
     tolerate_encodings()
     os.environ.pop(
         "MPLBACKEND", None
     )  # a notebook's, perhaps of another installation: figures are only written to files
     try:
-        app(args=_leading(arguments))
+        command(arguments)
     except UserError as error:
         if "--debug" in arguments:
             raise

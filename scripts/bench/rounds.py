@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from lora_drop.bench.machine import LoadMeter
+from bench.machine import LoadMeter
 from lora_drop.provenance import peak_memory_mb, reset_peak_memory, resident_memory_mb
 
 NOISY = 0.25

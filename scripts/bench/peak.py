@@ -6,7 +6,7 @@ import time
 
 import torch
 
-from lora_drop.bench.rounds import Action, Sample, wait
+from bench.rounds import Action, Sample, wait
 
 REPEATS = 5
 

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments, de
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler, get_length_grouped_indices
 
-from lora_drop.bench.workload import Subject, Workload
+from bench.workload import Subject, Workload
 from lora_drop.data.batches import row_lengths
 from lora_drop.data.completions import IGNORED
 from lora_drop.training.trainer import fit, warmup_steps

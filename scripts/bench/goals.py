@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lora_drop.bench.settings import Settings
+from bench.settings import Settings
 
 Found = Mapping[str, Any]
 """What the parts have measured, by their names."""

@@ -1,13 +1,15 @@
-"""The command `bench`: what training, scoring, generating and starting cost on this machine."""
+"""`make bench`: the cost of training, scoring, generating and starting on this machine, side by side with PEFT and Trainer."""
 
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from lora_drop.cli.app import execute
 from lora_drop.cli.options import DataDir, Debug, Device, Json, Offline, Quiet, Seed
 
 
@@ -49,7 +51,7 @@ def bench(
     debug: Debug = False,
 ) -> None:
     """Measure speed, side by side with PEFT and Trainer. Interleaved rounds of training, scoring, generating, starting."""
-    from lora_drop.bench.settings import settle
+    from bench.settings import settle
 
     settings = settle(
         task,
@@ -76,7 +78,7 @@ def bench(
 def _perform(settings: Any, folder: Path, threads: int | None, quiet: bool) -> dict[str, Any]:
     import torch
 
-    from lora_drop.bench.benchmark import perform
+    from bench.benchmark import perform
     from lora_drop.cli.console import ConsoleReporter, err
     from lora_drop.cli.perform import quiet_libraries
     from lora_drop.training.environment import neutral_environment
@@ -97,7 +99,7 @@ def _perform(settings: Any, folder: Path, threads: int | None, quiet: bool) -> d
 
 
 def _show(result: dict[str, Any], quiet: bool) -> None:
-    from lora_drop.bench.tables import machine_line, tables
+    from bench.tables import machine_line, tables
     from lora_drop.cli.console import out, print_table
 
     out.print(machine_line(result), soft_wrap=True)
@@ -107,3 +109,14 @@ def _show(result: dict[str, Any], quiet: bool) -> None:
             out.print(note, soft_wrap=True)
     if not quiet:
         out.print(f"\nFile: {result['file']}", soft_wrap=True)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line of the benchmark."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+    app.command()(bench)
+    execute(lambda given: app(args=given), sys.argv[1:] if arguments is None else arguments)
+
+
+if __name__ == "__main__":
+    main()

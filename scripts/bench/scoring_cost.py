@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lora_drop.bench.rounds import interleave, timed
-from lora_drop.bench.statistics import ratios
-from lora_drop.bench.workload import Subject
+from bench.rounds import interleave, timed
+from bench.statistics import ratios
+from bench.workload import Subject
 from lora_drop.data.sentences import batches
 from lora_drop.pruning import importance
 from lora_drop.pruning.adapters import loras

@@ -12,8 +12,8 @@ from datasets import Dataset
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lora_drop.bench.flops import Rows, Shape, shape_of
-from lora_drop.bench.settings import Settings
+from bench.flops import Rows, Shape, shape_of
+from bench.settings import Settings
 from lora_drop.config.schema import MethodConfig
 from lora_drop.data.batches import row_lengths
 from lora_drop.data.completions import IGNORED

@@ -8,16 +8,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from lora_drop.bench.generation_speed import measure_generation
-from lora_drop.bench.goals import judge
-from lora_drop.bench.machine import describe
-from lora_drop.bench.scaling import measure_scaling
-from lora_drop.bench.scoring_cost import measure_scoring
-from lora_drop.bench.selection_share import measure_share
-from lora_drop.bench.settings import Settings
-from lora_drop.bench.startup import measure_startup
-from lora_drop.bench.training_speed import measure_training
-from lora_drop.bench.workload import LORA, Subject
+from bench.generation_speed import measure_generation
+from bench.goals import judge
+from bench.machine import describe
+from bench.scaling import measure_scaling
+from bench.scoring_cost import measure_scoring
+from bench.selection_share import measure_share
+from bench.settings import Settings
+from bench.startup import measure_startup
+from bench.training_speed import measure_training
+from bench.workload import LORA, Subject
 from lora_drop.config.schema import WHERE_KEYS
 from lora_drop.errors import UserError
 from lora_drop.files import write_json
@@ -80,7 +80,7 @@ def _part(name: str, subject: Subject) -> Any:
 
 
 def _draw(measured: dict[str, Any], path: Path) -> None:
-    from lora_drop.bench.plots import scaling_figure
+    from bench.plots import scaling_figure
     from lora_drop.pruning.picture import save_figure
 
     save_figure(scaling_figure(measured), path)

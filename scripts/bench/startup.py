@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from lora_drop.bench.rounds import interleave, timed
-from lora_drop.bench.statistics import ratios, spread
+from bench.rounds import interleave, timed
+from bench.statistics import ratios, spread
 
 COMMANDS = {
     "imports": ("-c", "import typer, rich, yaml"),

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from lora_drop.bench.flops import training_flops
-from lora_drop.bench.peak import best_product, product_size
-from lora_drop.bench.rounds import Rounds, interleave, timed
-from lora_drop.bench.statistics import ratios, spread
-from lora_drop.bench.variants import grouped, ours, stock
-from lora_drop.bench.workload import LORA, Subject, Workload
+from bench.flops import training_flops
+from bench.peak import best_product, product_size
+from bench.rounds import Rounds, interleave, timed
+from bench.statistics import ratios, spread
+from bench.variants import grouped, ours, stock
+from bench.workload import LORA, Subject, Workload
 
 VARIANTS = ("stock", "grouped", "ours")
 RATIOS = (("ours", "stock"), ("ours", "grouped"), ("grouped", "stock"))

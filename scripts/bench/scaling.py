@@ -11,9 +11,9 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from lora_drop.bench.flops import Rows, shape_of, training_flops
-from lora_drop.bench.rounds import interleave, timed
-from lora_drop.bench.statistics import exponent, spread
+from bench.flops import Rows, shape_of, training_flops
+from bench.rounds import interleave, timed
+from bench.statistics import exponent, spread
 from lora_drop.config.schema import MethodConfig
 from lora_drop.registry import METHODS
 from lora_drop.training.packing import Packing, prepare

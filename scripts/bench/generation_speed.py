@@ -9,9 +9,9 @@ from typing import Any
 
 from datasets import Dataset
 
-from lora_drop.bench.rounds import interleave, timed
-from lora_drop.bench.statistics import ratios, spread
-from lora_drop.bench.workload import Subject
+from bench.rounds import interleave, timed
+from bench.statistics import ratios, spread
+from bench.workload import Subject
 from lora_drop.data.completions import end_of_text
 from lora_drop.evaluation.generator import generate
 

@@ -6,9 +6,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from lora_drop.bench.rounds import timed, without_old_garbage
-from lora_drop.bench.variants import ours
-from lora_drop.bench.workload import Subject
+from bench.rounds import timed, without_old_garbage
+from bench.variants import ours
+from bench.workload import Subject
 from lora_drop.data.batches import row_lengths
 from lora_drop.progress import SILENT
 from lora_drop.runs.job import Job
