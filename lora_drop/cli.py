@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -28,6 +29,7 @@ from lora_drop.options import (
     RunDir,
     Seed,
 )
+from lora_drop.terminal import tolerate_encodings
 
 if TYPE_CHECKING:
     from lora_drop.config import Config
@@ -53,7 +55,7 @@ def _resolve(files: list[str] | None, run_dir: Path | None, overrides: list[str]
     stored = run_dir / "config.yaml" if run_dir else None
     if not files and stored is not None and stored.is_file():
         files = [str(stored)]
-    named = {
+    keys = {
         "data_dir": flags.get("data_dir"),
         "offline": flags.get("offline") or None,
         "device": flags.get("device"),
@@ -63,9 +65,7 @@ def _resolve(files: list[str] | None, run_dir: Path | None, overrides: list[str]
         "limit.train": flags.get("limit_train"),
         "limit.eval": flags.get("limit_eval"),
     }
-    return load_config(
-        files or [], [*(overrides or []), *(f"{key}={value}" for key, value in named.items() if value is not None)]
-    )
+    return load_config(files or [], overrides or [], keys)
 
 
 def _stage(name: str, help_text: str) -> None:
@@ -152,12 +152,13 @@ def evaluate(
 def _score_file(
     task: str, predictions: Path, split: str | None, data_dir: str | None, offline: bool, as_json: bool
 ) -> None:
-    from lora_drop.console import err, out, print_table
+    from lora_drop.console import ConsoleReporter, err, out, print_table
     from lora_drop.evaluation.predictions import score_predictions
     from lora_drop.tasks import get_task
     from lora_drop.tasks.base import Source
 
-    scored = score_predictions(get_task(task), predictions, Source.resolve(data_dir, offline), split)
+    source = Source.resolve(data_dir, offline, report=ConsoleReporter(err))
+    scored = score_predictions(get_task(task), predictions, source, split)
     if as_json:
         typer.echo(json.dumps(scored))
         return
@@ -166,7 +167,7 @@ def _score_file(
         out, ["metric", "value", "protocol"], rows, title=f"{task}, {scored['split']}, {scored['examples']} items"
     )
     for name, reason in scored.get("skipped", {}).items():
-        err.print(f"note: {name} was not computed. {reason}", highlight=False, markup=False, soft_wrap=True)
+        err.print(f"note: {name} was not computed. {reason}", soft_wrap=True)
 
 
 @app.command()
@@ -232,8 +233,9 @@ def show_config(
         value: Any = resolved
         for part in key.split("."):
             value = value[part]
-        out.print(f"[bold]{key}[/] = {json.dumps(value) if value is not None else ''}", highlight=False)
-        out.print(f"    {text}", highlight=False, markup=False)
+        out.print(key, style="bold", end="")
+        out.print(f" = {json.dumps(value, ensure_ascii=False) if value is not None else ''}")
+        out.print(f"    {text}")
 
 
 @app.command()
@@ -247,7 +249,10 @@ def tasks(data_dir: DataDir = None, offline: Offline = False, as_json: Json = Fa
 @app.command()
 def params(
     backbone: Annotated[
-        str, typer.Option("--backbone", "-b", help="A Hub id, a folder, packaged:NAME, shape:NAME or tiny:NAME.")
+        str,
+        typer.Option(
+            "--backbone", "-b", help="A Hub id (or id@revision), a folder, packaged:NAME, shape:NAME or tiny:NAME."
+        ),
     ] = "packaged:minilm-l6",
     task: Annotated[str, typer.Option("--task", "-t", help="Decides the head.")] = "rte",
     overrides: Overrides = None,
@@ -256,21 +261,21 @@ def params(
     debug: Debug = False,
 ) -> None:
     """Count every method's trainable parameters, from shapes alone."""
-    from lora_drop.config import load_config
+    from lora_drop.config import from_dict, override
     from lora_drop.console import out, print_table
     from lora_drop.inspection import count_methods
 
-    resolved = load_config(
-        [], [f"backbone={backbone}", f"task={task}", f"offline={str(offline).lower()}", *(overrides or [])]
-    )
-    counted = count_methods(resolved)
+    values: dict[str, Any] = {"backbone": backbone, "task": task}
+    errors: list[str] = []
+    override(values, overrides or [], {"offline": offline or None}, errors)
+    counted = count_methods(from_dict(values, errors))
     if as_json:
         typer.echo(json.dumps(counted))
         return
     rows = [
         [name, entry["adapter"], entry["head"], entry.get("note", "")] for name, entry in counted["methods"].items()
     ]
-    print_table(out, ["method", "adapter", "head", ""], rows, title=f"Trainable parameters on {backbone}")
+    print_table(out, ["method", "adapter", "head", ""], rows, title=f"Trainable parameters on {counted['backbone']}")
 
 
 @app.command()
@@ -318,7 +323,7 @@ def _perform(
     for remark in summary.remarks:
         reporter.notice(remark)
     if not quiet:
-        out.print(f"Files: {run_dir}", highlight=False, soft_wrap=True)
+        out.print(f"Files: {run_dir}", soft_wrap=True)
     if as_json:
         last = {"run_dir": str(run_dir), "stages": stages, "results": summary.results, "remarks": summary.remarks}
         typer.echo(json.dumps(last))
@@ -327,6 +332,10 @@ def _perform(
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line: exit code 0 done, 2 a mistake in the input, 1 a failure of ours, 130 after Ctrl-C."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    tolerate_encodings()
+    os.environ.pop(
+        "MPLBACKEND", None
+    )  # a notebook's, perhaps of another installation: figures are only written to files
     try:
         app(args=arguments)
     except UserError as error:
@@ -334,7 +343,7 @@ def main(arguments: list[str] | None = None) -> None:
             raise
         from lora_drop.console import err
 
-        err.print(f"Error: {error}", highlight=False, markup=False, soft_wrap=True)
+        err.print(f"Error: {error}", soft_wrap=True)
         sys.exit(2)
 
 

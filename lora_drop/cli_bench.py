@@ -21,7 +21,9 @@ def bench(
     ] = None,
     parts: Annotated[
         str | None,
-        typer.Option(metavar="A,B,…", help="Of train, score, share, generation, startup, scaling; else all that fit."),
+        typer.Option(
+            metavar="A,B,...", help="Of train, score, share, generation, startup, scaling; else all that fit."
+        ),
     ] = None,
     seq_lengths: Annotated[
         str, typer.Option("--seq-lengths", help="real: the task's rows; 32,64,128: generated rows of these lengths.")
@@ -77,13 +79,15 @@ def _perform(settings: Any, folder: Path, threads: int | None, quiet: bool) -> d
     from lora_drop.bench.benchmark import perform
     from lora_drop.commands import quiet_libraries
     from lora_drop.console import ConsoleReporter, err
+    from lora_drop.environment import neutral_environment
 
     quiet_libraries()
     before = torch.get_num_threads()
     reporter = ConsoleReporter(err, quiet)
     try:
         torch.set_num_threads(threads or before)
-        return perform(settings, folder, reporter)
+        with neutral_environment(reporter):
+            return perform(settings, folder, reporter)
     except KeyboardInterrupt as interrupt:
         err.print("Interrupted. Nothing was written.")
         raise typer.Exit(130) from interrupt
@@ -96,10 +100,10 @@ def _show(result: dict[str, Any], quiet: bool) -> None:
     from lora_drop.bench.tables import machine_line, tables
     from lora_drop.console import out, print_table
 
-    out.print(machine_line(result), highlight=False, markup=False, soft_wrap=True)
+    out.print(machine_line(result), soft_wrap=True)
     for table in tables(result):
         print_table(out, table.columns, table.rows, title=table.title or None)
         for note in table.notes:
-            out.print(note, highlight=False, markup=False, soft_wrap=True)
+            out.print(note, soft_wrap=True)
     if not quiet:
-        out.print(f"\nFile: {result['file']}", highlight=False, markup=False, soft_wrap=True)
+        out.print(f"\nFile: {result['file']}", soft_wrap=True)

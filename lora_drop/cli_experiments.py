@@ -10,13 +10,13 @@ import typer
 
 from lora_drop.options import ConfigFiles, DataDir, Debug, Device, Json, Limit, Offline, Overrides, Quiet
 
-Names = Annotated[str | None, typer.Option(metavar="A,B,…", help="Only these, separated by commas.")]
+Names = Annotated[str | None, typer.Option(metavar="A,B,...", help="Only these, separated by commas.")]
 Results = Annotated[Path, typer.Option(help="Folder of the results: EXPERIMENT/BACKBONE/*.json, tables and figures.")]
 
 
 def reproduce(
     experiment: Annotated[
-        str, typer.Argument(help="table1, figure9, … (all names: lora-drop reproduce list), or a YAML file.")
+        str, typer.Argument(help="table1, figure9, ... (all names: lora-drop reproduce list), or a YAML file.")
     ],
     backbone: Annotated[str | None, typer.Option("--backbone", "-b", help="Another model than the paper's.")] = None,
     tasks: Names = None,
@@ -66,7 +66,8 @@ def reproduce(
         rows=_split(methods),
         seeds=_numbers(seeds),
         files=config or [],
-        overrides=[*(overrides or []), *(f"{key}={value}" for key, value in flags.items() if value is not None)],
+        overrides=overrides or [],
+        flags=flags,
     )
     loaded = load_experiment(experiment)
     planned = expand(loaded, choice)
@@ -96,7 +97,7 @@ def report(
     for folder, tables in written.items():
         _show_tables(tables)
         if not quiet:
-            out.print(f"Files: {folder}\n", highlight=False, soft_wrap=True)
+            out.print(f"Files: {folder}\n", soft_wrap=True)
     if as_json:
         typer.echo(json.dumps({"folders": [str(folder) for folder in written]}))
 
@@ -120,13 +121,13 @@ def _perform(planned: list[Any], runs: Path, results: Path, quiet: bool, as_json
     if outcome.busy:
         err.print(f"{len(outcome.busy)} runs are being performed by another process.")
     for name, message in outcome.failed.items():
-        err.print(f"Failed: {name}: {message}", highlight=False, markup=False, soft_wrap=True)
+        err.print(f"Failed: {name}: {message}", soft_wrap=True)
     folders = sorted({record_path(results, run).parent for run in planned})
     present = [folder for folder in folders if any(folder.glob("*.json"))]
     for folder in present:
         (tables,) = write(results, [folder.parent.name], backbones=[folder.name]).values()
         _show_tables(tables)
-        out.print(f"Files: {folder}", highlight=False, soft_wrap=True)
+        out.print(f"Files: {folder}", soft_wrap=True)
     if as_json:
         counts = {"performed": len(outcome.performed), "already": outcome.already, "busy": len(outcome.busy)}
         typer.echo(json.dumps({**counts, "failed": outcome.failed, "folders": [str(folder) for folder in present]}))
@@ -136,6 +137,7 @@ def _perform(planned: list[Any], runs: Path, results: Path, quiet: bool, as_json
 def _show_plan(planned: list[Any], runs: Path, results: Path, as_json: bool) -> None:
     from lora_drop.commands import quiet_libraries
     from lora_drop.console import ConsoleGridReporter, err, out, print_table
+    from lora_drop.environment import neutral_environment
     from lora_drop.experiments.estimate import estimate
     from lora_drop.experiments.records import is_done
 
@@ -144,7 +146,8 @@ def _show_plan(planned: list[Any], runs: Path, results: Path, as_json: bool) -> 
     reporter = ConsoleGridReporter(err)
     reporter.start("timing")
     try:
-        estimates = list(estimate([run for run in planned if run.name not in done], reporter.advance))
+        with neutral_environment(reporter):
+            estimates = list(estimate([run for run in planned if run.name not in done], reporter.advance))
     finally:
         reporter.close()
     if as_json:
@@ -182,9 +185,9 @@ def _show_tables(tables: list[Any]) -> None:
         asked = ", ".join(f"{key}={value}" for key, value in table.overrides.items())
         print_table(out, heads(table), body, title=f"\n{table.title} ({table.backbone}{'; ' if asked else ''}{asked})")
         for note in notes(table):
-            out.print(note, highlight=False, markup=False, soft_wrap=True)
+            out.print(note, soft_wrap=True)
         for line in agreement(table):
-            out.print(line, highlight=False, markup=False, soft_wrap=True)
+            out.print(line, soft_wrap=True)
 
 
 def _split(text: str | None) -> list[str]:

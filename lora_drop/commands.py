@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import datasets
 from transformers.utils import logging
 
 from lora_drop.config import Config
@@ -31,9 +32,10 @@ class Summary:
 
 
 def quiet_libraries() -> None:
-    """Let transformers print nothing but errors: what it would say is said by our reporter."""
+    """Let transformers print nothing but errors, and neither it nor datasets a bar: what they would say is said by our reporter."""
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    datasets.disable_progress_bars()
 
 
 def perform(
@@ -86,7 +88,7 @@ def _perform_one(run_dir: Path, config: Config, stages: list[str], force: bool, 
     run = Run(run_dir, config)
     pipeline = Pipeline(run, report, force)
     # a trained adapter may be evaluated on other rows; what it was trained from stays what the directory says
-    with run.working(store_config=stages != ["eval"]):
+    with run.working(report, store_config=stages != ["eval"]):
         for stage in stages:
             if stage == "all":
                 pipeline.all()
@@ -97,7 +99,8 @@ def _perform_one(run_dir: Path, config: Config, stages: list[str], force: bool, 
 
 def _result(run: Run) -> dict[str, Any]:
     metrics = read_json(run.file("metrics.json"))
-    parameters = run.manifest["trainable_parameters"]
+    trained, evaluated = run.manifest["stages"]["train"], run.manifest["stages"]["eval"]
+    parameters = trained["trainable_parameters"]
     return {
         "method": get_method(run.config.method.name).title,
         "parameters": parameters["adapter"],
@@ -106,10 +109,10 @@ def _result(run: Run) -> dict[str, Any]:
         "split": metrics["split"],
         "n": metrics["examples"],
         "seed": run.config.seed,
-        "epoch": f"{run.manifest['kept_epoch']:g} ({run.manifest['select_epoch']})",
-        "limited": _limits(run.manifest["limited"]),
+        "epoch": f"{trained['kept_epoch']:g} ({trained['select_epoch']})",
+        "limited": _limits({**trained["limited"], **evaluated["limited"]}),
     }
 
 
-def _limits(limited: dict[str, int] | None) -> str:
-    return ", ".join(f"{rows} {part} rows" for part, rows in (limited or {}).items()) or "no"
+def _limits(limited: dict[str, int]) -> str:
+    return ", ".join(f"{rows} {part} rows" for part, rows in limited.items()) or "no"

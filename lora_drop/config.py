@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from lora_drop.errors import UserError, closest
-from lora_drop.strict import apply_override, build, merge
+from lora_drop.strict import apply_override, build, merge, put
 
 
 def _checked(default: Any, allowed: str, check: Callable[[Any], bool]) -> Any:
@@ -138,6 +138,8 @@ class TrainConfig:
     """Compute activations twice instead of keeping them: less memory, a third more time."""
     select_epoch: str = _one_of("best", "best", "last")
     """Which epoch's weights are kept: the best on eval.split (as the paper reports) or the last."""
+    start_from: str | None = None
+    """Start LoRA and LoRA-drop, and the warm-up, from this adapter: a run directory or a PEFT adapter's folder; empty: from B = 0."""
     save_steps: int | None = _positive(None)
     """Also write a checkpoint every so many steps; empty: after each epoch."""
 
@@ -183,13 +185,15 @@ class Config:
     task: str = "toy-nli"
     """The task; `lora-drop tasks` lists them."""
     backbone: str = "packaged:minilm-l6"
-    """The pretrained model: a Hub id, a folder, packaged:NAME, shape:NAME (random weights) or tiny:NAME."""
+    """The pretrained model: a Hub id (or id@revision), a folder, packaged:NAME, shape:NAME (random weights) or tiny:NAME."""
     quantization: str = _one_of("none", "none", "nf4")
     """Precision of the frozen weights: as they come (none), or 4 bits (nf4, as in QLoRA; needs CUDA and the extra qlora)."""
     seed: int = _checked(0, "an integer from 0 to 4294967295", lambda value: 0 <= value < 2**32)
     """Seed of the sample, the initial weights, the order of the rows and dropout."""
     data_dir: str | None = None
-    """Folder with the official files; empty: $LORA_DROP_DATA, else the Hub."""
+    """Folder with the official files, which must hold those of the task; empty: $LORA_DROP_DATA, else the Hub."""
+    data_revision: str | None = None
+    """Take the rows from this branch, tag or commit of the data set on the Hub; empty: from files, else what is cached, else the newest."""
     device: str = _checked(
         "auto",
         "auto, cpu, cuda or mps (choose one of several GPUs with CUDA_VISIBLE_DEVICES)",
@@ -225,24 +229,49 @@ def to_dict(config: Config) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
+def to_yaml(config: Config) -> str:
+    """Return the content of a configuration file that gives the same configuration again, whatever its texts hold."""
+    values = to_dict(config)
+    readable = json.dumps(
+        values, ensure_ascii=False
+    ).isprintable()  # else escaped: YAML takes U+0085, say, for a line end
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=readable)
+
+
 def config_hash(config: Config) -> str:
     """Return 12 hexadecimal digits that identify what a run computes (WHERE_KEYS are left out)."""
     what = {key: value for key, value in to_dict(config).items() if key not in WHERE_KEYS}
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def load_config(files: Iterable[str | Path] = (), overrides: Iterable[str] = ()) -> Config:
-    """Build a configuration from YAML files, later ones over earlier ones, and `dotted.key=value` overrides over both.
+def load_config(
+    files: Iterable[str | Path] = (), overrides: Iterable[str] = (), flags: Mapping[str, Any] | None = None
+) -> Config:
+    """Build a configuration from YAML files, overrides and flags; later ones win.
 
-    A file is a path, or the name of a packaged one (`glue/rte`). Raises UserError with every mistake found.
+    Args:
+        files: paths, or names of packaged files (`glue/rte`).
+        overrides: `dotted.key=value`, read as the key's type asks for.
+        flags: values by dotted key, taken as they are; None says nothing.
+
+    Raises:
+        UserError: with every mistake found.
     """
     errors: list[str] = []
     merged: dict[str, Any] = {}
     for name in files:
         merge(merged, read_yaml(find_config(name)))
-    for override in overrides:
-        apply_override(merged, override, errors)
+    override(merged, overrides, flags or {}, errors)
     return from_dict(merged, errors=errors)
+
+
+def override(into: dict[str, Any], overrides: Iterable[str], flags: Mapping[str, Any], errors: list[str]) -> None:
+    """Put `dotted.key=value` overrides, then flags (values by dotted key; None says nothing) over nested values."""
+    for text in overrides:
+        apply_override(into, text, errors, Config)
+    for key, value in flags.items():
+        if value is not None:
+            put(into, key, value)
 
 
 def from_dict(values: Mapping[str, Any], errors: list[str] | None = None) -> Config:
@@ -272,7 +301,7 @@ def find_config(name: str | Path) -> Path:
         if candidate.is_file():
             return candidate
     files = (file.relative_to(folder).with_suffix("") for folder in config_folders() for file in folder.rglob("*.yaml"))
-    known = sorted(str(file) for file in files if file.parts[0] != "experiments")
+    known = sorted(file.as_posix() for file in files if file.parts[0] != "experiments")
     raise UserError(
         f"No configuration file {str(name)!r}.{closest(str(name), known)} Give a path, or one of: {', '.join(known)}"
     )

@@ -1,4 +1,7 @@
-"""What the command line shows: one progress line per stage, the importance profile, tables. Everything goes to standard error but results."""
+"""What the command line shows: one progress line per stage, the importance profile, tables. Everything goes to standard error but results.
+
+Paths, names and messages hold what users wrote: no console here reads a text as markup, and none colours parts of it.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from lora_drop.progress import GridReporter, Reporter
@@ -18,8 +20,9 @@ if TYPE_CHECKING:
 
 BAR_WIDTH = 40
 
-out = Console(width=None if sys.stdout.isatty() else 160)
-err = Console(stderr=True)
+PLAIN: dict[str, Any] = {"markup": False, "emoji": False, "highlight": False}
+out = Console(width=None if sys.stdout.isatty() else 160, **PLAIN)
+err = Console(stderr=True, **PLAIN)
 
 
 class ConsoleReporter(Reporter):
@@ -29,6 +32,7 @@ class ConsoleReporter(Reporter):
         self.console, self.quiet = console, quiet
         self.progress: Progress | None = None
         self.shown = 0.0
+        self.told: set[str] = set()
 
     def start(self, stage: str) -> None:
         """A stage begins: show a bar if somebody is watching."""
@@ -37,14 +41,14 @@ class ConsoleReporter(Reporter):
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         columns = [
-            TextColumn(f"{stage:<7}"),
+            TextColumn("{task.fields[stage]:<7}", markup=False),
             BarColumn(24),
             MofNCompleteColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             TimeRemainingColumn(),
         ]
         self.progress = Progress(*columns, console=self.console, transient=True)
-        self.task = self.progress.add_task("", total=None)
+        self.task = self.progress.add_task("", total=None, stage=stage)
         self.progress.start()
 
     def advance(self, done: int, total: int, note: str = "") -> None:
@@ -63,8 +67,10 @@ class ConsoleReporter(Reporter):
         self._line(f"{stage:<9}   skipped  {reason}")
 
     def notice(self, text: str) -> None:
-        """Something to know."""
-        self._line(f"note: {text}")
+        """Something to know; what holds for several runs of a command is said once."""
+        if text not in self.told:
+            self.told.add(text)
+            self._line(f"note: {text}")
 
     def close(self) -> None:
         """Remove the bar, also when a stage has failed."""
@@ -74,7 +80,7 @@ class ConsoleReporter(Reporter):
 
     def _line(self, text: str) -> None:
         if not self.quiet:
-            self.console.print(escape(text), highlight=False, soft_wrap=True)
+            self.console.print(text, soft_wrap=True)
 
 
 class ConsoleGridReporter(ConsoleReporter, GridReporter):
@@ -82,7 +88,6 @@ class ConsoleGridReporter(ConsoleReporter, GridReporter):
 
     def __init__(self, console: Console, quiet: bool = False):
         super().__init__(console, quiet)
-        self.told: set[str] = set()
         self.label = ""
 
     def begin(self, name: str, number: int, total: int) -> None:
@@ -99,12 +104,6 @@ class ConsoleGridReporter(ConsoleReporter, GridReporter):
 
     def skip(self, stage: str, reason: str) -> None:
         """A stage is already done."""
-
-    def notice(self, text: str) -> None:
-        """Something to know; what holds for many runs is said once."""
-        if text not in self.told:
-            self.told.add(text)
-            super().notice(text)
 
     def end(self, name: str, note: str) -> None:
         """The run is over."""
@@ -123,14 +122,12 @@ def print_profile(
     doubts = {(row["projection"], row["layer"]): row for row in stability}
     for projection in dict.fromkeys(row.projection for row in scored):
         layers = selection.projections[projection] if selection else None
-        console.print(f"\n{projection}{': ' + _summary(layers) if layers else ''}", highlight=False)
+        console.print(f"\n{projection}{': ' + _summary(layers) if layers else ''}")
         for row in (row for row in scored if row.projection == projection):
             kept = layers is None or row.layer in layers.retained
             bar = ("█" if kept else "░") * max(1, round(BAR_WIDTH * row.importance / widest))
             fate = _fate(kept, selection) + _doubt(doubts.get((projection, row.layer)))
-            console.print(
-                f"  layer {row.layer:>3}  {row.importance:6.1%}  {bar:<{BAR_WIDTH}}  {fate}".rstrip(), highlight=False
-            )
+            console.print(f"  layer {row.layer:>3}  {row.importance:6.1%}  {bar:<{BAR_WIDTH}}  {fate}".rstrip())
     console.print()
 
 
@@ -154,7 +151,7 @@ def print_table(
 ) -> None:
     """Print rows under column names; numbers are right-aligned, with thousands separators for integers."""
     if title:
-        console.print(title, style="italic", highlight=False, markup=False, soft_wrap=True)
+        console.print(title, style="italic", soft_wrap=True)
     table = Table(box=None, header_style="bold", pad_edge=False)
     for number, name in enumerate(columns):
         numeric = all(isinstance(row[number], (int, float)) for row in rows)
@@ -171,4 +168,4 @@ def _cell(value: Any) -> str:
         return f"{value:,}"
     if isinstance(value, float):
         return f"{value:.4f}"
-    return escape(str(value))
+    return str(value)

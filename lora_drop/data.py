@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
-from functools import cached_property
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property, partial
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -19,7 +20,7 @@ from lora_drop.progress import Reporter
 from lora_drop.runs import digest
 from lora_drop.sampling import stratified_sample
 from lora_drop.tasks.base import Source, Task
-from lora_drop.token_cache import TokenCache, cache_folder, entry_key
+from lora_drop.token_cache import cache_folder, entry_key, kept_or_made
 
 
 class Data:
@@ -56,7 +57,7 @@ class Data:
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The backbone's tokenizer."""
-        return load_tokenizer(self.backbone, causal=self.kind.causal)
+        return load_tokenizer(self.backbone, self.kind.causal, self.report.notice)
 
     @cached_property
     def collate(self) -> Collate:
@@ -78,14 +79,21 @@ class Data:
         """The tokenised evaluation rows."""
         return self._encoded("evaluation", self.eval_rows, self.eval_digest, self.kind.encode_evaluation)
 
-    @property
-    def limited(self) -> dict[str, int] | None:
-        """How many rows there are of each part of which not all are used; None if all are. Evaluation rows count once they are read."""
-        read = {"train": self.train_rows} if self.config.limit.train is not None else {}
-        if "eval_rows" in vars(self):
-            read["eval"] = self.eval_rows
-        population = {"train": self.population.get("train"), "eval": self.population.get(self.split)}
-        return {part: len(rows) for part, rows in read.items() if len(rows) != population[part]} or None
+    def used(self, parts: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """Return what `run.json` says of the rows that a stage has read.
+
+        Args:
+            parts: "train", "eval", or both.
+
+        Returns:
+            `data`, the hash of the rows of each part; and `limited`, the number of rows of each part of which not all are used.
+        """
+        rows = {part: self.train_rows if part == "train" else self.eval_rows for part in parts}
+        whole = {part: self.population["train" if part == "train" else self.split] for part in parts}
+        return {
+            "data": {part: self.train_digest if part == "train" else self.eval_digest for part in parts},
+            "limited": {part: len(rows[part]) for part in parts if len(rows[part]) != whole[part]},
+        }
 
     def some_batches(self, examples: int) -> Iterator[dict[str, torch.Tensor]]:
         """Batches of at most `examples` training rows, drawn by the seed."""
@@ -102,14 +110,11 @@ class Data:
         self.report.notice(f"limited to {len(drawn.indices):,} of {len(rows):,} {split} rows")
         return rows.select(drawn.indices)
 
-    @cached_property
-    def _cache(self) -> TokenCache:
-        return TokenCache(cache_folder(), self.report)
-
     def _encoded(self, what: str, rows: Dataset, content: str, encode: Callable[..., Encoded]) -> Dataset:
         """Return the tokens of rows, from the cache if they were made before, and tell what is to be said of them."""
         key = entry_key(content, what, self.kind.causal, self.tokenizer, self.backbone.identity, self.config)
-        encoded, notices = self._cache.encoded(key, lambda: encode(rows, self.tokenizer, self.config, what))
+        made = partial(encode, rows, self.tokenizer, self.config, what)
+        encoded, notices = kept_or_made(cache_folder(), key, rows, made, self.report)
         for notice in notices:
             self.report.notice(notice)
         return encoded

@@ -13,7 +13,7 @@ from lora_drop.batching import row_lengths
 Collate = Callable[[list[dict]], dict[str, torch.Tensor]]
 
 
-def encode(rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> tuple[Dataset, int]:
+def encode(rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> tuple[Dataset, int, int]:
     """Tokenise classification or regression rows.
 
     Args:
@@ -21,10 +21,11 @@ def encode(rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -
         tokenizer: the backbone's.
         max_length: longer inputs are cut, the longer sentence of a pair first.
 
-    The tokenizers of most decoders put nothing between the sentences of a pair; a line end then parts them.
+    The tokenizers of most decoders put nothing between the sentences of a pair; a line end then parts them. Some put nothing around a sentence
+    either, and an empty one has no token then: it gets the end-of-text token, since a model needs something to read.
 
     Returns:
-        Rows with `input_ids`, `attention_mask`, perhaps `token_type_ids`, and `labels`; and how many inputs were cut.
+        Rows with `input_ids`, `attention_mask`, perhaps `token_type_ids`, and `labels`; how many inputs were cut; and how many had no token.
     """
     texts = list(rows["text"])
     pairs = list(rows["text_pair"]) if "text_pair" in rows.column_names else None
@@ -33,9 +34,16 @@ def encode(rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -
     encoded = tokenizer(
         texts, pairs, truncation="longest_first", max_length=max_length, return_overflowing_tokens=False
     )
+    empty = [row for row, ids in enumerate(encoded["input_ids"]) if not ids]
+    for row in empty:
+        encoded["input_ids"][row], encoded["attention_mask"][row] = [_filler(tokenizer)], [1]
     full = [row for row, ids in enumerate(encoded["input_ids"]) if len(ids) >= max_length]
     cut = sum(length > max_length for length in _whole_lengths(tokenizer, texts, pairs, full))
-    return Dataset.from_dict({**encoded, "labels": list(rows["label"])}), cut
+    return Dataset.from_dict({**encoded, "labels": list(rows["label"])}), cut, len(empty)
+
+
+def _filler(tokenizer: PreTrainedTokenizerBase) -> int:
+    return tokenizer.pad_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
 
 
 def _whole_lengths(

@@ -40,7 +40,11 @@ def _origin(task: Any, source: Source) -> str:
     if len(present) == len(task.files):
         return f"{source.data_dir}"
     missing = ", ".join(name.rsplit("/", 1)[-1] for name in task.files.values() if name not in present)
-    elsewhere = "nowhere (offline)" if source.offline else f"Hub: {task.hub}"
+    elsewhere = f"Hub: {task.hub}"
+    if source.named:
+        elsewhere = f"nowhere (not in {source.data_dir})"
+    elif source.offline:
+        elsewhere = f"{elsewhere}, if cached (offline)"
     return f"{source.data_dir}; {missing}: {elsewhere}" if present else elsewhere
 
 
@@ -53,7 +57,7 @@ def count_methods(config: Config) -> dict[str, Any]:
     from lora_drop.methods import get_method, method_names
 
     task = get_task(config.task)
-    backbone = locate(config.backbone, config.offline)
+    backbone = locate(config.backbone, config.offline, weights=False)
     counted: dict[str, Any] = {}
     for name in method_names():
         method, model = get_method(name), load_meta_model(backbone, task)
@@ -140,8 +144,9 @@ def _cache() -> list[dict[str, Any]]:
     folder = cache_folder()
     if folder is None:
         return [_row("tokenised rows", "not kept: no home folder", "name a folder with LORA_DROP_CACHE")]
-    size = sum(path.stat().st_size for path in folder.glob("*.arrow"))
-    return [_row("tokenised rows", f"{folder}: {size / 1e6:.1f} MB")]
+    size = sum(path.stat().st_size for path in folder.glob("*") if path.is_file())
+    large = "nothing is removed by itself: delete the folder when you like" if size > 1e9 else ""
+    return [_row("tokenised rows", f"{folder}: {size / 1e6:.1f} MB", large)]
 
 
 def _packaged_models() -> list[dict[str, Any]]:

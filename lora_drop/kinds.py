@@ -63,10 +63,12 @@ def get_kind(task: Task) -> Kind:
 
 def _encode_sentences(rows: Dataset, tokenizer: PreTrainedTokenizerBase, config: Config, what: str) -> Encoded:
     limit = config.train.max_length
-    encoded, cut = encode(rows, tokenizer, limit)
-    return encoded, [
-        f"{cut:,} of {len(rows):,} {what} inputs are longer than train.max_length={limit} and were cut"
-    ] if cut else []
+    encoded, cut, empty = encode(rows, tokenizer, limit)
+    told = {
+        f"{cut:,} of {len(rows):,} {what} inputs are longer than train.max_length={limit} and were cut": cut,
+        f"{empty:,} of {len(rows):,} {what} inputs are empty for this tokenizer; the end of a text stands for them": empty,
+    }
+    return encoded, [text for text, count in told.items() if count]
 
 
 def _encode_pairs(rows: Dataset, tokenizer: PreTrainedTokenizerBase, config: Config, what: str) -> Encoded:

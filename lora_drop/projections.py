@@ -1,12 +1,26 @@
-"""Where the low-rank pairs go: finding query and value in any transformer, and reading a module's projection and layer from its name."""
+"""Where the low-rank pairs go: the linear modules of any transformer, by projection and layer.
+
+A place is one linear module inside a numbered block. Its layer is the first number in its name; its projection is the name that it has in
+every block: `encoder.layer.3.attention.self.query` is layer 3 of `query`. Modules outside the blocks (embeddings, pooler, head) have no layer
+and are no places.
+
+| projection | modules |
+|---|---|
+| `query`, `key`, `value` | the attention's projections, whatever the architecture calls them (LEAVES) |
+| `qkv` | one matrix that computes all three (FUSED): GPT-2, GPT-NeoX, Falcon, Phi-3, ModernBERT |
+| `attention.output.dense` | any other module, by the end of its name, as long as it takes to tell it from others in the block |
+| `encoder.SelfAttention.query` | the stacks and attentions of an encoder-decoder are kept apart |
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from lora_drop.errors import UserError, closest
 
@@ -16,39 +30,21 @@ LEAVES = {
     "value": ("value", "v_lin", "v_proj", "value_proj", "v"),
 }
 """The names that architectures give to the attention's projections: BERT and RoBERTa, DistilBERT, Llama and most others, DeBERTa-v2, T5."""
+FUSED = ("c_attn", "query_key_value", "qkv_proj", "Wqkv", "in_proj", "qkv")
+"""The names of a matrix that holds query, key and value, inside a module whose name says that it is an attention."""
+ALL_LINEAR = "all-linear"
+EXPERTS = "experts"
 
-FUSED = ("c_attn", "query_key_value", "qkv_proj", "Wqkv", "in_proj")
-"""Modules that hold query, key and value in one matrix."""
-
-_LAYER = re.compile(r"\.(\d+)\.")
+_LAYER = re.compile(r"(?:^|\.)(\d+)\.")
 
 
 @dataclass(frozen=True)
 class Place:
-    """One module that gets a low-rank pair: its full name, the projection it computes, and its layer from 0."""
+    """One module that can get a low-rank pair: its full name, the projection it computes, and its layer from 0."""
 
     name: str
     projection: str
     layer: int
-
-
-def projection_of(name: str) -> str:
-    """Return "query", "key" or "value" for a module's full name, or its last part where it is none of these."""
-    leaf = name.rsplit(".", 1)[-1]
-    return next((projection for projection, leaves in LEAVES.items() if leaf in leaves), leaf)
-
-
-def layer_of(name: str) -> int:
-    """Return the layer of a module: the first number in its full name (`encoder.layer.3.attention.self.query` is 3).
-
-    Raises UserError if the name has no number: only architectures with numbered blocks have layers to choose from.
-    """
-    number = _LAYER.search(f".{name}.")
-    if number is None:
-        raise UserError(
-            f"The module {name} has no layer number in its name, so its layer is unknown. Choose projections inside the numbered blocks."
-        )
-    return int(number[1])
 
 
 def find_places(model: nn.Module, projections: Sequence[str] = ("query", "value")) -> list[Place]:
@@ -56,71 +52,144 @@ def find_places(model: nn.Module, projections: Sequence[str] = ("query", "value"
 
     Args:
         model: a transformers model (before an adapter is put on it).
-        projections: "query", "key", "value", or the last part of the names of linear modules ("dense", "gate_proj").
+        projections: names from the table above; the last part of a module's name (`dense`: every module that is called so) or the
+            end of it (`output.dense`); or `all-linear`: every linear module of every block, but for experts.
 
-    PEFT's table of default targets says what query and value are called where it knows the architecture; else LEAVES does.
+    A model that has no separate query, key and value gets one pair on the matrix that holds all three, as the projection `qkv`.
 
     Raises:
-        UserError: if a projection is not there, is fused with others, or if two modules would be the same layer of it.
+        UserError: if a projection is not there.
     """
-    linear = [
-        name for name, module in model.named_modules() if isinstance(module, nn.Linear) and _LAYER.search(f".{name}.")
-    ]
-    leaves = {projection: _leaves(model, projection, linear) for projection in projections}
-    wanted = {leaf for names in leaves.values() for leaf in names}
-    places = [Place(name, projection_of(name), layer_of(name)) for name in linear if name.rsplit(".", 1)[-1] in wanted]
-    _refuse_collisions(places)
-    return places
-
-
-def name_places(names: Iterable[str]) -> list[Place]:
-    """Return the places of modules whose full names are known. Raises UserError if two are the same layer of one projection."""
-    places = [Place(name, projection_of(name), layer_of(name)) for name in names]
-    _refuse_collisions(places)
-    return places
-
-
-def _leaves(model: nn.Module, projection: str, linear: list[str]) -> set[str]:
-    """Return what a projection is called in this model."""
-    present = {name.rsplit(".", 1)[-1] for name in linear}
-    if projection in LEAVES:
-        found = present & (set(_peft_targets(model)) & set(LEAVES[projection]) or set(LEAVES[projection]))
-    else:
-        found = present & {projection}
-    if not found:
-        _refuse_missing(model, projection, present)
-    return found
-
-
-def _peft_targets(model: nn.Module) -> Sequence[str]:
-    from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
-
-    model_type = getattr(getattr(model, "config", None), "model_type", "")
-    targets = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(model_type, ())
-    return () if isinstance(targets, str) else targets
-
-
-def _refuse_missing(model: nn.Module, projection: str, present: set[str]) -> None:
-    kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
-    leaves = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules()}
-    fused = next((name for name in FUSED if name in leaves), None)
-    if fused and projection in LEAVES:
+    places = all_places(model)
+    if not places:
         raise UserError(
-            f"{kind} computes query, key and value in one matrix ({fused}): a low-rank pair there moves all three at once, so there is no "
-            f"{projection} LoRA to score or share. Choose a backbone with separate projections, or other modules with method.target_projections."
+            f"{_kind(model)} has no linear modules in numbered blocks, so there are no layers to choose from."
         )
-    known = sorted(present | set(LEAVES))
-    raise UserError(
-        f"{kind} has no projection {projection!r}.{closest(projection, known)} Its linear modules: {', '.join(sorted(present)) or 'none'}"
+    chosen: dict[str, None] = {}
+    for projection in projections:
+        found = _matching(places, projection)
+        if not found:
+            _refuse_missing(model, projection, places)
+        chosen |= dict.fromkeys(place.name for place in found)
+    return [place for place in places if place.name in chosen]
+
+
+def all_places(model: nn.Module) -> list[Place]:
+    """Return every linear module of the numbered blocks, in model order; of a PEFT model, by the names before it was one."""
+    names = list(_linear_names(model))
+    shapes = {name: _LAYER.search(name) for name in names}
+    within = {name: (name[: found.start()], name[found.end() :]) for name, found in shapes.items() if found is not None}
+    titles = _titles(dict.fromkeys(within.values()))
+    return [Place(name, titles[within[name]], int(found[1])) for name, found in shapes.items() if found is not None]
+
+
+def fused_notice(model: nn.Module, projections: Sequence[str]) -> str | None:
+    """Return what a user should know who asked for query, key or value of a model that has one matrix for all; None for other models."""
+    places = all_places(model)
+    asked = [name for name in projections if name in LEAVES]
+    if not asked or any(_titled(place, name) for place in places for name in asked):
+        return None
+    leaf = next(place.name.rsplit(".", 1)[-1] for place in places if _titled(place, "qkv"))
+    return (
+        f"{_kind(model)} computes query, key and value in one matrix ({leaf}): its LoRA moves all three at once, "
+        "and is scored, retained and shared as one projection, qkv"
     )
 
 
-def _refuse_collisions(places: list[Place]) -> None:
-    seen: dict[tuple[str, int], str] = {}
-    for place in places:
-        other = seen.setdefault((place.projection, place.layer), place.name)
-        if other != place.name:
-            raise UserError(
-                f"{other} and {place.name} would both be layer {place.layer} of projection {place.projection}. "
-                "Choose projections that occur once per block with method.target_projections."
-            )
+def in_block(name: str) -> bool:
+    """Return True for the name of a module or tensor inside a numbered block."""
+    return _LAYER.search(name) is not None
+
+
+def transposed(model: nn.Module, places: Iterable[Place]) -> bool:
+    """Return True if the weights at these places are stored as `inputs outputs` (GPT-2's Conv1D), which PEFT wants to know."""
+    return any(isinstance(model.get_submodule(place.name), Conv1D) for place in places)
+
+
+def widths(module: Any) -> tuple[int, int]:
+    """Return how many numbers a linear module takes and gives."""
+    if isinstance(module, Conv1D):
+        inputs, outputs = module.weight.shape
+        return inputs, outputs
+    return module.in_features, module.out_features
+
+
+def _linear_names(model: nn.Module) -> Iterator[str]:
+    """Names of linear modules. What PEFT put into or around a module is not one of its own."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    inside: str | None = None
+    for full, module in model.named_modules():
+        name = full.removeprefix("base_model.model.")
+        if inside is not None and name.startswith(inside):
+            continue
+        if isinstance(module, BaseTunerLayer):
+            inside = f"{name}."
+            yield name
+        elif isinstance(module, (nn.Linear, Conv1D)):
+            yield name
+
+
+def _titles(paths: Iterable[tuple[str, str]]) -> dict[tuple[str, str], str]:
+    """Name each (path to the blocks, path within a block): by its projection alone where that tells it from all others."""
+    groups: dict[str, list[tuple[str, str]]] = {}
+    for path in paths:
+        groups.setdefault(_projection(path), []).append(path)
+    titles: dict[tuple[str, str], str] = {}
+    for projection, group in groups.items():
+        parts = {path: [*path[0].split("."), *path[1].split(".")[:-1]] for path in group}
+        common = set.intersection(*(set(names) for names in parts.values()))
+        told = {path: [part for part in names if part not in common] for path, names in parts.items()}
+        bare = {path: [part for part in names if not part.isdigit()] for path, names in told.items()}
+        if len({tuple(names) for names in bare.values()}) == len(group):
+            told = bare
+        titles |= {path: ".".join([*names, projection]) for path, names in told.items()}
+    return titles
+
+
+def _projection(path: tuple[str, str]) -> str:
+    """Return query, key, value or qkv for a path within a block, else its last part."""
+    *parents, leaf = path[1].split(".")
+    if leaf in FUSED and any("att" in part.lower() for part in parents):
+        return "qkv"
+    return next((projection for projection, leaves in LEAVES.items() if leaf in leaves), leaf)
+
+
+def _matching(places: Sequence[Place], asked: str) -> list[Place]:
+    """Return the places that a name means: as a title, as a path within the block, or as the end of either."""
+    if asked == ALL_LINEAR:
+        return [place for place in places if EXPERTS not in place.name.split(".")]
+    exact = [place for place in places if asked in (place.projection, _within(place))]
+    if exact:
+        return exact
+    ends = [place for place in places if _ends(place.projection, asked) or _ends(place.name, asked)]
+    if ends or asked not in LEAVES:
+        return ends
+    return [place for place in places if _titled(place, "qkv")]
+
+
+def _within(place: Place) -> str:
+    found = _LAYER.search(place.name)
+    assert found is not None
+    return place.name[found.end() :]
+
+
+def _ends(name: str, end: str) -> bool:
+    return f".{name}".endswith(f".{end}")
+
+
+def _titled(place: Place, projection: str) -> bool:
+    """Whether a place computes a projection, also in a model that has several stacks or attentions."""
+    return place.projection.rsplit(".", 1)[-1] == projection
+
+
+def _refuse_missing(model: nn.Module, projection: str, places: Sequence[Place]) -> None:
+    known = list(dict.fromkeys(place.projection for place in places))
+    raise UserError(
+        f"{_kind(model)} has no projection {projection!r}.{closest(projection, known)} "
+        f"Its projections: {', '.join(known)}; {ALL_LINEAR} is all of them"
+    )
+
+
+def _kind(model: nn.Module) -> str:
+    return str(getattr(getattr(model, "config", None), "model_type", type(model).__name__))

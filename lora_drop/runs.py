@@ -7,7 +7,7 @@
 | `warmup/`, `adapter/` | adapters in PEFT's format; the warm-up with the loss of each step, `losses.json` |
 | `checkpoints/` | for resuming; removed when the stage that wrote them is done |
 | `metrics.json`, `predictions.jsonl` | stage 5 |
-| `run.json` | the manifest: status, stages, parameters, versions, device, git commit |
+| `run.json` | the manifest: status, what the run is, and per stage what it was made from, computed with, cost and gave |
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import json
 import os
 import platform
 import re
-import resource
 import shutil
 import subprocess
 import sys
@@ -29,22 +28,19 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import psutil
 import yaml
 from filelock import FileLock, Timeout
 
-from lora_drop.config import Config, config_hash, from_dict, to_dict
+from lora_drop.config import Config, config_hash, from_dict, to_yaml
+from lora_drop.environment import neutral_environment
 from lora_drop.errors import UserError
 from lora_drop.progress import SILENT, Reporter
 
 CODE = ("lora_drop", "configs", "pyproject.toml")
-SHARED_FACTS = {
-    "": ("device", "threads", "weights", "limited", "task", "backbone", "seed", "versions", "git"),
-    "score": ("warmup_steps",),
-    "train": ("trained_from", "trainable_parameters", "train_rows", "select_epoch", "kept_epoch", "epochs"),
-}
-"""What `run.json` says of a stage (of any stage: "") that is taken over from another run with it."""
-STAGE_FACTS = ("computed", "losses")
-"""Facts of a stage alone: how batches were computed (packed, or padded and why), and mean losses of the warm-up's first and last quarter."""
+FORMAT = 2
+"""Of `run.json`. What an older one says of its stages is not taken over: it did not say what each of them was computed with."""
+LIBRARIES = ("torch", "transformers", "peft")
 PACKAGES = ("lora-drop", "torch", "transformers", "peft", "datasets", "accelerate", "scikit-learn", "numpy")
 
 
@@ -52,10 +48,13 @@ _CLEAR_REFS, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file so that a reader sees the old content or the new, never a part: temporary file, fsync, rename."""
+    """Write a file so that a reader sees the old content or the new, never a part: temporary file, fsync, rename.
+
+    What UTF-8 cannot hold (half a character, from a path of other bytes) is written as `\\udcff`, which JSON reads back.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8", newline="\n") as file:
+    with temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
@@ -90,7 +89,7 @@ def write_folder(path: Path) -> Iterator[Path]:
         yield temporary
         for file in temporary.rglob("*"):
             if file.is_file():
-                with file.open("rb") as stream:
+                with file.open("r+b") as stream:  # Windows syncs only what may be written
                     os.fsync(stream.fileno())
         if path.exists():
             path.rename(replaced)
@@ -108,7 +107,7 @@ def digest(*parts: Any) -> str:
 def file_digest(path: Path) -> str:
     """Return the sha256 (16 hexadecimal digits) of a file, or of all files of a folder; empty if there is nothing."""
     files = (
-        sorted(file for file in path.rglob("*") if file.is_file())
+        sorted((file for file in path.rglob("*") if file.is_file()), key=lambda file: file.as_posix())
         if path.is_dir()
         else [path]
         if path.is_file()
@@ -118,7 +117,7 @@ def file_digest(path: Path) -> str:
         return ""
     total = hashlib.sha256()
     for file in files:
-        total.update(str(file.relative_to(path)).encode())
+        total.update(file.relative_to(path).as_posix().encode())
         with file.open("rb") as stream:
             while block := stream.read(2**20):
                 total.update(block)
@@ -147,8 +146,9 @@ class Run:
 
     def _read_manifest(self) -> None:
         manifest = self.path / "run.json"
-        self.manifest: dict[str, Any] = read_json(manifest) if manifest.is_file() else {"status": "new"}
-        self.manifest.setdefault("stages", {})
+        stored = read_json(manifest) if manifest.is_file() else {}
+        fresh = {"format": FORMAT, "status": "new", "stages": {}}
+        self.manifest: dict[str, Any] = stored if stored.get("format") == FORMAT else fresh
 
     def file(self, name: str) -> Path:
         """Return the path of an artefact."""
@@ -162,11 +162,22 @@ class Run:
         return path
 
     @contextmanager
-    def working(self, store_config: bool = True) -> Iterator[None]:
+    def working(self, report: Reporter = SILENT, store_config: bool = True) -> Iterator[None]:
         """Hold the directory for this process, write the configuration, and record how the work ends.
 
-        Raises Busy if another process works in the same directory.
+        Args:
+            report: hears which environment variables are ignored meanwhile (`environment.py`).
+            store_config: whether `config.yaml` is written.
+
+        Raises:
+            Busy: if another process works in the same directory.
+            UserError: if the directory cannot be made, or this process was launched as one of several.
         """
+        with neutral_environment(report), self._held(store_config):
+            yield
+
+    @contextmanager
+    def _held(self, store_config: bool) -> Iterator[None]:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -183,10 +194,10 @@ class Run:
         try:
             _sweep(self.path)
             self._read_manifest()  # it may have been opened before another process worked here
-            git_state()
+            commit()  # asked now: see there
             if store_config:
-                content = yaml.safe_dump(to_dict(self.config), sort_keys=False, allow_unicode=True)
-                write_text(self.file("config.yaml"), content)
+                write_text(self.file("config.yaml"), to_yaml(self.config))
+                self._record(**_identity(self.config))
             self._record(status="running", error=None)
             yield
             self._record(status="done")
@@ -210,7 +221,7 @@ class Run:
     ) -> None:
         """Do `work` unless its outputs stand and were made from the same inputs; record what it cost.
 
-        `work` writes the outputs and returns a few words about the result, and facts for the manifest; of these, STAGE_FACTS belong to the stage.
+        `work` writes the outputs and returns a few words about the result, and facts; they are kept in the stage's entry of the manifest.
         Outputs that were altered, or whose inputs have changed since, are made anew.
         """
         key = digest(inputs)
@@ -218,6 +229,9 @@ class Run:
         stands = record.get("inputs") == key and record.get("outputs") == self._digests(outputs)
         if stands and not force:
             report.skip(stage, f"unchanged ({record['note']})")
+            others = _other_versions(record["versions"])
+            if others:
+                report.notice(f"{stage} was done with {others}; what it made stands. To repeat it here: --force")
             return
         report.start(stage)
         resumed = self._keep_checkpoints_of(stage, key, force)
@@ -226,25 +240,24 @@ class Run:
         note, facts = work()
         seconds = time.perf_counter() - began
         shutil.rmtree(self.checkpoints(stage), ignore_errors=True)
-        git = git_state() or {}
-        entry = {
+        self.manifest["stages"][stage] = {
             "inputs": key,
             "outputs": self._digests(outputs),
             "note": note,
             "seconds": round(seconds, 2),
-            "commit": f"{git.get('commit')}{'+altered' * git.get('dirty', False)}" if git else None,
             "peak_memory_mb": peak_memory_mb(),
-            **{name: facts.pop(name) for name in STAGE_FACTS if name in facts},
+            "commit": commit(),
+            "versions": versions(),
+            **facts,
             **({"resumed": True} if resumed else {}),  # then the cost is that of the last process
         }
-        self.manifest["stages"][stage] = entry
-        self._record(**facts, **_provenance(self.config))
+        self._record()
         report.finish(stage, seconds, note)
 
     def adopt(self, stage: str, inputs: Mapping[str, Any], outputs: Sequence[str], others: Iterable[Run]) -> bool:
         """Copy a stage from the first of `others` that has done it from the same inputs, unless it is done here; return whether it now is.
 
-        What it cost stays what it cost there; the record says where it was done.
+        What it cost, and was computed with, stays what it was there; the record says where it was done.
         """
         key = digest(inputs)
         for other in (self, *others):
@@ -254,11 +267,8 @@ class Run:
             if other is not self:
                 for name in outputs:
                     self._copy(other.file(name), name)
-                names = (*SHARED_FACTS[""], *SHARED_FACTS.get(stage, ()))
-                facts = {name: other.manifest[name] for name in names if name in other.manifest}
-                facts["data"] = {"train": other.manifest["data"]["train"], **self.manifest.get("data", {})}
                 self.manifest["stages"][stage] = {"shared_from": other.path.name, **entry}
-                self._record(**facts)
+                self._record()
             return True
         return False
 
@@ -281,7 +291,7 @@ class Run:
         """Remove checkpoints made from other inputs, which are of no use; return whether there are others to continue from."""
         folder = self.checkpoints(stage)
         owner = folder / "inputs"
-        if force or not owner.is_file() or owner.read_text() != key:
+        if force or not owner.is_file() or owner.read_text(encoding="utf-8") != key:
             shutil.rmtree(folder, ignore_errors=True)
             write_text(owner, key)
         return any(path != owner for path in folder.iterdir())
@@ -313,7 +323,7 @@ def reset_peak_memory() -> None:
     if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
         torch.cuda.reset_peak_memory_stats()
     elif _CLEAR_REFS.exists() and os.access(_CLEAR_REFS, os.W_OK):
-        _CLEAR_REFS.write_text("5")
+        _CLEAR_REFS.write_text("5", encoding="utf-8")
 
 
 def peak_memory_mb() -> int:
@@ -325,15 +335,18 @@ def peak_memory_mb() -> int:
     if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated() // 2**20
     if _STATUS.exists():
-        return int(re.findall(r"^VmHWM:\s+(\d+) kB", _STATUS.read_text(), re.MULTILINE)[0]) // 2**10
+        return int(re.findall(r"^VmHWM:\s+(\d+) kB", _STATUS.read_text(encoding="utf-8"), re.MULTILINE)[0]) // 2**10
+    if sys.platform == "win32":
+        return int(psutil.Process().memory_info().peak_wset) // 2**20
+    import resource  # not on Windows
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak // (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def resident_memory_mb() -> int:
-    """Return the memory in MB that the process holds now; 0 where the system does not say."""
-    found = re.findall(r"^VmRSS:\s+(\d+) kB", _STATUS.read_text(), re.MULTILINE) if _STATUS.exists() else ["0"]
-    return int(found[0]) // 2**10
+    """Return the memory in MB that the process holds now."""
+    return int(psutil.Process().memory_info().rss) // 2**20
 
 
 def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
@@ -347,22 +360,26 @@ def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
     return found
 
 
-def _provenance(config: Config) -> dict[str, Any]:
-    """What a stage that is performed says of its circumstances; a skipped one leaves those of the run that performed it."""
+def _other_versions(then: Mapping[str, str]) -> str:
+    """Return which of the libraries that compute were of other versions than are installed now."""
+    now = versions(LIBRARIES)
+    return ", ".join(f"{name} {then[name]} (here: {now[name]})" for name in LIBRARIES if then.get(name) != now[name])
+
+
+def _identity(config: Config) -> dict[str, Any]:
+    """What `run.json` says of the run itself; all else it says of a stage."""
     return {
         "task": config.task,
         "backbone": config.backbone,
         "method": config.method.name,
         "seed": config.seed,
         "config_hash": config_hash(config),
-        "versions": versions(),
-        "git": git_state(),
     }
 
 
 @lru_cache(maxsize=1)
-def git_state() -> dict[str, Any] | None:
-    """Return the commit of the checkout this package runs from and whether its code was altered; None outside a checkout.
+def commit() -> str | None:
+    """Return the commit of the checkout this package runs from, with `+altered` if its code was; None outside a checkout.
 
     Asked once, when the work begins: what a process has loaded stays what it was when somebody commits meanwhile. Results and runs, which
     the work itself writes, are not code.
@@ -373,7 +390,8 @@ def git_state() -> dict[str, Any] | None:
 
     def git(*arguments: str) -> str:
         return subprocess.run(
-            ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, encoding="utf-8", check=False
         ).stdout.strip()
 
-    return {"commit": git("rev-parse", "HEAD") or None, "dirty": bool(git("status", "--porcelain", "--", *CODE))}
+    found = git("rev-parse", "HEAD")
+    return found + "+altered" * bool(git("status", "--porcelain", "--", *CODE)) if found else None

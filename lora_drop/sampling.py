@@ -8,9 +8,6 @@ from dataclasses import dataclass
 
 from lora_drop.errors import UserError
 
-VERSION = 2
-"""Raised whenever the same rows, size and seed may give another sample; part of the inputs of the stage `sample`."""
-
 
 @dataclass(frozen=True)
 class Sample:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from lora_drop.errors import UserError
 
@@ -87,8 +87,16 @@ def normalise(scores: Mapping[int, float]) -> dict[int, float]:
     return {layer: score / total for layer, score in scores.items()}
 
 
+class HasRows(Protocol):
+    """What `lora_drop.score` returns: `rows`, one per LoRA."""
+
+    @property
+    def rows(self) -> Sequence[Scored]:
+        """Every LoRA with its importance."""
+
+
 def select(
-    scored: Iterable[Scored],
+    scored: HasRows | Iterable[Scored],
     threshold: float = 0.9,
     budget: float | None = None,
     policy: str = "threshold",
@@ -98,7 +106,7 @@ def select(
     """Decide per projection which layers retain their own LoRA.
 
     Args:
-        scored: every LoRA of the model with its importance.
+        scored: what `lora_drop.score` returned, or its rows: every LoRA of the model with its importance.
         threshold: T in (0, 1]; T = 1 retains every layer, which is plain LoRA.
         budget: if given, T is instead the largest threshold at which LoRA-drop has at most this share of plain LoRA's parameters.
         policy: "threshold" retains the most important layers. "inverse", "random" and "top" retain the same number of the
@@ -109,7 +117,8 @@ def select(
     Ties go to the lower layer; at least one layer is always retained. Raises UserError for values out of range and for
     a budget that not even one retained layer per projection would meet.
     """
-    scored = sorted(scored, key=lambda row: (row.projection, row.layer))
+    given: Iterable[Scored] = getattr(scored, "rows", scored)  # type: ignore[arg-type]
+    scored = sorted(given, key=lambda row: (row.projection, row.layer))
     if not scored:
         raise UserError("There are no scores to select from.")
     if policy not in POLICIES:

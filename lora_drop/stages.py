@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from datasets import Dataset
 from torch import nn
 from transformers import PreTrainedModel
 
 from lora_drop import importance
-from lora_drop.backbones import Backbone, check_length, load_model
+from lora_drop.backbones import Backbone, load_model
+from lora_drop.checks import check_length
 from lora_drop.config import TrainConfig
 from lora_drop.data import Data
 from lora_drop.encoding import batches
@@ -24,8 +26,10 @@ from lora_drop.evaluation.base import Evaluation
 from lora_drop.inputs import Inputs
 from lora_drop.methods import get_method
 from lora_drop.methods.base import Method
+from lora_drop.methods.start import adapter_folder, start_from
 from lora_drop.packing import Packing
 from lora_drop.progress import Reporter
+from lora_drop.projections import fused_notice
 from lora_drop.runs import Run, digest, read_json, write_folder, write_json, write_text
 from lora_drop.sampling import stratified_sample
 from lora_drop.selection import Scored, Selection, select
@@ -35,7 +39,9 @@ from lora_drop.training import Outcome, find_packing, fit, penalised
 from lora_drop.warmup import doubts, first_and_last, warmup_settings
 
 Work = tuple[str, dict[str, Any]]
-"""A few words about what was done, and facts for `run.json`."""
+"""A few words about what was done, and facts for the stage's entry in `run.json`."""
+STOCK = "fp32"
+"""Precision of a pass without gradients, whatever `train.precision` says."""
 
 OUTPUTS = {
     "sample": ["sample.json"],
@@ -54,11 +60,19 @@ class Stages:
     """The work of every stage of one run, whatever was done before."""
 
     def __init__(
-        self, run: Run, task: Task, method: Method, backbone: Backbone, data: Data, inputs: Inputs, report: Reporter
+        self,
+        run: Run,
+        task: Task,
+        method: Method,
+        backbone: Backbone,
+        data: Data,
+        inputs: Inputs,
+        device: torch.device,
+        report: Reporter,
     ):
         """Work on `run` with what its configuration names."""
         self.run, self.config, self.task, self.method, self.backbone = run, run.config, task, method, backbone
-        self.data, self.inputs, self.device, self.report = data, inputs, inputs.device, report
+        self.data, self.inputs, self.device, self.report = data, inputs, device, report
 
     def sample(self) -> Work:
         """Stage 1: the stratified sample."""
@@ -79,8 +93,7 @@ class Stages:
             "size": len(drawn.indices),
         }
         write_json(self.run.file("sample.json"), {**content, "strata": strata, "indices": list(drawn.indices)})
-        facts = {"data": {"train": self.data.train_digest}}
-        return f"{len(drawn.indices):,} of {len(rows):,} rows in {len(strata)} strata", facts
+        return f"{len(drawn.indices):,} of {len(rows):,} rows in {len(strata)} strata", {}
 
     def score(self) -> Work:
         """Stage 2: warm-up LoRA on the sample, then the importance of every LoRA."""
@@ -88,6 +101,7 @@ class Stages:
         encoded = self._sampled()
         lora = get_method("lora")
         model = lora.build(self.load_backbone(), config.method, config.seed, None)
+        self._start(model)
         outcome = self.fit("score", lora, model, encoded, warmup_settings(config), config.warmup.steps)
         inputs = (batch for _, batch in batches(encoded, self.data.collate, self.data.batch_size))
         scores = importance.score(
@@ -106,7 +120,8 @@ class Stages:
         seen = f"{scores.examples:,} examples, {scores.tokens:,} tokens"
         note = f"{len(scores.rows)} LoRAs on {seen}, after {outcome.steps:,} warm-up steps (loss {first:.3f} to {last:.3f})"
         losses = {"first_quarter": first, "last_quarter": last}
-        return note, {"warmup_steps": outcome.steps, "losses": losses, "computed": outcome.computed}
+        facts = {"precision": config.train.precision, "warmup_steps": outcome.steps, "losses": losses}
+        return note, {**facts, "computed": outcome.computed}
 
     def norms(self) -> Work:
         """Beside stage 2: ‖ΔW x‖² of each example."""
@@ -127,7 +142,7 @@ class Stages:
             for row, norms in zip(scores.rows, (scores.norms or {}).values(), strict=True)
         ]
         write_json(self.run.file("norms.json"), {"examples": scores.examples, "modules": modules})
-        return f"{scores.examples:,} examples of {len(modules)} LoRAs", {}
+        return f"{scores.examples:,} examples of {len(modules)} LoRAs", {"precision": STOCK}
 
     def stability(self) -> Work:
         """Beside stage 2: how far the importances can be trusted."""
@@ -149,7 +164,7 @@ class Stages:
         inputs = (batch for _, batch in batches(encoded, self.data.collate, self.data.batch_size))
         scores = importance.score(model, inputs, packing=self.packing(model, encoded))
         write_json(self.run.file("scores_trained.json"), self._scores_content(model, scores))
-        return f"{len(scores.rows)} LoRAs on {scores.examples:,} examples", {}
+        return f"{len(scores.rows)} LoRAs on {scores.examples:,} examples", {"precision": STOCK}
 
     def select(self) -> Work:
         """Stage 3: the layers that retain a LoRA of their own."""
@@ -178,6 +193,7 @@ class Stages:
             Selection.from_json(read_json(self.run.file("selection.json"))) if self.method.needs_selection else None
         )
         model = self.method.build(self.load_backbone(), config.method, config.seed, selection)
+        self._start(model)
         if self.method.prepare is not None:
             self.method.prepare(model.to(self.device), self.data.some_batches(self.method.examples))
         parameters = self.method.count(model)
@@ -197,8 +213,8 @@ class Stages:
             "trained_from": digest(self.inputs.trained_from()),
             "trainable_parameters": asdict(parameters),
             "train_rows": len(self.data.train_rows),
+            "precision": config.train.precision,
             "computed": outcome.computed,
-            "data": {**self.run.manifest.get("data", {}), "train": self.data.train_digest},
             "select_epoch": config.train.select_epoch,
             "kept_epoch": outcome.kept_epoch,
             "epochs": outcome.epochs,
@@ -221,7 +237,7 @@ class Stages:
         write_text(self.run.file("predictions.jsonl"), "".join(lines))
         write_json(self.run.file("metrics.json"), content)
         note = f"{primary} {result.metrics[primary]:.4f} on {len(self.data.eval_rows):,} rows of {split}"
-        return note, {"data": {**self.run.manifest.get("data", {}), "eval": self.data.eval_digest}}
+        return note, {"precision": STOCK}
 
     def packing(self, model: nn.Module, encoded: Dataset) -> Packing | None:
         """Return the way to compute a pass over tokenised rows without padding, if there is one for this model."""
@@ -282,10 +298,20 @@ class Stages:
             model, self.task, data.eval_rows, data.eval_encoded, data.tokenizer, self.config, progress, journal
         )
 
+    def _start(self, model: nn.Module) -> None:
+        """Give the model the values of the adapter that training is to start from, if there is one."""
+        if self.config.train.start_from:
+            self.report.notice(start_from(model, adapter_folder(self.config.train.start_from)))
+
     def load_backbone(self) -> PreTrainedModel:
         """Return a fresh copy of the pretrained model. Raises UserError if it has fewer positions than `train.max_length`."""
-        model = load_model(self.backbone, self.task, self.config.seed, self.data.tokenizer, self.device)
-        check_length(model.config, self.config.train.max_length)
+        model = load_model(
+            self.backbone, self.task, self.config.seed, self.data.tokenizer, self.device, self.report.notice
+        )
+        check_length(model, self.config.train.max_length)
+        fused = fused_notice(model, self.config.method.target_projections)
+        if fused:
+            self.report.notice(fused)
         return model
 
 
@@ -300,6 +326,4 @@ def read_scores(path: Path) -> list[Scored]:
 
 
 def _rank(model: nn.Module) -> int:
-    layer: Any = next(iter(importance.lora_layers(model).values()))
-    (adapter,) = layer.active_adapters
-    return layer.r[adapter]
+    return next(iter(importance.numbered(model).values())).rank

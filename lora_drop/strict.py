@@ -57,17 +57,42 @@ def merge(into: dict[str, Any], values: Mapping[str, Any]) -> None:
             into[key] = value
 
 
-def apply_override(into: dict[str, Any], override: str, errors: list[str]) -> None:
-    """Put one `dotted.key=value` over `into`; the value is read as YAML."""
+def apply_override(into: dict[str, Any], override: str, errors: list[str], root: type) -> None:
+    """Put one `dotted.key=value` over `into`; the value is read as the type of that field of `root` asks for."""
     key, separator, text = override.partition("=")
     if not separator:
         errors.append(f"{override!r} is not of the form key=value (example: train.epochs=3)")
         return
+    put(into, key.strip(), _read(text, _hint(root, key.strip())))
+
+
+def _hint(root: type, dotted: str) -> Any:
+    """Return the type of the field at `section.key`; None if there is no such field."""
+    found: Any = root
+    for part in dotted.split("."):
+        found = typing.get_type_hints(found).get(part) if dataclasses.is_dataclass(found) else None
+    return found
+
+
+def _read(text: str, hint: Any) -> Any:
+    """Return the value that a text of the command line stands for.
+
+    A field of texts takes it as it is (`007`, `~`, `my #1 data`); empty and `null` mean none where a field may be empty. Whole numbers count in tens
+    (`010` is 10). All else is YAML: a list, true or false, a section.
+    """
+    options = _options(hint)
+    if str in options:
+        return None if type(None) in options and text in ("", "null") else text
+    if int in options and text.isdecimal():
+        return int(text)
     try:
-        value = yaml.safe_load(text)
+        return yaml.safe_load(text)
     except yaml.YAMLError:
-        value = text
-    put(into, key.strip(), value)
+        return text
+
+
+def _options(hint: Any) -> tuple[Any, ...]:
+    return typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
 
 
 def put(into: dict[str, Any], dotted: str, value: Any) -> None:
@@ -137,7 +162,7 @@ def _check_leaf(
 
 def _convert(value: Any, hint: Any) -> Any:
     """Return `value` as the type `hint`, accepting only lossless readings (1 as 1.0, '5e-4' as 0.0005)."""
-    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    options = _options(hint)
     if value is None and type(None) in options:
         return None
     (kind,) = [option for option in options if option is not type(None)]
@@ -157,9 +182,9 @@ def _convert(value: Any, hint: Any) -> Any:
             number = math.nan
         if math.isfinite(number):
             return number
-    if kind is str and isinstance(value, (str, int, float)) and not isinstance(value, bool):
-        return str(value)
-    names = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+    if kind is str and isinstance(value, str):
+        return value
+    names = {bool: "true or false", int: "a whole number", float: "a number", str: "a text (in quotes)"}
     raise ValueError(names.get(kind, "keys and values") + (" or empty" if type(None) in options else ""))
 
 

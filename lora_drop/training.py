@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 import signal
 from collections.abc import Callable
@@ -106,8 +105,6 @@ def fit(
         UserError: if the batch size cannot be split over the devices.
         KeyboardInterrupt: after Ctrl-C, when a checkpoint has been written.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError("Training in several processes is not supported yet. Start lora-drop once, on one device.")
     model.to(device)
     best = primary if evaluator is not None and config.select_epoch == "best" else None
     packing, computed = find_packing(model, rows, collate, config, loss)

@@ -45,3 +45,41 @@ def inputs(tokenizer: PreTrainedTokenizerBase, count: int = 7) -> dict[str, torc
 def method(name: str, backbone_model: PreTrainedModel, selection=None, seed: int = 0, **settings) -> torch.nn.Module:
     """Build a method on a backbone."""
     return get_method(name).build(backbone_model, MethodConfig(name=name, **settings), seed, selection)
+
+
+def acting_scores(model, batches, first_call_only: bool = False) -> dict[str, float]:
+    """What each LoRA layer adds, seen from outside: mean over examples of ‖layer(x) − base_layer(x)‖², float64, on real tokens."""
+    from peft.tuners.lora import LoraLayer
+
+    sums: dict[str, float] = {}
+    called: set[str] = set()
+    mask = None
+
+    def hook(name):
+        def added(layer, args, output):
+            if first_call_only and name in called:
+                return
+            called.add(name)
+            difference = (output - layer.base_layer(args[0])).double()
+            if mask is not None and difference.ndim == 3:
+                difference = difference.masked_fill(mask.unsqueeze(-1) == 0, 0)  # padding may be NaN
+            sums[name] = sums.get(name, 0.0) + float(difference.square().sum())
+
+        return added
+
+    handles = [
+        module.register_forward_hook(hook(name.removeprefix("base_model.model.")))
+        for name, module in model.named_modules()
+        if isinstance(module, LoraLayer)
+    ]
+    was, rows = model.training, 0
+    model.eval()
+    with torch.no_grad():
+        for batch in batches:
+            called.clear()
+            mask, rows = batch.get("attention_mask"), rows + len(next(iter(batch.values())))
+            model(**{name: value for name, value in batch.items() if name != "labels"})
+    model.train(was)
+    for handle in handles:
+        handle.remove()
+    return {name: total / rows for name, total in sums.items()}

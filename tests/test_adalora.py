@@ -105,7 +105,7 @@ def test_smoothed_labels_are_trained_with_the_regulariser(tmp_path):
     for smoothing in (0.0, 1e-9):
         folder = tmp_path / str(smoothing)
         run(folder, "method.name=adalora", "train.epochs=1", f"train.label_smoothing={smoothing}", stages=["train"])
-        losses.append(read_json(folder / "run.json")["epochs"][0]["loss"])
+        losses.append(read_json(folder / "run.json")["stages"]["train"]["epochs"][0]["loss"])
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 

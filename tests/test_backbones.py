@@ -13,7 +13,7 @@ from lora_drop.tasks import get_task
         ("tiny:brt", "Did you mean 'tiny:bert'"),
         ("packaged:minilm", "Did you mean 'packaged:minilm-l6'"),
         ("./nowhere", "folder ./nowhere does not exist"),
-        ("org/model-that-is-not-here", "cannot be reached"),
+        ("org/model-that-is-not-here", "not on this machine, and HF_HUB_OFFLINE forbids"),
         ("my model", "neither a folder nor a name on the Hub"),
         ("a--b/c..d", "neither a folder nor a name on the Hub"),
     ],

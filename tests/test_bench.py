@@ -32,7 +32,7 @@ def test_a_benchmark_stores_all_that_it_has_measured(tmp_path, capsys):
     assert bench(tmp_path, "--task", "toy-nli", "--json") == 0
     result = json.loads((tmp_path / "tiny-bert-toy-nli-cpu-quick.json").read_text())
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["parts"] == result["parts"]
-    assert {"benchmark", "machine", "versions", "git", "parts", "goals"} <= set(result)
+    assert {"benchmark", "machine", "versions", "commit", "parts", "goals"} <= set(result)
     assert result["machine"]["threads"] == 1 and result["machine"]["cores"] == os.cpu_count()
 
     (train,) = result["parts"]["train"]

@@ -6,10 +6,10 @@ from datasets import Dataset
 from test_pipeline import run
 
 import lora_drop
+from lora_drop.adapters import loras
 from lora_drop.backbones import load_model, load_tokenizer, locate
 from lora_drop.config import MethodConfig
 from lora_drop.encoding import collator, encode
-from lora_drop.importance import lora_layers
 from lora_drop.methods import get_method
 from lora_drop.methods.base import count_parameters
 from lora_drop.methods.lora_drop import ties
@@ -87,10 +87,10 @@ def test_parameters_of_llama_2_7b_from_its_shapes_alone(rank, expected, task):
 
 def test_grouped_heads_are_scored_by_their_own_widths(decoder):
     model, tokenizer = decoder
-    for layer in lora_layers(model).values():
+    for layer in (lora.layer for lora in loras(model).values()):
         torch.nn.init.normal_(layer.lora_B["default"].weight)
     rows = Dataset.from_dict({"text": ["one", "two more words"], "label": [0, 1]})
-    encoded, _ = encode(rows, tokenizer, 50)
+    encoded, *_ = encode(rows, tokenizer, 50)
     scores = lora_drop.score(model, [collator(tokenizer)(list(encoded))])
     sizes = {(row.projection, row.parameters) for row in scores.rows}
     assert sizes == {("query", 4 * (32 + 32)), ("value", 4 * (32 + 16))}

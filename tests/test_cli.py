@@ -135,7 +135,7 @@ def test_a_run_ends_with_a_machine_readable_line(tmp_path):
         (["run", "-d", "x", "-o", "task=colla"], "Did you mean 'cola'"),
         (["run", "-d", "x", "-o", "method.name=lora-drop"], "Did you mean 'lora_drop'"),
         (["run", "-d", "x", "-o", "backbone=tiny:brt"], "Did you mean 'tiny:bert'"),
-        (["run", "-d", "x", "-o", "task=rte", "--offline"], "Put the official file there"),
+        (["run", "-d", "x", "-o", "task=rte", "--offline"], "put the official file at <data folder>/glue/RTE"),
         (["run", "-d", "x", "-o", "eval.split=test"], "has no split 'test'"),
         (["run", "-d", "x", "--data-dir", "nowhere"], "does not exist (named by data_dir)"),
         (["run", "-d", "x", "--compare", "lorra", "-o", "backbone=tiny:bert"], "Did you mean 'lora'"),
@@ -230,7 +230,7 @@ def test_params_tasks_and_doctor(tmp_path):
         "head": 32 * 32 + 32 + 2 * 32 + 2,
     }
     rows = json.loads(lora_drop("tasks", "--offline", "--json", "--data-dir", tmp_path).stdout)
-    assert next(row for row in rows if row["task"] == "cola")["read from"] == "nowhere (offline)"
+    assert next(row for row in rows if row["task"] == "cola")["read from"] == f"nowhere (not in {tmp_path})"
     checks = {row["check"]: row for row in json.loads(lora_drop("doctor", "--offline", "--json").stdout)}
     assert checks["packaged:minilm-l6"]["state"] == "checksum right" and checks["Hub"]["state"] == "not asked (offline)"
     assert "cores" in checks["cpu"]["state"]

@@ -1,14 +1,15 @@
 """The documentation is run."""
 
 import importlib.util
+import os
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
 import torch
 from models import backbone
 
-from lora_drop import cli
 from lora_drop.methods.lora_drop import ties
 
 ROOT = Path(__file__).parent.parent
@@ -26,17 +27,6 @@ def test_the_python_example_runs(tmp_path):
     assert len(ties(names["model"])) == sum(len(layers.shared) > 1 for layers in selection.projections.values())
 
 
-@pytest.mark.parametrize("line", [line for line in README.splitlines() if line.startswith("$ lora-drop ")])
-def test_every_command_of_the_readme_exists(line, capsys):
-    words = line.split("#")[0].split()[2:]
-    with pytest.raises(SystemExit) as end:
-        cli.main([words[0], "--help"])
-    help_text = capsys.readouterr().out
-    assert end.value.code == 0
-    for option in (word for word in words if word.startswith("-")):
-        assert re.search(rf"(?<!\S){re.escape(option)}\b", help_text), f"{option} is not an option of {words[0]}"
-
-
 def test_every_link_leads_somewhere():
     for text in (README, *(path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md"))):
         for target in re.findall(r"\]\((?!http)([^)#]+)", text):
@@ -50,3 +40,13 @@ def test_the_configuration_reference_is_up_to_date():
     assert (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8") == script.render(), (
         "run scripts/make_docs.py"
     )
+
+
+def test_no_tracked_file_holds_a_merge_conflict():
+    if not (ROOT / ".git").exists():
+        pytest.skip("needs a checkout: git lists the files")
+    listed = subprocess.run(["git", "-C", ROOT, "ls-files", "-z"], capture_output=True, check=True).stdout
+    marker = re.compile(rb"^(?:<{7}|>{7}|\|{7}) |^={7}$", re.MULTILINE)
+    assert marker.search(b"\n" + b"=" * 7 + b"\n") and not marker.search(b"\n" + b"=" * 8 + b"\n")
+    names = [ROOT / os.fsdecode(name) for name in listed.split(b"\0") if name]
+    assert [path for path in names if path.is_file() and marker.search(path.read_bytes())] == []

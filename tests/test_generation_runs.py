@@ -14,12 +14,12 @@ from models import randomise_b
 from test_pipeline import Told
 
 import lora_drop
+from lora_drop.adapters import loras
 from lora_drop.backbones import load_model, load_tokenizer, locate
 from lora_drop.commands import perform
 from lora_drop.completions import encode_pairs, pair_collator
 from lora_drop.config import MethodConfig, load_config
 from lora_drop.errors import UserError
-from lora_drop.importance import lora_layers
 from lora_drop.methods import get_method
 from lora_drop.methods.lora_drop import ties
 from lora_drop.runs import read_json
@@ -69,14 +69,15 @@ def test_all_artefacts_are_there_and_say_what_the_contract_says(finished):
     assert len(rows) == 40 and all(row.keys() == {"id", "prediction", "references"} for row in rows)
     numbers = [int(row["id"].removeprefix("validation-")) for row in rows]
     assert numbers == sorted(numbers)
-    assert manifest["trainable_parameters"]["head"] == 0 and manifest["kept_epoch"] == 1
-    assert [entry.keys() for entry in manifest["epochs"]] == [{"epoch", "loss"}]  # nothing was generated in between
+    trained = manifest["stages"]["train"]
+    assert trained["trainable_parameters"]["head"] == 0 and trained["kept_epoch"] == 1
+    assert [entry.keys() for entry in trained["epochs"]] == [{"epoch", "loss"}]  # nothing was generated in between
     assert {row["name"].rsplit(".", 1)[-1] for row in scores["modules"]} == {"q_proj", "v_proj"}
 
 
 def test_projections_of_different_widths_are_scored_and_tied(finished):
     model, tokenizer = lora_drop.load_run(finished, device="cpu")
-    widths = {layer.lora_B["default"].out_features for layer in lora_layers(model).values()}
+    widths = {len(lora.up) for lora in loras(model).values()}
     assert widths == {32, 16}  # two of four key/value heads
     selection = lora_drop.Selection.from_json(read_json(finished / "selection.json"))
     assert len(ties(model)) == sum(len(layers.shared) > 1 for layers in selection.projections.values()) > 0
@@ -105,10 +106,10 @@ def test_every_method_learns_to_write(name, tmp_path):
 
 def test_the_best_epoch_is_chosen_by_generating(tmp_path):
     run(tmp_path / "run", "train.select_epoch=best", "train.epochs=2", "limit.eval=8", "method.name=lora")
-    manifest = read_json(tmp_path / "run" / "run.json")
-    assert all("sacrebleu" in entry for entry in manifest["epochs"]) and manifest["select_epoch"] == "best"
-    best = max(manifest["epochs"], key=lambda entry: entry["sacrebleu"])
-    kept = next(entry for entry in manifest["epochs"] if entry["epoch"] == manifest["kept_epoch"])
+    trained = read_json(tmp_path / "run" / "run.json")["stages"]["train"]
+    assert all("sacrebleu" in entry for entry in trained["epochs"]) and trained["select_epoch"] == "best"
+    best = max(trained["epochs"], key=lambda entry: entry["sacrebleu"])
+    kept = next(entry for entry in trained["epochs"] if entry["epoch"] == trained["kept_epoch"])
     assert kept["sacrebleu"] == best["sacrebleu"]
     metrics = read_json(tmp_path / "run" / "metrics.json")["metrics"]
     assert metrics["sacrebleu"] == pytest.approx(kept["sacrebleu"])

@@ -2,15 +2,16 @@ import pytest
 import torch
 from models import backbone, inputs, trained_lora
 
+from lora_drop.adapters import loras
 from lora_drop.errors import UserError
-from lora_drop.importance import collect_moments, example_norms, lora_layers, score, score_moments, token_gram
+from lora_drop.importance import collect_moments, example_norms, score, score_moments, token_gram
 from lora_drop.methods.lora_drop import tie
 
 
 def plain_scores(model, batch) -> dict[str, float]:
     """‖B A x‖² in float64, from the definition: keep every x, multiply, sum over real tokens, average over examples."""
     seen: dict[str, torch.Tensor] = {}
-    layers = lora_layers(model)
+    layers = {name: lora.layer for name, lora in loras(model).items()}
     handles = [
         layer.register_forward_pre_hook(
             lambda _module, args, name=name: seen.__setitem__(name, args[0].detach().double())
@@ -25,7 +26,7 @@ def plain_scores(model, batch) -> dict[str, float]:
     found = {}
     for name, layer in layers.items():
         down, up = layer.lora_A["default"].weight.detach().double(), layer.lora_B["default"].weight.detach().double()
-        output = seen[name] @ down.T @ up.T * batch["attention_mask"].unsqueeze(-1)
+        output = layer.scaling["default"] * seen[name] @ down.T @ up.T * batch["attention_mask"].unsqueeze(-1)
         found[name] = float(output.square().sum() / len(output))
     return found
 
@@ -94,7 +95,7 @@ def test_norms_of_examples_average_to_the_score():
 
 def test_layers_that_share_a_lora_are_scored_each_by_its_own_input():
     model, tokenizer = trained_lora()
-    tie(model, [name for name in lora_layers(model) if "query" in name][:3])
+    tie(model, [name for name in loras(model) if "query" in name][:3])
     batch = inputs(tokenizer)
     assert {row.name: row.score for row in score(model, [batch]).rows} == pytest.approx(
         plain_scores(model, batch), rel=1e-5
@@ -131,8 +132,8 @@ def test_what_cannot_be_scored_is_said():
     model, tokenizer = trained_lora()
     with pytest.raises(UserError, match="no rows"):
         score(model, [])
-    for layer in lora_layers(model).values():
-        torch.nn.init.zeros_(layer.lora_B["default"].weight)
+    for lora in loras(model).values():
+        torch.nn.init.zeros_(lora.layer.lora_B["default"].weight)
     with pytest.raises(UserError, match="not trained"):
         score(model, [inputs(tokenizer)])
 

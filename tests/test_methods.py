@@ -5,8 +5,8 @@ import torch
 from models import backbone, inputs, method, randomise_b
 from peft import PeftModel
 
+from lora_drop.adapters import loras
 from lora_drop.errors import UserError
-from lora_drop.importance import lora_layers
 from lora_drop.methods import get_method, method_names
 from lora_drop.methods.base import count_parameters, is_head, trainable
 from lora_drop.methods.lora_drop import ties
@@ -34,7 +34,7 @@ def dropped(name="tiny:roberta", **options):
 
 def test_shared_layers_hold_the_same_objects():
     model, _ = dropped()
-    layers = lora_layers(model)
+    layers = {name: lora.layer for name, lora in loras(model).items()}
     query = [layers[f"roberta.encoder.layer.{index}.attention.self.query"] for index in range(4)]
     assert (
         query[0].lora_A["default"] is query[2].lora_A["default"]
@@ -54,7 +54,7 @@ def test_parameters_are_counted_once(name):
 
 def test_without_share_the_low_layers_have_no_lora():
     model, _ = dropped(share=False)
-    assert sorted(lora_layers(model)) == sorted(
+    assert sorted(loras(model)) == sorted(
         f"roberta.encoder.layer.{layer}.attention.self.{name}" for layer in (1, 3) for name in ("query", "value")
     )
 
@@ -86,7 +86,7 @@ def test_a_tie_survives_a_cast_and_trains_as_one():
     model, batch = dropped()
     model.to(torch.bfloat16).to(torch.float32)
     model.train()(**batch, labels=torch.zeros(len(batch["input_ids"]), dtype=torch.long)).loss.backward()
-    first, second = (lora_layers(model)[f"roberta.encoder.layer.{index}.attention.self.query"] for index in (0, 2))
+    first, second = (loras(model)[f"roberta.encoder.layer.{index}.attention.self.query"].layer for index in (0, 2))
     assert first.lora_B["default"].weight is second.lora_B["default"].weight
     assert first.lora_A["default"].weight.grad.abs().sum() > 0
 

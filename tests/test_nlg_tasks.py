@@ -1,7 +1,6 @@
 import json
 from collections import Counter
 
-import datasets
 import pytest
 
 from lora_drop.errors import UserError
@@ -185,85 +184,15 @@ def test_dialogsum_broken_rows_are_named(tmp_path, content, message):
         load(tmp_path, dialogsum, "train", content)
 
 
-# --- the Hub ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def hub(monkeypatch):
-    """Stand in for the Hub: `hub.rows` is what it serves, `hub.asked` what it was asked for."""
-
-    class Hub:
-        rows: list
-        asked: tuple
-
-    def load_dataset(identifier, name=None, split=None, revision=None):
-        assert name is None  # these repositories have one configuration
-        Hub.asked = (identifier, split, revision)
-        return datasets.Dataset.from_list(Hub.rows)
-
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    return Hub
-
-
-def test_e2e_from_the_hub(hub):
-    hub.rows = [
-        {"meaning_representation": mr, "human_reference": text} for mr, text in (("m", "a"), ("n", "b"), ("m", "c"))
-    ]
-    rows = e2e.TASK.load(Source(None), "test")
-    assert hub.asked == ("tuetschek/e2e_nlg", "test", "refs/convert/parquet")
-    assert list(rows["references"]) == [["a", "c"], ["b"]]
-    hub.rows = [{"mr": "m", "ref": "a"}]
-    with pytest.raises(
-        UserError, match=r"e2e_nlg \(test\) on the Hub has no column 'meaning_representation' any more, only mr, ref"
-    ):
-        e2e.TASK.load(Source(None), "test")
-
-
-def test_dart_from_the_hub(hub):
-    row = {
-        "tripleset": [["a", "b", "c"]],
-        "target": "first",
-        "target_sources": ["e2e"],
-        "references": ["first", "second"],
-    }
-    hub.rows = [row]
-    assert list(dart.TASK.load(Source(None), "test")["references"]) == [["first", "second"]]
-    assert hub.asked == ("GEM/dart", "test", "refs/convert/parquet")
-    hub.rows = [{**row, "references": []}]
-    rows = dart.TASK.load(Source(None), "train")
-    assert (list(rows["prompt"]), list(rows["completion"]), list(rows["stratum"])) == (
-        prompts(dart, "a : b : c"),
-        ["first"],
-        ["e2e"],
-    )
-
-
-def test_dialogsum_from_the_hub(hub):
-    hub.rows = [
-        {"id": f"test_{item}_{n}", "dialogue": f"d{item}", "summary": f"s{item}{n}"}
-        for item in (0, 1)
-        for n in (1, 2, 3)
-    ]
-    rows = dialogsum.TASK.load(Source(None), "test")
-    assert hub.asked == ("knkarthick/dialogsum", "test", None)
-    assert list(rows["references"]) == [["s01", "s02", "s03"], ["s11", "s12", "s13"]]
-    hub.rows = [{"id": f"train_{n}", "dialogue": "d", "summary": "s"} for n in range(2)]
-    assert len(dialogsum.TASK.load(Source(None), "train")) == 2
-
-
 @pytest.mark.parametrize("module", [e2e, dart, dialogsum])
-def test_missing_files_are_named(tmp_path, module, monkeypatch):
-    with pytest.raises(UserError, match=rf"{module.FILES['test']} does not exist, and --offline"):
-        module.TASK.load(Source(tmp_path, offline=True), "test")
-
-    def unreachable(*_, **__):
-        raise ConnectionError("no network")
-
-    monkeypatch.setattr(datasets, "load_dataset", unreachable)
-    with pytest.raises(
-        UserError, match=rf"cannot be loaded from the Hub \(ConnectionError\).*{module.FILES['test']}.*toy-nlg"
-    ):
-        module.TASK.load(Source(tmp_path), "test")
+@pytest.mark.parametrize(
+    ("offline", "why"), [(True, "--offline"), (False, "HF_HUB_OFFLINE")]
+)  # tests run without the Hub
+def test_missing_files_are_named(tmp_path, module, offline, why):
+    with pytest.raises(UserError, match=rf"{why} forbids asking the Hub.*{module.FILES['test']}.*toy-nlg"):
+        module.TASK.load(Source(tmp_path, offline=offline), "test")
+    with pytest.raises(UserError, match=rf"{module.FILES['test']} does not exist.*--data-dir"):
+        module.TASK.load(Source(tmp_path, offline=offline, named=True), "test")
 
 
 # --- toy-nlg ----------------------------------------------------------------------------------------------------------

@@ -8,12 +8,14 @@ import torch
 from models import backbone, inputs, method, randomise_b, trained_lora
 from test_causal_training import train as train_decoder
 from test_training import train
+from torch.overrides import TorchFunctionMode
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
+from lora_drop.adapters import loras
 from lora_drop.backbones import load_model, load_tokenizer, locate
 from lora_drop.completions import encode_pairs, pair_collator, token_loss
 from lora_drop.config import MethodConfig
-from lora_drop.importance import lora_layers, score
+from lora_drop.importance import score
 from lora_drop.methods.lora import add_lora
 from lora_drop.packing import Layout, Packing, prepare
 from lora_drop.packing.attention import GroupedAttention, varlen_attention
@@ -132,6 +134,32 @@ def test_a_head_that_reads_padding_is_left_alone():
 class Mean(torch.nn.Module):
     def forward(self, hidden):
         return hidden.mean(1)
+
+
+class AppleGpu(TorchFunctionMode):
+    """Refuses float64 but for tensors that were taken to the CPU, as torch does on an Apple GPU."""
+
+    def __init__(self):
+        super().__init__()
+        self.taken = []
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if function is torch.Tensor.cpu:
+            self.taken.append(result)
+        elif isinstance(result, torch.Tensor) and result.dtype == torch.float64 and args:
+            known = (*self.taken, *(one for one in args if getattr(one, "dtype", None) == torch.float64))
+            assert any(one is args[0] for one in known), f"{function} makes float64 on the device"
+        return result
+
+
+def test_an_apple_gpu_is_asked_for_no_float64():
+    model, tokenizer = trained_lora("tiny:bert")
+    with AppleGpu():
+        packing, how = prepare(model, labelled(tokenizer))
+    assert packing is not None, how
+    with AppleGpu(), pytest.raises(AssertionError, match="float64 on the device"):
+        torch.ones(2).double()
 
 
 @pytest.mark.parametrize(
@@ -369,6 +397,6 @@ def test_scores_are_those_of_the_stock_path(name):
     packing, _ = prepare(model, labelled(tokenizer, 3))
     stock, packed = score(model, [batch], per_example=True), score(model, [batch], per_example=True, packing=packing)
     assert [row.score for row in packed.rows] == pytest.approx([row.score for row in stock.rows], rel=1e-5)
-    for layer in lora_layers(model):
+    for layer in loras(model):
         assert packed.norms[layer] == pytest.approx(stock.norms[layer], rel=1e-5)
     assert (packed.examples, packed.tokens) == (stock.examples, stock.tokens)

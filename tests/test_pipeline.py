@@ -72,6 +72,11 @@ def finished(tmp_path_factory) -> Path:
     return folder
 
 
+def _trained(folder: Path) -> dict:
+    """What `run.json` says of the training."""
+    return read_json(folder / "run.json")["stages"]["train"]
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     return {name: (folder / name).read_bytes() for name in ARTEFACTS}
 
@@ -98,13 +103,18 @@ def test_all_artefacts_are_there_and_say_what_the_contract_says(finished):
     assert sum(line["prediction"] == line["reference"] for line in lines) / 60 == pytest.approx(
         metrics["metrics"]["accuracy"]
     )
-    assert manifest["device"] == "cpu" and manifest["seed"] == 0
+    assert (manifest["status"], manifest["seed"], manifest["task"]) == ("done", 0, "toy-nli")
     assert metrics["baseline"] == {"accuracy": 0.5}
-    assert manifest["status"] == "done" and manifest["limited"] == {"train": 120, "eval": 60}
-    assert manifest["trainable_parameters"]["adapter"] == selection["trainable_parameters"]
-    assert [entry["epoch"] for entry in manifest["epochs"]] == [1, 2, 3]
-    for stage in ("score", "train"):  # so the tests below of equal bits, also after a kill, are about the fast path
-        assert manifest["stages"][stage]["computed"] == "packed, last layer only for the first token of each row"
+    stages = manifest["stages"]
+    assert stages["train"]["trainable_parameters"]["adapter"] == selection["trainable_parameters"]
+    assert [entry["epoch"] for entry in stages["train"]["epochs"]] == [1, 2, 3]
+    for stage in stages.values():
+        assert {"seconds", "peak_memory_mb", "commit", "versions", "device", "threads", "weights"} <= stage.keys()
+    limits = {"sample": {"train": 120}, "score": {"train": 120}, "select": {}, "train": {"train": 120, "eval": 60}}
+    assert {name: stage["limited"] for name, stage in stages.items()} == {**limits, "eval": {"eval": 60}}
+    for name in ("score", "train"):  # so the tests below of equal bits, also after a kill, are about the fast path
+        assert stages[name]["computed"] == "packed, last layer only for the first token of each row"
+    assert [stages[name]["precision"] for name in ("score", "train", "eval")] == ["fp32"] * 3
     assert (finished / "importance.png").read_bytes()[:4] == b"\x89PNG"
     assert not any((finished / "checkpoints").iterdir())
 
@@ -125,7 +135,7 @@ def test_nothing_is_repeated_unless_its_inputs_changed(finished, tmp_path):
     shutil.copytree(finished, folder)
     assert run(folder)[0].skipped == ["sample", "score", "select", "train", "eval"]
     assert run(folder, "method.threshold=0.7")[0].done == ["select", "train", "eval"]
-    assert run(folder, "method.threshold=0.7", "eval.batch_size=7")[0].done == ["train", "eval"]
+    assert run(folder, "method.threshold=0.7", "eval.batch_size=7")[0].done == []
     assert run(folder, force=True)[0].done == ["sample", "score", "select", "train", "eval"]
 
 
@@ -224,7 +234,7 @@ def test_an_abandoned_retraining_does_not_change_what_is_said_of_the_old_adapter
     with pytest.raises(SystemExit):
         perform(folder, load_config([], [*SMALL, "method.rank=16"]), ["all"], False, Kill(), [])
     _, summary = run(folder)
-    assert summary.results[0]["parameters"] == read_json(finished / "run.json")["trainable_parameters"]["adapter"]
+    assert summary.results[0]["parameters"] == _trained(finished)["trainable_parameters"]["adapter"]
     assert contents(folder) == contents(finished)
 
 
@@ -233,9 +243,9 @@ def test_threshold_one_trains_exactly_plain_lora(tmp_path):
     whole, plain = tmp_path / "run", tmp_path / "run" / "compare" / "lora"
     name = "adapter/adapter_model.safetensors"
     assert (whole / name).read_bytes() == (plain / name).read_bytes()
-    losses = [[entry["loss"] for entry in read_json(folder / "run.json")["epochs"]] for folder in (whole, plain)]
+    losses = [[entry["loss"] for entry in _trained(folder)["epochs"]] for folder in (whole, plain)]
     assert losses[0] == losses[1]
-    counts = [read_json(folder / "run.json")["trainable_parameters"] for folder in (whole, plain)]
+    counts = [_trained(folder)["trainable_parameters"] for folder in (whole, plain)]
     assert counts[0] == counts[1]
     assert (whole / "metrics.json").read_bytes() == (plain / "metrics.json").read_bytes()
 

@@ -3,7 +3,7 @@
 import csv
 import io
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -45,11 +45,6 @@ def record(row, task, seed, score, *, experiment="table1", **changes) -> Record:
         deviations={},
         limited={},
         stages={},
-        versions={},
-        git=None,
-        device="cuda",
-        threads=1,
-        data={},
         primary="accuracy",
         split="validation",
         examples=277,
@@ -317,6 +312,18 @@ def test_another_format_is_refused(tmp_path):
         report(tmp_path)
 
 
+def test_a_record_of_the_first_format_says_of_each_stage_what_it_said_of_all(tmp_path):
+    today = asdict(record("lora", "rte", 0, 0.7, limited={"train": 9}))
+    told = {"versions": {"torch": "2.8"}, "device": "cuda", "threads": 2, "data": {"train": "d"}, "weights": "w"}
+    stages = {"train": {"seconds": 1.0, "commit": "own"}, "eval": {"seconds": 2.0}}
+    git = {"commit": "last", "dirty": True}
+    write_json(tmp_path / "a.json", {**today, **told, "git": git, "stages": stages, "version": 1})
+    (read,) = read_records(tmp_path)
+    assert read.stages["train"] == {**told, "limited": {"train": 9}, "seconds": 1.0, "commit": "own"}
+    assert read.stages["eval"] == {**told, "limited": {"train": 9}, "seconds": 2.0, "commit": "last+altered"}
+    assert read == replace(record("lora", "rte", 0, 0.7, limited={"train": 9}), stages=read.stages)
+
+
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: "/".join(folder.parts[-2:]))
 def test_the_committed_tables_are_those_of_the_committed_results(folder):
     tables = build_tables(read_records(folder))
@@ -331,5 +338,6 @@ def test_the_committed_tables_are_those_of_the_committed_results(folder):
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: "/".join(folder.parts[-2:]))
 def test_the_committed_results_are_whole_and_of_a_clean_commit(folder):
     for found in read_records(folder):
-        assert found.git and not found.git["dirty"] and re.fullmatch("[0-9a-f]{40}", found.git["commit"])
+        for stage in found.stages.values():
+            assert re.fullmatch("[0-9a-f]{40}", stage["commit"]) and stage["versions"]["torch"] and stage["device"]
         assert not {"data_dir", "device"} & found.config.keys()

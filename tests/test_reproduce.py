@@ -67,7 +67,14 @@ def test_a_record_holds_what_its_run_gave(swept):
     assert record.best["score"] == record.last["score"] == record.metrics["accuracy"]
     assert {"sample", "score", "select", "train", "eval"} == record.stages.keys()
     assert all(stage["peak_memory_mb"] > 0 for stage in record.stages.values())
-    assert record.data.keys() == {"train", "eval"} and record.threads >= 1 and record.device == "cpu"
+    assert all(stage["device"] == "cpu" and stage["threads"] >= 1 for stage in record.stages.values())
+    assert all(stage["versions"].keys() >= {"torch", "python"} for stage in record.stages.values())
+    read = {name: (stage["data"].keys(), stage["limited"]) for name, stage in record.stages.items()}
+    train, both = {"train": 80}, {"train": 80, "eval": 40}
+    assert read == {"sample": (train.keys(), train), "score": (train.keys(), train), "select": ({}.keys(), {})} | {
+        "train": (both.keys(), both),
+        "eval": ({"eval"}, {"eval": 40}),
+    }
     assert not {"data_dir", "device", "offline"} & record.config.keys()
     assert record.deviations["train.epochs"] == [2, 1] and record.overrides["backbone"] == "tiny:roberta"
 
@@ -114,7 +121,8 @@ def test_decoding_settings_are_compared_on_one_training(tmp_path):
         for row in ("short", "long")
     )
     assert "shared_from" in long.stages["train"] and "shared_from" not in long.stages["eval"]
-    assert short.parameters == long.parameters and short.data == long.data and short.data.keys() == {"train", "eval"}
+    assert short.parameters == long.parameters and short.stages["eval"]["data"] == long.stages["eval"]["data"]
+    assert long.stages["train"] == {"shared_from": long.stages["train"]["shared_from"], **short.stages["train"]}
     files = [run_directory(run, tmp_path / "runs") / "predictions.jsonl" for run in runs]
     texts = [[json.loads(line)["prediction"] for line in path.read_text().splitlines()] for path in files]
     assert all(second.startswith(first) for first, second in zip(*texts, strict=True)) and texts[0] != texts[1]

@@ -1,8 +1,11 @@
+import ast
 import json
+from pathlib import Path
 
 import pytest
 from filelock import FileLock
 
+from lora_drop import runs
 from lora_drop.config import Config
 from lora_drop.errors import UserError
 from lora_drop.progress import Reporter
@@ -54,7 +57,7 @@ def test_a_reopened_directory_remembers(tmp_path):
     manifest = read_json(tmp_path / "run.json")
     assert manifest["status"] == "done" and manifest["seed"] == 3
     assert {"seconds", "peak_memory_mb", "inputs", "outputs", "note"} <= manifest["stages"]["a"].keys()
-    assert manifest["versions"]["torch"] and len(manifest["config_hash"]) == 12
+    assert manifest["stages"]["a"]["versions"]["torch"] and len(manifest["config_hash"]) == 12
 
 
 def test_checkpoints_of_other_inputs_are_removed_and_of_the_same_are_kept(tmp_path):
@@ -99,12 +102,31 @@ def test_one_process_at_a_time(tmp_path):
 def test_a_skipped_stage_keeps_its_circumstances(tmp_path):
     run = Run(tmp_path, Config())
     perform(run)
-    assert (run.manifest["seed"], run.manifest["fact"]) == (0, 1)
-    run.manifest["versions"]["torch"] = "older"
-    perform(run)
-    assert run.manifest["versions"]["torch"] == "older"
+    run.manifest["stages"]["a"]["versions"]["torch"] = "older"
+    run.perform("b", {}, [], lambda: ("a note", {"fact": "other"}))
+    stages = run.manifest["stages"]
+    assert perform(run) == "skipped" and (stages["a"]["versions"]["torch"], stages["a"]["fact"]) == ("older", 1)
+    assert stages["b"]["versions"]["torch"] != "older" and stages["b"]["fact"] == "other"
     perform(run, inputs=2)
-    assert run.manifest["versions"]["torch"] != "older" and run.manifest["fact"] == 2
+    assert stages["a"]["versions"]["torch"] != "older" and stages["a"]["fact"] == 2
+
+
+def test_a_manifest_of_an_older_format_is_begun_anew(tmp_path):
+    with Run(tmp_path, Config()).working():
+        perform(Run(tmp_path))
+    old = read_json(tmp_path / "run.json")
+    write_json(tmp_path / "run.json", {**old, "format": 1, "versions": {"torch": "older"}})
+    with Run(tmp_path).working():
+        again = Run(tmp_path)
+        assert perform(again) == "done" and "versions" not in again.manifest
+
+
+def test_an_evaluation_of_other_rows_leaves_what_is_said_of_the_run(tmp_path):
+    with Run(tmp_path, Config(seed=3)).working():
+        pass
+    with Run(tmp_path, Config(seed=4)).working(store_config=False):
+        pass
+    assert read_json(tmp_path / "run.json")["seed"] == 3 and Run(tmp_path).config.seed == 3
 
 
 def test_facts_of_work_that_failed_are_not_recorded(tmp_path):
@@ -116,7 +138,7 @@ def test_facts_of_work_that_failed_are_not_recorded(tmp_path):
 
     with pytest.raises(RuntimeError):
         run.perform("a", {"input": 3}, ["a.txt"], fail)
-    assert run.manifest["fact"] == 1 and perform(run) == "skipped"
+    assert run.manifest["stages"]["a"]["fact"] == 1 and perform(run) == "skipped"
 
 
 def test_leftovers_of_a_killed_process_are_removed(tmp_path):
@@ -163,3 +185,18 @@ def test_what_is_missing_or_damaged_is_said(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be made"), Run(tmp_path / "file" / "run", Config()).working():
         pass
+
+
+def test_memory_is_told_on_systems_without_proc(monkeypatch, tmp_path):
+    told = runs.peak_memory_mb()
+    monkeypatch.setattr(runs, "_STATUS", tmp_path / "none")  # as on macOS
+    assert runs.peak_memory_mb() >= 0.9 * told > 100 and runs.resident_memory_mb() > 100
+
+
+def test_no_module_needs_what_windows_has_not_to_be_imported():
+    absent = {"fcntl", "grp", "pwd", "resource", "termios"}
+    for path in Path(runs.__file__).parent.rglob("*.py"):
+        for statement in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(statement, (ast.Import, ast.ImportFrom)):
+                names = {getattr(statement, "module", None), *(alias.name for alias in statement.names)}
+                assert not names & absent, path

@@ -6,12 +6,12 @@ import pytest
 import torch
 from datasets import Dataset
 
+from lora_drop.adapters import loras
 from lora_drop.backbones import load_model, load_tokenizer, locate
 from lora_drop.completions import IGNORED, encode_pairs, encode_prompts, pair_collator
 from lora_drop.config import GenerationConfig, MethodConfig
 from lora_drop.encoding import collator, encode
 from lora_drop.evaluation.generator import generate
-from lora_drop.importance import lora_layers
 from lora_drop.methods import get_method
 from lora_drop.methods.base import count_parameters
 from lora_drop.tasks import get_task
@@ -60,14 +60,14 @@ def test_the_end_of_text_is_learned_though_it_is_also_the_padding(tokenizer):
 def test_its_projections_differ_in_width_and_its_classifier_is_fresh(located):
     tokenizer = load_tokenizer(located)
     model = get_method("lora").build(load_model(located, get_task("rte"), 0, tokenizer), MethodConfig(), 0, None)
-    widths = {(layer.in_features, layer.out_features) for layer in lora_layers(model).values()}
+    widths = {(lora.down.shape[1], len(lora.up)) for lora in loras(model).values()}
     assert widths == {(576, 576), (576, 192)}
     counted = count_parameters(model)
     assert (counted.adapter, counted.head) == (30 * 8 * (576 + 576 + 576 + 192), 2 * 576)
     rows = Dataset.from_dict(
         {"text": ["A dog.", "It rains a lot today."], "text_pair": ["x", "It is wet."], "label": [0, 1]}
     )
-    encoded, _ = encode(rows, tokenizer, 64)
+    encoded, *_ = encode(rows, tokenizer, 64)
     assert tokenizer.decode(encoded[1]["input_ids"]) == "It rains a lot today.\nIt is wet."
     batch = collator(tokenizer)(list(encoded))
     batch.pop("labels")

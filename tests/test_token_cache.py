@@ -3,14 +3,11 @@
 import os
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
-from datasets import Dataset
 
-from lora_drop import token_cache
 from lora_drop.backbones import load_tokenizer, locate
 from lora_drop.config import Config, TrainConfig
 from lora_drop.data import Data
@@ -18,7 +15,7 @@ from lora_drop.kinds import get_kind
 from lora_drop.progress import Reporter
 from lora_drop.tasks import get_task
 from lora_drop.tasks.base import Source
-from lora_drop.token_cache import TokenCache, cache_folder, entry_key
+from lora_drop.token_cache import cache_folder, entry_key
 
 CUT = Config(backbone="tiny:bert", train=TrainConfig(max_length=32))
 WRITTEN = Config(task="toy-nlg", backbone="tiny:llama", train=TrainConfig(max_length=80))
@@ -36,9 +33,9 @@ class Heard(Reporter):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """An empty cache."""
+    """The folder of the entries of an empty cache."""
     monkeypatch.setenv("LORA_DROP_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
+    return tmp_path / "cache" / "tokens"
 
 
 def data(config=CUT):
@@ -54,19 +51,31 @@ def forbid_tokenising(rows):
     rows.kind = replace(rows.kind, encode_training=refuse, encode_evaluation=refuse)
 
 
+def entries(folder):
+    """The files of the cache by name."""
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
 @pytest.mark.parametrize("config", [CUT, WRITTEN], ids=["classifier", "generator"])
-def test_rows_and_notices_are_the_same_the_second_time(config, folder):
+def test_rows_and_notices_are_the_same_the_second_time(config, folder, monkeypatch):
     made, told = data(config)
     rows = made.train_encoded, made.eval_encoded
-    assert told.notices and len(list(folder.iterdir())) == 2
+    kept_files = entries(folder)
+    assert told.notices and len(kept_files) == 4
+    with monkeypatch.context() as without_a_home:
+        without_a_home.setattr("lora_drop.data.cache_folder", lambda: None)
+        plain, _ = data(config)
+        in_memory = plain.train_encoded, plain.eval_encoded
     kept, told_again = data(config)
     forbid_tokenising(kept)
-    for first, second in zip(rows, (kept.train_encoded, kept.eval_encoded), strict=True):
-        assert second.features == first.features and second[:] == first[:] and second[3] == first[3]
+    for uncached, first, second in zip(in_memory, rows, (kept.train_encoded, kept.eval_encoded), strict=True):
+        assert uncached.features == first.features == second.features
+        assert uncached[:] == first[:] == second[:] and second[3] == first[3]
         assert second.select([5, 2])[:] == first.select([5, 2])[:]
         assert type(second[0]["input_ids"]) is list and type(second[0]["input_ids"][0]) is int
+        assert second.cache_files and not uncached.cache_files  # mapped, not in memory
     assert told_again.notices == told.notices
-    assert len(list(folder.iterdir())) == 2
+    assert entries(folder) == kept_files
 
 
 def test_whatever_decides_the_tokens_decides_the_key():
@@ -124,82 +133,96 @@ def test_changed_rows_are_tokenised(folder):
     texts = list(first.train_rows["text"])
     changed.train_rows = first.train_rows.remove_columns("text").add_column("text", ["Dogs bark.", *texts[1:]])
     assert changed.train_encoded[0] != rows[0] and changed.train_encoded[1] == rows[1]
-    assert len(list(folder.iterdir())) == 2
+    assert len(entries(folder)) == 4
 
 
-@pytest.mark.parametrize("harm", ["cut", "altered", "emptied"])
-def test_a_damaged_entry_is_made_anew(harm, folder):
+@pytest.mark.parametrize("suffix", [".arrow", ".json"])
+@pytest.mark.parametrize("harm", ["cut", "altered", "emptied", "removed"])
+def test_a_damaged_entry_is_made_anew(harm, suffix, folder):
     whole = data()[0].train_encoded[:]
-    (entry,) = folder.iterdir()
-    content = entry.read_bytes()
+    files = entries(folder)
+    (path,) = folder.glob(f"*{suffix}")
+    content = path.read_bytes()
     middle = len(content) // 2
     harmed = {"cut": content[:middle], "altered": content[:middle] + b"\xff" + content[middle + 1 :], "emptied": b""}
-    entry.write_bytes(harmed[harm])
+    path.write_bytes(harmed.get(harm, b""))
+    if harm == "removed":
+        path.unlink()
     assert data()[0].train_encoded[:] == whole
-    assert [(path.name, path.read_bytes()) for path in folder.iterdir()] == [(entry.name, content)]
+    assert entries(folder) == files
 
 
-def test_a_folder_that_cannot_be_written_is_told_once(tmp_path, monkeypatch):
+def test_a_folder_that_cannot_be_written_is_said_and_the_rows_are_made(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("LORA_DROP_CACHE", str(tmp_path / "file" / "cache"))  # root may write anywhere but into a file
     rows, heard = data(replace(CUT, train=TrainConfig(max_length=256)))
     assert len(rows.train_encoded) == 1600 and len(rows.eval_encoded) == 400
-    assert len(heard.notices) == 1 and "LORA_DROP_CACHE names another folder" in heard.notices[0]
+    assert len(set(heard.notices)) == 1 and "LORA_DROP_CACHE names another folder" in heard.notices[0]
+
+
+def test_files_of_others_are_never_touched(tmp_path, monkeypatch):
+    """The folder may be anybody's, and full: its own entries of an odd path are found again all the same."""
+    home = tmp_path / "c++ (my [data]"
+    names = ["thesis.arrow", "0123456789abcdef.arrow", "tokens/notes.txt", "tokens/tmpabcdefgh", "tokens/x.arrow"]
+    for name in names:
+        (home / name).parent.mkdir(parents=True, exist_ok=True)
+        (home / name).write_bytes(b"mine")
+        os.utime(home / name, (0, 0))
+    monkeypatch.setenv("LORA_DROP_CACHE", str(home))
+    rows = data()[0].train_encoded
+    kept, _ = data()
+    forbid_tokenising(kept)
+    assert kept.train_encoded[:] == rows[:] and len(list((home / "tokens").iterdir())) == 5
+    assert all((home / name).read_bytes() == b"mine" for name in names)
 
 
 def test_several_processes_may_write_the_same_entry(folder):
     code = """
+from lora_drop import token_cache
 from lora_drop.backbones import locate
 from lora_drop.config import Config
 from lora_drop.data import Data
 from lora_drop.progress import Reporter
 from lora_drop.tasks import get_task
 from lora_drop.tasks.base import Source
-from lora_drop.token_cache import TokenCache
 import sys
-rows = Data(Config(backbone="tiny:bert"), get_task("toy-nli"), Source(None, True), locate("tiny:bert"), Reporter())
-TokenCache._read = lambda cache, key: None  # as if the other had not finished
+
+class Heard(Reporter):
+    def notice(self, text):
+        print(text)
+
+rows = Data(Config(backbone="tiny:bert"), get_task("toy-nli"), Source(None, True), locate("tiny:bert"), Heard())
+read, waits = token_cache._read, []
+token_cache._read = lambda *given: read(*given) if waits.pop() else None  # first as if the other had not finished
 print("ready", flush=True)
 sys.stdin.readline()
-for _ in range(20):
+for _ in range(8):
+    waits[:] = [True, False]
     vars(rows).pop("train_encoded", None)
-    print(len(rows.train_encoded), rows._cache.folder is None)
+    print(len(rows.train_encoded))
 """
     command = [sys.executable, "-c", code]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    processes = [subprocess.Popen(command, **pipes) for _ in range(2)]
+    surroundings = {**os.environ, "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
+    processes = [subprocess.Popen(command, env=surroundings, **pipes) for _ in range(2)]
     for process in processes:
         assert process.stdout.readline() == "ready\n"
     for process in processes:
         process.stdin.write("\n")
         process.stdin.flush()
-    assert [process.communicate(timeout=120)[0] for process in processes] == ["1600 False\n" * 20] * 2
-    assert len(list(folder.iterdir())) == 1
+    assert [process.communicate(timeout=120)[0] for process in processes] == ["1600\n" * 8] * 2
+    assert len(entries(folder)) == 2
     kept, _ = data(replace(CUT, train=Config().train))
     forbid_tokenising(kept)
     assert len(kept.train_encoded) == 1600
 
 
-def test_what_was_not_used_for_longest_is_removed(folder, monkeypatch):
-    cache = TokenCache(folder, Heard())
-    rows = Dataset.from_dict({"input_ids": [[1, 2, 3]] * 100})
-    for name in ("a", "b", "c"):
-        cache.encoded(name, lambda: (rows, []))
-    (size,) = {path.stat().st_size for path in folder.iterdir()}
-    for age, path in enumerate(sorted(folder.iterdir(), reverse=True), 1):
-        os.utime(path, (time.time() - 60 * age,) * 2)
-    cache.encoded("a", lambda: pytest.fail("made again"))  # the oldest is used, and so b is
-    monkeypatch.setattr(token_cache, "LIMIT", 3 * size)
-    cache.encoded("d", lambda: (rows, []))
-    assert sorted(path.name[0] for path in folder.iterdir()) == ["a", "c", "d"]
-
-
 def test_where_the_cache_is(monkeypatch, tmp_path):
     monkeypatch.delenv("LORA_DROP_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert cache_folder() == tmp_path / "lora-drop"
+    assert cache_folder() == tmp_path / "lora-drop" / "tokens"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert cache_folder() == tmp_path / ".cache" / "lora-drop"
-    monkeypatch.setenv("LORA_DROP_CACHE", "~/tokens")
-    assert cache_folder() == tmp_path / "tokens"
+    assert cache_folder() == tmp_path / ".cache" / "lora-drop" / "tokens"
+    monkeypatch.setenv("LORA_DROP_CACHE", "~/mine")
+    assert cache_folder() == tmp_path / "mine" / "tokens"

@@ -26,12 +26,6 @@ def test_the_total_batch_is_exact(total, limit):
     assert limit is None or at_a_time <= limit
 
 
-def test_several_processes_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match="several processes"):
-        train(tmp_path)
-
-
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=300), st.integers(1, 16), st.integers(0, 3))
 def test_every_epoch_visits_every_row_once(lengths, batch_size, seed):
     groups = LengthGroups(lengths, batch_size, seed)
@@ -67,7 +61,7 @@ def test_evaluation_batches_cover_all_rows_longest_first():
 def test_long_inputs_are_counted():
     _, tokenizer = backbone()
     rows = Dataset.from_dict({"id": ["0", "1"], "text": ["a" * 50, "b"], "text_pair": ["c" * 10, "d"], "label": [0, 1]})
-    encoded, cut = encode(rows, tokenizer, 20)
+    encoded, cut, _ = encode(rows, tokenizer, 20)
     assert cut == 1 and len(encoded[0]["input_ids"]) == 20
     assert list(encoded["labels"]) == [0, 1]
 
@@ -78,7 +72,7 @@ def test_an_input_that_fits_exactly_is_not_cut(pair):
     texts = ["a" * length for length in (3, 4, 5, 6)]
     rows = Dataset.from_dict({"text": texts, "label": [0] * 4} | ({"text_pair": ["b"] * 4} if pair else {}))
     whole = [len(ids) for ids in tokenizer(texts, ["b"] * 4 if pair else None)["input_ids"]]
-    encoded, cut = encode(rows, tokenizer, whole[1])
+    encoded, cut, _ = encode(rows, tokenizer, whole[1])
     assert cut == 2 and [len(ids) for ids in encoded["input_ids"]] == [whole[0], *[whole[1]] * 3]
     assert encode(rows, tokenizer, whole[3])[1] == 0
 
@@ -95,7 +89,7 @@ def train(folder, epochs=3.0, seed=0, report=None, best=None, dropout=True, **se
                 module.p = 0.0
     trained = method("lora", model, seed=seed)
     rows = get_task("toy-nli").load(Source(None), "train").select(range(48))
-    encoded, _ = encode(rows, tokenizer, 64)
+    encoded, *_ = encode(rows, tokenizer, 64)
     config = TrainConfig(batch_size=16, **settings)
     steps = []
 

@@ -21,7 +21,7 @@ from lora_drop.bench.workload import LORA, Subject
 from lora_drop.config import WHERE_KEYS
 from lora_drop.errors import UserError
 from lora_drop.progress import Reporter
-from lora_drop.runs import git_state, versions, write_json
+from lora_drop.runs import commit, versions, write_json
 
 FORMAT = 1
 
@@ -35,7 +35,7 @@ def perform(settings: Settings, out: Path, report: Reporter) -> dict[str, Any]:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"The folder {out} cannot be made ({error.strerror}). Name another with --out.") from error
-    git = git_state()  # of the code that is loaded, whatever is committed meanwhile
+    code = commit()  # of the code that is loaded, whatever is committed meanwhile
     subject = Subject(settings, report)
     found: dict[str, Any] = {}
     for name in settings.parts:
@@ -50,7 +50,7 @@ def perform(settings: Settings, out: Path, report: Reporter) -> dict[str, Any]:
         "benchmark": {**asked, "lora": {"rank": LORA.rank, "alpha": LORA.alpha}},
         "machine": describe(subject.device),
         "versions": versions(),
-        "git": git,
+        "commit": code,
         "parts": found,
         "goals": [] if settings.quick else judge(found, settings, device),
     }

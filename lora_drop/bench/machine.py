@@ -57,7 +57,9 @@ def _busy_seconds() -> float | None:
     """Return the seconds that all cores together have worked since the system started; waiting for a disk is no work."""
     if not _STAT.exists():
         return None
-    user, nice, system, _idle, _waiting, *interrupts = map(int, _STAT.read_text().split("\n", 1)[0].split()[1:8])
+    user, nice, system, _idle, _waiting, *interrupts = map(
+        int, _STAT.read_text(encoding="utf-8").split("\n", 1)[0].split()[1:8]
+    )
     return (user + nice + system + sum(interrupts)) / os.sysconf("SC_CLK_TCK")
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_drop import importance
+from lora_drop.adapters import loras
 from lora_drop.bench.rounds import interleave, timed
 from lora_drop.bench.statistics import ratios
 from lora_drop.bench.workload import Subject
@@ -55,9 +56,8 @@ def measure_scoring(subject: Subject) -> dict[str, Any]:
 
 def trained(model: nn.Module) -> nn.Module:
     """Give every B values that are not zero: a LoRA that was never trained has no importance."""
-    for layer in importance.lora_layers(model).values():
-        for up in layer.lora_B.values():
-            nn.init.normal_(up.weight, std=0.01)
+    for lora in loras(model).values():
+        nn.init.normal_(lora.layer.lora_B[lora.adapter].weight, std=0.01)
     return model
 
 

@@ -45,7 +45,7 @@ class Settings:
             "backbone": self.backbone,
             "seed": self.seed,
             "device": self.device,
-            "offline": str(self.offline).lower(),
+            "offline": self.offline,
             "data_dir": self.data_dir,
             "train.batch_size": self.batch_size,
             "train.max_length": self.max_length,
@@ -54,7 +54,7 @@ class Settings:
             "generation.max_new_tokens": 8 if self.quick else 64,
             **{f"limit.{name}": rows for name, rows in limits.items()},
         }
-        return load_config([], [f"{key}={value}" for key, value in keys.items() if value is not None])
+        return load_config(flags=keys)
 
     def name_on(self, device: str) -> str:
         """Return what its files are called: the same on every machine, and different where something else is measured."""

@@ -12,10 +12,11 @@ from datasets import Dataset
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lora_drop.backbones import check_length, load_config, load_model, locate, resolve_device
+from lora_drop.backbones import load_config, load_meta_model, load_model, locate, resolve_device
 from lora_drop.batching import row_lengths
 from lora_drop.bench.flops import Rows, Shape, shape_of
 from lora_drop.bench.settings import Settings
+from lora_drop.checks import check_length
 from lora_drop.completions import IGNORED
 from lora_drop.config import MethodConfig
 from lora_drop.data import Data
@@ -64,12 +65,12 @@ class Subject:
         self.config = settings.config(train=settings.rows, eval=max(1, settings.rows // 8))
         self.task = get_task(settings.task)
         self.device = resolve_device(settings.device)
-        self.backbone = locate(settings.backbone, settings.offline)
-        source = Source.resolve(settings.data_dir, settings.offline)
+        self.backbone = locate(settings.backbone, settings.offline, report=report)
+        source = Source.resolve(settings.data_dir, settings.offline, report=report)
         self.data = Data(self.config, self.task, source, self.backbone, report)
         self.data.kind.check(self.config, self.task)
         shape = load_config(self.backbone, self.task)
-        check_length(shape, max(settings.max_length, *settings.seq_lengths, 0))
+        check_length(load_meta_model(self.backbone, self.task), max(settings.max_length, *settings.seq_lengths, 0))
         self.shape: Shape | None = shape_of(shape, self.generates)
 
     @property

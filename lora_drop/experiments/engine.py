@@ -81,7 +81,7 @@ def _perform_one(planned: Planned, runs: Path, results: Path, report: Reporter) 
     path, config = run_directory(planned, runs), planned.config
     path.parent.mkdir(parents=True, exist_ok=True)
     run = Run(path, config)
-    with run.working():
+    with run.working(report):
         pipeline = Pipeline(run, report)
         stages = pipeline.plan(planned.experiment.until)
         for stage in stages:

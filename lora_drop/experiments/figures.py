@@ -47,8 +47,13 @@ def importance_figure(scored: Sequence[Scored], selection: Selection, title: str
         Patch(facecolor=SHARED["color"], hatch="///", edgecolor="white", label=rest),
     ]
     axes[-1].legend(handles=patches, frameon=False, fontsize=9)
-    figure.suptitle(title, fontsize=11)
+    figure.suptitle(plain(title), fontsize=11)
     return figure
+
+
+def plain(text: str) -> str:
+    """Return a text that matplotlib draws as it is: a path may hold dollar signs, which would begin a formula."""
+    return text.replace("$", r"\$")
 
 
 def save_figure(figure: Figure, path: Path) -> None:

@@ -24,15 +24,25 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lora_drop.config import WHERE_KEYS, Config, config_folders, config_hash, find_config, from_dict, read_yaml, to_dict
+from lora_drop.config import (
+    WHERE_KEYS,
+    Config,
+    config_folders,
+    config_hash,
+    find_config,
+    from_dict,
+    override,
+    read_yaml,
+    to_dict,
+)
 from lora_drop.errors import UserError, closest
 from lora_drop.runs import digest
-from lora_drop.strict import apply_override, build, leaves, merge, put
+from lora_drop.strict import build, leaves, merge, put
 
 STAGES = ("sample", "score", "select", "train", "eval")
 COLUMNS = ("retained", "agreement")
@@ -115,7 +125,9 @@ class Choice:
     seeds: Sequence[int] = ()
     files: Sequence[str] = ()
     overrides: Sequence[str] = ()
-    """`key=value`, from -o and flags."""
+    """`key=value`, from -o."""
+    flags: Mapping[str, Any] = field(default_factory=dict)
+    """Values by dotted key, over the overrides; None says nothing."""
 
 
 def experiment_names() -> list[str]:
@@ -224,10 +236,9 @@ def _asked(choice: Choice) -> dict[str, Any]:
     nested: dict[str, Any] = {"backbone": choice.backbone} if choice.backbone else {}
     for name in choice.files:
         merge(nested, read_config(name))
-    for override in choice.overrides:
-        apply_override(nested, override, errors)
+    override(nested, choice.overrides, choice.flags, errors)
     for key in ("seed", "task"):
-        if any(override.split("=")[0].strip() == key for override in choice.overrides):
+        if any(text.split("=")[0].strip() == key for text in choice.overrides):
             errors.append(f"{key}: an experiment has several; choose with --{key}s")
     values = leaves(to_dict(from_dict(nested, errors)))  # 7e-4 is a text to YAML, and a number here
     return {key: values[key] for key in leaves(nested) if key not in (*WHERE_KEYS, "seed", "task")}
@@ -236,23 +247,22 @@ def _asked(choice: Choice) -> dict[str, Any]:
 def _planned(experiment: Experiment, row: str, task: str, seed: int, choice: Choice) -> Planned:
     own = {key: value for key, value in experiment.rows[row].items() if key != "title"}
 
-    def resolved(files: Sequence[str], overrides: Sequence[str], backbone: str | None) -> Config:
+    def resolved(choice: Choice) -> Config:
         errors: list[str] = []
         values = read_config(_task_config(experiment, task))
         merge(values, {"backbone": experiment.backbone} if experiment.backbone else {})
         for key, value in {**experiment.set, **experiment.task_set.get(task, {})}.items():
             put(values, key, value)
-        for name in files:
+        for name in choice.files:
             merge(values, read_config(name))
         for key, value in own.items():
             put(values, key, value)
-        for override in overrides:
-            apply_override(values, override, errors)
-        merge(values, {"task": task, "seed": seed, **({"backbone": backbone} if backbone else {})})
+        override(values, choice.overrides, choice.flags, errors)
+        merge(values, {"task": task, "seed": seed, **({"backbone": choice.backbone} if choice.backbone else {})})
         return from_dict(values, errors)
 
-    published = leaves(to_dict(resolved((), (), None)))
-    config = resolved(choice.files, choice.overrides, choice.backbone)
+    published = leaves(to_dict(resolved(Choice())))
+    config = resolved(choice)
     deviations = {
         key: [published[key], value]
         for key, value in leaves(to_dict(config)).items()

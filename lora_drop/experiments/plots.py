@@ -18,6 +18,7 @@ from lora_drop.experiments.agreement import (
     scored,
     scored_by_row,
 )
+from lora_drop.experiments.figures import plain
 from lora_drop.experiments.records import Record
 from lora_drop.experiments.table import Table
 
@@ -48,18 +49,18 @@ def tradeoff(table: Table) -> Figure | None:
                 markeredgecolor="black",
                 markersize=7,
                 capsize=3,
-                label=row.title,
+                label=plain(row.title),
             )
         axis.set_xscale("log")
         axis.xaxis.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 3.0)))
         axis.xaxis.set_major_formatter(EngFormatter(sep=""))
         axis.xaxis.set_minor_formatter(NullFormatter())
-        axis.set_title(column.title, fontsize=10)
+        axis.set_title(plain(column.title), fontsize=10)
         axis.set_xlabel("trainable parameters")
     axes[0][0].set_ylabel("score")
     # a row may be missing in a panel: its task was not run
     shown = {label: handle for axis in axes[0] for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    labels = [row.title for row in table.rows if row.title in shown]
+    labels = [title for row in table.rows if (title := plain(row.title)) in shown]
     figure.legend(
         [shown[label] for label in labels],
         labels,
@@ -85,7 +86,7 @@ def importance(table: Table) -> Figure | None:
             values = mean_importances(records, projection)
             axes[down][across].bar(range(len(values)), values, color=DARK)
             _layer_axis(axes[down][across], len(values))
-        axes[0][across].set_title(f"{title} (n = {len(records)} seed{'s' * (len(records) > 1)})", fontsize=10)
+        axes[0][across].set_title(f"{plain(title)} (n = {len(records)} seed{'s' * (len(records) > 1)})", fontsize=10)
     _label_rows(axes, projections, "importance")
     return figure
 
@@ -115,7 +116,7 @@ def distribution(table: Table) -> Figure | None:
         _layer_axis(axis, len(rows))
     axes[0][0].set_ylabel("‖ΔWx‖² of an example")
     figure.suptitle(
-        f"{record.task_title}, {record.backbone}, {len(record.norms[0]['norms']):,} examples, seed {record.seed}",
+        f"{plain(f'{record.task_title}, {record.backbone}')}, {len(record.norms[0]['norms']):,} examples, seed {record.seed}",
         fontsize=10,
     )
     return figure
@@ -142,7 +143,7 @@ def sharing(table: Table) -> Figure | None:
         _layer_axis(axis, len(before))
     axes[0][0].set_ylabel("importance")
     axes[0][0].legend(frameon=False, fontsize=8)
-    figure.suptitle(f"{record.task_title}, {record.backbone}, seed {record.seed}", fontsize=10)
+    figure.suptitle(plain(f"{record.task_title}, {record.backbone}, seed {record.seed}"), fontsize=10)
     return figure
 
 
@@ -157,7 +158,12 @@ def ratios(table: Table) -> Figure | None:
             values = mean_importances(records, projection)
             shade = _grey(len(by_row) - 1 - number, len(by_row))
             axis.plot(
-                values, marker=MARKERS[number % len(MARKERS)], color=shade, markersize=4, linewidth=1, label=title
+                values,
+                marker=MARKERS[number % len(MARKERS)],
+                color=shade,
+                markersize=4,
+                linewidth=1,
+                label=plain(title),
             )
         taus = [tau for tau in kendall(table, projection).values() if not np.isnan(tau)]
         agreement = f": Kendall τ {np.mean(taus):.2f} on average, at least {min(taus):.2f}" if taus else ""

@@ -10,10 +10,26 @@ from typing import Any
 from lora_drop.config import WHERE_KEYS, Config, config_hash, from_dict, to_dict
 from lora_drop.errors import UserError
 from lora_drop.experiments.grid import Planned, slug
-from lora_drop.runs import STAGE_FACTS, Run, read_json, write_json
+from lora_drop.runs import Run, read_json, write_json
 from lora_drop.tasks import get_task
 
-VERSION = 1
+VERSION = 2
+STAGE_KEYS = (
+    *(
+        "seconds",
+        "peak_memory_mb",
+        "commit",
+        "versions",
+        "device",
+        "threads",
+        "precision",
+        "weights",
+        "data",
+        "limited",
+    ),
+    *("computed", "losses", "sources", "shared_from", "resumed"),
+)
+"""What a record keeps of a stage's entry in `run.json`."""
 
 
 @dataclass(frozen=True)
@@ -43,18 +59,10 @@ class Record:
     limited: dict[str, int]
     """Rows the run was limited to (`train`, `eval`); empty: all rows."""
     stages: dict[str, dict[str, Any]]
-    """Per stage `seconds`, `peak_memory_mb`, `commit`; `computed`, how batches were (packed, or padded and why); `losses` of the warm-up, mean of its
-    first and its last quarter; `shared_from` where a run with the same inputs had done it already; `resumed` where a killed process was continued,
-    whose cost is not in it."""
-    versions: dict[str, str]
-    git: dict[str, Any] | None
-    """Commit of the checkout and whether it was altered (`dirty`)."""
-    device: str
-    threads: int
-    data: dict[str, str]
-    """Hashes of the training and evaluation rows."""
-    weights: str = ""
-    """Identifies the backbone's weights (the sha256 of the file, where it is packaged)."""
+    """What each stage cost and was computed with: `seconds`, `peak_memory_mb`, `commit`, `versions`, `device`, `threads`, `precision`, `weights` (the
+    identity of the backbone's), `data` (hashes of the rows read), `limited`; `computed`, how batches were (packed, or padded and why);
+    `losses` of the warm-up, mean of its first and its last quarter; `sources`, the files or the commit of the Hub that backbone and rows are from;
+    `shared_from` where a run with the same inputs had done it already; `resumed` where a killed process was continued, whose cost is not in it."""
     primary: str = ""
     """The metric that the table shows."""
     percent: bool = True
@@ -141,9 +149,8 @@ def gather(planned: Planned, run: Run, performed: Sequence[str]) -> Record:
     """Read a run directory, of which another experiment may have needed more stages."""
     manifest, config = run.manifest, run.config
     task = get_task(config.task)
-    keys = ("seconds", "peak_memory_mb", "commit", *STAGE_FACTS, "shared_from", "resumed")
     entries = {name: manifest["stages"][name] for name in performed}
-    stages = {name: {key: entry[key] for key in keys if key in entry} for name, entry in entries.items()}
+    stages = {name: {key: entry[key] for key in STAGE_KEYS if key in entry} for name, entry in entries.items()}
     return Record(
         experiment=planned.experiment.name,
         row=planned.row,
@@ -157,14 +164,8 @@ def gather(planned: Planned, run: Run, performed: Sequence[str]) -> Record:
         config={key: value for key, value in to_dict(config).items() if key not in WHERE_KEYS},
         overrides=planned.overrides,
         deviations=planned.deviations,
-        limited=manifest["limited"] or {},
+        limited={part: rows for entry in stages.values() for part, rows in entry["limited"].items()},
         stages=stages,
-        versions=manifest["versions"],
-        git=manifest["git"],
-        device=manifest["device"],
-        threads=manifest["threads"],
-        data=manifest["data"],
-        weights=manifest["weights"],
         **_layers(run, performed),
         **(_trained(run, task.kind) if "eval" in performed else {}),
     )
@@ -183,7 +184,7 @@ def _layers(run: Run, performed: Sequence[str]) -> dict[str, Any]:
     importances = ("projection", "layer", "score", "importance")
     return {
         "sampled": read_json(run.file("sample.json"))["size"] if "sample" in performed else 0,
-        "warmup_steps": run.manifest["warmup_steps"] if "score" in performed else 0,
+        "warmup_steps": run.manifest["stages"]["score"]["warmup_steps"] if "score" in performed else 0,
         "scores": modules("score", "scores.json", *importances),
         "selection": whole("select", "selection.json"),
         "norms": _rounded(modules("norms", "norms.json", "projection", "layer", "norms")),
@@ -198,8 +199,8 @@ def _rounded(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _trained(run: Run, kind: str) -> dict[str, Any]:
-    metrics, manifest = read_json(run.file("metrics.json")), run.manifest
-    primary, epochs = metrics["primary"], manifest["epochs"]
+    metrics, trained = read_json(run.file("metrics.json")), run.manifest["stages"]["train"]
+    primary, epochs = metrics["primary"], trained["epochs"]
     evaluated = [{"epoch": entry["epoch"], "score": entry[primary]} for entry in epochs if primary in entry]
     return {
         "primary": primary,
@@ -209,12 +210,12 @@ def _trained(run: Run, kind: str) -> dict[str, Any]:
         "metrics": metrics["metrics"],
         "baseline": metrics.get("baseline", {}),
         "signatures": metrics.get("signatures", {}),
-        "select_epoch": manifest["select_epoch"],
-        "kept_epoch": manifest["kept_epoch"],
+        "select_epoch": trained["select_epoch"],
+        "kept_epoch": trained["kept_epoch"],
         "epochs": epochs,
         "best": max(evaluated, key=lambda entry: entry["score"]) if evaluated else {},
         "last": evaluated[-1] if evaluated else {},
-        "parameters": manifest["trainable_parameters"],
+        "parameters": trained["trainable_parameters"],
     }
 
 
@@ -226,9 +227,20 @@ def read_records(folder: Path) -> list[Record]:
 def _read_all(folder: Path) -> Iterator[Record]:
     known = {item.name for item in fields(Record)}
     for path in sorted(folder.glob("*.json")):
-        content = read_json(path)
+        content = _upgraded(read_json(path))
         if not isinstance(content, dict) or content.get("version") != VERSION or set(content) - known:
             raise UserError(
                 f"{path} is not a result of this version of lora-drop (format {VERSION}). Remove it, and repeat the run with lora-drop reproduce."
             )
         yield Record(**content)
+
+
+def _upgraded(content: Any) -> Any:
+    """Return a record of format 1, which said once for all stages what they were computed with, in today's format."""
+    if not isinstance(content, dict) or content.get("version") != 1:
+        return content
+    git = content.pop("git", None)
+    common = {"commit": git["commit"] + "+altered" * git["dirty"]} if git and git["commit"] else {}
+    common |= {key: content.pop(key) for key in ("versions", "device", "threads", "data", "weights") if key in content}
+    stages = {name: {**common, "limited": content["limited"], **entry} for name, entry in content["stages"].items()}
+    return {**content, "stages": stages, "version": VERSION}

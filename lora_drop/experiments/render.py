@@ -6,12 +6,17 @@ import csv
 import io
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Sequence
 
 from lora_drop.experiments.agreement import between_seeds, kendall, projections_of, scored, scored_by_row
 from lora_drop.experiments.learnt import ERRORS
 from lora_drop.experiments.table import FLAGS, Cell, Column, Row, Table, limits
 
+_LATEX = str.maketrans(
+    {sign: f"\\{sign}" for sign in "&%_#${}"}
+    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "−": "$-$"}
+)
 CSV_COLUMNS = (
     "experiment",
     "backbone",
@@ -213,14 +218,16 @@ def _markdown(table: Table) -> str:
     names = heads(table)
     asked = ", ".join(f"`{key} = {json.dumps(value)}`" for key, value in table.overrides.items())
     text = [
-        f"## {table.title}",
+        f"## {_literal(table.title)}",
         "",
         f"Backbone `{table.backbone}`; "
         + (f"over the experiment's configuration: {asked}." if asked else "the experiment's own configuration."),
     ]
-    text += ["", "| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
+    text += ["", "| " + " | ".join(map(_literal, names)) + " |", "|" + "---|" * len(names)]
     for kind, cells in lines(table, lambda flags: f" †{flags}" if flags else ""):
-        shown = cells if kind == "measured" else [f"*{cell}*" if cell else "" for cell in cells]
+        shown = list(map(_literal, cells))
+        if kind != "measured":
+            shown = [f"*{cell}*" if cell else "" for cell in shown]
         text.append("| " + " | ".join(shown) + " |")
     text += ["", *(line + "\n" for line in notes(table))]
     return "\n".join(text + agreement(table))
@@ -282,7 +289,7 @@ def _between_seeds(table: Table) -> list[str]:
 
 def _latex(table: Table) -> str:
     names = heads(table)
-    text = [f"% {table.title}; {table.backbone}; {json.dumps(table.overrides, sort_keys=True)}"]
+    text = ["% " + _one_line(f"{table.title}; {table.backbone}; {json.dumps(table.overrides, sort_keys=True)}")]
     text += [
         r"\begin{tabular}{l" + "r" * (len(names) - 1) + "}",
         r"\toprule",
@@ -294,14 +301,22 @@ def _latex(table: Table) -> str:
         if kind != "measured":
             shown = [rf"\textit{{{cell}}}" if cell else "" for cell in shown]
         text.append(" & ".join(shown) + r" \\")
-    return "\n".join([*text, r"\bottomrule", r"\end{tabular}", *(f"% {note}" for note in notes(table)), ""])
+    return "\n".join([*text, r"\bottomrule", r"\end{tabular}", *(f"% {_one_line(note)}" for note in notes(table)), ""])
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _literal(text: str) -> str:
+    """Return Markdown that shows a text of a table, such as a row's title, as it is."""
+    return re.sub(r"([\\`*<\[|])", r"\\\1", _one_line(text))
 
 
 def _escape(text: str) -> str:
-    for sign in "&%_#$":
-        text = text.replace(sign, "\\" + sign)
-    head, dagger, flags = text.partition("†")
-    return head.replace("±", r"$\pm$").replace("−", "$-$") + (rf"$^{{\dagger {flags}}}$" if dagger else "")
+    """Return LaTeX that shows a text of a table as it is, and our own signs as symbols."""
+    head, dagger, flags = _one_line(text).partition("†")
+    return head.translate(_LATEX) + (rf"$^{{\dagger {flags}}}$" if dagger else "")
 
 
 def _score(cell: Cell | None, flag: Callable[[str], str]) -> str:

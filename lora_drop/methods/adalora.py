@@ -21,7 +21,7 @@ from lora_drop.config import MethodConfig
 from lora_drop.errors import UserError
 from lora_drop.methods import lora
 from lora_drop.methods.base import Method, heads
-from lora_drop.projections import find_places
+from lora_drop.projections import find_places, transposed
 from lora_drop.selection import Selection
 
 SURPLUS = 1.5
@@ -33,14 +33,15 @@ UNKNOWN = 2**31
 
 def build(backbone: PreTrainedModel, config: MethodConfig, seed: int, selection: Selection | None) -> nn.Module:
     """Put P, Λ and Q on every module of the target projections."""
-    rank = config.rank or lora.RANK
+    rank, places = config.rank or lora.RANK, find_places(backbone, config.target_projections)
     adalora = AdaLoraConfig(
         target_r=rank,
         init_r=round(SURPLUS * rank),
         total_step=UNKNOWN,
         lora_alpha=config.alpha or 2 * rank,  # type: ignore[arg-type]
         lora_dropout=config.dropout,
-        target_modules=[place.name for place in find_places(backbone, config.target_projections)],
+        target_modules=[place.name for place in places],
+        fan_in_fan_out=transposed(backbone, places),
         task_type=lora.task_type(backbone),
         modules_to_save=heads(backbone) or None,
         bias="none",

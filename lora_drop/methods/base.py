@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from lora_drop.config import MethodConfig
 from lora_drop.selection import Selection
 
-HEADS = ("classifier", "score", "pre_classifier")
+HEADS = ("classifier", "score", "pre_classifier", "classification_head")
 """What transformers calls the head of a sequence classifier."""
 
 
@@ -42,9 +42,18 @@ def count_parameters(model: nn.Module) -> Parameters:
 
 
 def heads(backbone: PreTrainedModel) -> list[str]:
-    """Return the modules without pretrained weights, which every method trains: the task's head, in DeBERTa the pooler, too."""
+    """Return the modules without pretrained weights, which every method trains: the task's head, in DeBERTa the pooler, too.
+
+    A module that lies inside another one of them is not named: PEFT would wrap it twice, and could not load what it has saved.
+    """
     known = [name for name in HEADS if hasattr(backbone, name)]
-    return sorted({*known, *getattr(backbone, "fresh_modules", ())})
+    return outermost({*known, *getattr(backbone, "fresh_modules", ())})
+
+
+def outermost(names: Iterable[str]) -> list[str]:
+    """Return the module names that lie under no other one."""
+    given = set(names)
+    return sorted(name for name in given if not any(name.startswith(f"{other}.") for other in given))
 
 
 def is_head(name: str) -> bool:
@@ -78,10 +87,14 @@ class Method:
     """`save(model, folder)`: write what was trained, as safetensors."""
     load: Callable[[PreTrainedModel, Path], nn.Module]
     """`load(backbone, folder)`: the trained model, trainable as before it was saved. Raises UserError for a damaged folder."""
+    version: int = 1
+    """Raised when what it trains may change: adapters of an earlier version do not stand."""
     needs_selection: bool = False
     """Whether stages 1 to 3 come first."""
     prepare: Callable[[nn.Module, Iterable[Mapping[str, Tensor]]], None] | None = None
     """`prepare(model, batches)`: what looks at `examples` training rows, with labels, before training."""
+    starts: bool = False
+    """Whether `train.start_from` may name an adapter to start from: it trains plain LoRAs."""
     examples: int = 0
     """How many rows `prepare` wants."""
     count: Callable[[nn.Module], Parameters] = count_parameters

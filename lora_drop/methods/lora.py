@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+from peft import AdaLoraConfig, LoraConfig, PeftConfig, PeftModel, VeraConfig, get_peft_model, set_peft_model_state_dict
 from peft.utils import load_peft_weights
 from safetensors import SafetensorError
 from torch import nn
@@ -19,8 +19,8 @@ from transformers import PreTrainedModel
 
 from lora_drop.config import MethodConfig
 from lora_drop.errors import UserError
-from lora_drop.methods.base import Method, heads
-from lora_drop.projections import Place, find_places
+from lora_drop.methods.base import Method, heads, outermost
+from lora_drop.projections import Place, find_places, transposed
 from lora_drop.selection import Selection
 
 RANK = 8
@@ -33,12 +33,13 @@ def build(backbone: PreTrainedModel, config: MethodConfig, seed: int, selection:
 
 def add_lora(backbone: PreTrainedModel, config: MethodConfig, seed: int, places: Iterable[Place]) -> PeftModel:
     """Put a fresh LoRA on the given modules; the backbone is frozen, its head stays trainable."""
-    rank = config.rank or RANK
+    rank, places = config.rank or RANK, list(places)
     lora = LoraConfig(
         r=rank,
         lora_alpha=config.alpha or 2 * rank,  # type: ignore[arg-type]
         lora_dropout=config.dropout,
         target_modules=[place.name for place in places],
+        fan_in_fan_out=transposed(backbone, places),
         task_type=task_type(backbone),
         modules_to_save=heads(backbone) or None,
         bias="none",
@@ -58,11 +59,7 @@ def wrap(backbone: PreTrainedModel, config: PeftConfig, seed: int) -> PeftModel:
 
 def task_type(backbone: PreTrainedModel) -> str:
     """Return PEFT's name for the task: with SEQ_CLS it trains and saves the head, too."""
-    return (
-        "SEQ_CLS"
-        if hasattr(backbone, "num_labels") and "SequenceClassification" in type(backbone).__name__
-        else "CAUSAL_LM"
-    )
+    return "SEQ_CLS" if "SequenceClassification" in type(backbone).__name__ else "CAUSAL_LM"
 
 
 def save(model: nn.Module, folder: Path) -> None:
@@ -89,6 +86,9 @@ def read_config(folder: Path) -> PeftConfig:
             f"{folder} holds no readable PEFT adapter ({type(error).__name__}). Train it again with --force."
         ) from error
     config.inference_mode = False
+    if isinstance(config, LoraConfig | AdaLoraConfig | VeraConfig):
+        # adapters saved by earlier versions name the parts of a head beside the head
+        config.modules_to_save = outermost(config.modules_to_save or ()) or None
     return config
 
 
@@ -111,4 +111,4 @@ def fill(model: PeftModel, folder: Path) -> None:
         )
 
 
-METHOD = Method(name="lora", title="LoRA", build=build, save=save, load=load)
+METHOD = Method(name="lora", title="LoRA", build=build, save=save, load=load, starts=True)

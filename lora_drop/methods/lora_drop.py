@@ -17,12 +17,12 @@ from peft.utils import load_peft_weights
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from lora_drop.adapters import loras
 from lora_drop.config import MethodConfig
 from lora_drop.errors import UserError
-from lora_drop.importance import lora_layers
 from lora_drop.methods import lora
 from lora_drop.methods.base import Method
-from lora_drop.projections import Place, find_places, name_places
+from lora_drop.projections import Place, all_places, find_places
 from lora_drop.selection import Selection
 
 TIES = "lora_drop.json"
@@ -34,60 +34,75 @@ def build(backbone: PreTrainedModel, config: MethodConfig, seed: int, selection:
         raise UserError("LoRA-drop needs a selection of layers: run the stages sample, score and select first.")
     places = find_places(backbone, config.target_projections)
     _check(selection, places)
-    if not selection.share:
+    if not selection.share:  # the others never get one, so that the initial values of these are those of their seed
         places = [place for place in places if place.layer in selection.projections[place.projection].retained]
+        return lora.add_lora(backbone, config, seed, places)
     return share(lora.add_lora(backbone, config, seed, places), selection)
 
 
 def share(model: PeftModel, selection: Selection) -> PeftModel:
-    """Let the low-importance layers of each projection use one LoRA, that of the lowest of them.
+    """Let the low-importance layers of each projection use one LoRA, that of the lowest of them; or none, if the selection says so.
 
     Args:
-        model: a PEFT model with LoRA on the modules that the selection speaks of; changed in place. Tie before training or loading.
-        selection: the outcome of `lora_drop.select`; nothing is tied if its `share` is false.
+        model: a PEFT model with a LoRA on the modules that the selection speaks of; its active adapter is changed in place, any other stays
+            as it is. Share before training or loading.
+        selection: the outcome of `lora_drop.select`.
 
     Raises:
-        UserError: if a shared layer has no LoRA, or layers that are to share have different widths.
+        UserError: if a layer of the selection has no LoRA, layers that are to share have different widths, or the adapter is none that can
+            be shared (see `adapters.loras`).
     """
-    if selection.share:
-        names = {(place.projection, place.layer): place.name for place in name_places(lora_layers(model))}
-        for projection, layers in selection.projections.items():
-            missing = [layer for layer in layers.shared if (projection, layer) not in names]
-            if missing:
-                raise UserError(
-                    f"The model has no {projection} LoRA in layer {missing[0]}, which the selection shares. Was it scored with this model?"
-                )
-            tie(model, [names[projection, layer] for layer in layers.shared])
+    found = loras(model)
+    names = {(place.projection, place.layer): place.name for place in all_places(model) if place.name in found}
+    for projection, layers in selection.projections.items():
+        missing = [layer for layer in (*layers.retained, *layers.shared) if (projection, layer) not in names]
+        if missing:
+            raise UserError(
+                f"The model has no {projection} LoRA in layer {missing[0]}, of which the selection speaks. Was it scored with this model?"
+            )
+    for projection, layers in selection.projections.items():
+        low = [names[projection, layer] for layer in layers.shared]
+        if selection.share:
+            tie(model, low)
+        else:
+            remove(model, low)
     return model
 
 
 def tie(model: PeftModel, names: Sequence[str]) -> None:
-    """Point the LoRA of all these modules at the first one's `lora_A` and `lora_B`.
+    """Point the active LoRA of all these modules at the first one's `lora_A` and `lora_B`.
 
     The modules are shared, not the weights: a tie of weights breaks silently when the model is cast or loaded by assignment.
     """
-    layers: dict[str, Any] = lora_layers(model)
+    found = loras(model)
     for name in names[1:]:
-        first, other = layers[names[0]], layers[name]
-        for adapter in first.lora_A:
-            if (
-                other.lora_A[adapter].weight.shape != first.lora_A[adapter].weight.shape
-                or other.lora_B[adapter].weight.shape != first.lora_B[adapter].weight.shape
-            ):
-                raise UserError(
-                    f"{names[0]} and {name} have different widths and cannot share a LoRA. Set method.share=false for this model."
-                )
-            other.lora_A[adapter] = first.lora_A[adapter]
-            other.lora_B[adapter] = first.lora_B[adapter]
+        first, other = found[names[0]], found[name]
+        if first.down.shape != other.down.shape or first.up.shape != other.up.shape:
+            raise UserError(
+                f"{names[0]} and {name} have different widths and cannot share a LoRA. Set method.share=false for this model."
+            )
+        other.layer.lora_A[other.adapter] = first.layer.lora_A[first.adapter]
+        other.layer.lora_B[other.adapter] = first.layer.lora_B[first.adapter]
+
+
+def remove(model: PeftModel, names: Sequence[str]) -> None:
+    """Take the active LoRA away from these modules; what is saved is an adapter on the others."""
+    found = loras(model)
+    for name in names:
+        found[name].layer.delete_adapter(found[name].adapter)
+        if not found[name].layer._all_available_adapter_names():
+            model.get_base_model().set_submodule(name, found[name].layer.base_layer)
+    for adapter in {found[name].adapter for name in names}:
+        left = [name for name, active in found.items() if active.adapter == adapter and name not in names]
+        config: Any = model.peft_config[adapter]
+        config.target_modules = set(left)
 
 
 def ties(model: PeftModel) -> list[list[str]]:
     """Return the groups of modules that use one LoRA, each group in model order."""
     groups: dict[int, list[str]] = {}
-    layers: dict[str, Any] = lora_layers(model)
-    for name, layer in layers.items():
-        (adapter,) = layer.active_adapters
-        groups.setdefault(id(layer.lora_A[adapter]), []).append(name)
+    for name, active in loras(model).items():
+        groups.setdefault(id(active.layer.lora_A[active.adapter]), []).append(name)
     return [group for group in groups.values() if len(group) > 1]
 
 
@@ -107,7 +122,7 @@ def load(backbone: PreTrainedModel, folder: Path) -> PeftModel:
         raise UserError(
             f"{folder / TIES} is missing or damaged: it says which layers share a LoRA. Train it again with --force."
         ) from error
-    known = lora_layers(model)
+    known = loras(model)
     unknown = [name for group in groups for name in group if name not in known]
     if unknown:
         raise UserError(f"{folder / TIES} speaks of {unknown[0]}, which has no LoRA in {folder}.")
@@ -143,4 +158,6 @@ def _check(selection: Selection, places: Iterable[Place]) -> None:
         )
 
 
-METHOD = Method(name="lora_drop", title="LoRA-drop", build=build, save=save, load=load, needs_selection=True)
+METHOD = Method(
+    name="lora_drop", title="LoRA-drop", build=build, save=save, load=load, needs_selection=True, starts=True
+)

@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 from lora_drop.config import MethodConfig
 from lora_drop.errors import UserError
 from lora_drop.methods.base import Method, heads, trainable
-from lora_drop.projections import Place, find_places
+from lora_drop.projections import Place, find_places, widths
 from lora_drop.selection import Selection
 
 RANK = 56
@@ -53,10 +53,10 @@ class Vectors(nn.Module):
 class TiedLinear(nn.Module):
     """A frozen linear module plus its rows of the fused update: W x + scaling · v ∘ B (u ∘ A x)."""
 
-    def __init__(self, base: nn.Linear, tied: Tied, vectors: Vectors, first_row: int, scaling: float, dropout: float):
+    def __init__(self, base: nn.Module, tied: Tied, vectors: Vectors, first_row: int, scaling: float, dropout: float):
         super().__init__()
         self.base, self.tied, self.vectors = base, tied, vectors
-        self.rows = slice(first_row, first_row + base.out_features)
+        self.rows = slice(first_row, first_row + widths(base)[1])
         self.scaling, self.dropout = scaling, nn.Dropout(dropout)
 
     def forward(self, x: Float[Tensor, "*batch inputs"]) -> Float[Tensor, "*batch outputs"]:
@@ -82,24 +82,24 @@ def _build(
     linears: dict[int, list[Any]] = {
         layer: [backbone.get_submodule(place.name) for place in places] for layer, places in layers.items()
     }
-    widths = {tuple((linear.in_features, linear.out_features) for linear in group) for group in linears.values()}
-    if len(widths) > 1 or len({inputs for inputs, _ in next(iter(widths))}) > 1:
+    sizes = {tuple(map(widths, group)) for group in linears.values()}
+    if len(sizes) > 1 or len({inputs for inputs, _ in next(iter(sizes))}) > 1:
         raise UserError(
             "Tied-LoRA needs layers of equal widths, and this model's differ. Choose other method.target_projections."
         )
-    outputs = sum(width for _, width in next(iter(widths)))
+    outputs = sum(width for _, width in next(iter(sizes)))
     backbone.requires_grad_(False)
     for name in heads(backbone):
         backbone.get_submodule(name).requires_grad_(True)
     torch.manual_seed(seed)
     device = next(backbone.parameters()).device
     with device:
-        tied = Tied(next(iter(widths))[0][0], outputs, rank)
+        tied = Tied(next(iter(sizes))[0][0], outputs, rank)
         for layer, places in layers.items():
             vectors, row = Vectors(outputs, rank), 0
             for place, linear in zip(places, linears[layer], strict=True):
                 backbone.set_submodule(place.name, TiedLinear(linear, tied, vectors, row, scaling, dropout))
-                row += linear.out_features
+                row += widths(linear)[1]
     model: Any = backbone
     model.tied_lora = {"rank": rank, "scaling": scaling, "dropout": dropout, "target_projections": list(targets)}
     return backbone

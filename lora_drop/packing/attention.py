@@ -31,7 +31,7 @@ class GroupedAttention(torch.autograd.Function):
         read_only: bool,
     ) -> Tensor:
         """Return `tokens heads width` of a `query` of that shape, and `key` and `value`, which may have fewer heads."""
-        out = torch.zeros_like(query) if read_only else torch.empty_like(query)
+        out = (torch.zeros if read_only else torch.empty)(query.shape, dtype=query.dtype, device=query.device)
         ctx.layout, ctx.scaling, ctx.read_only, ctx.dropped = layout, scaling, read_only, p > 0
         ctx.heads = key.shape[1]
         saved = []

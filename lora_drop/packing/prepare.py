@@ -78,6 +78,11 @@ def _agree(stock: Sequence[Tensor], found: Sequence[Tensor]) -> bool:
     tolerance = 5e-2 if torch.is_autocast_enabled(stock[0].device.type) else 1e-4
     if len(stock) != len(found) or not all(bool(tensor.isfinite().all()) for tensor in found):
         return False
-    off = sum(float((one - two).double().square().sum()) for one, two in zip(stock[1:], found[1:], strict=True))
-    size = sum(float(one.double().square().sum()) for one in stock[1:])
+    off = sum(_squares(one - two) for one, two in zip(stock[1:], found[1:], strict=True))
+    size = sum(map(_squares, stock[1:]))
     return float((stock[0] - found[0]).abs()) <= tolerance * float(stock[0].abs()) and off <= tolerance**2 * size
+
+
+def _squares(tensor: Tensor) -> float:
+    """Return the sum of squares in float64, and so on the CPU: an Apple GPU has none."""
+    return float(tensor.cpu().double().square().sum())

@@ -15,30 +15,54 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from datasets import Dataset
 
 from lora_drop.errors import UserError
+from lora_drop.progress import SILENT, Reporter
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where rows come from: a folder with the official files, else the Hub."""
+    """Where rows come from: a folder with the official files, else the Hub.
+
+    A folder that is named (`data_dir`, --data-dir) is the only source: a file that it lacks is an error, also where it holds those of other
+    tasks or splits, so that no run mixes two sources unasked. $LORA_DROP_DATA is a habit of the machine: what it lacks comes from the Hub,
+    with a notice.
+    """
 
     data_dir: Path | None
     offline: bool = False
+    named: bool = False
+    """Whether the folder was named for this run, not by $LORA_DROP_DATA."""
+    revision: str | None = None
+    """Branch, tag or commit of the data set on the Hub; None: its usual branch."""
+    known: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """`origins` that were used before: the same commit is read again."""
+    report: Reporter = SILENT
+    """Told where rows come from another place than expected, and of newer ones."""
+    origins: dict[str, dict[str, str]] = field(default_factory=dict, compare=False)
+    """By split, where the rows that were read came from: the `file` in the data folder, or `hub` with `commit`."""
 
     @classmethod
-    def resolve(cls, data_dir: str | None, offline: bool = False) -> Source:
-        """Take the folder given, else $LORA_DROP_DATA, else none. Raises UserError if the folder does not exist."""
-        folder = data_dir or os.environ.get("LORA_DROP_DATA")
+    def resolve(cls, data_dir: str | None, offline: bool = False, revision: str | None = None, **others: Any) -> Source:
+        """Take the folder given, else $LORA_DROP_DATA unless a revision of the Hub is asked for, else none.
+
+        Raises UserError if the folder does not exist, or if both a folder and a revision are given.
+        """
+        if data_dir and revision:
+            raise UserError(
+                f"data_dir={data_dir} and data_revision={revision} exclude each other: rows come from files, or from a revision of the Hub. "
+                "Leave one out (-o data_dir=null or -o data_revision=null)."
+            )
+        folder = data_dir or (None if revision else os.environ.get("LORA_DROP_DATA"))
         if folder and not Path(folder).is_dir():
             origin = "data_dir" if data_dir else "LORA_DROP_DATA"
             raise UserError(
                 f"The data folder {folder} does not exist (named by {origin}). Create it or name another with --data-dir."
             )
-        return cls(Path(folder) if folder else None, offline)
+        return cls(Path(folder) if folder else None, offline, named=bool(data_dir), revision=revision, **others)
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,9 @@ from datasets import Dataset
 
 from lora_drop.errors import UserError
 from lora_drop.tasks.base import Source, Task, stratum_column
+from lora_drop.tasks.hub_rows import PARQUET, HubRows
 from lora_drop.tasks.sources import official_file
-from lora_drop.tasks.text_files import PARQUET, check_rows, hub_rows, read_json_list, text_in
+from lora_drop.tasks.text_files import check_rows, read_json_list, text_in
 
 PROMPT = "{triples}\n\nThese facts in words:\n"
 """What the model reads; the annotation follows."""
@@ -25,7 +26,7 @@ FILES = {
     "validation": "dart/dart-v1.1.1-full-dev.json",
     "test": "dart/dart-v1.1.1-full-test.json",
 }
-HUB = "GEM/dart"
+HUB = HubRows("GEM/dart", revision=PARQUET)
 
 Annotations = list[tuple[str, str]]
 """(source, text) of each annotation of an item."""
@@ -64,9 +65,9 @@ def linearise(triples: Sequence[Sequence[str]]) -> str:
 
 
 def _items(source: Source, split: str) -> Iterator[tuple[list[list[str]], Annotations]]:
-    path = official_file(source, FILES[split], HUB)
+    path = official_file(source, FILES[split], split, str(HUB))
     if path is None:
-        yield from _hub_items(split, (source.data_dir or Path("<data folder>")) / FILES[split])
+        yield from _hub_items(source, split)
         return
     lines = list(read_json_list(path))
     check_rows(path, lines)
@@ -95,9 +96,9 @@ def _annotations(path: Path, line: int, item: Any) -> Annotations:
     ]
 
 
-def _hub_items(split: str, expected: Path) -> Iterator[tuple[list[list[str]], Annotations]]:
+def _hub_items(source: Source, split: str) -> Iterator[tuple[list[list[str]], Annotations]]:
     """GEM's copy has the official rows; its training rows are single annotations already."""
-    for row in hub_rows(HUB, split, expected, ("tripleset", "target", "target_sources", "references"), PARQUET):
+    for row in HUB.load(source, split, FILES[split], ("tripleset", "target", "target_sources", "references")):
         texts = list(row["references"]) if split != "train" and row["references"] else [row["target"]]
         origins = list(row["target_sources"]) or ["unknown"]
         yield row["tripleset"], [(origins[min(number, len(origins) - 1)], text) for number, text in enumerate(texts)]
@@ -115,6 +116,6 @@ TASK = Task(
     title="DART",
     splits=("test", "validation"),
     files=FILES,
-    hub=f"{HUB} ({PARQUET})",
+    hub=f"{HUB.name} ({PARQUET})",
     official_rows={"train": 62659, "validation": 2768, "test": 5097},
 )

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator
-from pathlib import Path
 from statistics import quantiles
 
 from datasets import Dataset
 
 from lora_drop.tasks.base import Source, Task, stratum_column
+from lora_drop.tasks.hub_rows import HubRows
 from lora_drop.tasks.sources import official_file
-from lora_drop.tasks.text_files import check_rows, check_target, hub_rows, read_jsonl, text_in
+from lora_drop.tasks.text_files import check_rows, check_target, read_jsonl, text_in
 
 PROMPT = "{dialogue}\n\nSummary of the dialogue:\n"
 """What the model reads; the summary follows."""
@@ -21,7 +21,7 @@ FILES = {
     "validation": "dialogsum/dialogsum.dev.jsonl",
     "test": "dialogsum/dialogsum.test.jsonl",
 }
-HUB = "knkarthick/dialogsum"
+HUB = HubRows("knkarthick/dialogsum")
 LENGTH_BINS = 5
 
 
@@ -49,9 +49,9 @@ def length_strata(dialogues: list[str]) -> list[str]:
 
 def _items(source: Source, split: str) -> Iterator[tuple[str, str, list[str]]]:
     """Yield (id, dialogue, summaries)."""
-    path = official_file(source, FILES[split], HUB)
+    path = official_file(source, FILES[split], split, str(HUB))
     if path is None:
-        yield from _hub_items(split, (source.data_dir or Path("<data folder>")) / FILES[split])
+        yield from _hub_items(source, split)
         return
     lines = list(read_jsonl(path))
     check_rows(path, lines)
@@ -61,11 +61,11 @@ def _items(source: Source, split: str) -> Iterator[tuple[str, str, list[str]]]:
         yield f"{split}-{number}", text_in(path, line, row, "dialogue").replace("\r\n", "\n"), summaries
 
 
-def _hub_items(split: str, expected: Path) -> Iterator[tuple[str, str, list[str]]]:
+def _hub_items(source: Source, split: str) -> Iterator[tuple[str, str, list[str]]]:
     """The Hub's test split repeats a dialogue for each of its summaries."""
     summaries: dict[str, list[str]] = {}
     dialogues: dict[str, str] = {}
-    for row in hub_rows(HUB, split, expected, ("id", "dialogue", "summary")):
+    for row in HUB.load(source, split, FILES[split], ("id", "dialogue", "summary")):
         name = row["id"].rsplit("_", 1)[0] if split == "test" else row["id"]  # test_7_1, test_7_2, test_7_3
         dialogues[name] = row["dialogue"].replace("\r\n", "\n")
         summaries.setdefault(name, []).append(row["summary"])
@@ -94,6 +94,6 @@ TASK = Task(
     title="DialogSum",
     splits=("test", "validation"),
     files=FILES,
-    hub=HUB,
+    hub=HUB.name,
     official_rows={"train": 12460, "validation": 500, "test": 500},
 )

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from pathlib import Path
 
 from datasets import Dataset
 
 from lora_drop.tasks.base import Source, Task, stratum_column
+from lora_drop.tasks.hub_rows import PARQUET, HubRows
 from lora_drop.tasks.sources import official_file
-from lora_drop.tasks.text_files import PARQUET, check_rows, check_target, hub_rows, read_csv
+from lora_drop.tasks.text_files import check_rows, check_target, read_csv
 
 PROMPT = "{mr}\n\nDescription of the restaurant:\n"
 """What the model reads; the reference follows."""
@@ -24,7 +24,7 @@ FILES = {
     "validation": "e2e-dataset/devset.csv",
     "test": "e2e-dataset/testset_w_refs.csv",
 }
-HUB = "tuetschek/e2e_nlg"
+HUB = HubRows("tuetschek/e2e_nlg", revision=PARQUET)
 
 
 def load(source: Source, split: str) -> Dataset:
@@ -67,11 +67,10 @@ def stratum(mr: str) -> str:
 
 
 def _pairs(source: Source, split: str) -> Iterator[tuple[str, str]]:
-    path = official_file(source, FILES[split], HUB)
+    path = official_file(source, FILES[split], split, str(HUB))
     if path is None:
         columns = ("meaning_representation", "human_reference")
-        expected = (source.data_dir or Path("<data folder>")) / FILES[split]
-        for row in hub_rows(HUB, split, expected, columns, PARQUET):
+        for row in HUB.load(source, split, FILES[split], columns):
             yield row["meaning_representation"], row["human_reference"]
         return
     lines = list(read_csv(path, ("mr", "ref")))
@@ -92,6 +91,6 @@ TASK = Task(
     title="E2E",
     splits=("test", "validation"),
     files=FILES,
-    hub=f"{HUB} ({PARQUET})",
+    hub=f"{HUB.name} ({PARQUET})",
     official_rows={"train": 42061, "validation": 547, "test": 630},
 )

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 from datasets import Dataset, concatenate_datasets
 
 from lora_drop.errors import UserError
 from lora_drop.tasks.base import Source, Task
-from lora_drop.tasks.sources import cell, from_hub, label_index, number_in, official_file, read_tsv
+from lora_drop.tasks.hub_rows import HubRows
+from lora_drop.tasks.sources import cell, label_index, number_in, official_file, read_tsv
 
 HUB = "nyu-mll/glue"
 
@@ -41,10 +44,12 @@ class Layout:
 def load_split(layout: Layout, source: Source, split: str) -> Dataset:
     """Load "train" or "validation" of a task with one evaluation part."""
     name = f"glue/{layout.folder}/{'train.tsv' if split == 'train' else layout.dev}"
-    path = official_file(source, name, HUB, layout.advice)
+    hub = HubRows(HUB, layout.hub)
+    path = official_file(source, name, split, str(hub), layout.advice)
     if path is not None:
         return _read(layout, path)
-    return _hub_rows(layout, split, (source.data_dir or Path("<data folder>")) / name)
+    rows = hub.load(source, split, name, (*layout.hub_texts, "label"), layout.advice)
+    return _from_hub(layout, rows)
 
 
 def _read(layout: Layout, path: Path) -> Dataset:
@@ -72,13 +77,26 @@ def _read(layout: Layout, path: Path) -> Dataset:
     return Dataset.from_dict(columns)
 
 
-def _hub_rows(layout: Layout, split: str, expected: Path) -> Dataset:
-    rows = from_hub(HUB, split, expected, layout.hub, advice=layout.advice)
+def _from_hub(layout: Layout, rows: Dataset) -> Dataset:
     columns = {"id": [str(number) for number in range(len(rows))], "text": list(rows[layout.hub_texts[0]])}
     if len(layout.texts) == 2:
         columns["text_pair"] = list(rows[layout.hub_texts[1]])
-    number = int if layout.file_labels else float
+    number = int if layout.file_labels else official_score
     return Dataset.from_dict({**columns, "label": [number(value) for value in rows["label"]]})
+
+
+def official_score(value: float) -> float:
+    """Return a similarity score as the official file has it, from the Hub's copy in 32 bits: 3.8 for 3.799999952316284.
+
+    A score is the mean of a few annotators'. The file prints at most three decimals of it, or 14 of a fraction such as 19/9; the one that
+    32 bits cannot tell from `value` is returned, else the shortest decimal number that they cannot.
+    """
+    stored = np.float32(value)
+    fraction = Fraction(value).limit_denominator(20)
+    for candidate in (round(value, 3), round(fraction.numerator / fraction.denominator, 14)):
+        if np.float32(candidate) == stored:
+            return candidate
+    return float(str(stored))
 
 
 def _load_mnli(source: Source, split: str) -> Dataset:

@@ -4,27 +4,43 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from lora_drop.errors import UserError
 from lora_drop.tasks.base import Source
 
 
-def official_file(source: Source, name: str, hub: str, advice: str = "") -> Path | None:
-    """Return the path of an official file in the data folder, or None where the Hub is to be used.
+def official_file(source: Source, name: str, split: str, hub: str, advice: str = "") -> Path | None:
+    """Return the path of the official file of a split, or None where its rows come from the Hub (`source` says when).
 
-    Raises UserError if the file is missing and the Hub may not be asked.
+    Raises UserError if the file is missing from a folder that was named for this run.
     """
-    path = source.data_dir / name if source.data_dir else None
-    if path is not None and path.is_file():
+    if source.data_dir is None:
+        return None
+    path = source.data_dir / name
+    if path.is_file():
+        source.origins[split] = {"file": name}
         return path
-    if source.offline:
-        expected = path or f"<data folder>/{name}"
+    if source.named:
         raise UserError(
-            f"{expected} does not exist, and --offline forbids asking the Hub ({hub}). Put the official file there, "
-            f"or name the folder with --data-dir or LORA_DROP_DATA.{advice}"
+            f"{path} does not exist.{_elsewhere(source.data_dir, name)} The folder that is named with --data-dir (data_dir) must hold {name}. "
+            f"Without --data-dir the rows come from the Hub ({hub}).{advice}"
         )
+    hint = _elsewhere(source.data_dir, name)
+    source.report.notice(f"{path} does not exist: {split} rows are those of the Hub ({hub}).{hint}")
     return None
+
+
+def _elsewhere(folder: Path, name: str) -> str:
+    """Say which folder should have been named, where it is one near the one that was."""
+    near = folder.absolute()
+    inside = sorted(path for path in near.iterdir() if path.is_dir())
+    for candidate in (*near.parents[:2], *inside):
+        if (candidate / name).is_file():
+            return f" Did you mean --data-dir {candidate}?"
+    first, _, rest = name.partition("/")
+    if (near / rest).is_file():
+        return f" {near} holds {rest}: rename it to {first} and name the folder above it."
+    return ""
 
 
 def read_tsv(
@@ -95,25 +111,3 @@ def number_in(path: Path, number: int, text: str, low: float, high: float) -> fl
     if not low <= value <= high:
         raise UserError(f"{path}, line {number}: {text!r} is not a number from {low:g} to {high:g}")
     return value
-
-
-def from_hub(
-    identifier: str,
-    split: str,
-    expected: Path | str,
-    configuration: str | None = None,
-    revision: str | None = None,
-    advice: str = "",
-) -> Any:
-    """Load a split from the Hub. Raises UserError that says where official files would be read from if the Hub cannot be reached."""
-    import datasets
-
-    try:
-        return datasets.load_dataset(identifier, name=configuration, split=split, revision=revision)
-    except (OSError, RuntimeError, ValueError) as error:
-        what = f"{configuration}, {split}" if configuration else split
-        raise UserError(
-            f"{identifier} ({what}) cannot be loaded from the Hub ({type(error).__name__}). Without a network, "
-            f"put the official file at {expected} and name its folder with --data-dir or LORA_DROP_DATA.{advice} "
-            "Tasks that need neither: toy-nli, toy-nlg"
-        ) from error

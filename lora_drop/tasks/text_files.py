@@ -1,4 +1,4 @@
-"""Reading the generation benchmarks: CSV, JSON and JSONL whose errors name file, line and reason; else the Hub."""
+"""Reading the generation benchmarks: CSV, JSON and JSONL whose errors name file, line and reason."""
 
 from __future__ import annotations
 
@@ -10,10 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from lora_drop.errors import UserError
-from lora_drop.tasks.sources import from_hub
-
-PARQUET = "refs/convert/parquet"
-"""The revision of a Hub repository that holds the rows themselves where its main revision holds a loading script."""
 
 
 def read_text(path: Path) -> str:
@@ -125,19 +121,3 @@ def check_target(path: Path, line: int, target: str, what: str) -> str:
     if not target.strip():
         raise UserError(f"{path}, line {line}: the {what} is empty")
     return target
-
-
-def hub_rows(
-    identifier: str, split: str, expected: Path, columns: Sequence[str], revision: str | None = None
-) -> list[dict[str, Any]]:
-    """Load a split from the Hub.
-
-    Raises UserError that says where official files would be read from if the Hub cannot be reached, or has other columns.
-    """
-    rows = from_hub(identifier, split, expected, revision=revision)
-    missing = [name for name in columns if name not in rows.column_names]
-    if missing:
-        raise UserError(
-            f"{identifier} ({split}) on the Hub has no column {missing[0]!r} any more, only {', '.join(rows.column_names)}."
-        )
-    return list(rows)

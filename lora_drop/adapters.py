@@ -1,0 +1,141 @@
+"""The LoRAs of a PEFT model: which are active, and whether each is what the method means by ΔW = scaling · B A.
+
+PEFT has many relatives of LoRA. Those whose ΔW is something else, and those that have already changed W, are refused by name: a score or a tie
+of theirs would be wrong without a sign.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from lora_drop.errors import UserError
+
+PREFIX = "base_model.model."
+KEEPS_W = (True, False, "gaussian", "eva", "orthogonal")
+"""Values of PEFT's `init_lora_weights` that leave W as it was pretrained. The others (pissa, olora, corda, loftq, …) move a part of W into the
+adapter, so that neither ΔW alone nor W without it means anything."""
+
+
+@dataclass(frozen=True)
+class Lora:
+    """The active LoRA of one module."""
+
+    layer: Any
+    """PEFT's layer."""
+    adapter: str
+    """Its name in the layer."""
+
+    @property
+    def down(self) -> Tensor:
+        """A, `rank inputs`."""
+        weight: Tensor = self.layer.lora_A[self.adapter].weight
+        return weight
+
+    @property
+    def up(self) -> Float[Tensor, "outputs inner"]:
+        """B, `outputs rank`; with `lora_bias` the bias is one more column, that of a constant 1 behind z."""
+        linear = self.layer.lora_B[self.adapter]
+        weight: Tensor = linear.weight.detach().float()
+        return weight if linear.bias is None else torch.cat([weight, linear.bias.detach().float()[:, None]], dim=1)
+
+    @property
+    def metric(self) -> Float[Tensor, "inner inner"]:
+        """M = scaling² · Bᵀ B, so that ‖ΔW x‖² = zᵀ M z with z = A x."""
+        up = self.up
+        return self.layer.scaling[self.adapter] ** 2 * (up.T @ up)
+
+    @property
+    def rank(self) -> int:
+        """Rows of A."""
+        return int(self.layer.r[self.adapter])
+
+    @property
+    def parameters(self) -> int:
+        """Size of the pair."""
+        halves = (self.layer.lora_A[self.adapter], self.layer.lora_B[self.adapter])
+        return sum(parameter.numel() for half in halves for parameter in half.parameters())
+
+    def project(self, x: Tensor) -> Float[Tensor, "*batch inner"]:
+        """Return z = A x (`*batch inputs`), with a constant 1 behind it if B has a bias."""
+        z = nn.functional.linear(x.to(self.down.dtype), self.down)
+        if self.layer.lora_B[self.adapter].bias is None:
+            return z
+        return torch.cat([z, torch.ones_like(z[..., :1])], dim=-1)
+
+
+def loras(model: nn.Module) -> dict[str, Lora]:
+    """Return the active LoRA of every module that has one, by the module's name before PEFT wrapped it, in model order.
+
+    Raises:
+        UserError: if the model has no LoRA; if several adapters are active, or the active one is merged or switched off; if it is none of
+            which ΔW = scaling · B A is true (AdaLoRA, DoRA, `target_parameters`, …) or its initialisation has changed W (PiSSA, …).
+    """
+    from peft.tuners.lora import LoraLayer
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    tuned = {
+        name.removeprefix(PREFIX): module
+        for name, module in model.named_modules()
+        if isinstance(module, BaseTunerLayer)
+    }
+    others = sorted({type(layer).__module__.split(".")[2] for layer in tuned.values() if not _is_lora(layer)})
+    if others:
+        raise UserError(
+            f"The adapter is {', '.join(others)}. Layers are scored and shared by their LoRA: use PEFT's LoraConfig."
+        )
+    found = {}
+    for name, layer in tuned.items():
+        assert isinstance(layer, LoraLayer)
+        active = [adapter for adapter in layer.active_adapters if adapter in layer.lora_A]
+        if active and layer.lora_A[active[0]].weight.ndim == 2:  # convolutions are in no block of a language model
+            _refuse_state(name, layer, active)
+            found[name] = Lora(layer, active[0])
+    if not found:
+        raise UserError(
+            "The model has no LoRA to score. Wrap it with peft.get_peft_model(model, LoraConfig(...)) and train it a little first."
+        )
+    for adapter in {lora.adapter for lora in found.values()}:
+        _refuse_config(model, adapter)
+    return found
+
+
+def _is_lora(layer: Any) -> bool:
+    return type(layer).__module__.startswith("peft.tuners.lora")
+
+
+def _refuse_state(name: str, layer: Any, active: list[str]) -> None:
+    if len(active) > 1:
+        raise UserError(
+            f"{name} has {len(active)} active adapters ({', '.join(active)}). Activate one: model.set_adapter({active[0]!r})"
+        )
+    if layer.disable_adapters:
+        raise UserError("The adapter is switched off. Switch it on first: model.enable_adapter_layers()")
+    if layer.merged:
+        raise UserError("The adapter is merged into the model. Undo that first: model.unmerge_adapter()")
+    if hasattr(layer, "parameter_name"):
+        raise UserError(
+            f"{name} has its LoRA on a parameter (target_parameters), not on a linear module: its input cannot be seen. "
+            "Choose linear modules (target_modules)."
+        )
+    if active[0] in layer.lora_variant:
+        variant = type(layer.lora_variant[active[0]]).__name__.removesuffix("Variant").removesuffix("Linear")
+        variant = {"Dora": "DoRA"}.get(variant, variant)
+        raise UserError(
+            f"{name} has {variant}, whose update of W is not scaling · B A. Use a plain LoRA to find the layers, "
+            "and whichever adapter you like on the layers that it finds."
+        )
+
+
+def _refuse_config(model: nn.Module, adapter: str) -> None:
+    config = getattr(model, "peft_config", {}).get(adapter)
+    start = getattr(config, "init_lora_weights", True)
+    if start not in KEEPS_W:
+        raise UserError(
+            f"The adapter {adapter!r} was initialised with {start!r}, which moves a part of W into B A: what it adds is not ΔW, and a module "
+            "without its own pair would be damaged. Use init_lora_weights=True."
+        )

@@ -1,0 +1,56 @@
+"""Hashes of files' content. A large file is read once: its hash is remembered with its size and time of change, as git does."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from contextlib import suppress
+from functools import lru_cache
+from pathlib import Path
+
+REMEMBERED = 2**24
+"""Bytes from which on a hash is remembered."""
+
+
+def sha256(path: Path) -> str:
+    """Return the sha256 of a file."""
+    state = path.stat()
+    return _sha256(str(path.resolve()), state.st_size, state.st_mtime_ns)
+
+
+def sha256_of_all(files: Iterable[Path]) -> str:
+    """Return a hash of the names and contents of files, whatever their order."""
+    listed = sorted((file.name, sha256(file)) for file in files)
+    return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
+
+
+@lru_cache(maxsize=4096)
+def _sha256(path: str, size: int, changed: int) -> str:
+    remembered = _memory(path, size, changed) if size >= REMEMBERED else None
+    if remembered is not None:
+        with suppress(OSError):
+            return remembered.read_text(encoding="ascii")
+    total = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        while block := file.read(2**20):
+            total.update(block)
+    found = total.hexdigest()
+    if remembered is not None:
+        with suppress(OSError):  # a home that cannot be written costs the time of reading again
+            remembered.parent.mkdir(parents=True, exist_ok=True)
+            temporary = remembered.with_suffix(f".{os.getpid()}")
+            temporary.write_text(found, encoding="ascii")
+            temporary.replace(remembered)
+    return found
+
+
+def _memory(path: str, size: int, changed: int) -> Path | None:
+    """Return where the hash of a file in this state is remembered."""
+    try:
+        home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    except RuntimeError:
+        return None
+    key = hashlib.sha256(f"{path}|{size}|{changed}".encode()).hexdigest()[:32]
+    return home / "lora-drop" / "sha256" / key

@@ -1,0 +1,73 @@
+"""The environment variables by which libraries let their surroundings alter what is computed. A run takes none of them: its configuration decides.
+
+They are set by launchers (`accelerate launch`, torchrun, mpirun), stay behind in shells, notebooks and job scripts, and change precision, device,
+accumulation or sharding without a sign. What only says how fast, how loudly or where from is left alone (`OMP_NUM_THREADS`, `CUDA_VISIBLE_DEVICES`,
+`HF_*`, `WANDB_*`); `run.json` records threads and device.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from lora_drop.errors import UserError
+from lora_drop.progress import SILENT, Reporter
+
+PREFIXES = (
+    "ACCELERATE_",
+    "DEEPSPEED_",
+    "FSDP_",
+    "MEGATRON_LM_",
+    "MPI_LOCAL",
+    "MV2_COMM_WORLD_",
+    "OMPI_COMM_WORLD_",
+    "PARALLELISM_CONFIG_",
+    "PMI_",
+    "TORCHELASTIC_",
+)
+TF32 = "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE"
+NAMES = (
+    *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "FORK_LAUNCHED"),
+    *("DNNL_DEFAULT_FPMATH_MODE", "ONEDNN_DEFAULT_FPMATH_MODE", "NVIDIA_TF32_OVERRIDE", TF32),
+    *("TRANSFORMERS_SDPA_FORCE_GQA", "XLA_DOWNCAST_BF16", "XLA_USE_BF16"),
+)
+
+
+@contextmanager
+def neutral_environment(report: Reporter = SILENT) -> Iterator[None]:
+    """Remove the variables that would alter what is computed while the block runs, and name them in a notice.
+
+    Raises UserError if this process was launched as one of several.
+    """
+    refuse_several_processes()
+    removed = {name: value for name, value in os.environ.items() if name in NAMES or name.startswith(PREFIXES)}
+    if removed:
+        names = f"environment variable{'s' * (len(removed) > 1)} {', '.join(sorted(removed))}"
+        report.notice(f"ignored: {names}; the configuration alone decides what is computed")
+    for name in removed:
+        del os.environ[name]
+    torch: Any = sys.modules.get("torch")
+    products = torch.get_float32_matmul_precision() if torch is not None and TF32 in removed else None
+    try:
+        if products:  # torch has read the variable when it was imported
+            torch.set_float32_matmul_precision("highest")
+        yield
+    finally:
+        if products:
+            torch.set_float32_matmul_precision(products)
+        os.environ.update(removed)
+
+
+def refuse_several_processes() -> None:
+    """Raise UserError if a launcher such as torchrun started this process as one of several; a leftover WORLD_SIZE alone does not say so."""
+    size = os.environ.get("WORLD_SIZE", "")
+    launched = all(name in os.environ for name in ("RANK", "MASTER_ADDR"))
+    if launched and size.isdecimal() and int(size) > 1:
+        raise UserError(
+            f"This process was started as one of {size} (RANK, WORLD_SIZE and MASTER_ADDR are set). Training in several processes is not "
+            "supported yet: start lora-drop once, on one device, without torchrun, accelerate launch or mpirun. "
+            "If these variables are leftovers, unset WORLD_SIZE."
+        )

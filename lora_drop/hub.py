@@ -1,0 +1,246 @@
+"""Repositories of the Hugging Face Hub: how they are asked, and every failure as a sentence that says what to do.
+
+Models (`hub_models.py`) and data sets (`tasks/hub_rows.py`) are asked in the same way; which commit they take, `hub_commits.py` says.
+A token goes to the Hub alone, no code of a repository is executed, and no pickle is read.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from json import JSONDecodeError
+from pathlib import Path
+from typing import Any, Literal
+
+from datasets.exceptions import DatasetsError
+from datasets.utils import disable_progress_bars as disable_datasets_bars
+from datasets.utils import enable_progress_bars as enable_datasets_bars
+from datasets.utils import is_progress_bar_enabled
+from datasets.utils import logging as datasets_logging
+from huggingface_hub import HfApi, constants, get_token
+from huggingface_hub.errors import (
+    DisabledRepoError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    HTTPError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.file_download import repo_folder_name
+from huggingface_hub.utils import (
+    are_progress_bars_disabled,
+    disable_progress_bars,
+    enable_progress_bars,
+    validate_repo_id,
+)
+from huggingface_hub.utils import logging as hub_logging
+
+from lora_drop.errors import UserError
+
+COMMIT = re.compile(r"[0-9a-f]{40}")
+FAILURES = (HTTPError, OSError, ValueError, RuntimeError, DatasetsError)
+"""What the libraries raise where a request, a transfer or an answer fails: HTTPError is that of the HTTP library which huggingface_hub uses,
+OSError is also a full disk, ValueError an answer that is no JSON, RuntimeError comes from the fast transfer (hf_xet)."""
+AGAIN = "The same command continues: files that are complete are kept."
+LOGIN = "Log in with `hf auth login` (or set HF_TOKEN)"
+UNREACHABLE = ("ConnectError", "ProxyError", "ConnectionError", "ConnectionRefusedError", "gaierror")
+LOCAL = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
+
+
+class NotTheHub(ValueError):
+    """An answer that describes no repository."""
+
+
+@dataclass(frozen=True)
+class Repo:
+    """A repository at a revision: a branch, a tag or a commit."""
+
+    name: str
+    """`organisation/name`, or the bare name of one of the Hub's first models (`bert-base-uncased`)."""
+    kind: Literal["model", "dataset"] = "model"
+    revision: str = "main"
+    usual: str = "main"
+    """The branch that is meant where none is named."""
+
+    @classmethod
+    def parse(cls, text: str) -> Repo:
+        """Read `organisation/name` or `organisation/name@revision` of a model. Raises UserError if it is neither."""
+        name, _, revision = text.partition("@")
+        try:
+            validate_repo_id(name)
+        except HFValidationError as error:
+            raise UserError(
+                f"{text!r} is neither a folder nor a name on the Hub (organisation/model). Check the name."
+            ) from error
+        return cls(name, "model", check_revision(revision) if "@" in text else "main")
+
+    @property
+    def pinned(self) -> bool:
+        """Whether the revision is a commit, which never moves."""
+        return COMMIT.fullmatch(self.revision) is not None
+
+    @property
+    def page(self) -> str:
+        """The address that people look at."""
+        return f"{constants.ENDPOINT}/{'datasets/' if self.kind == 'dataset' else ''}{self.name}"
+
+    @property
+    def cache(self) -> Path:
+        """The folder of the Hub's cache that holds its files."""
+        return Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=self.name, repo_type=self.kind)
+
+    def snapshot(self, commit: str) -> Path:
+        """Return the folder of the Hub's cache that holds the files of a commit."""
+        return self.cache / "snapshots" / commit
+
+    def __str__(self) -> str:
+        return f"the {'data set' if self.kind == 'dataset' else 'model'} {self.name}"
+
+
+def check_revision(revision: str) -> str:
+    """Return the name of a branch, a tag or a commit. Raises UserError if git allows no such name."""
+    if not re.fullmatch(r"[\w.+/-]+", revision) or ".." in revision or revision.startswith("/"):
+        raise UserError(f"{revision!r} is no revision: the name of a branch or a tag, or a commit of 40 digits.")
+    return revision
+
+
+def forbidden_by(offline: bool) -> str:
+    """Return what forbids asking the Hub (the option, or the environment), or an empty string."""
+    if offline:
+        return "--offline"
+    names = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+    return next((name for name in names if os.environ.get(name)), names[0]) if constants.HF_HUB_OFFLINE else ""
+
+
+def describe(api: HfApi, repo: Repo, revision: str) -> Any:
+    """Return what the Hub says of a revision: its commit (`sha`) and its files (`siblings`). Not repeated where it fails."""
+    wanted: dict[str, Any] = {"revision": revision, "files_metadata": True, "timeout": constants.HF_HUB_ETAG_TIMEOUT}
+    try:
+        return api.repo_info(repo.name, repo_type=repo.kind, **wanted)
+    except (TypeError, KeyError) as error:
+        raise NotTheHub(str(error)) from error
+
+
+@contextmanager
+def asking(repo: Repo, otherwise: str) -> Iterator[HfApi]:
+    """Yield the Hub's interface; a failure in the block becomes a UserError, and the libraries are silent.
+
+    `otherwise` is what to do where the Hub cannot be had at all.
+    """
+    with _silence():
+        try:
+            yield HfApi()
+        except FAILURES as error:
+            raise UserError(explain(error, repo, otherwise)) from error
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Let huggingface_hub and datasets print neither bars nor what they try again: the reporter says what is to be said."""
+    decided = constants.HF_HUB_DISABLE_PROGRESS_BARS is not None  # by the user
+    bars, other_bars = not decided and not are_progress_bars_disabled(), is_progress_bar_enabled()
+    levels = [(library, library.get_verbosity()) for library in (hub_logging, datasets_logging)]
+    if bars:
+        disable_progress_bars()
+    disable_datasets_bars()
+    for library, _ in levels:
+        library.set_verbosity_error()
+    try:
+        yield
+    finally:
+        for library, level in levels:
+            library.set_verbosity(level)
+        if bars:
+            enable_progress_bars()
+        if other_bars:
+            enable_datasets_bars()
+
+
+def explain(error: BaseException, repo: Repo, otherwise: str) -> str:
+    """Return what has failed, and the remedy.
+
+    Args:
+        error: one of FAILURES; its causes are looked at, too.
+        repo: what was asked for.
+        otherwise: what to do without the Hub; said where no other remedy is at hand.
+    """
+    causes = list(_causes(error))
+    for cause in causes:
+        if isinstance(cause, HfHubHTTPError):
+            return _refused(cause, repo, otherwise).strip()
+    for cause in reversed(causes):  # the first that went wrong is the last in the chain
+        sentence = _broken(cause, repo)
+        if sentence:
+            return f"{sentence} {otherwise}".strip()
+    lines = str(error).strip().splitlines() or [""]
+    return f"The Hub cannot give {repo} ({type(error).__name__}: {lines[0]}). {otherwise}".strip()
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+
+
+def _refused(error: HfHubHTTPError, repo: Repo, otherwise: str) -> str:
+    """The Hub has answered, with an error."""
+    token, code = get_token() is not None, error.response.status_code
+    said = f", {error.server_message}" if error.server_message else ""
+    if isinstance(error, GatedRepoError):
+        first = "Accept them" if token else f"{LOGIN}, and accept them"
+        return f"{repo.name} is gated: the Hub gives it to those who have accepted its terms. {first} at {repo.page}"
+    if isinstance(error, RevisionNotFoundError):
+        return f"{repo.name} has no revision {repo.revision!r} on the Hub. Its branches, tags and commits: {repo.page}/commits/main"
+    if isinstance(error, RepositoryNotFoundError):
+        kind = str(repo).removeprefix("the ")
+        if token:
+            return f"The Hub has no {kind}, or your token may not read it. Check the name, and the token with `hf auth whoami`."
+        return f"The Hub has no {kind}, or it is private and you are not logged in. Check the name. {LOGIN} if it is private."
+    if isinstance(error, DisabledRepoError):
+        return f"The Hub has disabled {repo}: {repo.page}"
+    if code == 401:
+        return f"The Hub does not accept your token (401) for {repo}. Log in again with `hf auth login`, or correct HF_TOKEN."
+    if code == 403:
+        return f"The Hub refuses you {repo} (403{said}). Accept its terms at {repo.page} if it has any, or use a token that may read it."
+    if code == 404:
+        return f"The Hub does not find a file of {repo} (404{said}): {repo.page}"
+    if code == 429:
+        more = "" if token else f" {LOGIN}: more requests are then allowed."
+        return f"The Hub asks you to wait (429, too many requests){_seconds(error)}. Wait some minutes.{more} {AGAIN}"
+    if code >= 500:
+        return f"The Hub fails on its side ({code}) to give {repo}. Try again later. {AGAIN} {otherwise}"
+    return f"The Hub does not give {repo} ({code}{said}). {otherwise}"
+
+
+def _seconds(error: HfHubHTTPError) -> str:
+    wait = error.response.headers.get("Retry-After", "")
+    return f": {wait} seconds" if wait.isdigit() else ""
+
+
+def _broken(error: BaseException, repo: Repo) -> str:
+    """The Hub has not answered, or not to the end; an empty string for other errors."""
+    kind = type(error).__name__
+    if isinstance(error, OfflineModeIsEnabled):
+        return (
+            f"{str(repo).replace('the ', 'The ', 1)} is not on this machine, and HF_HUB_OFFLINE forbids asking the Hub."
+        )
+    if "Timeout" in kind:
+        return (
+            f"The Hub has not answered in time ({kind}) for {repo}. {AGAIN} On a slow network set HF_HUB_ETAG_TIMEOUT and "
+            "HF_HUB_DOWNLOAD_TIMEOUT to more than 10 seconds."
+        )
+    if kind in UNREACHABLE:
+        return f"The Hub cannot be reached for {repo} ({kind}): there is no network, or HTTPS_PROXY or HF_ENDPOINT is wrong."
+    if isinstance(error, (JSONDecodeError, NotTheHub)):
+        return f"What answers for {repo} is not the Hub: a login page of the network, or HF_ENDPOINT is wrong."
+    if isinstance(error, HTTPError) or "Consistency check failed" in str(error):
+        return f"The transfer of {repo} was cut off ({kind}). {AGAIN}"
+    if isinstance(error, OSError) and error.errno in LOCAL:
+        return f"{str(repo).replace('the ', 'The ', 1)} cannot be stored ({error.strerror}). Make room, or name another cache folder with HF_HOME."
+    return ""

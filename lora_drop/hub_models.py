@@ -1,0 +1,194 @@
+"""A model of the Hub as a folder of this machine: its configuration, its tokenizer and its safetensors at one commit, nothing else.
+
+transformers then reads that folder and never asks the Hub itself: what is loaded is what was located, and what fails fails before work starts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import hf_hub_download
+
+from lora_drop.errors import UserError
+from lora_drop.hub import Repo, asking, forbidden_by
+from lora_drop.hub_commits import cached_commits, choose, tell_newer
+from lora_drop.progress import SILENT, Reporter
+
+CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+TOKENIZER = re.compile(
+    r"tokenizer.*\.json|special_tokens_map\.json|added_tokens\.json|.*vocab.*\.(json|txt)|merges\.txt|dict\.txt|tekken\.json|byte_maps\.json"
+    r"|emoji\.json|word_.*\.json|normalizer\.json|.*\.(model|codes|tiktoken|tokenizer)"
+)
+"""Names of the files of transformers' tokenizers."""
+SAME_WITH_ANY_READER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+"""Where there is a tokenizer.json, these files decide the tokens, and every program that loads the tokenizer has fetched them."""
+OTHERWISE = "Without the Hub: a packaged backbone (packaged:minilm-l6) or a folder."
+
+
+@dataclass(frozen=True)
+class HubModel:
+    """Where the files of a model are, and what identifies them."""
+
+    repo: Repo
+    commit: str
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the Hub's cache that holds them."""
+        return self.repo.snapshot(self.commit)
+
+    @property
+    def origin(self) -> dict[str, str]:
+        """What `run.json` says of it."""
+        return {"hub": self.repo.name, "revision": self.repo.revision, "commit": self.commit}
+
+    @property
+    def identity(self) -> str:
+        """A digest of the content of what is loaded: a new README, another branch or another machine change nothing."""
+        return content_identity(self.folder, loaded_files(self.folder))
+
+
+def locate_model(
+    name: str,
+    offline: bool = False,
+    weights: bool = True,
+    known: Mapping[str, str] | None = None,
+    report: Reporter = SILENT,
+) -> HubModel:
+    """Find a model on this machine, else fetch it.
+
+    Args:
+        name: `organisation/name` or `organisation/name@revision`. Without a revision, and for a branch or a tag, the cached commit is used.
+        offline: the Hub must not be asked.
+        weights: also the weights and the tokenizer; else the configuration alone.
+        known: an `origin` that this name has had before, to be had again.
+        report: told of a newer revision, and of what is fetched.
+
+    Raises:
+        UserError: with the reason and the remedy if it is not there and cannot be fetched, or is no transformers model in safetensors.
+    """
+    repo = Repo.parse(name)
+    forbidden = forbidden_by(offline)
+    used = known["commit"] if known and HubModel(repo, known["commit"]).origin == known else None
+    commits = cached_commits(repo, used, forbidden, (repo.cache / "snapshots").glob("*"))
+    commit = next((commit for commit in commits if not missing(repo.snapshot(commit), weights)), None)
+    if commit is None:
+        if forbidden:
+            raise UserError(_absent(repo, commits, weights, forbidden))
+        return HubModel(repo, _fetch(repo, commits, weights, report))
+    found = HubModel(repo, commit)
+    if weights and not forbidden:
+        tell_newer(repo, commit, loaded_files(found.folder), f"backbone={repo.name}@", report)
+    return found
+
+
+def missing(folder: Path, weights: bool) -> str:
+    """Return the first file that a model in `folder` lacks, or an empty string."""
+    if not (folder / CONFIG).is_file():
+        return CONFIG
+    if not weights:
+        return ""
+    names = _names(folder)
+    lacking = [name for name in _weight_files(names, folder) or [WEIGHTS] if not (folder / name).is_file()]
+    return lacking[0] if lacking else "" if _tokenizer_files(names) else "the tokenizer"
+
+
+def _absent(repo: Repo, commits: Iterable[str], weights: bool, forbidden: str) -> str:
+    started = next((commit for commit in commits if (repo.snapshot(commit) / CONFIG).is_file()), None)
+    state = f"only in part ({missing(repo.snapshot(started), weights)} is missing)" if started else "not"
+    return (
+        f"The backbone {repo.name}{'' if repo.revision == 'main' else '@' + repo.revision} is {state} on this machine, and {forbidden} forbids "
+        f"asking the Hub. Connect once so that it is cached. {OTHERWISE}"
+    )
+
+
+def _fetch(repo: Repo, commits: Sequence[str], weights: bool, report: Reporter) -> str:
+    """Fetch what is needed and not there yet; return the commit."""
+    began = time.perf_counter()
+    with asking(repo, OTHERWISE) as api:
+        revision, info = choose(api, repo, commits, report)
+        names = [file.rfilename for file in info.siblings or []]
+        _check(repo, names, weights)
+        commit = Path(hf_hub_download(repo.name, CONFIG, revision=revision)).parent.name
+        if not weights:
+            return commit
+        report.start("fetch")
+        if WEIGHTS not in names:
+            hf_hub_download(repo.name, INDEX, revision=commit)
+        weight_files = _weight_files(names, repo.snapshot(commit))
+        files = [CONFIG, *_tokenizer_files(names), *weight_files]  # the weights last: where they are, all is there
+        for number, name in enumerate(files):
+            report.advance(number, len(files), name)
+            hf_hub_download(repo.name, name, revision=commit)
+    megabytes = sum((repo.snapshot(commit) / name).stat().st_size for name in files) / 1e6
+    note = f"{repo.name}, commit {commit[:12]}: {len(files)} files, {megabytes:,.1f} MB"
+    report.finish("fetch", time.perf_counter() - began, note)
+    return commit
+
+
+def _check(repo: Repo, names: Sequence[str], weights: bool) -> None:
+    """Raise UserError if a repository holds no model that can be loaded, from the names of its files."""
+    if CONFIG not in names:
+        adapter = " It holds an adapter: name the model it was made for." if "adapter_config.json" in names else ""
+        raise UserError(f"{repo.name} holds no transformers model: it has no {CONFIG}.{adapter} {repo.page}")
+    if weights and WEIGHTS not in names and INDEX not in names:
+        others = [name for name in names if re.search(r"\.(bin|pt|pth|ckpt|h5|msgpack|gguf|safetensors)$", name)]
+        found = f"only {', '.join(others[:3])}" if others else "no weights at all"
+        raise UserError(
+            f"{repo.name} has no {WEIGHTS}: {found}. Other formats may execute code when loaded; convert it first, or look for a "
+            f"revision that is converted (org/name@refs/pr/NUMBER): {repo.page}/discussions"
+        )
+
+
+def loaded_files(folder: Path) -> list[str]:
+    """Return the names of the files in `folder` that decide what is loaded."""
+    names = _names(folder)
+    tokens = sorted(_tokenizer_files(names))
+    if "tokenizer.json" in names:
+        tokens = [name for name in tokens if name in SAME_WITH_ANY_READER]
+    return [CONFIG, *tokens, *_weight_files(names, folder)]
+
+
+def _names(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir()]
+
+
+def _tokenizer_files(names: Iterable[str]) -> list[str]:
+    return [name for name in names if "/" not in name and TOKENIZER.fullmatch(name)]
+
+
+def _weight_files(names: Sequence[str], folder: Path) -> list[str]:
+    """The one file, else the index and the files that it names."""
+    if WEIGHTS in names or not (folder / INDEX).is_file():
+        return [WEIGHTS] if WEIGHTS in names else []
+    try:
+        index: Any = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        return [INDEX, *sorted(set(index["weight_map"].values()))]
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise UserError(
+            f"{folder / INDEX} is not the index of a model ({type(error).__name__}). Remove it and repeat."
+        ) from error
+
+
+def content_identity(folder: Path, names: Iterable[str]) -> str:
+    """Return a sha256 of the content of files. A file of the Hub's cache that is named by its sha256 is not read again."""
+    return hashlib.sha256(json.dumps([[name, _sha256(folder / name)] for name in names]).encode()).hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    if path.is_symlink():
+        blob = path.readlink()
+        if blob.parent.name == "blobs" and re.fullmatch(r"[0-9a-f]{64}", blob.name):
+            return blob.name
+    with path.open("rb") as file:
+        total = hashlib.sha256()
+        while block := file.read(2**20):
+            total.update(block)
+    return total.hexdigest()

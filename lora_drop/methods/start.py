@@ -1,0 +1,103 @@
+"""Starting from an adapter that was trained before, as Hu et al. (2021) start RTE, MRPC and STS-B from MNLI."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from peft.utils import load_peft_weights
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from lora_drop.adapters import PREFIX, Lora, loras
+from lora_drop.errors import UserError
+from lora_drop.methods.base import Method, is_head
+from lora_drop.methods.lora import read_config
+
+
+def adapter_folder(path: str) -> Path:
+    """Return the folder of the adapter that a user names: itself, or that of a run. Raises UserError if there is none."""
+    folder = Path(path).expanduser()
+    for found in (folder, folder / "adapter"):
+        if (found / "adapter_config.json").is_file():
+            return found
+    raise UserError(
+        f"train.start_from={path} is neither a PEFT adapter nor a run with a trained one: it has no adapter_config.json."
+    )
+
+
+def check_start(method: Method, path: str) -> None:
+    """Raise UserError unless the method can start from the adapter that a user names."""
+    if not method.starts:
+        raise UserError(f"train.start_from is for lora and lora_drop, and the method is {method.name}. Leave it empty.")
+    config = read_config(adapter_folder(path))
+    if not isinstance(config, LoraConfig) or config.use_dora or config.alpha_pattern or config.rank_pattern:
+        raise UserError(
+            f"train.start_from={path} is not a plain LoRA of one rank and one scaling, and training can start from nothing else."
+        )
+
+
+def start_from(model: nn.Module, folder: Path) -> str:
+    """Copy a trained adapter into a fresh one, where both have a LoRA on the same module; return what was taken.
+
+    A pair that layers share is taken only where they shared it then, too: the pair of one layer says nothing of the others. A head is taken if
+    it has the size of this task's.
+
+    Raises:
+        UserError: if the file cannot be read, ranks or scalings differ, or no LoRA of it is on a module of this model.
+    """
+    try:
+        weights = load_peft_weights(str(folder), device="cpu")
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{folder} holds no readable adapter: {str(error).splitlines()[0]}") from error
+    config: Any = read_config(folder)
+    groups: dict[int, list[tuple[str, Lora]]] = {}
+    for name, lora in loras(model).items():
+        groups.setdefault(id(lora.layer.lora_A[lora.adapter]), []).append((name, lora))
+    taken = sum(_take_pair(group, weights, config, folder) for group in groups.values())
+    if not taken:
+        raise UserError(
+            f"{folder} has no LoRA on any module that this model has one on. Is it an adapter of this backbone?"
+        )
+    head = "its head" if _take_head(model, weights) else "a fresh head"
+    return f"started from {folder}: {taken} of {len(groups)} LoRAs, and {head}"
+
+
+def _take_pair(group: list[tuple[str, Lora]], weights: dict[str, Tensor], config: Any, folder: Path) -> bool:
+    pairs = [[weights.get(f"{PREFIX}{name}.{half}.weight") for half in ("lora_A", "lora_B")] for name, _ in group]
+    if any(half is None for pair in pairs for half in pair):
+        return False
+    (name, lora), first = group[0], [half for half in pairs[0] if half is not None]
+    scaling = (config.lora_alpha or 0) / (config.r**0.5 if config.use_rslora else config.r)
+    if first[0].shape != lora.down.shape or scaling != lora.layer.scaling[lora.adapter]:
+        raise UserError(
+            f"{folder} has rank {len(first[0])} and scaling {scaling:g} in {name}, this run rank {lora.rank} and scaling "
+            f"{lora.layer.scaling[lora.adapter]:g}. Set method.rank and method.alpha to the adapter's ({config.r} and {config.lora_alpha})."
+        )
+    if not all(
+        torch.equal(one, other) for pair in pairs for one, other in zip(first, pair, strict=True) if other is not None
+    ):
+        return False
+    with torch.no_grad():
+        lora.down.copy_(first[0])
+        lora.layer.lora_B[lora.adapter].weight.copy_(first[1])
+    return True
+
+
+def _take_head(model: nn.Module, weights: dict[str, Tensor]) -> bool:
+    """Copy the head if all of it fits."""
+    heads = {
+        name.removeprefix(PREFIX).replace(".modules_to_save.default", ""): parameter
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and is_head(name)
+    }
+    stored = {name: weights.get(f"{PREFIX}{name}") for name in heads}
+    if not heads or any(value is None or value.shape != heads[name].shape for name, value in stored.items()):
+        return False
+    with torch.no_grad():
+        for name, value in stored.items():
+            assert value is not None
+            heads[name].copy_(value)
+    return True

@@ -1,0 +1,193 @@
+"""Seeing z = A x of every LoRA in a forward pass, of the batch's real tokens and nothing else.
+
+Most modules are called once, on `batch seq width`. Others are not, and each kind has a rule:
+
+| input of a call | what counts |
+|---|---|
+| `batch seq width` | the tokens that the mask keeps: the encoder's, or the decoder's for modules of a decoder that do not read the encoder's output |
+| `batch·seq width` | the same, in the same order |
+| `batch width` (a pooled row) | one vector a row |
+| `batch n width`, of a batch without tokens (`pixel_values`) | all of it |
+| anything else, in a module that is also called on tokens (DeBERTa's relative positions) | nothing |
+| anything else | refused: an expert sees tokens of which nobody knows whose they are |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lora_drop.adapters import Lora
+from lora_drop.completions import IGNORED
+from lora_drop.errors import UserError
+from lora_drop.packing.layout import Layout
+
+Add = Callable[[str, Tensor], None]
+
+
+class Observer:
+    """Hooks on every LoRA while it is entered. The model is in eval mode; mode and hooks are put back at the end, also after an exception."""
+
+    def __init__(self, model: nn.Module, layers: Mapping[str, Lora], add: Add):
+        """Call `add(name, z)` for each call that counts, z being `batch seq rank` and zero where there is no real token."""
+        self.model, self.layers, self.add = model, layers, add
+        self.base: Any = getattr(model, "get_base_model", lambda: model)()
+        self.two_stacks = bool(getattr(getattr(self.base, "config", None), "is_encoder_decoder", False))
+        self.device = next(model.parameters()).device
+        self.tokens = 0
+        """Real tokens of the batch that was looked at last."""
+        self._constant: dict[str, set[int]] | None = None
+
+    def __enter__(self) -> Observer:
+        self._modes = {module: module.training for module in self.model.modules()}
+        self._handles = []
+        self.model.eval()
+        in_decoder = set(map(id, self.base.get_decoder().modules())) if self.two_stacks else set()
+        for name, lora in self.layers.items():
+            hook = self._hook(name, lora, id(lora.layer) in in_decoder)
+            self._handles.append(lora.layer.register_forward_pre_hook(hook, with_kwargs=True))
+        if self.two_stacks:
+            self._handles.append(self.base.get_encoder().register_forward_hook(self._encoded))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for handle in self._handles:
+            handle.remove()
+        for module, training in self._modes.items():
+            module.training = training
+
+    def prepare(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what the model is called with, on its device: labels are left out but where a decoder is fed with them."""
+        from accelerate.utils import send_to_device
+
+        kept = {key: value for key, value in batch.items() if key != "labels" or (self.two_stacks and _is_text(value))}
+        moved: dict[str, Any] = send_to_device(kept, self.device)
+        return moved
+
+    def look(self, inputs: dict[str, Any], layout: Layout | None = None) -> None:
+        """Run the model on a batch, packed as `layout` says. Raises UserError for a module that sees anything but the batch's tokens."""
+        rows = examples_in(inputs)
+        if rows == 1 and layout is None and self._constant is None:
+            self._constant = self._find_constant(inputs)
+        self._begin(inputs, layout, rows)
+        self.model(**inputs)
+        self._end()
+
+    def _find_constant(self, inputs: dict[str, Any]) -> dict[str, set[int]]:
+        """Return which calls of which module see what no batch decides.
+
+        A single row cannot be told from DeBERTa's relative positions, which are one row, too, and may be as long. Two rows can.
+        """
+        twice = {
+            key: value.repeat(2, *[1] * (value.ndim - 1)) if _rows(value) == 1 else value
+            for key, value in inputs.items()
+        }
+        self._begin(twice, None, 2)
+        self._adds = False
+        self.model(**twice)
+        return {
+            name: {call for call, counted in enumerate(calls) if not counted} for name, calls in self._calls.items()
+        }
+
+    def _begin(self, inputs: dict[str, Any], layout: Layout | None, rows: int) -> None:
+        self._layout, self._rows, self._adds = layout, rows, True
+        self._mask = _mask(inputs)
+        self._decoder_mask = _decoder_mask(inputs, self._mask)
+        self._encoder_output: Tensor | None = None
+        self._calls: dict[str, list[bool]] = {name: [] for name in self.layers}
+        self._unknown: dict[str, tuple[int, ...]] = {}
+        self.tokens = int(self._mask.sum()) if self._mask is not None else 0
+
+    def _end(self) -> None:
+        for name, shape in self._unknown.items():
+            if not any(self._calls[name]):
+                raise UserError(
+                    f"{name} is called with inputs of shape {shape}, which are not the batch's tokens (an expert sees some of them, and it is not "
+                    "known whose). Its LoRA cannot be scored: leave it out of target_modules."
+                )
+        silent = [name for name, calls in self._calls.items() if not calls]
+        if silent:
+            raise UserError(
+                f"{silent[0]} was not called in this forward pass, so its LoRA has no output to score. Leave it out of target_modules."
+            )
+
+    def _hook(self, name: str, lora: Lora, in_decoder: bool) -> Callable[..., None]:
+        def observe(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            x: Tensor = args[0] if args else kwargs["x"]
+            call = len(self._calls[name])
+            constant = self._rows == 1 and call in (self._constant or {}).get(name, ())
+            z = None if constant else self._real(lora.project(x), x, in_decoder)
+            self._calls[name].append(z is not None)
+            if z is None:
+                self._unknown[name] = tuple(x.shape)
+            elif self._adds:
+                self.add(name, z)
+
+        return observe
+
+    def _real(self, z: Tensor, x: Tensor, in_decoder: bool) -> Tensor | None:
+        """Return z as `batch seq rank`, zero where there is no real token; None if these are not the batch's tokens."""
+        dims = tuple(z.shape[:-1])
+        if self._layout is not None:
+            return self._layout.restore(z) if dims == (1, self._layout.tokens) else None
+        reads_encoder = self._encoder_output is not None and x.data_ptr() == self._encoder_output.data_ptr()
+        mask = self._decoder_mask if in_decoder and not reads_encoder else self._mask
+        if mask is None:
+            if len(dims) < 2 or dims[0] != self._rows:
+                return None
+            self.tokens = max(self.tokens, self._rows * dims[1])
+            return z.flatten(1, -2)
+        if dims in (tuple(mask.shape), (mask.numel(),)):
+            z = z.view(*mask.shape, -1)
+            return z.masked_fill(~mask.unsqueeze(-1), 0)
+        return z.unsqueeze(1) if dims == (len(mask),) else None
+
+    def _encoded(self, _module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
+        self._encoder_output = output[0]
+
+
+def examples_in(inputs: Mapping[str, Any]) -> int:
+    """Return the number of rows of a batch."""
+    for name in ("input_ids", "inputs_embeds", "attention_mask"):
+        if name in inputs:
+            return len(inputs[name])
+    return next(rows for rows in map(_rows, inputs.values()) if rows)
+
+
+def _rows(value: Any) -> int:
+    return len(value) if isinstance(value, Tensor) and value.ndim else 0
+
+
+def _is_text(labels: Any) -> bool:
+    return isinstance(labels, Tensor) and labels.ndim == 2
+
+
+def _mask(inputs: Mapping[str, Any]) -> Tensor | None:
+    """Return which tokens are real (`batch seq`); None if the batch has no tokens (images)."""
+    mask = inputs.get("attention_mask")
+    if mask is not None:
+        if mask.ndim != 2:
+            raise UserError(f"attention_mask has the shape {tuple(mask.shape)}; scoring needs one of (batch, seq).")
+        return mask != 0
+    for name in ("input_ids", "inputs_embeds"):
+        if name in inputs:
+            return torch.ones(inputs[name].shape[:2], dtype=torch.bool, device=inputs[name].device)
+    return None
+
+
+def _decoder_mask(inputs: Mapping[str, Any], mask: Tensor | None) -> Tensor | None:
+    """Return which tokens of the decoder are real. A classifier feeds its decoder with the encoder's tokens, one place later, and reads the last
+    of them at its old place: what comes behind it decides nothing, so the encoder's mask is right for it."""
+    if "decoder_attention_mask" in inputs:
+        return inputs["decoder_attention_mask"] != 0
+    if "labels" in inputs:
+        return inputs["labels"] != IGNORED
+    if "decoder_input_ids" in inputs:
+        return torch.ones_like(inputs["decoder_input_ids"], dtype=torch.bool)
+    return mask

@@ -1,0 +1,116 @@
+"""Rows of a data set of the Hub, read and cached by `datasets.load_dataset`, each split at one commit that is known."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import datasets
+from datasets.packaged_modules.cache.cache import Cache
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import RemoteEntryNotFoundError
+
+from lora_drop.errors import UserError
+from lora_drop.hub import Repo, asking, check_revision, forbidden_by
+from lora_drop.hub_commits import cached_commits, choose, tell_newer
+from lora_drop.progress import Reporter
+from lora_drop.tasks.base import Source
+
+PARQUET = "refs/convert/parquet"
+"""The branch of a data set that holds the rows themselves where its main one holds a loading script, which is never executed."""
+
+
+@dataclass(frozen=True)
+class HubRows:
+    """Where a task's rows are on the Hub."""
+
+    name: str
+    configuration: str | None = None
+    revision: str = "main"
+    """The branch that holds the rows."""
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.configuration})" if self.configuration else self.name
+
+    def load(self, source: Source, split: str, file: str, columns: Sequence[str], advice: str = "") -> datasets.Dataset:
+        """Return the rows of a split: those that are cached, else those of the Hub, which are then cached.
+
+        Args:
+            source: says which revision, and whether the Hub may be asked. The origin of the rows is added to `source.origins`.
+            split: its name on the Hub.
+            file: the official file, relative to a data folder, that would do instead.
+            columns: must be there.
+            advice: what else to say where there are no rows.
+
+        Raises:
+            UserError: with the reason and the remedy.
+        """
+        repo = Repo(self.name, "dataset", check_revision(source.revision or self.revision), self.revision)
+        forbidden = forbidden_by(source.offline)
+        expected = (source.data_dir or Path("<data folder>")) / file
+        otherwise = (
+            f"Without the Hub: put the official file at {expected} and name its folder with --data-dir or LORA_DROP_DATA.{advice} "
+            "Tasks that need neither: toy-nli, toy-nlg"
+        )
+        known = source.known.get(split, {})
+        used = known["commit"] if known and known == self._origin(repo, known.get("commit", "")) else None
+        commits = cached_commits(repo, used, forbidden, self._folders("*"))
+        commit = next((commit for commit in commits if self._folders(commit)), "")
+        if commit:
+            rows = self._cached(commit, split)
+            told = any(origin.get("commit") == commit for origin in source.origins.values())  # of another split
+            if not forbidden and not told:
+                files = [f"*{self.configuration}*"] if self.configuration else ["*.parquet", "*.csv"]
+                tell_newer(repo, commit, files, "data_revision=", source.report)
+        elif forbidden:
+            raise UserError(
+                f"The {split} rows of {self} are not on this machine, and {forbidden} forbids asking the Hub. {otherwise}"
+            )
+        else:
+            commit, rows = self._fetch(repo, commits, split, otherwise, source.report)
+        missing = [name for name in columns if name not in rows.column_names]
+        if missing:
+            raise UserError(
+                f"{self} ({split}, commit {commit[:12]}) has no column {missing[0]!r}, only {', '.join(rows.column_names)}. "
+                "Name another commit with -o data_revision=COMMIT."
+            )
+        source.origins[split] = self._origin(repo, commit)
+        return rows
+
+    def _origin(self, repo: Repo, commit: str) -> dict[str, str]:
+        which = {"configuration": self.configuration} if self.configuration else {}
+        return {"hub": self.name, **which, "revision": repo.revision, "commit": commit}
+
+    def _folders(self, commit: str) -> list[Path]:
+        """The folders in which datasets keeps the rows of commits: NAME/CONFIGURATION/VERSION/COMMIT."""
+        place = Path(datasets.config.HF_DATASETS_CACHE, self.name.replace("/", "___"))
+        return [path.parent for path in place.glob(f"{self.configuration or '*'}/*/{commit}/dataset_info.json")]
+
+    def _cached(self, commit: str, split: str) -> datasets.Dataset:
+        folder = self._folders(commit)[0]
+        *_, configuration, version, _ = folder.parts
+        name = self.name.rpartition("/")[2]
+        cache = Cache(repo_id=self.name, dataset_name=name, config_name=configuration, version=version, hash=commit)
+        try:
+            return cast(datasets.Dataset, cache.as_dataset(split=split))
+        except (OSError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(
+                f"The {split} rows in {folder} cannot be read ({reason}). Remove that folder and repeat."
+            ) from error
+
+    def _fetch(
+        self, repo: Repo, commits: Sequence[str], split: str, otherwise: str, report: Reporter
+    ) -> tuple[str, datasets.Dataset]:
+        with asking(repo, otherwise) as api:
+            revision, info = choose(api, repo, commits, report)
+            commit = str(info.sha)
+            # by the name of the revision, so that the cache notes which commit it was (also where there is no such file)
+            with suppress(RemoteEntryNotFoundError):
+                card = hf_hub_download(repo.name, "README.md", repo_type="dataset", revision=revision)
+                commit = Path(card).parent.name
+            rows = datasets.load_dataset(repo.name, name=self.configuration, split=split, revision=commit)
+        return commit, rows

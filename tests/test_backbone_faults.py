@@ -1,0 +1,260 @@
+"""Backbone folders as people have them: what is wrong with one is said before work starts, what is only unusual works."""
+
+import json
+import os
+import shutil
+
+import pytest
+import torch
+from architectures import ALL, Architecture, make_checkpoint, run, tokenizer
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedTokenizerFast
+
+import lora_drop
+from lora_drop.backbones import load_model, load_tokenizer, locate
+from lora_drop.checks import check_length
+from lora_drop.cli import main
+from lora_drop.errors import UserError
+from lora_drop.runs import read_json
+from lora_drop.tasks import get_task
+
+BY_NAME = {str(architecture): architecture for architecture in ALL}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A BERT as the Hub has it."""
+    return make_checkpoint(tmp_path / "backbone", BY_NAME["bert"])
+
+
+def load(folder, task="toy-nli"):
+    told = []
+    located = locate(str(folder))
+    tokens = load_tokenizer(located, notice=told.append)
+    return load_model(located, get_task(task), 0, tokens, notice=told.append), tokens, told
+
+
+def change_weights(folder, change):
+    weights = load_file(folder / "model.safetensors")
+    save_file(change(weights), folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def change_config(folder, **values):
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def test_a_classifier_of_another_size_gets_a_fresh_head_and_says_so(folder):
+    config = AutoConfig.from_pretrained(folder, num_labels=3)
+    AutoModelForSequenceClassification.from_pretrained(folder, config=config).save_pretrained(folder)
+    model, _, told = load(folder)
+    assert told == [f"{folder} comes with a head of 3 outputs; this task needs 2, so the head starts afresh"]
+    assert model.classifier.weight.shape == (2, 32) and model.fresh_modules == ["classifier"]
+    assert torch.equal(model.classifier.weight, load(folder)[0].classifier.weight)
+    model, _, told = load(folder, "mnli")
+    assert told == [] and model.fresh_modules == []
+
+
+def test_a_multi_label_checkpoint_of_another_task(folder):
+    change_config(
+        folder,
+        problem_type="multi_label_classification",
+        id2label={str(number): f"emotion{number}" for number in range(5)},
+        label2id={f"emotion{number}": number for number in range(5)},
+    )
+    model, tokens, _ = load(folder)
+    assert (model.config.problem_type, model.config.num_labels) == ("single_label_classification", 2)
+    assert model(**tokens("a", return_tensors="pt"), labels=torch.tensor([1])).loss.isfinite()
+
+
+def with_nan(weights):
+    name = "bert.encoder.layer.1.attention.self.query.weight"
+    weights[name][0, 0] = float("nan")
+    return weights
+
+
+FAULTY_WEIGHTS = {
+    "hold NaN or infinity": with_nan,
+    "are incomplete: 16 tensors": lambda weights: {k: v for k, v in weights.items() if ".layer.2." not in k},
+    "missing, such as bert.embeddings.word": lambda weights: {k: v for k, v in weights.items() if "word_emb" not in k},
+    "has the shape": lambda weights: {
+        k: torch.zeros(8, 8) if k.endswith("layer.0.output.dense.weight") else v for k, v in weights.items()
+    },
+}
+
+
+@pytest.mark.parametrize("what", FAULTY_WEIGHTS)
+def test_weights_that_would_be_random_or_nan_are_refused(what, folder):
+    change_weights(folder, FAULTY_WEIGHTS[what])
+    with pytest.raises(UserError, match=what):
+        load(folder)
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(folder):
+    tokens = tokenizer()
+    tokens.add_tokens(["Who", "the"])
+    tokens.save_pretrained(folder)
+    with pytest.raises(UserError, match=r"2 tokens more than the model's embedding has rows \(260\), such as 'Who'"):
+        load(folder)
+
+
+def test_a_padding_token_without_a_row_is_replaced(folder):
+    tokens = tokenizer()
+    tokens.add_special_tokens({"pad_token": "[PAD]"})
+    tokens.save_pretrained(folder)
+    _, loaded, told = load(folder)
+    assert loaded.pad_token == "<pad>" and "[PAD]" in told[0]
+
+
+@pytest.mark.parametrize("name", ["bert", "llama"])
+def test_no_padding_token(name, tmp_path):
+    folder = make_checkpoint(tmp_path / "backbone", BY_NAME[name])
+    bare = PreTrainedTokenizerFast(tokenizer_object=tokenizer().backend_tokenizer, unk_token="<unk>", eos_token="</s>")
+    bare.save_pretrained(folder)
+    change_config(folder, pad_token_id=None)
+    assert load(folder)[1].pad_token == "</s>"
+    bare = PreTrainedTokenizerFast(tokenizer_object=tokenizer().backend_tokenizer, unk_token="<unk>")
+    bare.save_pretrained(folder)
+    with pytest.raises(UserError, match="neither a padding nor an end-of-text token"):
+        load(folder)
+
+
+def test_a_folder_without_a_vocabulary_is_refused(folder):
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).unlink()
+    with pytest.raises(UserError, match=r"no vocabulary|cannot be loaded"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("only_adapter", "text"), [(False, "holds an adapter beside the model"), (True, "and no model")]
+)
+def test_an_adapter_in_the_backbones_folder_is_not_loaded_silently(only_adapter, text, folder):
+    get_peft_model(load(folder)[0], LoraConfig(target_modules=["query"], task_type="SEQ_CLS")).save_pretrained(folder)
+    if only_adapter:
+        (folder / "config.json").unlink()
+    with pytest.raises(UserError, match=text):
+        locate(str(folder))
+
+
+@pytest.mark.parametrize("name", ["roberta", "camembert", "mpnet", "xlm-roberta", "data2vec-text", "bert", "opt"])
+def test_positions_are_counted_as_the_model_counts_them(name, tmp_path):
+    """80 of them can be used, whatever stands in config.json; the 81st would be an index out of range."""
+    model, _, _ = load(make_checkpoint(tmp_path / "backbone", BY_NAME[name]))
+    check_length(model, 80)
+    with pytest.raises(UserError, match="more than this backbone's 80 positions"):
+        check_length(model, 81)
+    ids = torch.full((1, 80), 9)
+    model(input_ids=ids, attention_mask=torch.ones_like(ids))
+
+
+def test_what_a_model_cannot_do_is_said(tmp_path):
+    for name, task, text in (
+        ("bert", "toy-nlg", "is an encoder"),
+        ("t5", "toy-nlg", "is an encoder-decoder"),
+    ):
+        with pytest.raises(UserError, match=text):
+            load(make_checkpoint(tmp_path / name, BY_NAME[name]), task)
+    granite = Architecture("granite", BY_NAME["llama"].pretrained, BY_NAME["llama"].options)
+    with pytest.raises(UserError, match="transformers has none for"):
+        load(make_checkpoint(tmp_path / "granite", granite))
+
+
+def test_a_folder_is_what_it_computes(folder):
+    before = locate(str(folder)).identity
+    (folder / "notes.txt").write_text("my notes")
+    (folder / "README.md").write_text("a model card")
+    for path in folder.iterdir():
+        os.utime(path, (1, 1))
+    assert locate(str(folder)).identity == before
+    change_weights(folder, lambda weights: {name: tensor + (tensor.ndim > 1) for name, tensor in weights.items()})
+    assert locate(str(folder)).identity != before
+
+
+def test_a_finished_run_stands_where_only_the_place_is_another(folder, tmp_path, capsys):
+    directory = run(folder, tmp_path / "run")
+    moved = tmp_path / "elsewhere"
+    shutil.copytree(folder, moved)
+    run(moved, directory, "-o", "eval.batch_size=3")
+    stages = read_json(directory / "run.json")["stages"]
+    main_options = ["run", "-d", str(directory), "-o", "eval.batch_size=5", "-o", f"backbone={moved}"]
+    with pytest.raises(SystemExit) as end:
+        main(main_options)
+    assert end.value.code == 0 and capsys.readouterr().err.count("skipped") == len(stages)
+
+
+def test_other_libraries_are_told_and_the_stage_stands(folder, tmp_path, capsys):
+    directory = run(folder, tmp_path / "run")
+    manifest = read_json(directory / "run.json")
+    manifest["stages"]["train"]["versions"]["peft"] = "0.1"
+    (directory / "run.json").write_text(json.dumps(manifest))
+    with pytest.raises(SystemExit):
+        main(["run", "-d", str(directory)])
+    error = capsys.readouterr().err
+    assert error.count("skipped") == len(manifest["stages"])
+    assert error.count("note: train was done with peft 0.1 (here: ") == 1
+
+
+def test_a_run_is_loaded_without_data_or_its_device(folder, tmp_path):
+    directory = run(folder, tmp_path / "run")
+    text = (directory / "config.yaml").read_text()
+    (directory / "config.yaml").write_text(
+        text.replace("device: cpu", "device: cuda").replace("data_dir: null", "data_dir: /nowhere/at/all")
+    )
+    model, _ = lora_drop.load_run(directory, "cpu")
+    assert next(model.parameters()).device.type == "cpu"
+
+
+def test_training_starts_from_an_adapter(folder, tmp_path, capsys):
+    first = run(folder, tmp_path / "first", "-o", "method.name=lora")
+    capsys.readouterr()
+    options = ["-o", f"train.start_from={first}", "-o", "train.learning_rate=1e-12"]
+    second = tmp_path / "second"
+    with pytest.raises(SystemExit) as end:
+        main(["run", "-d", str(second), "-c", str(first / "config.yaml"), *options, "-o", "method.name=lora"])
+    assert end.value.code == 0
+    assert f"started from {first}/adapter: 6 of 6 LoRAs, and its head" in capsys.readouterr().err
+    one, two = (load_file(place / "adapter" / "adapter_model.safetensors") for place in (first, second))
+    assert one.keys() == two.keys()
+    for name in one:
+        torch.testing.assert_close(two[name], one[name], rtol=0, atol=1e-6)
+
+    shared = tmp_path / "shared"
+    with pytest.raises(SystemExit) as end:
+        main(["run", "-d", str(shared), "-c", str(first / "config.yaml"), *options, "-o", "method.name=lora_drop"])
+    assert end.value.code == 0
+    selection = read_json(shared / "selection.json")["projections"]
+    groups = read_json(shared / "adapter" / "lora_drop.json")["tied"]
+    own = 6 - sum(map(len, groups))
+    assert f"{own} of {own + len(groups)} LoRAs, and its head" in capsys.readouterr().err
+    assert sum(len(layers["retained"]) for layers in selection.values()) <= own
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (["method.name=lora", "train.start_from=nowhere"], "neither a PEFT adapter nor a run"),
+        (["method.name=vera", "train.start_from={first}"], "train.start_from is for lora and lora_drop"),
+        (["method.name=lora", "method.rank=4", "train.start_from={first}"], "Set method.rank and method.alpha"),
+    ],
+)
+def test_what_cannot_be_started_from_is_said(options, text, folder, tmp_path, capsys):
+    first = run(folder, tmp_path / "first", "-o", "method.name=lora")
+    chosen = [part for option in options for part in ("-o", option.format(first=first))]
+    with pytest.raises(SystemExit) as end:
+        main(["run", "-d", str(tmp_path / "second"), "-c", str(first / "config.yaml"), *chosen])
+    assert end.value.code == 2 and text in capsys.readouterr().err
+
+
+def test_an_adapter_saved_with_the_parts_of_its_head_loads(tmp_path):
+    folder = make_checkpoint(tmp_path / "backbone", BY_NAME["roberta"])
+    directory = run(folder, tmp_path / "run", "-o", "method.name=lora")
+    expected = lora_drop.load_run(directory, "cpu")[0]
+    path = directory / "adapter" / "adapter_config.json"
+    config = json.loads(path.read_text())
+    names = ["classifier", "classifier.dense", "classifier.out_proj", "classifier", "score"]
+    path.write_text(json.dumps({**config, "modules_to_save": names}))
+    ids = torch.arange(4, 20)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(lora_drop.load_run(directory, "cpu")[0](ids).logits, expected(ids).logits)

@@ -1,0 +1,111 @@
+"""What libraries read from the environment changes no number; a real launch of several processes is refused."""
+
+import json
+import os
+
+import pytest
+import torch
+
+from lora_drop import cli
+from lora_drop.environment import NAMES, TF32, neutral_environment
+from lora_drop.errors import UserError
+from lora_drop.runs import read_json
+
+LEFTOVERS = {
+    "ACCELERATE_MIXED_PRECISION": "bf16",
+    "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4",
+    "ACCELERATE_DYNAMO_BACKEND": "EAGER",
+    "ACCELERATE_USE_FSDP": "true",
+    "ACCELERATE_USE_DEEPSPEED": "true",
+    "ACCELERATE_TORCH_DEVICE": "meta",
+    "FSDP_OFFLOAD_PARAMS": "true",
+    "PARALLELISM_CONFIG_TP_SIZE": "2",
+    "MEGATRON_LM_GRADIENT_CLIPPING": "0.01",
+    "WORLD_SIZE": "2",
+    "RANK": "1",
+    "LOCAL_RANK": "1",
+    "OMPI_COMM_WORLD_SIZE": "2",
+    "PMI_SIZE": "2",
+    "MV2_COMM_WORLD_LOCAL_RANK": "1",
+    "TORCHELASTIC_RUN_ID": "none",
+    "TRANSFORMERS_SDPA_FORCE_GQA": "1",
+    "ONEDNN_DEFAULT_FPMATH_MODE": "BF16",
+    TF32: "1",
+}
+
+
+def run(folder, *more):
+    small = ["backbone=tiny:llama", "limit.train=40", "limit.eval=20", "train.epochs=1", "train.batch_size=8"]
+    options = [part for item in (*small, "method.threshold=0.5") for part in ("-o", item)]
+    with pytest.raises(SystemExit) as end:
+        cli.main(["run", "-d", str(folder), *options, "--device", "cpu", *more])
+    return end.value.code
+
+
+def contents(folder):
+    names = ("scores.json", "selection.json", "metrics.json", "warmup/adapter_model.safetensors")
+    return [(folder / name).read_bytes() for name in (*names, "adapter/adapter_model.safetensors")]
+
+
+@pytest.fixture(autouse=True)
+def no_variables(monkeypatch):
+    for name in (*NAMES, *LEFTOVERS):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_variables_of_launchers_change_no_byte_and_are_named(tmp_path, monkeypatch, capsys):
+    assert run(tmp_path / "clean") == 0
+    assert "ignored" not in capsys.readouterr().err
+    for name, value in LEFTOVERS.items():
+        monkeypatch.setenv(name, value)
+    assert run(tmp_path / "dirty", "--compare", "lora") == 0
+    assert contents(tmp_path / "dirty") == contents(tmp_path / "clean")
+    assert {name: os.environ.get(name) for name in LEFTOVERS} == LEFTOVERS
+    (told,) = [line for line in capsys.readouterr().err.splitlines() if "ignored" in line]
+    assert told == (
+        f"note: ignored: environment variables {', '.join(sorted(LEFTOVERS))}; the configuration alone decides what is computed"
+    )
+
+
+def test_a_real_launch_of_several_processes_is_refused_before_anything_is_written(tmp_path, monkeypatch, capsys):
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    assert run(tmp_path / "run") == 2
+    assert "one of 2" in capsys.readouterr().err and not (tmp_path / "run").exists()
+    monkeypatch.setenv("WORLD_SIZE", "1")  # torchrun with one process
+    assert run(tmp_path / "run") == 0
+    assert read_json(tmp_path / "run" / "run.json")["status"] == "done"
+
+
+def test_products_are_exact_while_a_run_works_and_as_they_were_after_it(monkeypatch):
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("high")  # as torch does by itself when it is imported under this variable
+        monkeypatch.setenv(TF32, "1")
+        with neutral_environment():
+            assert torch.get_float32_matmul_precision() == "highest" and TF32 not in os.environ
+        assert torch.get_float32_matmul_precision() == "high" and os.environ[TF32] == "1"
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def test_the_environment_is_restored_after_a_failure(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "two")
+    with pytest.raises(UserError, match="oh"), neutral_environment():
+        assert "WORLD_SIZE" not in os.environ
+        raise UserError("oh")
+    assert os.environ["WORLD_SIZE"] == "two"
+
+
+def test_a_dry_run_and_a_benchmark_are_neutral_too(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("ACCELERATE_TORCH_DEVICE", "meta")
+    small = ["-b", "tiny:bert", "--device", "cpu", "--json"]
+    for command in (
+        ["reproduce", "table6", "--seeds", "0", "--dry-run"],
+        ["bench", "--task", "toy-nli", "--quick", "--parts", "train", "--out", str(tmp_path)],
+    ):
+        with pytest.raises(SystemExit) as end:
+            cli.main([*command, *small])
+        told = capsys.readouterr()
+        assert end.value.code == 0 and json.loads(told.out.splitlines()[-1])
+        assert "ignored: environment variable ACCELERATE_TORCH_DEVICE;" in told.err
