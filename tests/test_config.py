@@ -1,4 +1,5 @@
 import dataclasses
+import math
 
 import pytest
 import yaml
@@ -6,6 +7,10 @@ import yaml
 from lora_drop.config.schema import Config, config_folders, config_hash, from_dict, load_config, to_dict
 from lora_drop.config.strict import describe, flatten
 from lora_drop.errors import UserError
+from lora_drop.registry import TASKS
+from lora_drop.training.warmup import FEW_STEPS, warmup_settings
+
+GLUE = ("rte", "mrpc", "stsb", "cola", "sst2", "qnli", "mnli", "qqp")
 
 
 def message(*overrides: str) -> str:
@@ -104,6 +109,17 @@ def test_every_packaged_configuration_is_valid():
 def test_glue_batch_sizes_are_the_totals_of_the_published_scripts():
     totals = {task: load_config([f"glue/{task}"]).train.batch_size for task in ("cola", "rte", "mrpc", "qnli")}
     assert totals == {"cola": 32 * 2, "rte": 32 * 8, "mrpc": 16 * 8, "qnli": 32 * 8}
+
+
+def test_every_packaged_warm_up_has_steps_enough():
+    """The paper's 3 epochs of a tenth of RTE are 3 steps of the published batch."""
+    names = [f"{folder}/{task}" for folder in ("glue", "glue-large") for task in GLUE]
+    for name in [*names, "nlg/e2e", "nlg/dart", "nlg/dialogsum", "toy/toy-nli", "toy/toy-nlg", "demo"]:
+        config = load_config([name])
+        rows = config.limit.train or TASKS.get(config.task).official_rows["train"]
+        steps = math.ceil(round(rows * config.sample.ratio) / warmup_settings(config).batch_size) * config.warmup.epochs
+        assert steps >= FEW_STEPS, (name, steps)
+        assert config.warmup.epochs == 3 or name == "demo"
 
 
 def test_generation_configurations_are_the_published_scripts_and_fit_a_cpu_with_the_overlay():

@@ -245,7 +245,7 @@ def test_every_kind_of_experiment_ends_with_its_files(name, tmp_path, capsys):
         assert (folder / f"{figure}.pdf").read_bytes()[:4] == b"%PDF"
     if name == "figure11":
         assert "Kendall τ between the rows, query" in (folder / "table.md").read_text()
-        assert [record.warmup_steps for record in read_records(folder)] == [96] * 10
+        assert [record.warmup_steps for record in read_records(folder)] == [189] * 10
 
 
 def test_a_dry_run_estimates_and_writes_nothing(swept, tmp_path, capsys, monkeypatch):
