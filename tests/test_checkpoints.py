@@ -54,8 +54,12 @@ def test_the_adapter_works_in_plain_peft_and_merged(made):
         backbone, num_labels=2, pad_token_id=tokenizer.pad_token_id, dtype=torch.float32
     )
     torch.testing.assert_close(logits(PeftModel.from_pretrained(plain, directory / "adapter"), batch), expected)
-    merged = logits(model.merge_and_unload(), batch)
-    assert (merged - expected).abs().max() <= 1e-5 * max(1.0, float(expected.abs().max()))
+    model.get_base_model().set_experts_implementation("eager")  # torch's grouped product knows no float64
+    # in float64, where an untrained T5 does not blow roundings up; without padding, which Gemma 2 does not mask in float64
+    longest = int(batch["attention_mask"].sum(1).argmax())
+    row = {key: value[longest : longest + 1] for key, value in batch.items()}
+    unmerged = logits(model.double(), row)
+    torch.testing.assert_close(logits(model.merge_and_unload(), row), unmerged, rtol=1e-5, atol=1e-5)
 
 
 def test_scores_equal_what_the_layers_add_in_float64(made):

@@ -36,7 +36,7 @@ def test_a_run_and_its_profile_on_ascii_and_on_windows_streams(tmp_path):
     assert f" {'#' * 40}  retained" in shown and re.search(r"% +\.+ +share one LoRA", shown)
     (tmp_path / name / "importance.png").unlink()
     notebook = {"MPLBACKEND": "module://backend_of_another_installation"}
-    code, shown, told = lora_drop("select", "-d", name, encoding="cp1252", cwd=tmp_path, **notebook)
+    code, shown, told = lora_drop("run", "-d", name, encoding="cp1252", cwd=tmp_path, **notebook)
     assert code == 0 and (tmp_path / name / "importance.png").is_file(), told
     assert f" {'#' * 40}  retained" in shown and shown.endswith("Files: Übung <= \\u4e2d\n")
 

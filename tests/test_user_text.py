@@ -40,7 +40,7 @@ def test_odd_paths_run_and_are_shown_and_kept_as_they_are(tmp_path, capsys):
     assert f"Files: {run}\n" in shown.out
     assert yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["data_dir"] == str(data)
     assert read_json(run / "run.json")["backbone"] == str(model)
-    assert call("run", "-d", run) == 0 and capsys.readouterr().err.count("skipped") == 5
+    assert call("run", "-d", run) == 0 and capsys.readouterr().err.count("skipped") == 6
     assert call("params", "-b", model, "--json") == 0
     assert json.loads(capsys.readouterr().out)["backbone"] == str(model)
 

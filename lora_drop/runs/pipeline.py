@@ -135,7 +135,7 @@ def _require(job: Job, upstream: Stage, reads_training_rows: bool) -> None:
     path = run.require(upstream.outputs[0], upstream.name)
     entry = run.entry(upstream.name)
     same = entry.get("settings") == digest(upstream.settings(job))
-    if same and entry.get("backbone", job.config.backbone) != job.config.backbone:  # another name may be the same model
+    if same and upstream.model and entry["backbone"] != job.config.backbone:  # another name may be the same model
         same = entry["weights"] == job.backbone.identity
     if same and reads_training_rows:
         same = entry.get("inputs") == inputs_digest(job, upstream)

@@ -56,6 +56,8 @@ class Stage:
     """True if a run has this stage."""
     rows: Callable[[Job], tuple[str, ...]] = lambda job: ("train",)
     """The rows that it reads: "train", "eval", both or none."""
+    model: bool = True
+    """True if its outputs depend on the backbone."""
     command: bool = True
     """True if it has a command of its own."""
     beside: tuple[str, ...] = ()

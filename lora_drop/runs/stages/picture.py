@@ -35,6 +35,7 @@ STAGE = Stage(
         "selection": digest_of(job, "selection.json", "select"),
     },
     work=work,
+    model=False,
     wanted=selects,
     rows=lambda job: (),
     command=False,

@@ -50,6 +50,7 @@ STAGE = Stage(
     settings=settings,
     inputs=lambda job: rows_of(job, "train"),
     work=work,
+    model=False,
     wanted=selects,
     shared=True,
 )

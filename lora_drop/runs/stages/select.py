@@ -45,6 +45,7 @@ STAGE = Stage(
     settings=settings,
     inputs=lambda job: {"scores": digest_of(job, "scores.json", "score")},
     work=work,
+    model=False,
     wanted=selects,
     rows=lambda job: (),
 )

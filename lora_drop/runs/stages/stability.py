@@ -44,6 +44,7 @@ STAGE = Stage(
     settings=settings,
     inputs=lambda job: {"norms": digest_of(job, "norms.json", "score")},
     work=work,
+    model=False,
     wanted=lambda job: selects(job) and bool(job.config.score.bootstrap),
     rows=lambda job: (),
     command=False,
