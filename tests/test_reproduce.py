@@ -248,7 +248,9 @@ def test_a_dry_run_estimates_and_writes_nothing(swept, tmp_path, capsys, monkeyp
     with pytest.raises(SystemExit):
         cli.main([*arguments, "--tasks", "rte", "--offline", "--dry-run", "--json"])
     plan = json.loads(capsys.readouterr().out)
-    assert plan["estimates"][0]["seconds"] is None and "Put the official file there" in plan["estimates"][0]["reason"]
+    assert (
+        plan["estimates"][0]["seconds"] is None and "--offline forbids asking the Hub" in plan["estimates"][0]["reason"]
+    )
 
 
 @pytest.mark.parametrize(

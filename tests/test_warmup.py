@@ -72,7 +72,7 @@ def scored(folder, *overrides):
 def test_how_many_steps_a_warm_up_has(tmp_path, overrides, steps):
     run, told = scored(tmp_path / "run", *overrides)
     losses = read_json(tmp_path / "run" / "warmup" / "losses.json")["losses"]
-    assert len(losses) == run.manifest["warmup_steps"] == steps
+    assert len(losses) == run.manifest["stages"]["score"]["warmup_steps"] == steps
     first, last = first_and_last(losses)
     assert run.manifest["stages"]["score"]["losses"] == {"first_quarter": first, "last_quarter": last}
     assert f"after {steps} warm-up steps (loss {first:.3f} to {last:.3f})" in told.notes["score"]
