@@ -5,6 +5,7 @@ import os
 
 import pytest
 import torch
+from bench import __main__ as benchmark
 
 from lora_drop.cli import app as cli
 from lora_drop.errors import UserError
@@ -102,12 +103,12 @@ def test_the_environment_is_restored_after_a_failure(monkeypatch):
 def test_a_dry_run_and_a_benchmark_are_neutral_too(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("ACCELERATE_TORCH_DEVICE", "meta")
     small = ["-b", "tiny:bert", "--device", "cpu", "--json"]
-    for command in (
-        ["reproduce", "table6", "--seeds", "0", "--dry-run"],
-        ["bench", "--task", "toy-nli", "--quick", "--parts", "train", "--out", str(tmp_path)],
+    for main, command in (
+        (cli.main, ["reproduce", "table6", "--seeds", "0", "--dry-run"]),
+        (benchmark.main, ["--task", "toy-nli", "--quick", "--parts", "train", "--out", str(tmp_path)]),
     ):
         with pytest.raises(SystemExit) as end:
-            cli.main([*command, *small])
+            main([*command, *small])
         told = capsys.readouterr()
         assert end.value.code == 0 and json.loads(told.out.splitlines()[-1])
         assert "ignored: environment variable ACCELERATE_TORCH_DEVICE;" in told.err
