@@ -1,6 +1,7 @@
 """The documentation is run."""
 
 import importlib.util
+import json
 import os
 import re
 import subprocess
@@ -50,3 +51,19 @@ def test_no_tracked_file_holds_a_merge_conflict():
     assert marker.search(b"\n" + b"=" * 7 + b"\n") and not marker.search(b"\n" + b"=" * 8 + b"\n")
     names = [ROOT / os.fsdecode(name) for name in listed.split(b"\0") if name]
     assert [path for path in names if path.is_file() and marker.search(path.read_bytes())] == []
+
+
+def test_the_measured_table_is_that_of_its_records():
+    lines = (ROOT / "results" / "README.md").read_text(encoding="utf-8").splitlines()
+    records = [
+        json.loads(path.read_text(encoding="utf-8"))
+        for folder in ("readme", "demo")
+        for path in sorted((ROOT / "results" / folder).glob("*/*.json"))
+    ]
+    assert records
+    for record in records:
+        title = {"lora": "LoRA", "lora_drop": "LoRA-drop"}[record["row"]]
+        score = f"{record['metrics'][record['primary']]:.3f}"
+        cells = [record["task_title"], f"{record['examples']:,}", title, f"{record['parameters']['adapter']:,}", score]
+        rows = [[cell.strip() for cell in line.split("|")] for line in lines if line.startswith("|")]
+        assert any(all(cell in row for cell in cells) for row in rows), cells

@@ -338,6 +338,7 @@ def test_the_committed_tables_are_those_of_the_committed_results(folder):
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: "/".join(folder.parts[-2:]))
 def test_the_committed_results_are_whole_and_of_a_clean_commit(folder):
     for found in read_records(folder):
-        for stage in found.stages.values():
-            assert re.fullmatch("[0-9a-f]{40}", stage["commit"]) and stage["versions"]["torch"] and stage["device"]
+        for name, stage in found.stages.items():
+            assert re.fullmatch("[0-9a-f]{40}", stage["commit"]) and stage["versions"]["torch"]
+            assert name in ("select", "picture") or stage["device"]  # which compute nothing
         assert not {"data_dir", "device"} & found.config.keys()
