@@ -289,7 +289,8 @@ def test_rows_padded_on_either_side_are_laid_out():
 def test_a_mask_drops_its_share_and_keeps_the_mean(p):
     torch.manual_seed(0)
     count = 400_000
-    mask = keep_mask((count,), p)
+    keep, factor = keep_mask((count,), p)
+    mask = keep * factor
     error = math.sqrt(p * (1 - p) / count)
     assert float((mask == 0).float().mean()) == pytest.approx(p, abs=4 * error + 1 / 131072)
     kept = mask[mask != 0]
@@ -301,9 +302,9 @@ def test_a_mask_drops_its_share_and_keeps_the_mean(p):
 
 def test_masks_follow_torch_seeds_and_differ_from_call_to_call():
     torch.manual_seed(3)
-    first, second = keep_mask((100, 7), 0.5), keep_mask((100, 7), 0.5)
+    first, second = keep_mask((100, 7), 0.5)[0], keep_mask((100, 7), 0.5)[0]
     torch.manual_seed(3)
-    assert torch.equal(first, keep_mask((100, 7), 0.5)) and not torch.equal(first, second)
+    assert torch.equal(first, keep_mask((100, 7), 0.5)[0]) and not torch.equal(first, second)
 
 
 def test_the_gradient_of_dropout_has_the_mask_of_its_output():
@@ -356,7 +357,7 @@ def test_mixed_precision_is_packed_as_well(name):
 def test_training_without_dropout_is_that_of_the_stock_path(tmp_path):
     packed, first = train(tmp_path / "packed", dropout=False)
     padded, second = train(tmp_path / "padded", dropout=False, packing="never")
-    assert first.computed.startswith("packed") and second.computed == "padded: train.packing=never"
+    assert first.computed.startswith("packed") and second.computed.startswith("padded: train.packing=never")
     for one, two in zip(first.epochs, second.epochs, strict=True):
         assert one["loss"] == pytest.approx(two["loss"], rel=1e-5)
     for name, tensor in packed.items():
@@ -366,7 +367,7 @@ def test_training_without_dropout_is_that_of_the_stock_path(tmp_path):
 def test_training_a_decoder_is_that_of_the_stock_path(tmp_path):
     packed, first = train_decoder(tmp_path / "packed")
     padded, _ = train_decoder(tmp_path / "padded", packing="never")
-    assert first.computed == "packed, last layer only for the learned tokens"
+    assert first.computed.startswith("packed, last layer only for the learned tokens; fp32 products by")
     for name, tensor in packed.items():
         torch.testing.assert_close(tensor, padded[name], rtol=0, atol=1e-5)
 

@@ -132,6 +132,8 @@ class TrainConfig:
     """Share of each label's probability that is spread over all classes, or all tokens of the vocabulary (Hu et al. on E2E: 0.1)."""
     precision: str = _one_of("fp32", "fp32", "bf16", "fp16")
     """Arithmetic of the forward and backward pass; weights that are trained stay in fp32."""
+    products: str = _one_of("auto", "auto", "stock")
+    """fp32 products on a CPU: the fastest way that is as exact (auto), or torch's default (stock); run.json says what was done."""
     packing: str = _one_of("auto", "auto", "never")
     """Compute without padding where the model allows it (auto), or as the stock Trainer does (never); run.json says what was done."""
     gradient_checkpointing: bool = False

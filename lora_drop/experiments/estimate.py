@@ -169,9 +169,9 @@ def _time_scoring(job: Job, model: nn.Module, clock: _Clock) -> float:
     data = job.data
     at_a_time = data.batch_size if job.device.type == "cuda" else min(data.batch_size, CPU_ROWS)
     rows = _some_rows(data.train_encoded, at_a_time, job.config.seed)
-    packing = models.packing(job, model, rows)
+    way = models.way(job, model, rows)
     inputs = [batch for _, batch in batches(rows, data.collate, at_a_time)]
-    return clock.seconds(lambda: importance.collect_moments(model, inputs, packing=packing)) / sum(row_lengths(rows))
+    return clock.seconds(lambda: importance.collect_moments(model, inputs, packing=way)) / sum(row_lengths(rows))
 
 
 def _time_evaluation(job: Job, model: nn.Module, clock: _Clock) -> float:

@@ -30,7 +30,7 @@ from lora_drop.pruning.selection import Scored, normalise
 class Packing(Protocol):
     """A way to compute a batch without padding (`training.packing`)."""
 
-    def over(self, batch: Mapping[str, Tensor], whole: bool = False) -> AbstractContextManager[Layout]:
+    def over(self, batch: Mapping[str, Tensor], whole: bool = False) -> AbstractContextManager[Layout | None]:
         """Return a context in which the model computes `batch`, every token of it if `whole`."""
 
 

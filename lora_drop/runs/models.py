@@ -25,7 +25,7 @@ from lora_drop.pruning import importance
 from lora_drop.pruning.places import fused_notice
 from lora_drop.runs.job import Job
 from lora_drop.training import trainer
-from lora_drop.training.packing import Packing
+from lora_drop.training.way import Way, find_way
 
 
 def load_backbone(job: Job) -> PreTrainedModel:
@@ -88,9 +88,9 @@ def batches_of(job: Job, encoded: Dataset) -> Iterator[dict[str, torch.Tensor]]:
     return (batch for _, batch in batches(encoded, job.data.collate, job.data.batch_size))
 
 
-def packing(job: Job, model: nn.Module, encoded: Dataset) -> Packing | None:
-    """Return the way to compute a pass over tokenised rows without padding, if there is one for this model."""
-    return trainer.find_packing(model, encoded, job.data.collate, job.config.train, job.data.kind.loss(0.0))[0]
+def way(job: Job, model: nn.Module, encoded: Dataset) -> Way:
+    """Return the way to compute the model on tokenised training rows."""
+    return find_way(model, encoded, job.data.collate, job.config.train, job.data.kind.loss(0.0))
 
 
 def scores_content(job: Job, model: nn.Module, scores: importance.Scores) -> dict[str, Any]:

@@ -15,7 +15,6 @@ import math
 import shutil
 import signal
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,13 +34,11 @@ from lora_drop.data.sentences import Collate
 from lora_drop.errors import UserError
 from lora_drop.methods.base import Stepper, trainable
 from lora_drop.progress import SILENT, Reporter
-from lora_drop.training.packing import Packing, prepare
+from lora_drop.training.way import Way, find_way
 
 Evaluator = Callable[[nn.Module], dict[str, float]]
 Loss = Callable[..., torch.Tensor]
 """`loss(outputs, labels, num_items_in_batch)`: the part that a forward pass has in the loss of the whole batch, which has that many labels."""
-HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
-"""Types of products that are not computed in fp32."""
 WEIGHTS = "trainable.safetensors"
 STEPPER = "stepper.safetensors"
 
@@ -79,6 +76,7 @@ def fit(
     primary: str | None = None,
     loss: Loss | None = None,
     stepper: Callable[[nn.Module, int], Stepper] | None = None,
+    way: Way | None = None,
     report: Reporter = SILENT,
 ) -> Outcome:
     """Train the trainable parameters of `model` in place, continuing from the last whole checkpoint in `folder` if there is one.
@@ -99,6 +97,7 @@ def fit(
         primary: with `config.select_epoch == "best"`, the epoch with the highest value of this metric is kept.
         loss: what is minimised; None is the model's own loss, which must be a mean over the examples of a batch.
         stepper: what the method does after each step, see `methods.base.Method`.
+        way: how the model is computed; None finds it.
         report: told about progress.
 
     Raises:
@@ -107,9 +106,9 @@ def fit(
     """
     model.to(device)
     best = primary if evaluator is not None and config.select_epoch == "best" else None
-    packing, computed = find_packing(model, rows, collate, config, loss)
-    if packing is None and config.packing == "auto":
-        report.notice(f"batches are computed {computed}")
+    way = way or find_way(model, rows, collate, config, loss)
+    if way.packing is None and config.packing == "auto":
+        report.notice(f"batches are computed {way.padding}")
     steps_per_epoch = math.ceil(len(rows) / config.batch_size)
     total = steps or math.ceil(epochs * steps_per_epoch)
     arguments = _arguments(config, folder, seed, device, total, learning_rate, evaluator is not None, best)
@@ -126,7 +125,7 @@ def fit(
         evaluator=evaluator,
         compute_loss_func=loss,
         stepper=between,
-        packing=packing,
+        way=way,
     )
     trainer.remove_callback(PrinterCallback)  # ours reports instead
     with history.interruptible():
@@ -135,23 +134,7 @@ def fit(
     kept = trainer.state.best_global_step if best and trainer.state.best_global_step else trainer.state.global_step
     if kept != trainer.state.global_step:
         load_trainable(model, folder / f"checkpoint-{kept}" / WEIGHTS)
-    return history.outcome(trainer.state, kept, computed)
-
-
-def find_packing(
-    model: nn.Module, rows: Dataset, collate: Collate, config: TrainConfig, loss: Loss | None
-) -> tuple[Packing | None, str]:
-    """Try on the shortest, the middle and the longest of `rows` whether `model` can be computed without padding; see `packing.prepare`."""
-    if config.packing == "never":
-        return None, "padded: train.packing=never"
-    lengths = row_lengths(rows)
-    order = sorted(range(len(rows)), key=lambda row: (lengths[row], row))
-    chosen = sorted({order[0], order[len(order) // 2], order[-1]})
-    device = next(model.parameters()).device
-    batch = {name: value.to(device) for name, value in collate([rows[row] for row in chosen]).items()}
-    half = HALF.get(config.precision)
-    with torch.autocast(device.type, half) if half else nullcontext():
-        return prepare(model, batch, loss, recomputes=config.gradient_checkpointing)
+    return history.outcome(trainer.state, kept, str(way))
 
 
 def warmup_steps(config: TrainConfig, total: int) -> int:
@@ -221,11 +204,9 @@ def _checkpointing(wanted: bool) -> dict[str, Any]:
 class _Trainer(Trainer):
     """The Trainer with our row order, our evaluation, batches without padding, and checkpoints of the trainable tensors alone."""
 
-    def __init__(
-        self, *, evaluator: Evaluator | None, stepper: Stepper | None, packing: Packing | None, **options: Any
-    ):
+    def __init__(self, *, evaluator: Evaluator | None, stepper: Stepper | None, way: Way, **options: Any):
         super().__init__(**options)
-        self.evaluator, self.stepper, self.packing = evaluator, stepper, packing
+        self.evaluator, self.stepper, self.way = evaluator, stepper, way
         self.trained: nn.Module = options["model"]
         # A sequence classifier's loss is a mean over its batch and ignores the number of items that the Trainer would pass it; without this the
         # Trainer would not divide by the accumulation steps, and gradients would be that many times too large. A loss of ours is given the
@@ -239,7 +220,7 @@ class _Trainer(Trainer):
         )
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *options: Any, **named: Any) -> torch.Tensor:
-        with self.packing.over(inputs) if self.packing else nullcontext():
+        with self.way.step(inputs):
             return super().training_step(model, inputs, *options, **named)
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:

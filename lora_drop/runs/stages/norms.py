@@ -35,7 +35,7 @@ def work(job: Job) -> Work:
     model = METHODS.get("lora").load(models.load_backbone(job), job.run.file("warmup")).to(job.device)
     chunks = list(batches(encoded, job.data.collate, job.data.batch_size))
     scores = importance.score(
-        model, (batch for _, batch in chunks), per_example=True, packing=models.packing(job, model, encoded)
+        model, (batch for _, batch in chunks), per_example=True, packing=models.way(job, model, encoded)
     )
     order = np.argsort([row for chosen, _ in chunks for row in chosen])  # from the batches' order to the sample's
     modules = [

@@ -46,7 +46,7 @@ def work(job: Job) -> Work:
         model,
         models.batches_of(job, encoded),
         progress=lambda done: job.report.advance(done, len(encoded), "scoring"),
-        packing=models.packing(job, model, encoded),
+        packing=models.way(job, model, encoded),
     )
     with write_folder(job.run.file("warmup")) as folder:
         lora.save(model, folder)

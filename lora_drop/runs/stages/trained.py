@@ -25,7 +25,7 @@ def work(job: Job) -> Work:
 
     model = job.method.load(models.load_backbone(job), job.run.file("adapter")).to(job.device)
     encoded = models.sampled(job)
-    scores = importance.score(model, models.batches_of(job, encoded), packing=models.packing(job, model, encoded))
+    scores = importance.score(model, models.batches_of(job, encoded), packing=models.way(job, model, encoded))
     write_json(job.run.file("scores_trained.json"), models.scores_content(job, model, scores))
     return f"{len(scores.rows)} LoRAs on {scores.examples:,} examples", {"precision": STOCK}
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lora_drop.training.packing.dropout import keep_mask
+from lora_drop.training.packing.dropout import keep_mask, masked
 from lora_drop.training.packing.layout import Group, Layout
 
 
@@ -32,7 +32,7 @@ class GroupedAttention(torch.autograd.Function):
     ) -> Tensor:
         """Return `tokens heads width` of a `query` of that shape, and `key` and `value`, which may have fewer heads."""
         out = (torch.zeros if read_only else torch.empty)(query.shape, dtype=query.dtype, device=query.device)
-        ctx.layout, ctx.scaling, ctx.read_only, ctx.dropped = layout, scaling, read_only, p > 0
+        ctx.layout, ctx.scaling, ctx.read_only, ctx.factor = layout, scaling, read_only, None
         ctx.heads = key.shape[1]
         saved = []
         for group in layout.groups:
@@ -41,9 +41,12 @@ class GroupedAttention(torch.autograd.Function):
             scores = _product(q, k.transpose(1, 2), scaling)
             _hide(scores, group, causal and not read_only)
             weights = torch.softmax(scores, -1)
-            mask = [keep_mask(weights.shape, p).to(weights.dtype)] if p > 0 else []
-            _scatter(torch.bmm(weights * mask[0] if mask else weights, v), out, group, read_only)
-            saved += [q, k, v, weights, *mask]
+            saved += [q, k, v, weights]
+            if p > 0:
+                mask, ctx.factor = keep_mask(weights.shape, p, weights.dtype)
+                weights = masked(weights, mask, ctx.factor)
+                saved.append(mask)
+            _scatter(torch.bmm(weights, v), out, group, read_only)
         ctx.save_for_backward(*saved)
         return out
 
@@ -57,16 +60,16 @@ class GroupedAttention(torch.autograd.Function):
         d_key, d_value = (gradient.new_empty(shape) if need else None for need in wanted[1:3])
         for group in layout.groups:
             q, k, v, weights = next(saved), next(saved), next(saved), next(saved)
-            mask = next(saved) if ctx.dropped else None
+            mask = None if ctx.factor is None else next(saved)
             outer = _gather(gradient, group, heads, read_only, blank=True)
             if d_value is not None:
-                kept = weights if mask is None else weights * mask
+                kept = weights if mask is None else masked(weights, mask, ctx.factor)
                 _scatter(torch.bmm(kept.transpose(1, 2), outer), d_value, group)
             if d_query is None and d_key is None:
                 continue
             inner = torch.bmm(outer, v.transpose(1, 2))
             if mask is not None:
-                inner.mul_(mask)
+                inner = masked(inner, mask, ctx.factor)
             inner = torch._softmax_backward_data(inner, weights, -1, weights.dtype)
             if d_query is not None:
                 _scatter(_product(inner, k, ctx.scaling), d_query, group, read_only)

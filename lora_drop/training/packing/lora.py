@@ -8,40 +8,47 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lora_drop.training.packing.frozen import Frozen, Half, computable
+
 
 class _LoraLinear(torch.autograd.Function):
-    """W x + b + scaling · B A x, with frozen W and b."""
+    """W x + b + scaling · B A x of all rows of x, with frozen W and b. Products are in the precision of autocast, A and B stay in fp32."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scaling: float
+        ctx: Any, x: Tensor, down: Tensor, up: Tensor, scaling: float, base: Frozen | nn.Linear, half: Half
     ) -> Tensor:
+        ctx.shape, ctx.scaling, ctx.base = x.shape, scaling, base
+        x = half(x).flatten(0, -2)
+        down, up = down.to(x.dtype), up.to(x.dtype)
         z = functional.linear(x, down)
-        y = functional.linear(x, weight, bias)
-        y.view(-1, y.shape[-1]).addmm_(z.view(-1, z.shape[-1]), up.T, alpha=scaling)
-        ctx.save_for_backward(x, z, weight, down, up)
-        ctx.scaling = scaling
+        y = base.forward(x).addmm_(z, up.T, alpha=scaling)
+        ctx.save_for_backward(x, z, down, up)
         return y
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
-        x, z, weight, down, up = ctx.saved_tensors
-        gradient = gradients[0].reshape(-1, weight.shape[0])
+        x, z, down, up = ctx.saved_tensors
+        gradient = gradients[0].contiguous()
         inner = (gradient @ up).mul_(ctx.scaling)
-        d_down = inner.T @ x.reshape(-1, x.shape[-1])
-        d_up = (gradient.T @ z.view(-1, z.shape[-1])).mul_(ctx.scaling)
-        d_x = torch.mm(gradient, weight).addmm_(inner, down).view_as(x) if ctx.needs_input_grad[0] else None
-        return d_x, None, None, d_down, d_up, None
+        d_down = inner.T @ x
+        d_up = (gradient.T @ z).mul_(ctx.scaling)
+        d_x = None
+        if ctx.needs_input_grad[0]:
+            through = ctx.base.backward(gradient) if isinstance(ctx.base, Frozen) else gradient @ ctx.base.weight
+            d_x = through.addmm_(inner, down).view(ctx.shape)
+        return d_x, d_down, d_up, None, None, None
 
 
-def lora_forward(layer: Any, adapter: str, x: Tensor) -> Tensor:
-    """Return what a plain LoRA layer returns for `x` (`*batch inputs`); in mixed precision, what it returns itself."""
-    if torch.is_autocast_enabled(x.device.type) or x.dtype != torch.float32:
+def lora_forward(layer: Any, adapter: str, base: Frozen | nn.Linear, half: Half, x: Tensor) -> Tensor:
+    """Return what a plain LoRA layer returns for `x` (`*batch inputs`); what is not of fp32 or bf16, it computes itself."""
+    known = isinstance(base, Frozen) or not torch.is_autocast_enabled(x.device.type)
+    if not (known and computable(x)):
         result: Tensor = type(layer).forward(layer, x)
         return result
-    base = layer.base_layer
     down, up, scaling = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight, layer.scaling[adapter]
-    return _LoraLinear.apply(x, base.weight, base.bias, down, up, scaling)
+    out: Tensor = _LoraLinear.apply(x, down, up, scaling, base, half)
+    return out.view(*x.shape[:-1], -1)
 
 
 def plain_loras(model: nn.Module) -> list[tuple[Any, str]]:

@@ -15,6 +15,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 from lora_drop.training.packing.attention import GroupedAttention, varlen_attention
 from lora_drop.training.packing.dropout import dropout_forward
+from lora_drop.training.packing.frozen import Frozen, Half, reordered
 from lora_drop.training.packing.layout import Layout, Unpackable
 from lora_drop.training.packing.lora import lora_forward, plain_loras
 from lora_drop.training.packing.model import configs, find_stack, pretrained
@@ -25,7 +26,7 @@ READ = {"first": "first token of each row", "last": "last token of each row", "l
 
 
 class _Trimming(TorchFunctionMode):
-    """Sees every torch function of a forward pass: after the last attention they get only the tokens that are read.
+    """Sees every torch function after the last attention: they get only the tokens that are read.
 
     So a residual that was taken before the attention meets its output, whatever the layer is made of.
     """
@@ -35,9 +36,7 @@ class _Trimming(TorchFunctionMode):
         self.packing = packing
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if self.packing.trimming:
-            args = tuple(self.packing.trim(value) for value in args)
-        return func(*args, **(kwargs or {}))
+        return func(*map(self.packing.trim, args), **(kwargs or {}))
 
 
 class Packing:
@@ -45,8 +44,8 @@ class Packing:
 
     active: Packing | None = None
 
-    def __init__(self, model: nn.Module):
-        """Find where the stack of layers is. Raises Unpackable if there is none, or none that packing fits."""
+    def __init__(self, model: nn.Module, frozen: Mapping[nn.Linear, Frozen] | None = None):
+        """Find where the stack of layers is; `frozen` are layers with reordered weights. Raises Unpackable if there is no stack that packing fits."""
         self.reads, self.trims = "all", False
         base = pretrained(model)
         self.stack, self.embeds = find_stack(base)
@@ -54,8 +53,10 @@ class Packing:
         self.configs = configs(base)
         self.dropouts = [module for module in model.modules() if type(module) is nn.Dropout]
         self.loras = plain_loras(model)
+        self.frozen, self.half = frozen or {}, Half()
         self.layout: Layout | None = None
-        self.trimming = False
+        self.trimming: _Trimming | None = None
+        """Entered from the last attention to the end of the stack."""
         self.last: nn.Module | None = None
         """The attention module that is called last, once it has been seen."""
 
@@ -81,29 +82,43 @@ class Packing:
             for config in self.configs:
                 undo.callback(setattr, config, "_attn_implementation", config._attn_implementation)
                 config._attn_implementation = NAME
+            undo.enter_context(reordered(self.frozen, self.half))
             for module, forward in self._forwards(layout.flat.device):
                 module.forward = forward
                 undo.callback(delattr, module, "forward")
             undo.callback(self.stack.register_forward_pre_hook(self._pack, with_kwargs=True).remove)
             undo.callback(self.stack.register_forward_hook(self._unpack).remove)
-            if trims:
-                undo.enter_context(_Trimming(self))
             yield layout
 
     def _forwards(self, device: torch.device) -> Iterator[tuple[Any, Callable[[Tensor], Tensor]]]:
         """Modules that compute the same in another way, and that way."""
         if device.type == "cpu":  # a GPU's generator is fast
             yield from ((module, partial(dropout_forward, module)) for module in self.dropouts)
-        yield from ((layer, partial(lora_forward, layer, adapter)) for layer, adapter in self.loras)
+        for layer, adapter in self.loras:
+            base = self.frozen.get(layer.base_layer, layer.base_layer)
+            yield layer, partial(lora_forward, layer, adapter, base, self.half)
 
     def _forget(self) -> None:
-        Packing.active, self.layout, self.trimming = None, None, False
+        self.half.forget()
+        self._end_trimming()
+        Packing.active, self.layout = None, None
+
+    def _end_trimming(self) -> bool:
+        """Let functions get all tokens again; return whether they got fewer."""
+        mode, self.trimming = self.trimming, None
+        if mode is not None:
+            mode.__exit__(None, None, None)
+        return mode is not None
 
     def attended(self, module: nn.Module) -> bool:
         """Told by the attention which module it works for; return whether only the tokens that are read go on from here."""
         self._seen = module
-        self.trimming = self._trimmed and module is self.last
-        return self.trimming
+        return self._trimmed and module is self.last
+
+    def begin_trimming(self) -> None:
+        """From here to the end of the stack functions get only the tokens that are read."""
+        self.trimming = _Trimming(self)
+        self.trimming.__enter__()
 
     def trim(self, value: Any) -> Any:
         """Return `1 tokens width` with only the tokens that are read; anything else as it is."""
@@ -124,7 +139,7 @@ class Packing:
         return (), given
 
     def _unpack(self, module: nn.Module, args: tuple, output: Any) -> Any:
-        layout, trimmed, self.trimming, self.last = self.layout, self.trimming, False, self._seen
+        layout, trimmed, self.last = self.layout, self._end_trimming(), self._seen
         assert layout is not None
         hidden = output if isinstance(output, Tensor) else output[0]
         if layout.reads != "all" and not trimmed:
@@ -198,6 +213,8 @@ def packed_attention(
             out = GroupedAttention.apply(q, k, v, packing.layout, scaling, dropout, causal, read_only)
         else:
             out = varlen_attention(q, k, v, packing.layout, scaling, dropout, causal)
+    if last:
+        packing.begin_trimming()
     return out.unsqueeze(0), None
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from lora_drop.training.packing.frozen import Frozen
 from lora_drop.training.packing.layout import Unpackable
 from lora_drop.training.packing.packed import Packing
 
@@ -16,6 +17,7 @@ def prepare(
     batch: Mapping[str, Tensor],
     loss: Callable[..., Tensor] | None = None,
     recomputes: bool = False,
+    frozen: Mapping[nn.Linear, Frozen] | None = None,
 ) -> tuple[Packing | None, str]:
     """Find out how a model can be computed without padding, by comparing loss and gradients with the stock way.
 
@@ -24,6 +26,7 @@ def prepare(
         batch: a few rows of different length with `labels`, on that device.
         loss: as `training.fit` has it; None is the model's own.
         recomputes: whether activations are computed again in the backward pass; then no layer is trimmed.
+        frozen: layers whose weights are kept in another order.
 
     Returns:
         The packing, or None if the model has to be computed the stock way; and in words, which way it is and why.
@@ -31,8 +34,8 @@ def prepare(
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        packing = Packing(model)
-        stock = _loss_and_gradients(model, batch, loss)
+        packing = Packing(model, frozen)
+        stock = _numbers(model, batch, loss)
         with packing.over(batch, whole=True), torch.no_grad():  # this shows which attention comes last
             model(**{name: value for name, value in batch.items() if name != "labels"})
         learned = loss is not None and batch["labels"].ndim == 2
@@ -40,7 +43,7 @@ def prepare(
             packing.reads, packing.trims = reads, trims
             try:
                 with packing.over(batch):
-                    found = _loss_and_gradients(model, batch, loss)
+                    found = _numbers(model, batch, loss)
             except (RuntimeError, ValueError, TypeError, IndexError):  # a head that needs every token, say
                 continue
             if _agree(stock, found):
@@ -61,26 +64,31 @@ def _ways(learned: bool, recomputes: bool) -> Iterator[tuple[str, bool]]:
     yield "all", False
 
 
-def _loss_and_gradients(
-    model: nn.Module, batch: Mapping[str, Tensor], loss: Callable[..., Tensor] | None
-) -> list[Tensor]:
-    if loss is None:
-        value = model(**batch).loss
-    else:
-        value = loss(model(**{name: tensor for name, tensor in batch.items() if name != "labels"}), batch["labels"])
+def _numbers(model: nn.Module, batch: Mapping[str, Tensor], loss: Callable[..., Tensor] | None) -> list[Tensor]:
+    """Return loss and gradients; of a model in which nothing is trained, what it puts out."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    given = {name: tensor for name, tensor in batch.items() if name != "labels"}
+    if not trained:
+        with torch.no_grad():
+            return [model(**given).logits]
+    value = model(**batch).loss if loss is None else loss(model(**given), batch["labels"])
     gradients = torch.autograd.grad(value, trained, allow_unused=True)
     return [value.detach(), *(gradient for gradient in gradients if gradient is not None)]
 
 
 def _agree(stock: Sequence[Tensor], found: Sequence[Tensor]) -> bool:
-    """Return True if loss and all gradients are equal up to rounding: of fp32 sums, or of bf16 products on a GPU."""
+    """Return True if the first numbers and all others are equal up to rounding: of fp32 sums, or of bf16 products."""
     tolerance = 5e-2 if torch.is_autocast_enabled(stock[0].device.type) else 1e-4
-    if len(stock) != len(found) or not all(bool(tensor.isfinite().all()) for tensor in found):
+    if [one.shape for one in stock] != [two.shape for two in found]:
         return False
-    off = sum(_squares(one - two) for one, two in zip(stock[1:], found[1:], strict=True))
-    size = sum(map(_squares, stock[1:]))
-    return float((stock[0] - found[0]).abs()) <= tolerance * float(stock[0].abs()) and off <= tolerance**2 * size
+    if not all(bool(tensor.isfinite().all()) for tensor in found):
+        return False
+    return _near(stock[:1], found[:1], tolerance) and _near(stock[1:], found[1:], tolerance)
+
+
+def _near(stock: Sequence[Tensor], found: Sequence[Tensor], tolerance: float) -> bool:
+    off = sum(_squares(one - two) for one, two in zip(stock, found, strict=True))
+    return off <= tolerance**2 * sum(map(_squares, stock))
 
 
 def _squares(tensor: Tensor) -> float:

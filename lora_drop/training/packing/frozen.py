@@ -1,0 +1,130 @@
+"""Products with frozen weights on a CPU: by oneDNN, from weights that are kept in its own order.
+
+A frozen weight is multiplied thousands of times and never changes, so it is brought into the order that the kernel reads, once for the forward
+pass (W) and once for the gradient of the input (Wᵀ), and in the precision of the pass. The fp32 product is fp32 by construction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+ROWS = 1024
+"""The number of tokens that oneDNN orders weights for; any other number is computed from the same order."""
+LIMIT = 2**31
+"""Bytes. The weights of a larger model are not kept a second and a third time."""
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return x Wᵀ + b (`rows outputs`) by oneDNN; `weight` as it is or reordered."""
+    out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return out
+
+
+class Frozen:
+    """The weight and bias of a linear layer that is not trained, ready for oneDNN."""
+
+    def __init__(self, layer: nn.Linear):
+        """Take a layer; its weight is reordered when it is first needed, and again if somebody has changed it."""
+        self.layer = layer
+        self._kept: dict[tuple[torch.dtype, bool], tuple[int, Tensor]] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x Wᵀ + b in the precision of `x` (`rows inputs`)."""
+        bias = self.layer.bias
+        return product(x, self._weight(x.dtype, False), None if bias is None else bias.to(x.dtype))
+
+    def backward(self, gradient: Tensor) -> Tensor:
+        """Return the gradient of the input, in the precision of that of the output (`rows outputs`)."""
+        return product(gradient, self._weight(gradient.dtype, True))
+
+    def _weight(self, dtype: torch.dtype, transposed: bool) -> Tensor:
+        weight = self.layer.weight
+        kept = self._kept.get((dtype, transposed))
+        if kept is None or kept[0] != weight._version:
+            own = weight.detach().to(dtype)
+            own = own.T.contiguous() if transposed else own
+            kept = weight._version, torch.ops.mkldnn._reorder_linear_weight(own, ROWS)
+            self._kept[dtype, transposed] = kept
+        return kept[1]
+
+
+class _Linear(torch.autograd.Function):
+    """W x + b of all rows of x, with frozen W and b: nothing but the layer is kept for the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, frozen: Frozen, half: Half) -> Tensor:
+        ctx.frozen, ctx.shape = frozen, x.shape
+        return frozen.forward(half(x).flatten(0, -2))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        return ctx.frozen.backward(gradients[0].contiguous()).view(ctx.shape), None, None
+
+
+class Half:
+    """The precision of products. Query, key and value read the same tensor: it is rounded once."""
+
+    def __init__(self) -> None:
+        self._last: tuple[Tensor, int, Tensor] | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return `x` in the precision of autocast, or as it is."""
+        if not torch.is_autocast_enabled(x.device.type):
+            return x
+        dtype = torch.get_autocast_dtype(x.device.type)
+        if x.dtype == dtype:
+            return x
+        if self._last is None or self._last[0] is not x or self._last[1] != x._version:
+            self._last = x, x._version, x.to(dtype)
+        return self._last[2]
+
+    def forget(self) -> None:
+        """Let go of the tensor."""
+        self._last = None
+
+
+def computable(x: Tensor) -> bool:
+    """Return True if the product of a tensor with an fp32 weight is one of fp32 or bf16 on a CPU."""
+    if x.device.type != "cpu" or x.numel() == 0:
+        return False
+    if torch.is_autocast_enabled("cpu"):
+        return torch.get_autocast_dtype("cpu") == torch.bfloat16 and x.dtype in (torch.float32, torch.bfloat16)
+    return x.dtype == torch.float32
+
+
+def frozen_forward(layer: nn.Linear, frozen: Frozen, half: Half, x: Tensor) -> Tensor:
+    """Return what a linear layer returns for `x`."""
+    if not computable(x):
+        return nn.Linear.forward(layer, x)
+    out: Tensor = _Linear.apply(x, frozen, half)
+    return out.view(*x.shape[:-1], -1)
+
+
+@contextmanager
+def reordered(frozen: Mapping[nn.Linear, Frozen], half: Half) -> Iterator[None]:
+    """Compute these layers from their reordered weights inside the context."""
+    with ExitStack() as undo:
+        for layer, kept in frozen.items():
+            layer.forward = partial(frozen_forward, layer, kept, half)  # type: ignore[method-assign]
+            undo.callback(delattr, layer, "forward")
+        yield
+
+
+def frozen_layers(model: nn.Module) -> dict[nn.Linear, Frozen]:
+    """Return the plain linear layers in fp32 that are not trained; none if their weights are too large to be kept again."""
+    layers = [
+        layer
+        for layer in model.modules()
+        if type(layer) is nn.Linear
+        and layer.weight.dtype == torch.float32
+        and layer.weight.device.type == "cpu"
+        and not any(parameter.requires_grad for parameter in layer.parameters())
+    ]
+    size = sum(layer.weight.nbytes for layer in layers)
+    return {layer: Frozen(layer) for layer in layers} if size <= LIMIT else {}

@@ -1,0 +1,141 @@
+"""Products with frozen weights, and the choice of the fastest that is exact."""
+
+import json
+
+import pytest
+import torch
+from torch.nn import functional
+
+from lora_drop.training import products
+from lora_drop.training.packing.frozen import Frozen, Half, frozen_forward, frozen_layers
+from lora_drop.training.products import STOCK, Products, choose, find_products
+
+
+def slowly(way, times=30):
+    """The same numbers, late."""
+
+    def late(x, weight):
+        for _ in range(times - 1):
+            way(x, weight)
+        return way(x, weight)
+
+    return late
+
+
+def rounded(x, weight):
+    """What oneDNN makes of the switch on hardware that multiplies bf16 faster."""
+    return functional.linear(x.bfloat16(), weight.bfloat16()).float()
+
+
+SLOW = slowly(functional.linear)
+
+
+def test_the_faster_ways_are_taken():
+    assert choose(64, 96, switched=functional.linear, operator=functional.linear, stock=SLOW) == Products(True, True)
+
+
+def test_a_faster_way_that_rounds_to_bf16_is_not_taken():
+    assert choose(64, 96, switched=rounded, operator=functional.linear, stock=SLOW) == Products(False, True)
+
+
+def test_a_faster_way_with_an_error_in_one_row_is_not_taken():
+    def wrong(x, weight):
+        out = functional.linear(x, weight)
+        out[3] *= 1.001
+        return out
+
+    assert choose(64, 96, switched=functional.linear, operator=wrong, stock=SLOW) == Products(True, False)
+
+
+def test_a_slower_way_is_not_taken():
+    assert choose(64, 96, switched=SLOW, operator=SLOW, stock=functional.linear) == STOCK
+
+
+def test_the_switch_is_as_before_also_after_an_exception():
+    settings = torch.backends.mkldnn.matmul
+    before = settings.fp32_precision
+    with pytest.raises(RuntimeError), Products(switched=True).applied():
+        assert settings.fp32_precision == "bf16"
+        raise RuntimeError
+    with STOCK.applied():
+        assert settings.fp32_precision == before
+    assert settings.fp32_precision == before
+
+
+def test_the_choice_is_kept_for_the_machine(tmp_path, monkeypatch):
+    monkeypatch.setenv("LORA_DROP_CACHE", str(tmp_path))
+    monkeypatch.setattr(products, "choose", lambda inputs, outputs: Products(operator=True))
+    layer = torch.nn.Linear(24, 40)
+    products._remembered.cache_clear()
+    assert find_products(layer, torch.device("cpu")) == Products(operator=True)
+    (key,) = json.loads((tmp_path / "products.json").read_text(encoding="utf-8"))
+    assert key.endswith(f"{torch.get_num_threads()} 24 40")
+    products._remembered.cache_clear()
+    monkeypatch.setattr(products, "choose", lambda inputs, outputs: STOCK)  # it is not tried again
+    assert find_products(layer, torch.device("cpu")) == Products(operator=True)
+    (tmp_path / "products.json").write_text("{", encoding="utf-8")  # a damaged file is made anew
+    products._remembered.cache_clear()
+    assert find_products(layer, torch.device("cpu")) == STOCK
+    products._remembered.cache_clear()
+
+
+def test_stock_products_on_request_and_off_the_cpu():
+    layer = torch.nn.Linear(24, 40)
+    assert find_products(layer, torch.device("cpu"), "stock") == STOCK
+    assert find_products(layer, torch.device("cuda")) == STOCK
+
+
+@pytest.mark.parametrize("shape", [(5, 24), (2, 7, 24), (1, 1, 24)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_reordered_layer_has_the_product_and_gradient_of_float64(shape, bias):
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(24, 40, bias=bias).requires_grad_(False)
+    x = torch.randn(*shape, requires_grad=True)
+    ((frozen),) = frozen_layers(layer).values()
+    out = frozen_forward(layer, frozen, Half(), x)
+    weights = torch.randn_like(out)
+    (found,) = torch.autograd.grad((out * weights).sum(), x)
+    exact = functional.linear(x.double(), layer.weight.double(), layer.bias.double() if bias else None)
+    assert out.shape == exact.shape
+    torch.testing.assert_close(out.double(), exact, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(found.double(), weights.double() @ layer.weight.double(), rtol=1e-6, atol=1e-6)
+
+
+def test_a_reordered_layer_in_bf16_is_that_of_autocast():
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(24, 40).requires_grad_(False)
+    x = torch.randn(3, 5, 24, requires_grad=True)
+    frozen, half = Frozen(layer), Half()
+    with torch.autocast("cpu", torch.bfloat16):
+        stock, ours = layer(x), frozen_forward(layer, frozen, half, x)
+    assert ours.dtype == torch.bfloat16
+    torch.testing.assert_close(ours, stock, rtol=1e-2, atol=1e-2)
+    gradients = [torch.autograd.grad(out.float().sum(), x)[0] for out in (stock, ours)]
+    assert gradients[1].dtype == torch.float32
+    torch.testing.assert_close(*gradients, rtol=2e-2, atol=2e-2)
+
+
+def test_a_weight_that_changes_is_reordered_again():
+    layer = torch.nn.Linear(8, 8).requires_grad_(False)
+    frozen, x = Frozen(layer), torch.randn(4, 8)
+    first = frozen.forward(x)
+    with torch.no_grad():
+        layer.weight.mul_(2)
+    torch.testing.assert_close(frozen.forward(x), 2 * first - layer.bias)
+
+
+def test_what_is_trained_or_no_fp32_is_not_frozen():
+    model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Linear(8, 8), torch.nn.Linear(8, 8).bfloat16())
+    model[0].requires_grad_(False)
+    model[2].requires_grad_(False)
+    assert list(frozen_layers(model)) == [model[0]]
+
+
+def test_a_tensor_is_rounded_once_until_it_changes():
+    half, x = Half(), torch.randn(3, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        first = half(x)
+        assert half(x) is first
+        x.add_(1)
+        assert torch.equal(half(x), x.bfloat16())
+    assert half(x) is x
