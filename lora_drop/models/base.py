@@ -15,7 +15,7 @@ from lora_drop.registry import BACKBONES
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -64,9 +64,7 @@ class BackboneKind:
     config: Callable[[Backbone], PretrainedConfig]
     """A fresh configuration of the architecture; the caller gives it the head that the task needs."""
     tokenizer: Callable[[Backbone], PreTrainedTokenizerBase]
-    model: Callable[
-        [Backbone, Any, PretrainedConfig, torch.device | None], tuple[Any, Mapping[str, Any] | None]
-    ]
+    model: Callable[[Backbone, Any, PretrainedConfig, torch.device | None], tuple[Any, Mapping[str, Any] | None]]
     """`model(backbone, kind, config, device)`: of transformers' `kind`, an Auto class; torch is seeded. Also returns
     which weights were not loaded (`missing_keys`, `mismatched_keys`), to be checked; None if all are meant to be random."""
 

@@ -12,7 +12,7 @@ from itertools import product
 
 from datasets import Dataset
 
-from lora_drop.tasks.base import Source, Task, stratum_column
+from lora_drop.tasks.base import Source, Task, stratum_column, text_rows
 
 PROMPT = "{mr}\n\nIn words:\n"
 """The prompt; the sentence follows."""
@@ -30,18 +30,17 @@ Meaning = tuple[str, str, str, str, str, str]
 
 
 def load(source: Source, split: str) -> Dataset:
-    """Generate "train" (`id, prompt, completion, stratum`) or "validation" (`id, prompt, references`); they share no meaning."""
+    """Generate "train" (`id, prompt, completion, stratum`) or "validation" (`id, prompt, references`), of other meanings."""
     meanings = _meanings(split)
-    columns: dict[str, list] = {
-        "id": [f"{split}-{number}" for number in range(len(meanings))],
-        "prompt": [PROMPT.format(mr=representation(meaning)) for meaning in meanings],
-    }
-    if split == "train":
-        columns["completion"] = [sentences(meaning)[number % 2] for number, meaning in enumerate(meanings)]
-        columns["stratum"] = [_stratum(meaning) for meaning in meanings]
-    else:
-        columns["references"] = [list(dict.fromkeys(sentences(meaning))) for meaning in meanings]
-    return Dataset.from_dict(columns)
+    prompts = [PROMPT.format(mr=representation(meaning)) for meaning in meanings]
+    if split != "train":
+        return text_rows(split, prompts, references=[list(dict.fromkeys(sentences(meaning))) for meaning in meanings])
+    return text_rows(
+        split,
+        prompts,
+        completion=[sentences(meaning)[number % 2] for number, meaning in enumerate(meanings)],
+        stratum=[_stratum(meaning) for meaning in meanings],
+    )
 
 
 def representation(meaning: Meaning) -> str:
