@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from pathlib import Path
 
 from lora_drop.errors import UserError
@@ -15,10 +16,11 @@ from lora_drop.tasks.base import Task
 def load_plugin(path: str | Path) -> None:
     """Execute a user's file and add what it defines. Raises UserError if it cannot be read or defines nothing."""
     file = Path(path).expanduser()
-    specification = importlib.util.spec_from_file_location(file.stem, file)
+    specification = importlib.util.spec_from_file_location(f"lora_drop_plugin_{file.stem}", file)
     if not file.is_file() or specification is None or specification.loader is None:
         raise UserError(f"The plugin {path} is not a Python file.")
     module = importlib.util.module_from_spec(specification)
+    sys.modules[module.__name__] = module  # where a dataclass looks up its annotations
     specification.loader.exec_module(module)
     found = [
         (registry, value)
