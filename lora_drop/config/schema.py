@@ -58,7 +58,7 @@ class ScoreConfig:
 
     norms: bool = False
     """Keep ‖ΔW x‖² of each example in norms.json, for the distributions of the paper's Figures 2 and 4."""
-    bootstrap: int = checked(0, "an integer ≥ 0", lambda value: value >= 0)
+    bootstrap: int = checked(0, "an integer ≥ 0", lambda value: value >= 0, minimum=0)
     """Resample the examples so many times: confidence intervals and how often each layer is retained, in stability.json."""
     trained: bool = False
     """Also score the trained adapter on the sample, in scores_trained.json (the paper's Figures 7 and 8)."""
@@ -118,11 +118,11 @@ class TrainConfig:
     """Longer inputs are truncated to this many tokens; of prompt and completion together, the prompt's beginning goes first."""
     warmup_ratio: float = fraction(0.06)
     """Share of the steps in which the learning rate rises from 0. (Stage 2's warm-up has no such rise.)"""
-    warmup_steps: int | None = checked(None, "an integer ≥ 0", lambda value: value >= 0)
+    warmup_steps: int | None = checked(None, "an integer ≥ 0", lambda value: value >= 0, minimum=0)
     """Instead of a share: this many steps, at most half of all (Hu et al. on E2E: 500); empty: train.warmup_ratio decides."""
-    weight_decay: float = checked(0.1, "a number ≥ 0", lambda value: value >= 0)
+    weight_decay: float = checked(0.1, "a number ≥ 0", lambda value: value >= 0, minimum=0)
     """AdamW's decoupled weight decay."""
-    max_grad_norm: float = checked(1.0, "a number ≥ 0", lambda value: value >= 0)
+    max_grad_norm: float = checked(1.0, "a number ≥ 0", lambda value: value >= 0, minimum=0)
     """Gradients are clipped to this norm; 0 switches clipping off."""
     scheduler: str = one_of("linear", "linear", "cosine", "constant", "constant_with_warmup")
     """Learning-rate schedule after the rise."""
@@ -162,7 +162,7 @@ class GenerationConfig:
     """Length limit of the generated text."""
     length_penalty: float = 1.0
     """Exponent of the length in beam search."""
-    no_repeat_ngram_size: int = checked(0, "an integer ≥ 0", lambda value: value >= 0)
+    no_repeat_ngram_size: int = checked(0, "an integer ≥ 0", lambda value: value >= 0, minimum=0)
     """N-grams of this size occur once; 0 switches the rule off."""
 
 
@@ -186,7 +186,9 @@ class Config:
     """The pretrained model: a Hub id (or id@revision), a folder, packaged:NAME, shape:NAME (random weights) or tiny:NAME."""
     quantization: str = one_of("none", "none", "nf4")
     """Precision of the frozen weights: as they come (none), or 4 bits (nf4, as in QLoRA; needs CUDA and the extra qlora)."""
-    seed: int = checked(0, "an integer from 0 to 4294967295", lambda value: 0 <= value < 2**32)
+    seed: int = checked(
+        0, "an integer from 0 to 4294967295", lambda value: 0 <= value < 2**32, minimum=0, maximum=2**32 - 1
+    )
     """Seed of the sample, the initial weights, the order of the rows and dropout."""
     data_dir: str | None = None
     """Folder with the official files, which must hold those of the task; empty: $LORA_DROP_DATA, else the Hub."""
@@ -196,6 +198,7 @@ class Config:
         "auto",
         "auto, cpu, cuda or mps (choose one of several GPUs with CUDA_VISIBLE_DEVICES)",
         lambda value: value in ("auto", "cpu", "cuda", "mps"),
+        enum=["auto", "cpu", "cuda", "mps"],
     )
     """Where to compute; auto: the GPU if there is one."""
     offline: bool = False
@@ -299,7 +302,7 @@ def from_dict(values: Mapping[str, Any], errors: list[str] | None = None) -> Con
 def _with_options(method: MethodConfig, declared: type | None, given: Any, errors: list[str]) -> MethodConfig:
     """Add a method's own options (`declared` is their dataclass) to its configuration."""
     if declared is not None:
-        options = build(declared, {} if given is None else given, errors, "method.options.")
+        options: Any = build(declared, {} if given is None else given, errors, "method.options.")
         return OwnMethodConfig(**vars(method), options=options)
     if given is not None:
         errors.append(f"method.options: the method {method.name} has no options of its own. Leave it out.")

@@ -22,30 +22,32 @@ from lora_drop.errors import closest
 T = TypeVar("T")
 
 
-def checked(default: Any, allowed: str, check: Callable[[Any], bool]) -> Any:
-    """Declare a field whose value must satisfy `check`; `allowed` says the rule in words (None is always accepted)."""
-    return dataclasses.field(default=default, metadata={"allowed": allowed, "check": check})
+def checked(default: Any, allowed: str, check: Callable[[Any], bool], **keywords: Any) -> Any:
+    """Declare a field whose value must satisfy `check` (None is always accepted).
+
+    `allowed` says the rule in words, and `keywords` in those of JSON schema.
+    """
+    return dataclasses.field(default=default, metadata={"allowed": allowed, "check": check, "schema": keywords})
 
 
 def one_of(default: str, *names: str) -> Any:
     """Declare a field with a few allowed values."""
-    rule = {"allowed": "one of " + ", ".join(names), "check": lambda value: value in names, "names": names}
-    return dataclasses.field(default=default, metadata=rule)
+    return checked(default, "one of " + ", ".join(names), lambda value: value in names, enum=list(names))
 
 
 def positive(default: Any) -> Any:
     """Declare a number above 0."""
-    return checked(default, "a number > 0", lambda value: value > 0)
+    return checked(default, "a number > 0", lambda value: value > 0, exclusiveMinimum=0)
 
 
 def fraction(default: Any) -> Any:
     """Declare a number from 0 to below 1."""
-    return checked(default, "0 ≤ value < 1", lambda value: 0 <= value < 1)
+    return checked(default, "0 ≤ value < 1", lambda value: 0 <= value < 1, minimum=0, exclusiveMaximum=1)
 
 
 def portion(default: Any) -> Any:
     """Declare a number above 0, up to 1."""
-    return checked(default, "0 < value ≤ 1", lambda value: 0 < value <= 1)
+    return checked(default, "0 < value ≤ 1", lambda value: 0 < value <= 1, exclusiveMinimum=0, maximum=1)
 
 
 def describe(cls: type) -> dict[str, str]:
@@ -104,7 +106,7 @@ def _read(text: str, hint: Any) -> Any:
     A field of texts takes it as it is (`007`, `~`, `my #1 data`); empty and `null` mean none where a field may be empty.
     Whole numbers count in tens (`010` is 10). All else is YAML: a list, true or false, a section.
     """
-    options = _options(hint)
+    options = alternatives(hint)
     if str in options:
         return None if type(None) in options and text in ("", "null") else text
     if int in options and text.isdecimal():
@@ -115,7 +117,8 @@ def _read(text: str, hint: Any) -> Any:
         return text
 
 
-def _options(hint: Any) -> tuple[Any, ...]:
+def alternatives(hint: Any) -> tuple[Any, ...]:
+    """Return the types that a hint allows."""
     return typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
 
 
@@ -178,16 +181,15 @@ def _check_leaf(
         return
     check = item.metadata.get("check")
     if check is not None and converted is not None and not check(converted):
-        names = item.metadata.get("names")
-        hint_text = closest(str(value), list(names)) if names else ""
-        errors.append(f"{dotted} = {value!r}: allowed is {item.metadata['allowed']}.{hint_text}")
+        nearest = closest(str(value), item.metadata["schema"].get("enum", []))
+        errors.append(f"{dotted} = {value!r}: allowed is {item.metadata['allowed']}.{nearest}")
         return
     arguments[item.name] = converted
 
 
 def _convert(value: Any, hint: Any) -> Any:
     """Return `value` as the type `hint`, accepting only lossless readings (1 as 1.0, '5e-4' as 0.0005)."""
-    options = _options(hint)
+    options = alternatives(hint)
     if value is None and type(None) in options:
         return None
     (kind,) = [option for option in options if option is not type(None)]
