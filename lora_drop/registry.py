@@ -3,7 +3,7 @@
 | where | how |
 |---|---|
 | this package | a line below |
-| an installed package | an entry point `name = "module:OBJECT"`; its group is `lora_drop.tasks`, `.methods` or `.backbones` |
+| an installed package | an entry point `name = "module:OBJECT"` in `lora_drop.tasks`, `.methods` or `.backbones` |
 | a file (`lora-drop --plugin FILE.py …`) | every `Task`, `Method` and `BackboneKind` that it defines at its top level |
 
 A name is resolved when it is used: listing names imports nothing. (So this file cannot name those types either.)

@@ -16,7 +16,8 @@ TYPES = {bool: "boolean", int: "integer", float: "number", str: "string"}
 def schema() -> dict[str, Any]:
     """Return the schema of a configuration file, draft 2020-12.
 
-    Names of tasks and methods are suggestions, as a plugin may add others; what `method.options` holds is up to the method.
+    Names of tasks and methods are suggestions, as a plugin may add others; what `method.options` holds is up to the
+    method.
     """
     from lora_drop.registry import METHODS, TASKS
 

@@ -45,7 +45,8 @@ class WarmupConfig:
     epochs: float = positive(3.0)
     """Passes over the sample (the paper: 3)."""
     steps: int | None = positive(None)
-    """Instead of epochs: exactly so many optimizer steps, whatever the size of the sample; empty: warmup.epochs decides."""
+    """Instead of epochs: exactly so many optimizer steps, whatever the size of the sample; empty: warmup.epochs
+    decides."""
     batch_size: int | None = positive(None)
     """TOTAL examples per optimizer step of the warm-up (the paper states none); empty: the same as train.batch_size."""
     learning_rate: float | None = positive(None)
@@ -59,7 +60,8 @@ class ScoreConfig:
     norms: bool = False
     """Keep ‖ΔW x‖² of each example in norms.json, for the distributions of the paper's Figures 2 and 4."""
     bootstrap: int = checked(0, "an integer ≥ 0", lambda value: value >= 0, minimum=0)
-    """Resample the examples so many times: confidence intervals and how often each layer is retained, in stability.json."""
+    """Resample the examples so many times: confidence intervals and how often each layer is retained, in
+    stability.json."""
     trained: bool = False
     """Also score the trained adapter on the sample, in scores_trained.json (the paper's Figures 7 and 8)."""
 
@@ -73,7 +75,8 @@ class MethodConfig:
     rank: int | None = positive(None)
     """Rank r of every low-rank pair; empty: the method's own (8 for LoRA and LoRA-drop, 512 VeRA, 56 Tied-LoRA)."""
     alpha: float | None = positive(None)
-    """LoRA's scaling numerator: ΔW = alpha/rank · B A; empty: 2 · rank, as in microsoft/LoRA's GLUE scripts (r 8, alpha 16)."""
+    """LoRA's scaling numerator: ΔW = alpha/rank · B A; empty: 2 · rank, as in microsoft/LoRA's GLUE scripts (r 8, alpha
+    16)."""
     dropout: float = fraction(0.0)
     """Dropout on the input of the low-rank pair (microsoft/LoRA's GLUE scripts: 0)."""
     target_projections: tuple[str, ...] = ("query", "value")
@@ -83,7 +86,8 @@ class MethodConfig:
     budget: float | None = portion(None)
     """Instead of a threshold: the largest T whose parameters are at most this share of plain LoRA's."""
     policy: str = one_of("threshold", "threshold", "inverse", "random", "top")
-    """Which layers keep their LoRA: the most important (threshold), or as many of the least important (inverse), random, or last (top)."""
+    """Which layers keep their LoRA: the most important (threshold), or as many of the least important (inverse),
+    random, or last (top)."""
     share: bool = True
     """Low-importance layers share one LoRA per projection (true) or have none (false, the ablation "w/o share")."""
     keep_ratio: float = portion(0.5)
@@ -94,8 +98,8 @@ class MethodConfig:
 class OwnMethodConfig(MethodConfig):
     """The configuration of a method that declares hyper-parameters of its own (`Method.options`).
 
-    It is a class of its own so that the configurations of all other methods, and what is known by their digests, have no
-    such key.
+    It is a class of its own so that the configurations of all other methods, and what is known by their digests, have
+    no such key.
     """
 
     options: Any = None
@@ -115,11 +119,13 @@ class TrainConfig:
     device_batch_size: int | None = positive(None)
     """At most this many examples at a time on one device; empty: the whole batch. Accumulation is derived from it."""
     max_length: int = positive(128)
-    """Longer inputs are truncated to this many tokens; of prompt and completion together, the prompt's beginning goes first."""
+    """Longer inputs are truncated to this many tokens; of prompt and completion together, the prompt's beginning goes
+    first."""
     warmup_ratio: float = fraction(0.06)
     """Share of the steps in which the learning rate rises from 0. (Stage 2's warm-up has no such rise.)"""
     warmup_steps: int | None = checked(None, "an integer ≥ 0", lambda value: value >= 0, minimum=0)
-    """Instead of a share: this many steps, at most half of all (Hu et al. on E2E: 500); empty: train.warmup_ratio decides."""
+    """Instead of a share: this many steps, at most half of all (Hu et al. on E2E: 500); empty: train.warmup_ratio
+    decides."""
     weight_decay: float = checked(0.1, "a number ≥ 0", lambda value: value >= 0, minimum=0)
     """AdamW's decoupled weight decay."""
     max_grad_norm: float = checked(1.0, "a number ≥ 0", lambda value: value >= 0, minimum=0)
@@ -127,17 +133,20 @@ class TrainConfig:
     scheduler: str = one_of("linear", "linear", "cosine", "constant", "constant_with_warmup")
     """Learning-rate schedule after the rise."""
     label_smoothing: float = fraction(0.0)
-    """Share of each label's probability that is spread over all classes, or all tokens of the vocabulary (Hu et al. on E2E: 0.1)."""
+    """Share of each label's probability that is spread over all classes, or all tokens of the vocabulary (Hu et al. on
+    E2E: 0.1)."""
     precision: str = one_of("fp32", "fp32", "bf16", "fp16")
     """Arithmetic of the forward and backward pass; weights that are trained stay in fp32."""
     packing: str = one_of("auto", "auto", "never")
-    """Compute without padding where the model allows it (auto), or as the stock Trainer does (never); run.json says what was done."""
+    """Compute without padding where the model allows it (auto), or as the stock Trainer does (never); run.json says
+    what was done."""
     gradient_checkpointing: bool = False
     """Compute activations twice instead of keeping them: less memory, a third more time."""
     select_epoch: str = one_of("best", "best", "last")
     """Which epoch's weights are kept: the best on eval.split (as the paper reports) or the last."""
     start_from: str | None = None
-    """Start LoRA and LoRA-drop, and the warm-up, from this adapter: a run directory or a PEFT adapter's folder; empty: from B = 0."""
+    """Start LoRA and LoRA-drop, and the warm-up, from this adapter: a run directory or a PEFT adapter's folder; empty:
+    from B = 0."""
     save_steps: int | None = positive(None)
     """Also write a checkpoint every so many steps; empty: after each epoch."""
 
@@ -149,7 +158,8 @@ class EvalConfig:
     batch_size: int = positive(64)
     """Examples per forward pass."""
     split: str | None = None
-    """Split that is evaluated; empty: test in E2E, DART and DialogSum, else validation. MNLI also has validation_matched and _mismatched."""
+    """Split that is evaluated; empty: test in E2E, DART and DialogSum, else validation. MNLI also has
+    validation_matched and _mismatched."""
 
 
 @dataclass(frozen=True)
@@ -183,9 +193,11 @@ class Config:
     task: str = "toy-nli"
     """The task; `lora-drop tasks` lists them."""
     backbone: str = "packaged:minilm-l6"
-    """The pretrained model: a Hub id (or id@revision), a folder, packaged:NAME, shape:NAME (random weights) or tiny:NAME."""
+    """The pretrained model: a Hub id (or id@revision), a folder, packaged:NAME, shape:NAME (random weights) or
+    tiny:NAME."""
     quantization: str = one_of("none", "none", "nf4")
-    """Precision of the frozen weights: as they come (none), or 4 bits (nf4, as in QLoRA; needs CUDA and the extra qlora)."""
+    """Precision of the frozen weights: as they come (none), or 4 bits (nf4, as in QLoRA; needs CUDA and the extra
+    qlora)."""
     seed: int = checked(
         0, "an integer from 0 to 4294967295", lambda value: 0 <= value < 2**32, minimum=0, maximum=2**32 - 1
     )
@@ -193,7 +205,8 @@ class Config:
     data_dir: str | None = None
     """Folder with the official files, which must hold those of the task; empty: $LORA_DROP_DATA, else the Hub."""
     data_revision: str | None = None
-    """Take the rows from this branch, tag or commit of the data set on the Hub; empty: from files, else what is cached, else the newest."""
+    """Take the rows from this branch, tag or commit of the data set on the Hub; empty: from files, else what is cached,
+    else the newest."""
     device: str = checked(
         "auto",
         "auto, cpu, cuda or mps (choose one of several GPUs with CUDA_VISIBLE_DEVICES)",
@@ -326,13 +339,13 @@ def find_config(name: str | Path) -> Path:
 
 
 def config_folders() -> list[Path]:
-    """Return the folders that hold the packaged configurations: inside the wheel, or beside the package in a checkout."""
+    """Return the folders of the packaged configurations: inside the wheel, or beside the package in a checkout."""
     package = Path(__file__).parents[1]
     return [folder for folder in (package / "configs", package.parent / "configs") if folder.is_dir()]
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Return the keys and values of a YAML file, empty if it is. Raises UserError if it is none, or holds something else."""
+    """Return the keys and values of a YAML file, empty if it is. Raises UserError for any other content."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:

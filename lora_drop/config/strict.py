@@ -1,4 +1,4 @@
-"""Frozen dataclasses from untyped values, strictly: every mistake is collected, with its key, value, and what is allowed.
+"""Frozen dataclasses from untyped values: every mistake is collected, with its key, value, and what is allowed.
 
 A field may have a rule (`checked` and those below it). The string under a field is its help text.
 """
@@ -59,7 +59,7 @@ def describe(cls: type) -> dict[str, str]:
         for statement, following in zip(definition.body, definition.body[1:], strict=False):
             text = following.value if isinstance(following, ast.Expr) else None
             if isinstance(statement, ast.AnnAssign) and isinstance(text, ast.Constant):
-                texts[ast.unparse(statement.target)] = str(text.value)
+                texts[ast.unparse(statement.target)] = " ".join(str(text.value).split())
     return texts
 
 
@@ -103,8 +103,8 @@ def _hint(root: type, dotted: str) -> Any:
 def _read(text: str, hint: Any) -> Any:
     """Return the value that a text of the command line stands for.
 
-    A field of texts takes it as it is (`007`, `~`, `my #1 data`); empty and `null` mean none where a field may be empty.
-    Whole numbers count in tens (`010` is 10). All else is YAML: a list, true or false, a section.
+    A field of texts takes it as it is (`007`, `~`, `my #1 data`); empty and `null` mean none where a field may be
+    empty. Whole numbers count in tens (`010` is 10). All else is YAML: a list, true or false, a section.
     """
     options = alternatives(hint)
     if str in options:

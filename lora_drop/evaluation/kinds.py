@@ -1,7 +1,7 @@
 """All that depends on a task's kind: tokens and batches, the loss, the evaluation.
 
-`classification` and `regression` have a classifier on the backbone; `generation` has a language model that continues a prompt.
-The stages ask here; they do not ask for the kind.
+`classification` and `regression` have a classifier on the backbone; `generation` has a language model that continues a
+prompt. The stages ask here; they do not ask for the kind.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ class Kind:
     check: Callable[[Config, Task], None]
     """Raises UserError for settings that do not fit this kind, before an hour is spent."""
     encode_training: Callable[[Dataset, PreTrainedTokenizerBase, Config, str], Encoded]
-    """`encode_training(rows, tokenizer, config, what)`; `what` the rows are called when something is to be said of them."""
+    """`encode_training(rows, tokenizer, config, what)`; `what` the rows are called when something is to be said of
+    them."""
     encode_evaluation: Callable[[Dataset, PreTrainedTokenizerBase, Config, str], Encoded]
     collate: Callable[[PreTrainedTokenizerBase], Collate]
     """Makes the function that pads training rows to a batch."""
@@ -81,7 +82,7 @@ def _encode_pairs(rows: Dataset, tokenizer: PreTrainedTokenizerBase, config: Con
 
 
 def _encode_prompts(rows: Dataset, tokenizer: PreTrainedTokenizerBase, config: Config, what: str) -> Encoded:
-    """Prompt and generated text together are never longer than what was trained on: the backbone has positions enough."""
+    """Prompt and generated text are together no longer than what was trained on: there are positions enough."""
     limit = config.train.max_length - config.generation.max_new_tokens
     encoded, cut = encode_prompts(rows, tokenizer, limit)
     told = f"prompts were cut at their beginning: train.max_length - generation.max_new_tokens = {limit}"

@@ -1,10 +1,10 @@
 """AdaLoRA (Zhang et al. 2023, arXiv 2303.10512), PEFT's: ΔW = P Λ Q, whose singular values are pruned while training.
 
-Every module starts with 1.5 times the rank it is to have on average; between the first 15 % and the last 45 % of the steps
-the least important singular values of the whole model are set to 0, so that ranks move to the layers that need them (its
-§3.2 and 3.3). LoRA-drop's paper does not compare with it; it is here because users ask. Parameters are counted as training
-starts, which is when memory is needed. With `select_epoch: best` the epoch that is kept may be one before the pruning has
-ended, and then has more singular values than the budget.
+Every module starts with 1.5 times the rank it is to have on average; between the first 15 % and the last 45 % of the
+steps the least important singular values of the whole model are set to 0, so that ranks move to the layers that need
+them (its §3.2 and 3.3). LoRA-drop's paper does not compare with it; it is here because users ask. Parameters are
+counted as training starts, which is when memory is needed. With `select_epoch: best` the epoch that is kept may be one
+before the pruning has ended, and then has more singular values than the budget.
 """
 
 from __future__ import annotations
@@ -105,7 +105,8 @@ def orthogonality(model: Any) -> Tensor:
 def save(model: nn.Module, folder: Path) -> None:
     """Write an ordinary PEFT adapter at its full initial rank, with zeros where singular values are pruned.
 
-    PEFT would cut the matrices to the last ranks that were allocated, which are not those of an earlier epoch that is kept.
+    PEFT would cut the matrices to the last ranks that were allocated, which are not those of an earlier epoch that is
+    kept.
     """
     assert isinstance(model, PeftModel)
     config: Any = model.active_peft_config

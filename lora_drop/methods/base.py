@@ -32,7 +32,7 @@ def trainable(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 
 
 def count_parameters(model: nn.Module) -> Parameters:
-    """Count the trainable parameters. The head is what was not pretrained: `classifier` or `score` at the top of the model."""
+    """Count the trainable parameters. The head is not pretrained: `classifier` or `score` at the top of the model."""
     head = adapter = 0
     for name, parameter in trainable(model):
         if is_head(name):

@@ -45,7 +45,7 @@ def add_lora(backbone: PreTrainedModel, config: MethodConfig, seed: int, places:
 
 
 def where(backbone: PreTrainedModel, places: Sequence[Place]) -> dict[str, Any]:
-    """Return the arguments that every PEFT configuration gets: the modules with an adapter, and those trained as a whole."""
+    """Return what every PEFT configuration gets: the modules with an adapter, and those trained as a whole."""
     return {
         "target_modules": [place.name for place in places],
         "fan_in_fan_out": transposed(backbone, places),

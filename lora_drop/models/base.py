@@ -1,4 +1,5 @@
-"""The interface of a kind of backbone: one file per kind; adding one is a file with a `BackboneKind`, and its name in `registry.py`.
+"""The interface of a kind of backbone, one file per kind. Adding one: a file with a `BackboneKind`, its name in
+`registry.py`.
 
 The kind is what a backbone's name begins with: `tiny:bert` is of the kind `tiny`. A name without one is a folder or a
 repository of the Hub (`saved.py`).
@@ -66,7 +67,8 @@ class BackboneKind:
     tokenizer: Callable[[Backbone], PreTrainedTokenizerBase]
     model: Callable[[Backbone, Any, PretrainedConfig, torch.device | None], tuple[Any, Mapping[str, Any] | None]]
     """`model(backbone, kind, config, device)`: of transformers' `kind`, an Auto class; torch is seeded. Also returns
-    which weights were not loaded (`missing_keys`, `mismatched_keys`), to be checked; None if all are meant to be random."""
+    which weights were not loaded (`missing_keys`, `mismatched_keys`), to be checked; None if all are meant to be
+    random."""
 
 
 def prefix_of(name: str) -> str:

@@ -93,7 +93,7 @@ def load_model(
 
 
 def from_pretrained(kind: Any, backbone: Backbone, **options: Any) -> Any:
-    """Call transformers' loader of an Auto class. Raises UserError for a damaged file and for code that it would have to run."""
+    """Call transformers' loader of an Auto class. Raises UserError for a damaged file or a model that needs code."""
     try:
         return kind.from_pretrained(backbone.path, trust_remote_code=False, **backbone.options, **options)
     except (OSError, ValueError, SafetensorError) as error:

@@ -107,7 +107,7 @@ class Task:
 
 
 def text_rows(split: str, prompts: Sequence[str], **columns: Sequence[Any]) -> Dataset:
-    """Return the rows of a generation task, numbered: `completion` and `stratum`, or `references`, beside the prompts."""
+    """Return rows of a generation task: prompts, and `completion` and `stratum` or `references` beside them."""
     return Dataset.from_dict(
         {"id": [f"{split}-{number}" for number in range(len(prompts))], "prompt": prompts, **columns}
     )

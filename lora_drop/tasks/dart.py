@@ -1,7 +1,7 @@
 """DART 1.1.1 (Nan et al. 2021): from a set of (subject, relation, object) triples to a sentence.
 
-Every annotation of an item is a training row of its own (62,659 from 30,526 items); an evaluation row is an item with all
-its annotations as references. One official test reference is the empty string, and stays.
+Every annotation of an item is a training row of its own (62,659 from 30,526 items); an evaluation row is an item with
+all its annotations as references. One official test reference is the empty string, and stays.
 """
 
 from __future__ import annotations

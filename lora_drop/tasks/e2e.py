@@ -1,7 +1,7 @@
 """The E2E challenge (Novikova et al. 2017): from a restaurant's meaning representation (MR) to a description of it.
 
-Training rows are the pairs of the official file; evaluation rows are its distinct MRs, in order of first appearance, each
-with all its references (test: 630), which is how the challenge scored.
+Training rows are the pairs of the official file; evaluation rows are its distinct MRs, in order of first appearance,
+each with all its references (test: 630), which is how the challenge scored.
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ def _elsewhere(folder: Path, name: str) -> str:
 
 
 def read_text(path: Path) -> str:
-    """Return a file's text: UTF-8, a byte-order mark left out, line ends as they are. Raises UserError for other bytes."""
+    """Return a file's text (UTF-8) without byte-order mark, line ends as they are. Raises UserError for other bytes."""
     content = path.read_bytes()
     try:
         return content.decode("utf-8-sig")
@@ -64,7 +64,7 @@ def read_text(path: Path) -> str:
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield (line number, line), split at line feeds alone: a text may hold U+2028, which str.splitlines takes for one."""
+    """Yield (line number, line), split at line feeds alone: str.splitlines also splits at U+2028, inside a text."""
     for number, line in enumerate(read_text(path).removesuffix("\n").split("\n"), 1):
         yield number, line.removesuffix("\r")
 
@@ -97,8 +97,8 @@ def read_tsv(
 def read_csv(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
     """Yield (line number, cells in the order of `columns`) of a comma-separated file with a header.
 
-    A quoted cell may hold commas, quotes and line ends. Raises UserError for a missing column, a row with another number
-    of cells than the header, and quotes that do not close.
+    A quoted cell may hold commas, quotes and line ends. Raises UserError for a missing column, a row with another
+    number of cells than the header, and quotes that do not close.
     """
     reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
     try:
@@ -136,7 +136,7 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def read_json_list(path: Path) -> Iterator[tuple[int, Any]]:
-    """Yield (line number, item) of a file that is one JSON list. Raises UserError that names the line where it is not."""
+    """Yield (line number, item) of a file that is one JSON list. Raises UserError naming the line where it is not."""
     text = read_text(path)
     items = _parse(path, text)
     if not isinstance(items, list):

@@ -1,7 +1,7 @@
 """The eight GLUE tasks of the paper, from the official files or the Hub (nyu-mll/glue).
 
-A task is one definition: columns, label names in the Hub's order, metric. Label texts of the files are mapped to the same
-indices.
+A task is one definition: columns, label names in the Hub's order, metric. Label texts of the files are mapped to the
+same indices.
 """
 
 from __future__ import annotations
@@ -78,8 +78,8 @@ def _dataset(texts: Sequence[Sequence[str]], labels: Sequence[float]) -> Dataset
 def official_score(value: float) -> float:
     """Return a similarity score as the official file has it, from the Hub's copy in 32 bits: 3.8 for 3.799999952316284.
 
-    A score is the mean of a few annotators'. The file prints at most three decimals of it, or 14 of a fraction such as 19/9;
-    the one that 32 bits cannot tell from `value` is returned, else the shortest decimal number that they cannot.
+    A score is the mean of a few annotators'. The file prints at most three decimals of it, or 14 of a fraction such as
+    19/9; the one that 32 bits cannot tell from `value` is returned, else the shortest decimal number that they cannot.
     """
     stored = np.float32(value)
     fraction = Fraction(value).limit_denominator(20)

@@ -1,8 +1,9 @@
 """`toy-nlg`: a generated data-to-text task for demonstrations and tests; no file, no network, the same rows everywhere.
 
-A meaning representation in the style of E2E becomes a sentence: `animal[dog], number[three], colour[brown], does[sleep],
-place[garden]` -> "Three brown dogs sleep in the garden." or "In the garden, three brown dogs sleep.". The words can be
-copied, but number, negation and the missing slots decide the endings and the order, so a model has to read them all.
+A meaning representation in the style of E2E becomes a sentence: `animal[dog], number[three], colour[brown],
+does[sleep], place[garden]` -> "Three brown dogs sleep in the garden." or "In the garden, three brown dogs sleep.". The
+words can be copied, but number, negation and the missing slots decide the endings and the order, so a model has to read
+them all.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ Meaning = tuple[str, str, str, str, str, str]
 
 
 def load(source: Source, split: str) -> Dataset:
-    """Generate "train" (`id, prompt, completion, stratum`) or "validation" (`id, prompt, references`), of other meanings."""
+    """Generate "train" (`id, prompt, completion, stratum`) or, of other meanings, "validation" (`…, references`)."""
     meanings = _meanings(split)
     prompts = [PROMPT.format(mr=representation(meaning)) for meaning in meanings]
     if split != "train":

@@ -1,14 +1,14 @@
-"""`toy-nli`: a generated sentence-pair task for demonstrations and tests; no file, no network, the same rows everywhere.
+"""`toy-nli`: a generated task of sentence pairs for demonstrations and tests; no file, the same rows everywhere.
 
-A premise and a hypothesis say the same but for one word or phrase. Whether the premise entails the hypothesis depends on
-two things together:
+A premise and a hypothesis say the same but for one word or phrase. Whether the premise entails the hypothesis depends
+on two things together:
 
 - does the quantifier reach upwards ("some dog", "at least three dogs") or downwards ("no dog", "at most three dogs")?
 - does the change widen what is said (poodle -> dog, sleeps soundly -> sleeps) or narrow it?
 
-Upward quantifiers allow widening, downward ones narrowing: the label is the exclusive or of the two, every combination is
-equally frequent, and each word is as often with one label as with the other. So no sum of word weights can tell; an encoder
-must relate the words.
+Upward quantifiers allow widening, downward ones narrowing: the label is the exclusive or of the two, every combination
+is equally frequent, and each word is as often with one label as with the other. So no sum of word weights can tell; an
+encoder must relate the words.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from lora_drop.tasks.base import Task
 def _association(
     function: Callable[[np.ndarray, np.ndarray], float],
 ) -> Callable[[np.ndarray, np.ndarray], float]:
-    """Report 0 where one side is constant: it correlates with nothing, and NaN would hide that the model learnt nothing."""
+    """Report 0 where one side is constant: NaN would hide that the model learnt nothing."""
 
     def compute(predictions: np.ndarray, references: np.ndarray) -> float:
         tiny = 1e-9 * max(1.0, float(np.abs(predictions).max()))  # differences of rounding alone are no ranking

@@ -1,4 +1,4 @@
-"""The base of all metrics, an `evaluate.Metric` in memory; and that of texts', which names the protocol it counts by."""
+"""The base of all metrics, an `evaluate.Metric` in memory, and that of text metrics, which name their protocol."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class InMemory(evaluate.Metric):
 class TextMetric(InMemory):
     """One protocol for comparing texts with references; it may give several numbers.
 
-    `compute(predictions=[text, …], references=[[text, …], …])` returns a number from 0 to 100 for each of `names`; afterwards
-    `signatures` says for each how it was counted. Every prediction needs one or more references.
+    `compute(predictions=[text, …], references=[[text, …], …])` returns a number from 0 to 100 for each of `names`;
+    afterwards `signatures` says for each how it was counted. Every prediction needs one or more references.
     """
 
     names: ClassVar[tuple[str, ...]]
