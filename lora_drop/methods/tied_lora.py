@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,15 +69,15 @@ class TiedLinear(nn.Module):
 def build(backbone: PreTrainedModel, config: MethodConfig, seed: int, selection: Selection | None) -> nn.Module:
     """Replace every target module by a TiedLinear. Raises UserError if layers differ in width."""
     rank = config.rank or RANK
-    alpha = config.alpha or 2 * rank
-    return _build(backbone, rank, alpha / rank, config.dropout, seed, config.target_projections)
+    scaling = (config.alpha or 2 * rank) / rank
+    return _build(backbone, seed, rank, scaling, config.dropout, list(config.target_projections))
 
 
 def _build(
-    backbone: PreTrainedModel, rank: int, scaling: float, dropout: float, seed: int, targets: Sequence[str]
+    backbone: Any, seed: int, rank: int, scaling: float, dropout: float, target_projections: list[str]
 ) -> nn.Module:
     layers: dict[int, list[Place]] = {}
-    for place in find_places(backbone, targets):
+    for place in find_places(backbone, target_projections):
         layers.setdefault(place.layer, []).append(place)
     linears: dict[int, list[Any]] = {
         layer: [backbone.get_submodule(place.name) for place in places] for layer, places in layers.items()
@@ -101,8 +100,12 @@ def _build(
             for place, linear in zip(places, linears[layer], strict=True):
                 backbone.set_submodule(place.name, TiedLinear(linear, tied, vectors, row, scaling, dropout))
                 row += widths(linear)[1]
-    model: Any = backbone
-    model.tied_lora = {"rank": rank, "scaling": scaling, "dropout": dropout, "target_projections": list(targets)}
+    backbone.tied_lora = {
+        "rank": rank,
+        "scaling": scaling,
+        "dropout": dropout,
+        "target_projections": target_projections,
+    }
     return backbone
 
 
@@ -116,8 +119,7 @@ def load(backbone: PreTrainedModel, folder: Path) -> nn.Module:
     """Build the model that `save` described and fill it. Raises UserError for a damaged folder or another model."""
     try:
         settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
-        targets = settings.pop("target_projections")
-        model = _build(backbone, **settings, seed=0, targets=targets)
+        model = _build(backbone, seed=0, **settings)
         stored = load_file(folder / WEIGHTS)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise UserError(

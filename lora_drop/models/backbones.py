@@ -43,8 +43,7 @@ from lora_drop.tasks.base import Task
 
 def kind_of(name: str) -> BackboneKind:
     """Return the kind of a backbone."""
-    kind: BackboneKind = BACKBONES.get(prefix_of(name) or "saved")
-    return kind
+    return BACKBONES.get(prefix_of(name) or "saved")
 
 
 def locate(

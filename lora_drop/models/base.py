@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 
+Loaded = tuple[Any, Mapping[str, Any] | None]
+"""A model, and which weights were not loaded (`missing_keys`, `mismatched_keys`); None if all are meant to be random."""
+
+
 @dataclass(frozen=True)
 class Backbone:
     """A named pretrained model that has been located: what `from_pretrained` needs, and what identifies its weights."""
@@ -65,10 +69,8 @@ class BackboneKind:
     config: Callable[[Backbone], PretrainedConfig]
     """A fresh configuration of the architecture; the caller gives it the head that the task needs."""
     tokenizer: Callable[[Backbone], PreTrainedTokenizerBase]
-    model: Callable[[Backbone, Any, PretrainedConfig, torch.device | None], tuple[Any, Mapping[str, Any] | None]]
-    """`model(backbone, kind, config, device)`: of transformers' `kind`, an Auto class; torch is seeded. Also returns
-    which weights were not loaded (`missing_keys`, `mismatched_keys`), to be checked; None if all are meant to be
-    random."""
+    model: Callable[[Backbone, Any, PretrainedConfig, torch.device | None], Loaded]
+    """`model(backbone, kind, config, device)`: of transformers' `kind`, an Auto class; torch is seeded."""
 
 
 def prefix_of(name: str) -> str:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig
 
 from lora_drop.errors import UserError
 from lora_drop.models import saved
-from lora_drop.models.base import Backbone, BackboneKind, Request
+from lora_drop.models.base import Backbone, BackboneKind, Loaded, Request
 from lora_drop.models.content import sha256
 from lora_drop.models.gguf import fill_from_gguf, gguf_config
 
@@ -85,22 +84,13 @@ def load_config(backbone: Backbone) -> PretrainedConfig:
     return gguf_config(backbone.path, file) if file else saved.load_config(backbone)
 
 
-def load_model(
-    backbone: Backbone, kind: Any, config: PretrainedConfig, device: torch.device | None
-) -> tuple[PreTrainedModel, Mapping[str, Any]]:
+def load_model(backbone: Backbone, kind: Any, config: PretrainedConfig, device: torch.device | None) -> Loaded:
     """Read its weights in fp32; see `BackboneKind.model`."""
     file = backbone.options.get("gguf_file")
     if not file:
         return saved.load_model(backbone, kind, config, device)
-    model: PreTrainedModel = kind.from_config(config)
+    model = kind.from_config(config)
     return model, {"missing_keys": fill_from_gguf(model, backbone.path, file), "mismatched_keys": []}
 
 
-KIND = BackboneKind(
-    name="packaged",
-    models=PACKAGED,
-    locate=locate,
-    config=load_config,
-    tokenizer=saved.load_tokenizer,
-    model=load_model,
-)
+KIND = BackboneKind("packaged", PACKAGED, locate, load_config, saved.load_tokenizer, load_model)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
 from lora_drop.errors import UserError, closest
-from lora_drop.models.base import Backbone, BackboneKind, Request
+from lora_drop.models.base import Backbone, BackboneKind, Loaded, Request
 from lora_drop.models.content import sha256_of_all
 from lora_drop.models.hub import loaded_files, locate_model
 from lora_drop.models.quantization import nf4
@@ -68,19 +67,15 @@ def _check_no_adapter(folder: Path) -> None:
 
 def load_config(backbone: Backbone) -> PretrainedConfig:
     """Read its config.json."""
-    config: PretrainedConfig = from_pretrained(AutoConfig, backbone)
-    return config
+    return from_pretrained(AutoConfig, backbone)
 
 
 def load_tokenizer(backbone: Backbone, **options: Any) -> PreTrainedTokenizerBase:
     """Read its tokenizer; `options` go to transformers."""
-    tokenizer: PreTrainedTokenizerBase = from_pretrained(AutoTokenizer, backbone, **options)
-    return tokenizer
+    return from_pretrained(AutoTokenizer, backbone, **options)
 
 
-def load_model(
-    backbone: Backbone, kind: Any, config: PretrainedConfig, device: torch.device | None
-) -> tuple[PreTrainedModel, Mapping[str, Any]]:
+def load_model(backbone: Backbone, kind: Any, config: PretrainedConfig, device: torch.device | None) -> Loaded:
     """Read its weights in fp32, or quantized onto `device`; see `BackboneKind.model`."""
     options: dict[str, Any] = {"config": config, "dtype": torch.float32, "use_safetensors": True}
     options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
@@ -105,6 +100,4 @@ def from_pretrained(kind: Any, backbone: Backbone, **options: Any) -> Any:
         raise UserError(f"The backbone {backbone.name} cannot be loaded: {str(error).splitlines()[0]}") from error
 
 
-KIND = BackboneKind(
-    name="saved", models=None, locate=locate, config=load_config, tokenizer=load_tokenizer, model=load_model
-)
+KIND = BackboneKind("saved", None, locate, load_config, load_tokenizer, load_model)

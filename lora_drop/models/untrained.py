@@ -10,10 +10,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerBase
 
 from lora_drop.models import packaged, saved
-from lora_drop.models.base import Backbone, BackboneKind, Request
+from lora_drop.models.base import Backbone, BackboneKind, Loaded, Request
 
 _TINY = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 64}
 TINY: dict[str, dict[str, Any]] = {
@@ -84,9 +84,7 @@ def tiny_tokenizer(backbone: Backbone | None = None) -> PreTrainedTokenizerBase:
     )
 
 
-def tiny_model(
-    backbone: Backbone, kind: Any, config: PretrainedConfig, device: torch.device | None
-) -> tuple[PreTrainedModel, None]:
+def tiny_model(backbone: Backbone, kind: Any, config: PretrainedConfig, device: torch.device | None) -> Loaded:
     """Draw its weights; see `BackboneKind.model`."""
     return kind.from_config(config), None
 
@@ -106,9 +104,7 @@ def shape_tokenizer(backbone: Backbone) -> PreTrainedTokenizerBase:
     )
 
 
-def shape_model(
-    backbone: Backbone, kind: Any, config: PretrainedConfig, device: torch.device | None
-) -> tuple[PreTrainedModel, None]:
+def shape_model(backbone: Backbone, kind: Any, config: PretrainedConfig, device: torch.device | None) -> Loaded:
     """Draw its weights where it will compute, so that 7B never pass through main memory; see `BackboneKind.model`.
 
     The same seed gives the same weights on one kind of device.
