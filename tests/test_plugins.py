@@ -1,6 +1,7 @@
 """A task, a method and a kind of backbone of one's own: one file each, no change to the package."""
 
 import json
+import sys
 from dataclasses import replace
 
 import pytest
@@ -13,7 +14,7 @@ from lora_drop.config.schema import config_hash, from_dict, load_config, to_dict
 from lora_drop.errors import UserError
 from lora_drop.models.backbones import load_meta_model, locate
 from lora_drop.plugins import load_plugin
-from lora_drop.registry import BACKBONES, METHODS, SELECTING, TASKS
+from lora_drop.registry import BACKBONES, METHODS, SELECTING, TASKS, Registry
 
 PLUGIN = """
 from __future__ import annotations
@@ -161,6 +162,18 @@ def test_a_plugins_kind_of_backbone_is_asked_for_by_its_prefix(plugin):
         locate("narrow:brt")
     with pytest.raises(UserError, match="There is a kind of backbone 'narrow' already"):
         BACKBONES.add("narrow", None)
+
+
+def test_an_installed_package_adds_to_a_registry(tmp_path, monkeypatch):
+    package = tmp_path / "theirs-1.0.dist-info"
+    package.mkdir()
+    (package / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1.0\n")
+    (package / "entry_points.txt").write_text("[lora_drop.backbones]\nmine = theirs_for_a_test:KIND\n")
+    (tmp_path / "theirs_for_a_test.py").write_text("KIND = 'a kind'\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    registry = Registry("kind of backbone", "lora_drop.backbones", BACKBONES.own)
+    assert registry.names() == ["saved", "packaged", "tiny", "shape", "mine"]
+    assert "theirs_for_a_test" not in sys.modules and registry.get("mine") == "a kind"
 
 
 @pytest.mark.parametrize(("content", "text"), [("x = 1", "defines no Task"), (None, "is not a Python file")])
