@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
+from lora_drop.config.files import config_folders
 from lora_drop.config.json_schema import schema
-from lora_drop.config.schema import Config, config_folders, load_config, to_dict
+from lora_drop.config.schema import Config, load_config, to_dict
 from lora_drop.config.strict import describe, flatten
 
 TYPES = {"object": dict, "array": list, "string": str, "boolean": bool, "null": type(None)}
