@@ -1,12 +1,12 @@
-"""What has a name: tasks and methods. They are found in this package, in entry points of installed ones, and in a user's plugin.
+"""Tasks, methods and kinds of backbones by name, from this package, from installed ones and from a user's file.
 
 | where | how |
 |---|---|
 | this package | a line below |
-| an installed package | an entry point `name = "module:OBJECT"` in the group `lora_drop.tasks` or `lora_drop.methods` |
-| a file (`lora-drop --plugin FILE.py …`) | every `Task` and `Method` that it defines at its top level |
+| an installed package | an entry point `name = "module:OBJECT"` in `lora_drop.tasks`, `.methods` or `.backbones` |
+| a file (`lora-drop --plugin FILE.py …`) | every `Task`, `Method` and `BackboneKind` that it defines at its top level |
 
-A name is resolved when it is used: listing names imports nothing. (So this file cannot name the types `Task` and `Method` either.)
+A name is resolved when it is used: listing names imports nothing. (So this file cannot name those types either.)
 """
 
 from __future__ import annotations
@@ -89,6 +89,17 @@ METHODS: Registry[Any] = Registry(
         for name in ("full", "lora", "sparse_adapter", "vera", "tied_lora", "adalora", "lora_drop")
     },
 )
+BACKBONES: Registry[Any] = Registry(
+    "kind of backbone",
+    "lora_drop.backbones",
+    {
+        "saved": "lora_drop.models.saved:KIND",
+        "packaged": "lora_drop.models.packaged:KIND",
+        "tiny": "lora_drop.models.untrained:TINY_KIND",
+        "shape": "lora_drop.models.untrained:SHAPE_KIND",
+    },
+)
+"""A backbone's name begins with its kind, but for `saved`: a folder, or a repository of the Hub."""
 SELECTING = ("lora_drop",)
 """Methods of this package that need a selection of layers: said here, too, so that asking does not import torch."""
 

@@ -18,6 +18,8 @@ values are errors, all reported at once. `lora-drop config -c FILE` prints the r
 A flag is taken as it is, and so is `-o` for a key that holds a text (`-o data_dir=/mnt/my #1 data`); there, nothing or `null` means empty, where the
 key may be. For other keys `-o` reads YAML: numbers, true and false, lists (`-o method.target_projections=[query, key]`).
 
+A method of a plugin may have keys of its own: `method.options.NAME`.
+
 | key | default | meaning |
 |---|---|---|
 """

@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from lora_drop.errors import UserError
-from lora_drop.models import backbones
 from lora_drop.models.backbones import load_meta_model, load_model, load_tokenizer, locate, resolve_device
+from lora_drop.models.packaged import PACKAGED, Packaged
 from lora_drop.registry import TASKS
 
 
@@ -11,6 +11,7 @@ from lora_drop.registry import TASKS
     ("name", "text"),
     [
         ("tiny:brt", "Did you mean 'tiny:bert'"),
+        ("tny:bert", "Unknown kind of backbone 'tny' in tny:bert. Did you mean 'tiny'"),
         ("packaged:minilm", "Did you mean 'packaged:minilm-l6'"),
         ("./nowhere", "folder ./nowhere does not exist"),
         ("org/model-that-is-not-here", "not on this machine, and HF_HUB_OFFLINE forbids"),
@@ -29,15 +30,15 @@ def test_offline_never_asks():
 
 
 def test_a_missing_package_names_the_install_command(monkeypatch):
-    missing = backbones.Packaged("no-such-package", "no_such_module", "", "x", "", "pip install no-such-package")
-    monkeypatch.setitem(backbones.PACKAGED, "minilm-l6", missing)
+    missing = Packaged("no-such-package", "no_such_module", "", "x", "", "pip install no-such-package")
+    monkeypatch.setitem(PACKAGED, "minilm-l6", missing)
     with pytest.raises(UserError, match="pip install no-such-package"):
         locate("packaged:minilm-l6")
 
 
 def test_a_wrong_checksum_is_refused(monkeypatch):
-    good = backbones.PACKAGED["minilm-l6"]
-    monkeypatch.setitem(backbones.PACKAGED, "minilm-l6", backbones.Packaged(**{**vars(good), "sha256": "0" * 64}))
+    good = PACKAGED["minilm-l6"]
+    monkeypatch.setitem(PACKAGED, "minilm-l6", Packaged(**{**vars(good), "sha256": "0" * 64}))
     with pytest.raises(UserError, match="is not the file it should be"):
         locate("packaged:minilm-l6")
 

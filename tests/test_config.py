@@ -4,7 +4,8 @@ import math
 import pytest
 import yaml
 
-from lora_drop.config.schema import Config, config_folders, config_hash, from_dict, load_config, to_dict
+from lora_drop.config.files import config_folders
+from lora_drop.config.schema import Config, config_hash, from_dict, load_config, to_dict
 from lora_drop.config.strict import describe, flatten
 from lora_drop.errors import UserError
 from lora_drop.registry import TASKS

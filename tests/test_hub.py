@@ -11,9 +11,10 @@ from hub_server import HubServer, Machine
 from transformers import BertForMaskedLM
 
 from lora_drop.files import read_json
+from lora_drop.models.backbones import locate
 from lora_drop.models.content import sha256_of_all
 from lora_drop.models.hub import loaded_files
-from lora_drop.models.tiny import tiny_config, tiny_tokenizer
+from lora_drop.models.untrained import tiny_config, tiny_tokenizer
 from lora_drop.runs.job import known_sources
 from lora_drop.runs.store import Run
 
@@ -38,7 +39,7 @@ FAST = {"HF_HUB_ETAG_TIMEOUT": "1", "HF_HUB_DOWNLOAD_TIMEOUT": "1"}
 def save_model(folder: Path, seed: int = 0, **how) -> None:
     """Save a small BERT as the Hub has them: with the head of its pretraining, without a classifier."""
     torch.manual_seed(seed)
-    BertForMaskedLM(tiny_config("bert")).save_pretrained(folder, **how)
+    BertForMaskedLM(tiny_config(locate("tiny:bert"))).save_pretrained(folder, **how)
     tiny_tokenizer().save_pretrained(folder)
     (folder / "README.md").write_text("# A model\n")
 

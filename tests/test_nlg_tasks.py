@@ -114,7 +114,7 @@ def test_dart_evaluation_rows_are_items_with_all_references(tmp_path):
             r"line 1: 'text' holds half a character",
         ),
         ("[\n{},\n{,}\n]", r"test\.json, line 3: not JSON"),
-        ("[{}\n{}]", r"test\.json, line 2: not JSON \(the list goes on without a comma"),
+        ("[{}\n{}]", r"test\.json, line 2: not JSON \(Expecting ',' delimiter at column 1"),
         ("[{},\n", r"test\.json, line 2: not JSON"),
         ('{"a": 1}', r"test\.json, line 1: a JSON list is expected"),
         ("[]", r"test\.json has no rows"),

@@ -1,20 +1,34 @@
-"""A task and a method of one's own: one file each, no change to the package."""
+"""A task, a method and a kind of backbone of one's own: one file each, no change to the package."""
 
 import json
-
-import pytest
-
-from lora_drop.cli import app as cli
-from lora_drop.errors import UserError
-from lora_drop.plugins import load_plugin
-from lora_drop.registry import METHODS, SELECTING, TASKS
-
-PLUGIN = """
+import sys
 from dataclasses import replace
 
-from datasets import Dataset
+import pytest
+import yaml
 
+from lora_drop.cli import app as cli
+from lora_drop.cli.inspection import count_methods
+from lora_drop.config.explained import explained
+from lora_drop.config.schema import config_hash, from_dict, load_config, to_dict
+from lora_drop.errors import UserError
+from lora_drop.models.backbones import load_meta_model, locate
+from lora_drop.plugins import load_plugin
+from lora_drop.registry import BACKBONES, METHODS, SELECTING, TASKS, Registry
+
+PLUGIN = """
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from datasets import Dataset
+from transformers import AutoConfig
+
+from lora_drop.config.strict import one_of, positive
+from lora_drop.methods.base import options_of
 from lora_drop.methods.lora import METHOD as LORA
+from lora_drop.models.base import Backbone
+from lora_drop.models.untrained import TINY_KIND, tiny_tokenizer
 from lora_drop.tasks.base import Task
 
 WORDS = ("good", "bad")
@@ -37,14 +51,42 @@ MINE = Task(
     primary="accuracy",
     labels=WORDS,
 )
-SMALL = replace(LORA, name="small_lora", title="Small LoRA")
+
+
+@dataclass(frozen=True)
+class Options:
+    factor: int = positive(1)
+    '''The rank is so many times method.rank.'''
+    start: str = one_of("plain", "plain", "zero")
+
+
+def build(backbone, config, seed, selection):
+    rank = (config.rank or 8) * options_of(config, Options).factor
+    return LORA.build(backbone, replace(config, rank=rank), seed, selection)
+
+
+SMALL = replace(LORA, name="small_lora", title="Small LoRA", build=build, options=Options)
+
+
+def config(backbone):
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    return AutoConfig.for_model("bert", vocab_size=len(tiny_tokenizer()), pad_token_id=0, **sizes)
+
+
+NARROW = replace(
+    TINY_KIND,
+    name="narrow",
+    models={"bert": "two layers"},
+    locate=lambda name, request: Backbone(name, "", "narrow/1"),
+    config=config,
+)
 """
 
 
 @pytest.fixture
 def registries(monkeypatch):
     """What a plugin adds is gone after the test."""
-    for registry in (TASKS, METHODS):
+    for registry in (TASKS, METHODS, BACKBONES):
         monkeypatch.setattr(registry, "added", {})
 
 
@@ -56,14 +98,16 @@ def plugin(tmp_path, registries):
 
 
 @pytest.mark.slow
-def test_a_plugins_task_and_method_run_from_start_to_end(plugin, tmp_path, capsys):
-    chosen = ["task=mine", "method.name=small_lora", "backbone=tiny:bert", "train.epochs=1"]
+def test_a_plugins_task_method_and_backbone_run_from_start_to_end(plugin, tmp_path, capsys):
+    chosen = ["task=mine", "method.name=small_lora", "backbone=narrow:bert", "train.epochs=1"]
+    chosen += ["method.options.factor=2"]
     command = ["run", "-d", str(tmp_path / "run"), "--device", "cpu", "--quiet", "--json"]
     with pytest.raises(SystemExit) as end:
         cli.main(["--plugin", str(plugin), *command, *(part for each in chosen for part in ("-o", each))])
     assert end.value.code == 0
     said = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert said["results"][0]["method"] == "Small LoRA" and said["results"][0]["n"] == 10
+    assert said["results"][0]["parameters"] == 2 * 2 * 16 * (16 + 16)  # layers, projections, rank, widths
 
 
 def test_a_plugins_names_are_listed_and_meant(plugin):
@@ -73,6 +117,63 @@ def test_a_plugins_names_are_listed_and_meant(plugin):
         TASKS.get("min")
     with pytest.raises(UserError, match="There is a task 'mine' already"):
         load_plugin(plugin)
+
+
+def test_a_method_reads_options_of_its_own(plugin):
+    load_plugin(plugin)
+    chosen = load_config([], ["method.name=small_lora", "method.options.factor=2"])
+    assert (chosen.method.options.factor, chosen.method.options.start) == (2, "plain")
+    assert from_dict(yaml.safe_load(explained(chosen))) == chosen
+    assert "    # The rank is so many times method.rank.\n    factor: 2\n    start: plain\n" in explained(chosen)
+    plain = load_config([], ["method.name=small_lora"])
+    assert plain.method.options.factor == 1 and config_hash(plain) != config_hash(chosen)
+    parameters = count_methods(replace(chosen, backbone="narrow:bert", task="mine"))["methods"]
+    assert parameters["small_lora"]["adapter"] == 2 * parameters["lora"]["adapter"]
+
+
+def test_mistakes_in_a_methods_options_are_said_like_all_others(plugin):
+    load_plugin(plugin)
+    wrong = ["factr=1", "factor=0", "start=zer"]
+    with pytest.raises(UserError) as caught:
+        load_config([], ["method.name=small_lora", "train.epochs=0", *(f"method.options.{text}" for text in wrong)])
+    for text in (
+        "4 errors",
+        "method.options.factr: no such key. Did you mean 'method.options.factor'? Allowed under 'method.options'",
+        "method.options.factor = 0: allowed is a number > 0",
+        "method.options.start = 'zer': allowed is one of plain, zero. Did you mean 'zero'?",
+    ):
+        assert text in str(caught.value)
+    with pytest.raises(UserError, match=r"method\.options: the method lora has no options of its own"):
+        load_config([], ["method.name=lora", "method.options.factor=1"])
+    with pytest.raises(UserError, match=r"method\.options = 3: needs keys under it \(factor, start\)"):
+        load_config([], ["method.name=small_lora", "method.options=3"])
+
+
+def test_methods_without_options_have_no_such_key():
+    assert "options" not in to_dict(load_config([], ["method.name=vera"]))["method"]
+
+
+def test_a_plugins_kind_of_backbone_is_asked_for_by_its_prefix(plugin):
+    load_plugin(plugin)
+    assert locate("narrow:bert").identity == "narrow/1"
+    model = load_meta_model(locate("narrow:bert"), TASKS.get("mine"))
+    assert (model.config.hidden_size, model.config.num_labels) == (16, 2)
+    with pytest.raises(UserError, match=r"Did you mean 'narrow:bert'\? Known: narrow:bert$"):
+        locate("narrow:brt")
+    with pytest.raises(UserError, match="There is a kind of backbone 'narrow' already"):
+        BACKBONES.add("narrow", None)
+
+
+def test_an_installed_package_adds_to_a_registry(tmp_path, monkeypatch):
+    package = tmp_path / "theirs-1.0.dist-info"
+    package.mkdir()
+    (package / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1.0\n")
+    (package / "entry_points.txt").write_text("[lora_drop.backbones]\nmine = theirs_for_a_test:KIND\n")
+    (tmp_path / "theirs_for_a_test.py").write_text("KIND = 'a kind'\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    registry = Registry("kind of backbone", "lora_drop.backbones", BACKBONES.own)
+    assert registry.names() == ["saved", "packaged", "tiny", "shape", "mine"]
+    assert "theirs_for_a_test" not in sys.modules and registry.get("mine") == "a kind"
 
 
 @pytest.mark.parametrize(("content", "text"), [("x = 1", "defines no Task"), (None, "is not a Python file")])

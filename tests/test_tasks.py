@@ -64,7 +64,7 @@ def test_qqp_leaves_out_the_lines_that_official_loaders_leave_out(tmp_path):
     )
     assert list(rows["text"]) == ["a"]
     with pytest.raises(
-        UserError, match="line 2: 3 columns where 6 are expected"
+        UserError, match="line 2: 3 cells where 6 are expected"
     ):  # only the train file is known to have such lines
         load(tmp_path, "qqp", "QQP/dev.tsv", "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n4\t1\tcut off\n")
 
@@ -96,7 +96,7 @@ def test_mnli_with_one_half_says_how_to_use_it(tmp_path):
 @pytest.mark.parametrize(
     ("content", "text"),
     [
-        ("index\tsentence1\tsentence2\tlabel\n1\ta\tb\n", "line 2: 3 columns where 4 are expected"),
+        ("index\tsentence1\tsentence2\tlabel\n1\ta\tb\n", "line 2: 3 cells where 4 are expected"),
         (
             "index\tsentence1\tsentence2\tlabel\n1\ta\tb\tmaybe\n",
             "line 2: unknown label 'maybe'; allowed: entailment, not_entailment",

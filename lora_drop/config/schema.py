@@ -9,46 +9,34 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from lora_drop.config.strict import apply_override, build, merge, put
+from lora_drop.config.files import config_folders as config_folders
+from lora_drop.config.files import find_config, read_yaml
+from lora_drop.config.strict import (
+    apply_override,
+    build,
+    checked,
+    fraction,
+    merge,
+    one_of,
+    portion,
+    positive,
+    put,
+)
 from lora_drop.errors import UserError, closest
-
-
-def _checked(default: Any, allowed: str, check: Callable[[Any], bool]) -> Any:
-    """Declare a field whose value must satisfy `check`; `allowed` says the rule in words (None is always accepted)."""
-    return field(default=default, metadata={"allowed": allowed, "check": check})
-
-
-def _one_of(default: str, *names: str) -> Any:
-    return field(
-        default=default,
-        metadata={"allowed": "one of " + ", ".join(names), "check": lambda value: value in names, "names": names},
-    )
-
-
-def _positive(default: Any) -> Any:
-    return _checked(default, "a number > 0", lambda value: value > 0)
-
-
-def _fraction(default: Any) -> Any:
-    return _checked(default, "0 ≤ value < 1", lambda value: 0 <= value < 1)
-
-
-def _share(default: Any) -> Any:
-    return _checked(default, "0 < value ≤ 1", lambda value: 0 < value <= 1)
 
 
 @dataclass(frozen=True)
 class SampleConfig:
     """Stage 1, the stratified sample."""
 
-    ratio: float = _share(0.1)
+    ratio: float = portion(0.1)
     """Share of the training set that is sampled, per stratum (the paper's sample ratio α = 0.1)."""
 
 
@@ -56,13 +44,14 @@ class SampleConfig:
 class WarmupConfig:
     """Stage 2, the warm-up LoRA whose output is scored."""
 
-    epochs: float = _positive(3.0)
+    epochs: float = positive(3.0)
     """Passes over the sample (the paper: 3)."""
-    steps: int | None = _positive(None)
-    """Instead of epochs: exactly so many optimizer steps, whatever the size of the sample; empty: warmup.epochs decides."""
-    batch_size: int | None = _positive(None)
+    steps: int | None = positive(None)
+    """Instead of epochs: exactly so many optimizer steps, whatever the size of the sample; empty: warmup.epochs
+    decides."""
+    batch_size: int | None = positive(None)
     """TOTAL examples per optimizer step of the warm-up (the paper states none); empty: the same as train.batch_size."""
-    learning_rate: float | None = _positive(None)
+    learning_rate: float | None = positive(None)
     """Learning rate at the first step of the warm-up, which has no rise; empty: the same as train.learning_rate."""
 
 
@@ -72,8 +61,9 @@ class ScoreConfig:
 
     norms: bool = False
     """Keep ‖ΔW x‖² of each example in norms.json, for the distributions of the paper's Figures 2 and 4."""
-    bootstrap: int = _checked(0, "an integer ≥ 0", lambda value: value >= 0)
-    """Resample the examples so many times: confidence intervals and how often each layer is retained, in stability.json."""
+    bootstrap: int = checked(0, "an integer ≥ 0", lambda value: value >= 0, minimum=0)
+    """Resample the examples so many times: confidence intervals and how often each layer is retained, in
+    stability.json."""
     trained: bool = False
     """Also score the trained adapter on the sample, in scores_trained.json (the paper's Figures 7 and 8)."""
 
@@ -84,65 +74,85 @@ class MethodConfig:
 
     name: str = "lora_drop"
     """The method; `lora-drop params` lists them."""
-    rank: int | None = _positive(None)
+    rank: int | None = positive(None)
     """Rank r of every low-rank pair; empty: the method's own (8 for LoRA and LoRA-drop, 512 VeRA, 56 Tied-LoRA)."""
-    alpha: float | None = _positive(None)
-    """LoRA's scaling numerator: ΔW = alpha/rank · B A; empty: 2 · rank, as in microsoft/LoRA's GLUE scripts (r 8, alpha 16)."""
-    dropout: float = _fraction(0.0)
+    alpha: float | None = positive(None)
+    """LoRA's scaling numerator: ΔW = alpha/rank · B A; empty: 2 · rank, as in microsoft/LoRA's GLUE scripts (r 8, alpha
+    16)."""
+    dropout: float = fraction(0.0)
     """Dropout on the input of the low-rank pair (microsoft/LoRA's GLUE scripts: 0)."""
     target_projections: tuple[str, ...] = ("query", "value")
     """Projections that get a LoRA: query, key, value, or the leaf names of the model's own linear modules."""
-    threshold: float = _share(0.9)
+    threshold: float = portion(0.9)
     """T: layers are retained, most important first, until their importances sum to T (the paper: 0.9)."""
-    budget: float | None = _share(None)
+    budget: float | None = portion(None)
     """Instead of a threshold: the largest T whose parameters are at most this share of plain LoRA's."""
-    policy: str = _one_of("threshold", "threshold", "inverse", "random", "top")
-    """Which layers keep their LoRA: the most important (threshold), or as many of the least important (inverse), random, or last (top)."""
+    policy: str = one_of("threshold", "threshold", "inverse", "random", "top")
+    """Which layers keep their LoRA: the most important (threshold), or as many of the least important (inverse),
+    random, or last (top)."""
     share: bool = True
     """Low-importance layers share one LoRA per projection (true) or have none (false, the ablation "w/o share")."""
-    keep_ratio: float = _share(0.5)
+    keep_ratio: float = portion(0.5)
     """Sparse Adapter: share of the adapter weights that is kept."""
+
+
+@dataclass(frozen=True)
+class OwnMethodConfig(MethodConfig):
+    """The configuration of a method that declares hyper-parameters of its own (`Method.options`).
+
+    It is a class of its own so that the configurations of all other methods, and what is known by their digests, have
+    no such key.
+    """
+
+    options: Any = None
+    """The method's own hyper-parameters: an instance of the dataclass that it declares."""
 
 
 @dataclass(frozen=True)
 class TrainConfig:
     """Stage 4, and everything of the warm-up that WarmupConfig does not say."""
 
-    epochs: float = _positive(5.0)
+    epochs: float = positive(5.0)
     """Passes over the training set."""
-    learning_rate: float = _positive(5e-4)
+    learning_rate: float = positive(5e-4)
     """Peak learning rate of AdamW."""
-    batch_size: int = _positive(32)
+    batch_size: int = positive(32)
     """TOTAL examples per optimizer step, over all devices and accumulation steps."""
-    device_batch_size: int | None = _positive(None)
+    device_batch_size: int | None = positive(None)
     """At most this many examples at a time on one device; empty: the whole batch. Accumulation is derived from it."""
-    max_length: int = _positive(128)
-    """Longer inputs are truncated to this many tokens; of prompt and completion together, the prompt's beginning goes first."""
-    warmup_ratio: float = _fraction(0.06)
+    max_length: int = positive(128)
+    """Longer inputs are truncated to this many tokens; of prompt and completion together, the prompt's beginning goes
+    first."""
+    warmup_ratio: float = fraction(0.06)
     """Share of the steps in which the learning rate rises from 0. (Stage 2's warm-up has no such rise.)"""
-    warmup_steps: int | None = _checked(None, "an integer ≥ 0", lambda value: value >= 0)
-    """Instead of a share: this many steps, at most half of all (Hu et al. on E2E: 500); empty: train.warmup_ratio decides."""
-    weight_decay: float = _checked(0.1, "a number ≥ 0", lambda value: value >= 0)
+    warmup_steps: int | None = checked(None, "an integer ≥ 0", lambda value: value >= 0, minimum=0)
+    """Instead of a share: this many steps, at most half of all (Hu et al. on E2E: 500); empty: train.warmup_ratio
+    decides."""
+    weight_decay: float = checked(0.1, "a number ≥ 0", lambda value: value >= 0, minimum=0)
     """AdamW's decoupled weight decay."""
-    max_grad_norm: float = _checked(1.0, "a number ≥ 0", lambda value: value >= 0)
+    max_grad_norm: float = checked(1.0, "a number ≥ 0", lambda value: value >= 0, minimum=0)
     """Gradients are clipped to this norm; 0 switches clipping off."""
-    scheduler: str = _one_of("linear", "linear", "cosine", "constant", "constant_with_warmup")
+    scheduler: str = one_of("linear", "linear", "cosine", "constant", "constant_with_warmup")
     """Learning-rate schedule after the rise."""
-    label_smoothing: float = _fraction(0.0)
-    """Share of each label's probability that is spread over all classes, or all tokens of the vocabulary (Hu et al. on E2E: 0.1)."""
-    precision: str = _one_of("fp32", "fp32", "bf16", "fp16")
+    label_smoothing: float = fraction(0.0)
+    """Share of each label's probability that is spread over all classes, or all tokens of the vocabulary (Hu et al. on
+    E2E: 0.1)."""
+    precision: str = one_of("fp32", "fp32", "bf16", "fp16")
     """Arithmetic of the forward and backward pass; weights that are trained stay in fp32."""
-    products: str = _one_of("auto", "auto", "stock")
-    """fp32 products on a CPU: the fastest way that is as exact (auto), or torch's default (stock); run.json says what was done."""
-    packing: str = _one_of("auto", "auto", "never")
-    """Compute without padding where the model allows it (auto), or as the stock Trainer does (never); run.json says what was done."""
+    products: str = one_of("auto", "auto", "stock")
+    """fp32 products on a CPU: the fastest way that is as exact (auto), or torch's default (stock); run.json says what
+    was done."""
+    packing: str = one_of("auto", "auto", "never")
+    """Compute without padding where the model allows it (auto), or as the stock Trainer does (never); run.json says
+    what was done."""
     gradient_checkpointing: bool = False
     """Compute activations twice instead of keeping them: less memory, a third more time."""
-    select_epoch: str = _one_of("best", "best", "last")
+    select_epoch: str = one_of("best", "best", "last")
     """Which epoch's weights are kept: the best on eval.split (as the paper reports) or the last."""
     start_from: str | None = None
-    """Start LoRA and LoRA-drop, and the warm-up, from this adapter: a run directory or a PEFT adapter's folder; empty: from B = 0."""
-    save_steps: int | None = _positive(None)
+    """Start LoRA and LoRA-drop, and the warm-up, from this adapter: a run directory or a PEFT adapter's folder; empty:
+    from B = 0."""
+    save_steps: int | None = positive(None)
     """Also write a checkpoint every so many steps; empty: after each epoch."""
 
 
@@ -150,23 +160,24 @@ class TrainConfig:
 class EvalConfig:
     """Stage 5."""
 
-    batch_size: int = _positive(64)
+    batch_size: int = positive(64)
     """Examples per forward pass."""
     split: str | None = None
-    """Split that is evaluated; empty: test in E2E, DART and DialogSum, else validation. MNLI also has validation_matched and _mismatched."""
+    """Split that is evaluated; empty: test in E2E, DART and DialogSum, else validation. MNLI also has
+    validation_matched and _mismatched."""
 
 
 @dataclass(frozen=True)
 class GenerationConfig:
     """Decoding of texts."""
 
-    num_beams: int = _positive(1)
+    num_beams: int = positive(1)
     """Beams; 1 is greedy decoding."""
-    max_new_tokens: int = _positive(64)
+    max_new_tokens: int = positive(64)
     """Length limit of the generated text."""
     length_penalty: float = 1.0
     """Exponent of the length in beam search."""
-    no_repeat_ngram_size: int = _checked(0, "an integer ≥ 0", lambda value: value >= 0)
+    no_repeat_ngram_size: int = checked(0, "an integer ≥ 0", lambda value: value >= 0, minimum=0)
     """N-grams of this size occur once; 0 switches the rule off."""
 
 
@@ -174,9 +185,9 @@ class GenerationConfig:
 class LimitConfig:
     """Run on fewer rows. A limited run says so everywhere."""
 
-    train: int | None = _positive(None)
+    train: int | None = positive(None)
     """Use this many training rows, stratified; empty: all."""
-    eval: int | None = _positive(None)
+    eval: int | None = positive(None)
     """Use this many evaluation rows, stratified; empty: all."""
 
 
@@ -187,19 +198,25 @@ class Config:
     task: str = "toy-nli"
     """The task; `lora-drop tasks` lists them."""
     backbone: str = "packaged:minilm-l6"
-    """The pretrained model: a Hub id (or id@revision), a folder, packaged:NAME, shape:NAME (random weights) or tiny:NAME."""
-    quantization: str = _one_of("none", "none", "nf4")
-    """Precision of the frozen weights: as they come (none), or 4 bits (nf4, as in QLoRA; needs CUDA and the extra qlora)."""
-    seed: int = _checked(0, "an integer from 0 to 4294967295", lambda value: 0 <= value < 2**32)
+    """The pretrained model: a Hub id (or id@revision), a folder, packaged:NAME, shape:NAME (random weights) or
+    tiny:NAME."""
+    quantization: str = one_of("none", "none", "nf4")
+    """Precision of the frozen weights: as they come (none), or 4 bits (nf4, as in QLoRA; needs CUDA and the extra
+    qlora)."""
+    seed: int = checked(
+        0, "an integer from 0 to 4294967295", lambda value: 0 <= value < 2**32, minimum=0, maximum=2**32 - 1
+    )
     """Seed of the sample, the initial weights, the order of the rows and dropout."""
     data_dir: str | None = None
     """Folder with the official files, which must hold those of the task; empty: $LORA_DROP_DATA, else the Hub."""
     data_revision: str | None = None
-    """Take the rows from this branch, tag or commit of the data set on the Hub; empty: from files, else what is cached, else the newest."""
-    device: str = _checked(
+    """Take the rows from this branch, tag or commit of the data set on the Hub; empty: from files, else what is cached,
+    else the newest."""
+    device: str = checked(
         "auto",
         "auto, cpu, cuda or mps (choose one of several GPUs with CUDA_VISIBLE_DEVICES)",
         lambda value: value in ("auto", "cpu", "cuda", "mps"),
+        enum=["auto", "cpu", "cuda", "mps"],
     )
     """Where to compute; auto: the GPU if there is one."""
     offline: bool = False
@@ -281,6 +298,10 @@ def from_dict(values: Mapping[str, Any], errors: list[str] | None = None) -> Con
     from lora_drop.registry import METHODS, TASKS
 
     errors = [] if errors is None else errors
+    method = values.get("method")
+    options = method.get("options") if isinstance(method, Mapping) else None
+    if isinstance(method, Mapping):
+        values = {**values, "method": {key: value for key, value in method.items() if key != "options"}}
     config = build(Config, values, errors)
     for key, name, known in (
         ("task", config.task, TASKS.names()),
@@ -288,47 +309,19 @@ def from_dict(values: Mapping[str, Any], errors: list[str] | None = None) -> Con
     ):
         if name not in known:
             errors.append(f"{key} = {name!r}: allowed is one of {', '.join(known)}.{closest(name, known)}")
+        elif key == "method.name" and (options is not None or name not in METHODS.own):
+            config = replace(config, method=_with_options(config.method, METHODS.get(name).options, options, errors))
     if errors:
-        raise UserError(
-            "The configuration has " + _count(len(errors)) + ":\n" + "\n".join(f"  {error}" for error in errors)
-        )
+        count = "an error" if len(errors) == 1 else f"{len(errors)} errors"
+        raise UserError(f"The configuration has {count}:\n" + "\n".join(f"  {error}" for error in errors))
     return config
 
 
-def find_config(name: str | Path) -> Path:
-    """Return the path of a configuration file: a path as given, or the packaged file of that name (`glue/rte`)."""
-    path = Path(name)
-    if path.is_file():
-        return path
-    candidates = [folder / f"{name}.yaml" for folder in config_folders()]
-    for candidate in candidates:
-        if candidate.is_file():
-            return candidate
-    files = (file.relative_to(folder).with_suffix("") for folder in config_folders() for file in folder.rglob("*.yaml"))
-    known = sorted(file.as_posix() for file in files if file.parts[0] != "experiments")
-    raise UserError(
-        f"No configuration file {str(name)!r}.{closest(str(name), known)} Give a path, or one of: {', '.join(known)}"
-    )
-
-
-def config_folders() -> list[Path]:
-    """Return the folders that hold the packaged configurations: inside the wheel, or beside the package in a checkout."""
-    package = Path(__file__).parents[1]
-    return [folder for folder in (package / "configs", package.parent / "configs") if folder.is_dir()]
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Return the keys and values of a YAML file, empty if it is. Raises UserError if it is none, or holds something else."""
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not readable YAML: {error}") from error
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise UserError(f"{path} must hold keys and values, but holds a {type(content).__name__}.")
-    return content
-
-
-def _count(number: int) -> str:
-    return "an error" if number == 1 else f"{number} errors"
+def _with_options(method: MethodConfig, declared: type | None, given: Any, errors: list[str]) -> MethodConfig:
+    """Add a method's own options (`declared` is their dataclass) to its configuration."""
+    if declared is not None:
+        options: Any = build(declared, {} if given is None else given, errors, "method.options.")
+        return OwnMethodConfig(**vars(method), options=options)
+    if given is not None:
+        errors.append(f"method.options: the method {method.name} has no options of its own. Leave it out.")
+    return method

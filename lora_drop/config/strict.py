@@ -1,7 +1,6 @@
-"""Building frozen dataclasses from untyped values, strictly: every mistake is collected, with its key, its value, and what is allowed.
+"""Frozen dataclasses from untyped values: every mistake is collected, with its key, value, and what is allowed.
 
-A field may declare `allowed` (the rule in words) and `check` in its metadata, and `names` if it is one of a few.
-The string under a field is its help text.
+A field may have a rule (`checked` and those below it). The string under a field is its help text.
 """
 
 from __future__ import annotations
@@ -10,9 +9,10 @@ import ast
 import dataclasses
 import inspect
 import math
+import textwrap
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import yaml
@@ -22,18 +22,44 @@ from lora_drop.errors import closest
 T = TypeVar("T")
 
 
+def checked(default: Any, allowed: str, check: Callable[[Any], bool], **keywords: Any) -> Any:
+    """Declare a field whose value must satisfy `check` (None is always accepted).
+
+    `allowed` says the rule in words, and `keywords` in those of JSON schema.
+    """
+    return dataclasses.field(default=default, metadata={"allowed": allowed, "check": check, "schema": keywords})
+
+
+def one_of(default: str, *names: str) -> Any:
+    """Declare a field with a few allowed values."""
+    return checked(default, "one of " + ", ".join(names), lambda value: value in names, enum=list(names))
+
+
+def positive(default: Any) -> Any:
+    """Declare a number above 0."""
+    return checked(default, "a number > 0", lambda value: value > 0, exclusiveMinimum=0)
+
+
+def fraction(default: Any) -> Any:
+    """Declare a number from 0 to below 1."""
+    return checked(default, "0 ≤ value < 1", lambda value: 0 <= value < 1, minimum=0, exclusiveMaximum=1)
+
+
+def portion(default: Any) -> Any:
+    """Declare a number above 0, up to 1."""
+    return checked(default, "0 < value ≤ 1", lambda value: 0 < value <= 1, exclusiveMinimum=0, maximum=1)
+
+
 def describe(cls: type) -> dict[str, str]:
-    """Return the attribute docstring of each field of a configuration dataclass, by field name."""
-    (definition,) = ast.parse(inspect.getsource(cls)).body
-    assert isinstance(definition, ast.ClassDef)
+    """Return the docstring under each field of a dataclass, and of those that it extends, by field name."""
     texts = {}
-    for statement, following in zip(definition.body, definition.body[1:], strict=False):
-        if (
-            isinstance(statement, ast.AnnAssign)
-            and isinstance(following, ast.Expr)
-            and isinstance(following.value, ast.Constant)
-        ):
-            texts[ast.unparse(statement.target)] = str(following.value.value)
+    for owner in filter(dataclasses.is_dataclass, reversed(cls.__mro__)):
+        (definition,) = ast.parse(textwrap.dedent(inspect.getsource(owner))).body
+        assert isinstance(definition, ast.ClassDef)
+        for statement, following in zip(definition.body, definition.body[1:], strict=False):
+            text = following.value if isinstance(following, ast.Expr) else None
+            if isinstance(statement, ast.AnnAssign) and isinstance(text, ast.Constant):
+                texts[ast.unparse(statement.target)] = " ".join(str(text.value).split())
     return texts
 
 
@@ -44,7 +70,7 @@ def flatten(cls: type, prefix: str = "") -> dict[str, tuple[Any, str]]:
         if dataclasses.is_dataclass(item.default):
             leaves |= flatten(type(item.default), f"{prefix}{item.name}.")
         else:
-            leaves[prefix + item.name] = (item.default, describe(cls)[item.name])
+            leaves[prefix + item.name] = (item.default, describe(cls).get(item.name, ""))
     return leaves
 
 
@@ -77,10 +103,10 @@ def _hint(root: type, dotted: str) -> Any:
 def _read(text: str, hint: Any) -> Any:
     """Return the value that a text of the command line stands for.
 
-    A field of texts takes it as it is (`007`, `~`, `my #1 data`); empty and `null` mean none where a field may be empty. Whole numbers count in tens
-    (`010` is 10). All else is YAML: a list, true or false, a section.
+    A field of texts takes it as it is (`007`, `~`, `my #1 data`); empty and `null` mean none where a field may be
+    empty. Whole numbers count in tens (`010` is 10). All else is YAML: a list, true or false, a section.
     """
-    options = _options(hint)
+    options = alternatives(hint)
     if str in options:
         return None if type(None) in options and text in ("", "null") else text
     if int in options and text.isdecimal():
@@ -91,7 +117,8 @@ def _read(text: str, hint: Any) -> Any:
         return text
 
 
-def _options(hint: Any) -> tuple[Any, ...]:
+def alternatives(hint: Any) -> tuple[Any, ...]:
+    """Return the types that a hint allows."""
     return typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
 
 
@@ -113,10 +140,11 @@ def leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def build(cls: type[T], values: Any, errors: list[str], prefix: str = "", root: type | None = None) -> T:
-    """Return a `cls` made from nested mappings; what is wrong with them is appended to `errors`, and the default takes its place."""
+    """Return a `cls` made from nested mappings. What is wrong is appended to `errors`; the default takes its place."""
     root = root or cls
     if not isinstance(values, Mapping):
-        errors.append(f"{prefix.rstrip('.')} = {values!r}: needs keys under it ({', '.join(describe(cls))})")
+        names = ", ".join(item.name for item in dataclasses.fields(cls))  # type: ignore[arg-type]
+        errors.append(f"{prefix.rstrip('.')} = {values!r}: needs keys under it ({names})")
         return cls()
     hints = typing.get_type_hints(cls)
     fields = {item.name: item for item in dataclasses.fields(cls)}  # type: ignore[arg-type]
@@ -153,16 +181,15 @@ def _check_leaf(
         return
     check = item.metadata.get("check")
     if check is not None and converted is not None and not check(converted):
-        names = item.metadata.get("names")
-        hint_text = closest(str(value), list(names)) if names else ""
-        errors.append(f"{dotted} = {value!r}: allowed is {item.metadata['allowed']}.{hint_text}")
+        nearest = closest(str(value), item.metadata["schema"].get("enum", []))
+        errors.append(f"{dotted} = {value!r}: allowed is {item.metadata['allowed']}.{nearest}")
         return
     arguments[item.name] = converted
 
 
 def _convert(value: Any, hint: Any) -> Any:
     """Return `value` as the type `hint`, accepting only lossless readings (1 as 1.0, '5e-4' as 0.0005)."""
-    options = _options(hint)
+    options = alternatives(hint)
     if value is None and type(None) in options:
         return None
     (kind,) = [option for option in options if option is not type(None)]

@@ -13,19 +13,19 @@ MEGABATCH = 50
 
 
 def split_batch(total: int, device_limit: int | None) -> tuple[int, int]:
-    """Return (examples at a time, accumulation steps) whose product is exactly `total`, the first as large as the limit allows."""
+    """Return (examples at a time, accumulation steps): their product is `total`, the first as large as allowed."""
     at_a_time = next(size for size in range(min(device_limit or total, total), 0, -1) if total % size == 0)
     return at_a_time, total // at_a_time
 
 
 def row_lengths(rows: Dataset) -> list[int]:
-    """Return the number of tokens of each row. (Counted by arrow: as Python lists, the tokens of a large task take seconds to unpack.)"""
+    """Return the number of tokens of each row. (Counted by arrow: to unpack a large task takes Python seconds.)"""
     lengths: list[int] = pyarrow.compute.list_value_length(rows.with_format("arrow")["input_ids"][:]).to_pylist()
     return lengths
 
 
 class LengthGroups(Sampler[int]):
-    """Row order of an epoch: batches of similar length, in random order; the first batch of the first epoch is the longest.
+    """Row order of an epoch: batches of similar length, in random order; the very first is the longest.
 
     So padding is small, and running out of memory shows at once. The order is a function of seed and epoch alone.
     """

@@ -1,6 +1,7 @@
-"""Prompts and completions to tokens, to batches, and to a loss. What is learned is the completion and the end of the text, nothing of the prompt.
+"""Prompts and completions to tokens, to batches, and to a loss.
 
-Which tokens are padding is known from lengths alone, never from ids: many decoders pad with the very token that ends a text, which must be learned.
+The completion and the end of the text are learned, nothing of the prompt. Which tokens are padding is known from
+lengths alone, never from ids: many decoders pad with the very token that ends a text, which must be learned.
 """
 
 from __future__ import annotations
@@ -51,10 +52,10 @@ def encode_prompts(rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_length
 def encode_pairs(rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> tuple[Dataset, Cut]:
     """Tokenise training rows: prompt, completion, end of text.
 
-    A text that is too long loses the beginning of its prompt, as many tokens as needed: the prompt's end, which holds the instruction, is what the
-    completion follows from, and a completion without its end would teach the model to stop in the middle. Only a completion that
-    is too long by itself is cut, at its end; it then has no end of text, as the text does not end there. One token always stays before
-    a completion, for its first token to be predicted from.
+    A text that is too long loses the beginning of its prompt, as many tokens as needed: the prompt's end, which holds
+    the instruction, is what the completion follows from, and a completion without its end would teach the model to stop
+    in the middle. Only a completion that is too long by itself is cut, at its end; it then has no end of text, as the
+    text does not end there. One token always stays before a completion, for its first token to be predicted from.
 
     Args:
         rows: with `prompt` and `completion`.
@@ -62,7 +63,8 @@ def encode_pairs(rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: 
         max_length: tokens of prompt and completion together.
 
     Returns:
-        Rows with `input_ids`, `attention_mask`, and `labels`, which are IGNORED on the prompt; and how many texts were cut.
+        Rows with `input_ids`, `attention_mask`, and `labels`, which are IGNORED on the prompt; and how many texts were
+        cut.
 
     Raises:
         UserError: if the tokenizer has no end-of-text token.
@@ -84,7 +86,7 @@ def encode_pairs(rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: 
 
 
 def leading(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return what the tokenizer puts before every text: the begin-of-text token where the model was trained with one (Llama 2), else nothing."""
+    """Return what the tokenizer puts before every text: the begin-of-text token (Llama 2), or nothing."""
     first = tokenizer("")["input_ids"][:1]
     return list(first) if first == [tokenizer.bos_token_id] else []
 
@@ -99,27 +101,27 @@ def end_of_text(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def pair_collator(tokenizer: PreTrainedTokenizerBase) -> Collate:
-    """Return the function that pads training rows to the longest of a batch, on the right: positions then count from the first real token."""
+    """Return the function that pads training rows on the right: positions then count from the first real token."""
     return lambda rows: _pad(rows, _padding(tokenizer), left=False)
 
 
 def prompt_collator(tokenizer: PreTrainedTokenizerBase) -> Collate:
-    """Return the function that pads prompts to the longest of a batch, on the left: what is generated follows the prompt's last token."""
+    """Return the function that pads prompts on the left: what is generated follows the prompt's last token."""
     return lambda rows: _pad(rows, _padding(tokenizer), left=True)
 
 
 def token_loss(smoothing: float = 0.0) -> Callable[..., torch.Tensor]:
-    """Return the loss of a language model: the mean over all learned tokens of the WHOLE batch, however it is split over forward passes.
+    """Return the loss of a language model: the mean over all learned tokens of the WHOLE batch, however it is split.
 
-    (A mean of the means of its parts would give the tokens of short completions more weight, depending on how the batch is split.)
+    (A mean of the means of its parts would weigh tokens by how the batch is split.)
 
     Args:
         smoothing: share of each label's probability that is spread over the vocabulary.
 
     Returns:
-        `loss(outputs, labels, num_items_in_batch)`: with `outputs.logits` (`batch seq vocabulary`; or `1 learned vocabulary`, of the learned
-        tokens alone, in order), `labels` (`batch seq`, IGNORED where nothing is learned) and the number of learned tokens in the whole batch;
-        without the latter, the mean over these tokens.
+        `loss(outputs, labels, num_items_in_batch)`: with `outputs.logits` (`batch seq vocabulary`; or `1 learned
+        vocabulary`, of the learned tokens alone, in order), `labels` (`batch seq`, IGNORED where nothing is learned)
+        and the number of learned tokens in the whole batch; without the latter, the mean over these tokens.
     """
 
     def loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None) -> torch.Tensor:
@@ -135,7 +137,7 @@ def token_loss(smoothing: float = 0.0) -> Callable[..., torch.Tensor]:
 
 
 def _pad(rows: Sequence[dict], padding: int, left: bool) -> dict[str, torch.Tensor]:
-    """Return tensors `batch seq` of each column; its padding is `padding` for ids, IGNORED for labels, 0 in the mask."""
+    """Return tensors `batch seq` of each column, filled with `padding`, in labels with IGNORED, in the mask with 0."""
     fillers = {"input_ids": padding, "attention_mask": 0, "labels": IGNORED}
     longest = max(len(row["input_ids"]) for row in rows)
 

@@ -24,11 +24,13 @@ def encode(rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -
         tokenizer: the backbone's.
         max_length: longer inputs are cut, the longer sentence of a pair first.
 
-    The tokenizers of most decoders put nothing between the sentences of a pair; a line end then parts them. Some put nothing around a sentence
-    either, and an empty one has no token then: it gets the end-of-text token, since a model needs something to read.
+    The tokenizers of most decoders put nothing between the sentences of a pair; a line end then parts them. Some put
+    nothing around a sentence either, and an empty one has no token then: it gets the end-of-text token, since a model
+    needs something to read.
 
     Returns:
-        Rows with `input_ids`, `attention_mask`, perhaps `token_type_ids`, and `labels`; how many inputs were cut; and how many had no token.
+        Rows with `input_ids`, `attention_mask`, perhaps `token_type_ids`, and `labels`; how many inputs were cut; and
+        how many had no token.
     """
     texts = list(rows["text"])
     pairs = list(rows["text_pair"]) if "text_pair" in rows.column_names else None

@@ -1,8 +1,9 @@
 """Tokenised rows, kept on disk by the hash of all that decides them: the same rows are tokenised once on a machine.
 
-`datasets` writes and maps the Arrow file of an entry, `KEY.arrow`; `KEY.json` beside it holds the file's digest, by which damage is recognised, and
-what the user is to know about the rows (how many were cut). A cache that cannot be read or written is no error: the rows are then tokenised as if
-there were none. Nothing is ever removed; `lora-drop doctor` says how large the folder is, and it may be deleted at any time.
+`datasets` writes and maps the Arrow file of an entry, `KEY.arrow`; `KEY.json` beside it holds the file's digest, by
+which damage is recognised, and what the user is to know about the rows (how many were cut). A cache that cannot be read
+or written is no error: the rows are then tokenised as if there were none. Nothing is ever removed; `lora-drop doctor`
+says how large the folder is, and it may be deleted at any time.
 """
 
 from __future__ import annotations
@@ -26,12 +27,14 @@ if TYPE_CHECKING:
     from lora_drop.data.sentences import Encoded
 
 CODE = ("data/sentences.py", "data/completions.py", "data/token_cache.py", "evaluation/kinds.py")
-"""The files that decide what is kept, and how: an entry of other code is not found, rather than a version number forgotten."""
+"""The files that decide what is kept, and how: an entry of other code is not found."""
 PACKAGES = ("transformers", "tokenizers", "datasets")
 
 
 def cache_folder() -> Path | None:
-    """Return `tokens` in `$LORA_DROP_CACHE`, else in `lora-drop` in `$XDG_CACHE_HOME` or `~/.cache`; None for a user without a home."""
+    """Return `tokens` in `$LORA_DROP_CACHE`, else in `lora-drop` in `$XDG_CACHE_HOME` or `~/.cache`; None without a
+    home.
+    """
     own, users = os.environ.get("LORA_DROP_CACHE"), os.environ.get("XDG_CACHE_HOME")
     try:
         return (Path(own).expanduser() if own else Path(users or "~/.cache").expanduser() / "lora-drop") / "tokens"
@@ -67,7 +70,7 @@ def entry_key(
 
 
 def _content(tokenizer: PreTrainedTokenizerBase) -> list[Any]:
-    """Return what a tokenizer does to a text, as JSON-like values; the settings for padding and cutting that its last call left are no part of it."""
+    """Return what a tokenizer does to a text, as JSON-like values; not the padding and cutting of its last call."""
     settings = [
         type(tokenizer).__name__,
         tokenizer.model_input_names,
@@ -84,7 +87,7 @@ def _content(tokenizer: PreTrainedTokenizerBase) -> list[Any]:
 def kept_or_made(
     folder: Path | None, key: str, rows: Dataset, make: Callable[[], Encoded], report: Reporter
 ) -> Encoded:
-    """Return tokenised rows and what is to be said of them: those kept under `key`, else those that `make` returns, which are then kept.
+    """Return the tokenised rows kept under `key`, else those that `make` returns, which are then kept.
 
     Args:
         folder: of the entries; None keeps nothing.

@@ -1,19 +1,17 @@
 """All that depends on a task's kind: tokens and batches, the loss, the evaluation.
 
-`classification` and `regression` have a classifier on the backbone; `generation` has a language model that continues a prompt.
-The stages ask here; they do not ask for the kind.
+`classification` and `regression` have a classifier on the backbone; `generation` has a language model that continues a
+prompt. The stages ask here; they do not ask for the kind.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
-from torch import nn
 from torch.nn import functional
 from transformers import PreTrainedTokenizerBase
 
@@ -27,8 +25,6 @@ from lora_drop.evaluation.generator import evaluate_generator
 from lora_drop.tasks.base import Task
 from lora_drop.training.trainer import Loss
 
-Progress = Callable[[int, int], None]
-
 
 @dataclass(frozen=True)
 class Kind:
@@ -37,19 +33,20 @@ class Kind:
     causal: bool
     """True if the backbone continues texts; else it has a classifier."""
     scored_each_epoch: bool
-    """True if an evaluation is so cheap that each epoch gets one, also where no epoch is chosen by it."""
+    """True if an evaluation costs so little that each epoch gets one, also where no epoch is chosen by it."""
     check: Callable[[Config, Task], None]
     """Raises UserError for settings that do not fit this kind, before an hour is spent."""
     encode_training: Callable[[Dataset, PreTrainedTokenizerBase, Config, str], Encoded]
-    """`encode_training(rows, tokenizer, config, what)`; `what` the rows are called when something is to be said of them."""
+    """`encode_training(rows, tokenizer, config, what)`; `what` the rows are called when something is to be said of
+    them."""
     encode_evaluation: Callable[[Dataset, PreTrainedTokenizerBase, Config, str], Encoded]
     collate: Callable[[PreTrainedTokenizerBase], Collate]
     """Makes the function that pads training rows to a batch."""
     loss: Callable[[float], Loss | None]
     """`loss(label_smoothing)`: what is minimised; None is the model's own loss."""
     evaluate: Callable[..., Evaluation]
-    """`evaluate(model, task, rows, encoded, tokenizer, config, progress, journal)`: `encoded` are the tokens of the evaluation `rows`; in `journal`
-    it may keep what a killed evaluation continues from."""
+    """`evaluate(model, task, rows, encoded, tokenizer, config, progress, journal)`: `encoded` are the tokens of the
+    evaluation `rows`; in `journal` it may keep what a killed evaluation continues from."""
     settings: Callable[[Config], dict[str, Any]]
     """The part of the configuration that, beside the adapter and the rows, decides the outcome of an evaluation."""
 
@@ -59,37 +56,37 @@ def get_kind(task: Task) -> Kind:
     return _GENERATOR if task.kind == "generation" else _CLASSIFIER
 
 
+def _told(rows: Dataset, what: str, counts: Mapping[str, int]) -> list[str]:
+    """Say of how many rows something is true, where it is of any."""
+    return [f"{count:,} of {len(rows):,} {what} {text}" for text, count in counts.items() if count]
+
+
 def _encode_sentences(rows: Dataset, tokenizer: PreTrainedTokenizerBase, config: Config, what: str) -> Encoded:
     limit = config.train.max_length
     encoded, cut, empty = encode(rows, tokenizer, limit)
-    told = {
-        f"{cut:,} of {len(rows):,} {what} inputs are longer than train.max_length={limit} and were cut": cut,
-        f"{empty:,} of {len(rows):,} {what} inputs are empty for this tokenizer; the end of a text stands for them": empty,
+    counts = {
+        f"inputs are longer than train.max_length={limit} and were cut": cut,
+        "inputs are empty for this tokenizer; the end of a text stands for them": empty,
     }
-    return encoded, [text for text, count in told.items() if count]
+    return encoded, _told(rows, what, counts)
 
 
 def _encode_pairs(rows: Dataset, tokenizer: PreTrainedTokenizerBase, config: Config, what: str) -> Encoded:
     limit = config.train.max_length
     encoded, cut = encode_pairs(rows, tokenizer, limit)
-    notices = []
-    if cut.prompts:
-        notices.append(
-            f"{cut.prompts:,} of {len(rows):,} {what} prompts were cut at their beginning: train.max_length={limit}"
-        )
-    if cut.completions:
-        notices.append(
-            f"{cut.completions:,} of {len(rows):,} {what} completions alone are longer and were cut at their end: train.max_length={limit}"
-        )
-    return encoded, notices
+    counts = {
+        f"prompts were cut at their beginning: train.max_length={limit}": cut.prompts,
+        f"completions alone are longer and were cut at their end: train.max_length={limit}": cut.completions,
+    }
+    return encoded, _told(rows, what, counts)
 
 
 def _encode_prompts(rows: Dataset, tokenizer: PreTrainedTokenizerBase, config: Config, what: str) -> Encoded:
-    """Prompt and generated text together are never longer than what was trained on, for which the backbone has positions enough."""
+    """Prompt and generated text are together no longer than what was trained on: there are positions enough."""
     limit = config.train.max_length - config.generation.max_new_tokens
     encoded, cut = encode_prompts(rows, tokenizer, limit)
-    told = f"{cut.prompts:,} of {len(rows):,} {what} prompts were cut at their beginning: train.max_length - generation.max_new_tokens = {limit}"
-    return encoded, [told] if cut.prompts else []
+    told = f"prompts were cut at their beginning: train.max_length - generation.max_new_tokens = {limit}"
+    return encoded, _told(rows, what, {told: cut.prompts})
 
 
 def _smoothed_loss(smoothing: float) -> Loss | None:
@@ -116,34 +113,6 @@ def _check_generator(config: Config, task: Task) -> None:
         )
 
 
-def _evaluate_classifier(
-    model: nn.Module,
-    task: Task,
-    rows: Dataset,
-    encoded: Dataset,
-    tokenizer: PreTrainedTokenizerBase,
-    config: Config,
-    progress: Progress | None,
-    journal: Path | None,
-) -> Evaluation:
-    return evaluate_classifier(model, task, rows, encoded, collator(tokenizer), config.eval.batch_size, progress)
-
-
-def _evaluate_generator(
-    model: nn.Module,
-    task: Task,
-    rows: Dataset,
-    encoded: Dataset,
-    tokenizer: PreTrainedTokenizerBase,
-    config: Config,
-    progress: Progress | None,
-    journal: Path | None,
-) -> Evaluation:
-    return evaluate_generator(
-        model, task, rows, encoded, tokenizer, config.generation, config.eval.batch_size, progress, journal
-    )
-
-
 _CLASSIFIER = Kind(
     causal=False,
     scored_each_epoch=True,
@@ -152,7 +121,9 @@ _CLASSIFIER = Kind(
     encode_evaluation=_encode_sentences,
     collate=collator,
     loss=_smoothed_loss,
-    evaluate=_evaluate_classifier,
+    evaluate=lambda model, task, rows, encoded, tokenizer, config, progress, journal: evaluate_classifier(
+        model, task, rows, encoded, collator(tokenizer), config.eval.batch_size, progress
+    ),
     settings=lambda config: {},
 )
 _GENERATOR = Kind(
@@ -163,6 +134,8 @@ _GENERATOR = Kind(
     encode_evaluation=_encode_prompts,
     collate=pair_collator,
     loss=token_loss,
-    evaluate=_evaluate_generator,
+    evaluate=lambda model, task, rows, encoded, tokenizer, config, progress, journal: evaluate_generator(
+        model, task, rows, encoded, tokenizer, config.generation, config.eval.batch_size, progress, journal
+    ),
     settings=lambda config: {"generation": vars(config.generation)},
 )

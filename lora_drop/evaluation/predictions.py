@@ -21,7 +21,7 @@ from datasets import Dataset
 from lora_drop.errors import UserError, closest
 from lora_drop.tasks.base import Source, Task
 from lora_drop.tasks.e2e import meaning_representations
-from lora_drop.tasks.text_files import read_jsonl, read_text
+from lora_drop.tasks.files import read_jsonl, read_text
 
 _MISREAD = {"Ł": "£", "Â£": "£", "Ã©": "é", "ã©": "é"}
 """Signs that a wrong encoding left in some submissions; the challenge's script mends them too."""

@@ -44,7 +44,7 @@ def cached_commits(repo: Repo, used: str | None, forbidden: str, folders: Iterab
 
 
 def choose(api: HfApi, repo: Repo, commits: Iterable[str], report: Reporter) -> tuple[str, Any]:
-    """Return the revision to fetch, and what the Hub says of it: a commit that this machine has (`commits`), else what was asked for."""
+    """Return the revision to fetch (one of this machine's `commits`, else the one asked for) and the Hub's answer."""
     for commit in commits:
         try:
             return commit, describe(api, repo, commit)

@@ -45,8 +45,9 @@ from lora_drop.errors import UserError
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 FAILURES = (HTTPError, OSError, ValueError, RuntimeError, DatasetsError)
-"""Errors that the libraries raise when a request, a transfer or an answer fails: HTTPError is that of the HTTP library which huggingface_hub uses,
-OSError is also a full disk, ValueError an answer that is no JSON, RuntimeError comes from the fast transfer (hf_xet)."""
+"""Errors that the libraries raise when a request, a transfer or an answer fails: HTTPError is that of the HTTP library
+which huggingface_hub uses, OSError is also a full disk, ValueError an answer that is no JSON, RuntimeError comes from
+the fast transfer (hf_xet)."""
 AGAIN = "The same command continues: files that are complete are kept."
 LOGIN = "Log in with `hf auth login` (or set HF_TOKEN)"
 UNREACHABLE = ("ConnectError", "ProxyError", "ConnectionError", "ConnectionRefusedError", "gaierror")
@@ -119,7 +120,7 @@ def forbidden_by(offline: bool) -> str:
 
 
 def describe(api: HfApi, repo: Repo, revision: str) -> Any:
-    """Return what the Hub says of a revision: its commit (`sha`) and its files (`siblings`). Not repeated where it fails."""
+    """Return what the Hub says of a revision: its commit (`sha`) and its files (`siblings`). Asked once."""
     wanted: dict[str, Any] = {"revision": revision, "files_metadata": True, "timeout": constants.HF_HUB_ETAG_TIMEOUT}
     try:
         return api.repo_info(repo.name, repo_type=repo.kind, **wanted)
@@ -142,7 +143,7 @@ def asking(repo: Repo, otherwise: str) -> Iterator[HfApi]:
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """Let huggingface_hub and datasets print neither bars nor what they try again: the reporter says what is to be said."""
+    """Let huggingface_hub and datasets print nothing: the reporter says what is to be said."""
     decided = constants.HF_HUB_DISABLE_PROGRESS_BARS is not None  # by the user
     bars, other_bars = not decided and not are_progress_bars_disabled(), not are_datasets_bars_disabled()
     levels = [(library, library.get_verbosity()) for library in (hub_logging, datasets_logging)]

@@ -1,9 +1,10 @@
 """AdaLoRA (Zhang et al. 2023, arXiv 2303.10512), PEFT's: ΔW = P Λ Q, whose singular values are pruned while training.
 
-Every module starts with 1.5 times the rank it is to have on average; between the first 15 % and the last 45 % of the steps the least important
-singular values of the whole model are set to 0, so that ranks move to the layers that need them (its §3.2 and 3.3). LoRA-drop's paper does not
-compare with it; it is here because users ask. Parameters are counted as training starts, which is when memory is needed.
-With `select_epoch: best` the epoch that is kept may be one before the pruning has ended, and then has more singular values than the budget.
+Every module starts with 1.5 times the rank it is to have on average; between the first 15 % and the last 45 % of the
+steps the least important singular values of the whole model are set to 0, so that ranks move to the layers that need
+them (its §3.2 and 3.3). LoRA-drop's paper does not compare with it; it is here because users ask. Parameters are
+counted as training starts, which is when memory is needed. With `select_epoch: best` the epoch that is kept may be one
+before the pruning has ended, and then has more singular values than the budget.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from transformers import PreTrainedModel
 from lora_drop.config.schema import MethodConfig
 from lora_drop.errors import UserError
 from lora_drop.methods import lora
-from lora_drop.methods.base import Method, heads
-from lora_drop.pruning.places import find_places, transposed
+from lora_drop.methods.base import Method
+from lora_drop.pruning.places import find_places
 from lora_drop.pruning.selection import Selection
 
 SURPLUS = 1.5
@@ -33,18 +34,14 @@ UNKNOWN = 2**31
 
 def build(backbone: PreTrainedModel, config: MethodConfig, seed: int, selection: Selection | None) -> nn.Module:
     """Put P, Λ and Q on every module of the target projections."""
-    rank, places = config.rank or lora.RANK, find_places(backbone, config.target_projections)
+    rank = config.rank or lora.RANK
     adalora = AdaLoraConfig(
         target_r=rank,
         init_r=round(SURPLUS * rank),
         total_step=UNKNOWN,
         lora_alpha=config.alpha or 2 * rank,  # type: ignore[arg-type]
         lora_dropout=config.dropout,
-        target_modules=[place.name for place in places],
-        fan_in_fan_out=transposed(backbone, places),
-        task_type=lora.task_type(backbone),
-        modules_to_save=heads(backbone) or None,
-        bias="none",
+        **lora.where(backbone, find_places(backbone, config.target_projections)),
     )
     model = lora.wrap(backbone, adalora, seed)
     for name, parameter in model.named_parameters():
@@ -95,7 +92,7 @@ class Allocation:
 
 
 def orthogonality(model: Any) -> Tensor:
-    """Return the regulariser, the mean of ‖PᵀP − I‖ and ‖QQᵀ − I‖ over all modules (its eq. 4), as PEFT adds it to a model's own loss."""
+    """Return the regulariser, the mean of ‖PᵀP − I‖ and ‖QQᵀ − I‖ over all modules (its eq. 4), as PEFT has it."""
     config = model.peft_config[model.base_model.trainable_adapter_name]
     norms = []
     for name, weight in model.named_parameters():
@@ -108,7 +105,8 @@ def orthogonality(model: Any) -> Tensor:
 def save(model: nn.Module, folder: Path) -> None:
     """Write an ordinary PEFT adapter at its full initial rank, with zeros where singular values are pruned.
 
-    PEFT would cut the matrices to the last ranks that were allocated, which are not those of an earlier epoch that is kept.
+    PEFT would cut the matrices to the last ranks that were allocated, which are not those of an earlier epoch that is
+    kept.
     """
     assert isinstance(model, PeftModel)
     config: Any = model.active_peft_config

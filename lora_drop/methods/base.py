@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from lora_drop.config.schema import MethodConfig
 from lora_drop.pruning.selection import Selection
 
+T = TypeVar("T")
 HEADS = ("classifier", "score", "pre_classifier", "classification_head")
 """Names that transformers has for the head of a sequence classifier."""
 
@@ -31,7 +32,7 @@ def trainable(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 
 
 def count_parameters(model: nn.Module) -> Parameters:
-    """Count the trainable parameters. The head is what was not pretrained: `classifier` or `score` at the top of the model."""
+    """Count the trainable parameters. The head is not pretrained: `classifier` or `score` at the top of the model."""
     head = adapter = 0
     for name, parameter in trainable(model):
         if is_head(name):
@@ -42,9 +43,10 @@ def count_parameters(model: nn.Module) -> Parameters:
 
 
 def heads(backbone: PreTrainedModel) -> list[str]:
-    """Return the modules without pretrained weights, which every method trains: the task's head, in DeBERTa the pooler, too.
+    """Return the modules without pretrained weights, which every method trains: the head, and DeBERTa's pooler.
 
-    A module that lies inside another one of them is not named: PEFT would wrap it twice, and could not load what it has saved.
+    A module that lies inside another one of them is not named: PEFT would wrap it twice, and could not load what it has
+    saved.
     """
     known = [name for name in HEADS if hasattr(backbone, name)]
     return outermost({*known, *getattr(backbone, "fresh_modules", ())})
@@ -57,8 +59,17 @@ def outermost(names: Iterable[str]) -> list[str]:
 
 
 def is_head(name: str) -> bool:
-    """Return True if a parameter belongs to the task's head: PEFT keeps heads in `modules_to_save`, a plain model in a top module of that name."""
+    """Return True if a parameter belongs to the head: PEFT keeps it in `modules_to_save`, a plain model at its top."""
     return "modules_to_save" in name or name.split(".")[0] in HEADS
+
+
+def options_of(config: MethodConfig, declared: type[T]) -> T:
+    """Return a method's own options, an instance of the dataclass that it declares.
+
+    The defaults where the configuration is that of another method (`lora-drop params` counts them all under one).
+    """
+    given = getattr(config, "options", None)
+    return given if isinstance(given, declared) else declared()
 
 
 class Stepper(Protocol):
@@ -86,7 +97,9 @@ class Method:
     save: Callable[[nn.Module, Path], None]
     """`save(model, folder)`: write what was trained, as safetensors."""
     load: Callable[[PreTrainedModel, Path], nn.Module]
-    """`load(backbone, folder)`: the trained model, trainable as before it was saved. Raises UserError for a damaged folder."""
+    """`load(backbone, folder)`: the trained model, trainable as before. Raises UserError for a damaged folder."""
+    options: type | None = None
+    """A frozen dataclass of hyper-parameters of its own, `method.options` in a configuration; see `options_of`."""
     version: int = 1
     """Raised when what it trains may change: adapters of an earlier version are made anew."""
     prepare: Callable[[nn.Module, Iterable[Mapping[str, Tensor]]], None] | None = None
@@ -100,6 +113,6 @@ class Method:
     count: Callable[[nn.Module], Parameters] = count_parameters
     """Counts what is trained."""
     stepper: Callable[[nn.Module, int], Stepper] | None = None
-    """`stepper(model, steps)`: what is to be done after each of the `steps` optimizer steps (AdaLoRA moves ranks between layers)."""
+    """`stepper(model, steps)`: what is done after each of the `steps` optimizer steps (AdaLoRA moves ranks)."""
     penalty: Callable[[nn.Module], Tensor] | None = None
-    """`penalty(model)`: what the model adds to its own loss (AdaLoRA's regulariser); added to the loss where that is not the model's own."""
+    """`penalty(model)`: what the model adds to its own loss (AdaLoRA's regulariser), to be added to any other loss."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +39,20 @@ def add_lora(backbone: PreTrainedModel, config: MethodConfig, seed: int, places:
         r=rank,
         lora_alpha=config.alpha or 2 * rank,  # type: ignore[arg-type]
         lora_dropout=config.dropout,
-        target_modules=[place.name for place in places],
-        fan_in_fan_out=transposed(backbone, places),
-        task_type=task_type(backbone),
-        modules_to_save=heads(backbone) or None,
-        bias="none",
+        **where(backbone, places),
     )
     return wrap(backbone, lora, seed)
+
+
+def where(backbone: PreTrainedModel, places: Sequence[Place]) -> dict[str, Any]:
+    """Return what every PEFT configuration gets: the modules with an adapter, and those trained as a whole."""
+    return {
+        "target_modules": [place.name for place in places],
+        "fan_in_fan_out": transposed(backbone, places),
+        "task_type": task_type(backbone),
+        "modules_to_save": heads(backbone) or None,
+        "bias": "none",
+    }
 
 
 def wrap(backbone: PreTrainedModel, config: PeftConfig, seed: int) -> PeftModel:
@@ -113,7 +120,8 @@ def fill(model: PeftModel, folder: Path) -> None:
     if missing or outcome.unexpected_keys:
         name = (missing or outcome.unexpected_keys)[0]
         raise UserError(
-            f"{folder} does not fit this model: {len(missing)} tensors missing, {len(outcome.unexpected_keys)} too many (such as {name})."
+            f"{folder} does not fit this model: {len(missing)} tensors missing, {len(outcome.unexpected_keys)} too many "
+            f"(such as {name})."
         )
 
 

@@ -1,7 +1,7 @@
 """LoRA-drop (paper §3.2) as a method: a LoRA on every layer, shared as the selection says (`pruning.sharing`).
 
-It is saved as an ordinary PEFT adapter that holds a copy of a shared pair for each layer, which every user of PEFT can read; `lora_drop.json`
-beside it says what is tied.
+It is saved as an ordinary PEFT adapter that holds a copy of a shared pair for each layer, which every user of PEFT can
+read; `lora_drop.json` beside it says what is tied.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def save(model: nn.Module, folder: Path) -> None:
 
 
 def load(backbone: PreTrainedModel, folder: Path) -> PeftModel:
-    """Build the adapter, tie it as it was, and fill it. Raises UserError if the file is damaged or contradicts the ties."""
+    """Build the adapter, tie it as it was, and fill it. Raises UserError for a file that is damaged or untied."""
     model = lora.wrap(backbone, lora.read_config(folder), seed=0)
     try:
         groups = json.loads((folder / TIES).read_text(encoding="utf-8"))["tied"]

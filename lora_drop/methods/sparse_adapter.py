@@ -1,10 +1,10 @@
-"""Sparse Adapter (He et al. 2022, arXiv 2210.04284): a LoRA whose weights are pruned before training by SNIP (Lee et al. 2019).
+"""Sparse Adapter (He et al. 2022, arXiv 2210.04284): a LoRA pruned before training by SNIP (Lee et al. 2019).
 
-Each weight θ is scored by |∂L/∂m| at m = 1, where m is a mask on it: |θ · ∂L/∂θ|, the gradient summed over 320 training examples. The weights with
-the highest scores of the whole adapter are kept (`keep_ratio`), all others are 0 for ever.
+Each weight θ is scored by |∂L/∂m| at m = 1, where m is a mask on it: |θ · ∂L/∂θ|, the gradient summed over 320 training
+examples. The weights with the highest scores of the whole adapter are kept (`keep_ratio`), all others are 0 for ever.
 
-LoRA's own initial values make this degenerate: with B = 0 both factors of every score vanish, as ∂L/∂A = 0 and B = 0. So A and B are drawn
-from N(0, 0.02), as the method's authors do.
+LoRA's own initial values make this degenerate: with B = 0 both factors of every score vanish, as ∂L/∂A = 0 and B = 0.
+So A and B are drawn from N(0, 0.02), as the method's authors do.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def prune(model: nn.Module, batches: Iterable[Mapping[str, Tensor]]) -> None:
 def snip_scores(
     model: nn.Module, parameters: Mapping[str, nn.Parameter], batches: Iterable[Mapping[str, Tensor]]
 ) -> dict[str, Float[Tensor, "rows columns"]]:
-    """Return |θ · ∂L/∂θ| of each weight, L being the loss summed over all examples (all tokens that are learned), without dropout."""
+    """Return |θ · ∂L/∂θ| of each weight; L is the loss summed over all examples (learned tokens), without dropout."""
     training, device = model.training, next(model.parameters()).device
     model.eval()
     model.zero_grad()
@@ -72,7 +72,7 @@ def snip_scores(
 
 
 def _predicted(labels: Tensor) -> int:
-    """Return over how many items a model's loss is a mean: the examples, or the tokens of a text that are learned (`batch seq`, -100 elsewhere)."""
+    """Return over how many items a loss is a mean: examples, or learned tokens (`batch seq`, -100 elsewhere)."""
     return len(labels) if labels.ndim == 1 else int((labels[:, 1:] != -100).sum())
 
 
@@ -123,7 +123,7 @@ def _adapter(model: nn.Module) -> Iterable[tuple[str, Any]]:
 
 
 def _apply(parameters: Mapping[str, Any], masks: Mapping[str, Tensor]) -> None:
-    """Set pruned weights to 0 and their gradients, now and later: AdamW's moments and decay of such a weight then stay 0, too."""
+    """Set pruned weights and their gradients to 0, now and later: AdamW's moments and decay then stay 0, too."""
     for name, parameter in parameters.items():
         mask = masks[name].to(parameter.device)
         with torch.no_grad():

@@ -18,7 +18,7 @@ from lora_drop.pruning.adapters import PREFIX, Lora, loras
 
 
 def adapter_folder(path: str) -> Path:
-    """Return the folder of the adapter that a user names: itself, or that of a run. Raises UserError if there is none."""
+    """Return the adapter's folder that a user names: itself, or that of a run. Raises UserError if there is none."""
     folder = Path(path).expanduser()
     for found in (folder, folder / "adapter"):
         if (found / "adapter_config.json").is_file():
@@ -43,8 +43,8 @@ def check_start(method: Method, path: str) -> None:
 def start_from(model: nn.Module, folder: Path) -> str:
     """Copy a trained adapter into a fresh one, where both have a LoRA on the same module; return what was taken.
 
-    A pair that layers share is taken only where they shared it then, too: the pair of one layer says nothing of the others. A head is taken if
-    it has the size of this task's.
+    A pair that layers share is taken only where they shared it then, too: the pair of one layer says nothing of the
+    others. A head is taken if it has the size of this task's.
 
     Raises:
         UserError: if the file cannot be read, ranks or scalings differ, or no LoRA of it is on a module of this model.

@@ -1,15 +1,15 @@
 """Tied-LoRA (Renduchintala et al. 2023, arXiv 2311.09578), its variant that trains everything: ΔW = Λ_v B Λ_u A.
 
-A and B are tied over all layers; a layer has the vectors u (rank) and v (output width) of its own. As in their paper the projections of a
-layer are one fused matrix: of query and value, A is (rank × width) and B is (width of query + width of value) × rank. That, at rank 56, is
-the 0.15M of LoRA-drop's Table 1. Initial values are LoRA's, A Kaiming and B zero, with u and v at one, so that ΔW starts at zero.
+A and B are tied over all layers; a layer has the vectors u (rank) and v (output width) of its own. As in their paper
+the projections of a layer are one fused matrix: of query and value, A is (rank × width) and B is (width of query +
+width of value) × rank. That, at rank 56, is the 0.15M of LoRA-drop's Table 1. Initial values are LoRA's, A Kaiming and
+B zero, with u and v at one, so that ΔW starts at zero.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,15 +69,15 @@ class TiedLinear(nn.Module):
 def build(backbone: PreTrainedModel, config: MethodConfig, seed: int, selection: Selection | None) -> nn.Module:
     """Replace every target module by a TiedLinear. Raises UserError if layers differ in width."""
     rank = config.rank or RANK
-    alpha = config.alpha or 2 * rank
-    return _build(backbone, rank, alpha / rank, config.dropout, seed, config.target_projections)
+    scaling = (config.alpha or 2 * rank) / rank
+    return _build(backbone, seed, rank, scaling, config.dropout, list(config.target_projections))
 
 
 def _build(
-    backbone: PreTrainedModel, rank: int, scaling: float, dropout: float, seed: int, targets: Sequence[str]
+    backbone: Any, seed: int, rank: int, scaling: float, dropout: float, target_projections: list[str]
 ) -> nn.Module:
     layers: dict[int, list[Place]] = {}
-    for place in find_places(backbone, targets):
+    for place in find_places(backbone, target_projections):
         layers.setdefault(place.layer, []).append(place)
     linears: dict[int, list[Any]] = {
         layer: [backbone.get_submodule(place.name) for place in places] for layer, places in layers.items()
@@ -100,8 +100,12 @@ def _build(
             for place, linear in zip(places, linears[layer], strict=True):
                 backbone.set_submodule(place.name, TiedLinear(linear, tied, vectors, row, scaling, dropout))
                 row += widths(linear)[1]
-    model: Any = backbone
-    model.tied_lora = {"rank": rank, "scaling": scaling, "dropout": dropout, "target_projections": list(targets)}
+    backbone.tied_lora = {
+        "rank": rank,
+        "scaling": scaling,
+        "dropout": dropout,
+        "target_projections": target_projections,
+    }
     return backbone
 
 
@@ -112,11 +116,10 @@ def save(model: nn.Module, folder: Path) -> None:
 
 
 def load(backbone: PreTrainedModel, folder: Path) -> nn.Module:
-    """Build the model that `save` described and fill it. Raises UserError if the folder is damaged or of another model."""
+    """Build the model that `save` described and fill it. Raises UserError for a damaged folder or another model."""
     try:
         settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
-        targets = settings.pop("target_projections")
-        model = _build(backbone, **settings, seed=0, targets=targets)
+        model = _build(backbone, seed=0, **settings)
         stored = load_file(folder / WEIGHTS)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise UserError(

@@ -11,8 +11,8 @@ from transformers import PreTrainedModel
 
 from lora_drop.config.schema import MethodConfig
 from lora_drop.methods import lora
-from lora_drop.methods.base import Method, heads
-from lora_drop.pruning.places import find_places, transposed
+from lora_drop.methods.base import Method
+from lora_drop.pruning.places import find_places
 from lora_drop.pruning.selection import Selection
 
 RANK = 512  # LoRA-drop's Table 1: 0.03M parameters on RoBERTa-base
@@ -20,17 +20,12 @@ RANK = 512  # LoRA-drop's Table 1: 0.03M parameters on RoBERTa-base
 
 def build(backbone: PreTrainedModel, config: MethodConfig, seed: int, selection: Selection | None) -> nn.Module:
     """Put the two vectors on every module of the target projections; the random matrices follow from `seed`."""
-    places = find_places(backbone, config.target_projections)
     vera = VeraConfig(
         r=config.rank or RANK,
         vera_dropout=config.dropout,
         projection_prng_key=seed,
         save_projection=True,
-        target_modules=[place.name for place in places],
-        fan_in_fan_out=transposed(backbone, places),
-        task_type=lora.task_type(backbone),
-        modules_to_save=heads(backbone) or None,
-        bias="none",
+        **lora.where(backbone, find_places(backbone, config.target_projections)),
     )
     return lora.wrap(backbone, vera, seed)
 

@@ -19,8 +19,8 @@ Notice = Callable[[str], None]
 def check_tokenizer(name: str, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, notice: Notice) -> None:
     """Make sure that the model knows every token of its tokenizer, and that there is one to pad with.
 
-    A padding token that is missing, or has no row in the embedding, is replaced: by the one that the model's configuration names, else by the
-    end-of-text token. Padding is masked, so any row of the embedding will do.
+    A padding token that is missing, or has no row in the embedding, is replaced: by the one that the model's
+    configuration names, else by the end-of-text token. Padding is masked, so any row of the embedding will do.
 
     Raises:
         UserError: if the tokenizer has no vocabulary, more tokens than the embedding has rows, or nothing to pad with.
@@ -62,7 +62,7 @@ def _choose_padding(name: str, tokenizer: PreTrainedTokenizerBase, config: Pretr
 def check_weights(
     name: str, model: PreTrainedModel, report: Mapping[str, Any], outputs: int, notice: Notice
 ) -> list[str]:
-    """Check what transformers could not load, and return the modules that therefore have fresh weights (a head, DeBERTa's pooler).
+    """Check what transformers could not load; return the modules that have fresh weights (a head, DeBERTa's pooler).
 
     Args:
         name: the backbone's, for messages.
@@ -72,7 +72,8 @@ def check_weights(
         notice: told about a head of another size, which is replaced.
 
     Raises:
-        UserError: if weights of the layers or the embeddings are missing or of another shape, or a weight is NaN or infinite.
+        UserError: if weights of the layers or the embeddings are missing or of another shape, or a weight is NaN or
+            infinite.
     """
     missing: list[str] = sorted(report["missing_keys"])
     mismatched = {key: tuple(found) for key, found, _ in report["mismatched_keys"]}
@@ -118,7 +119,7 @@ def check_length(model: PreTrainedModel, max_length: int) -> None:
     if positions is None:
         return
     for name, module in model.named_modules():
-        # RoBERTa and its relatives (XLM-R, CamemBERT, MPNet, Data2Vec, Longformer) count positions from their padding's number + 1
+        # RoBERTa and its relatives (XLM-R, CamemBERT, MPNet, Data2Vec, Longformer) count from their padding's number + 1
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding) and module.padding_idx is not None:
             positions = module.num_embeddings - module.padding_idx - 1
     if 0 < positions < max_length:

@@ -1,4 +1,4 @@
-"""Hashes of files' content. A large file is read once: its hash is remembered with its size and time of change, as git does."""
+"""Hashes of files' content. That of a large file is remembered with its size and time of change, as git does."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ REMEMBERED = 2**24
 
 
 def sha256(path: Path) -> str:
-    """Return the sha256 of a file; of a file of the Hub's cache, which is a link to a blob of that name, without reading it."""
+    """Return the sha256 of a file; a file of the Hub's cache, a link to a blob of that name, is not read for it."""
     blob = path.readlink() if path.is_symlink() else path
     if blob.parent.name == "blobs" and re.fullmatch(r"[0-9a-f]{64}", blob.name):
         return blob.name

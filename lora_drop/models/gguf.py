@@ -1,7 +1,7 @@
 """Weights from a GGUF file, read once a process.
 
-Reading one takes half a minute for 135M parameters, most of it for parsing the file's vocabulary in Python, and a run loads its backbone
-three times.
+Reading one takes half a minute for 135M parameters, most of it for parsing the file's vocabulary in Python, and a run
+loads its backbone three times.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def gguf_config(folder: str, file: str) -> PretrainedConfig:
 
 
 def fill_from_gguf(model: PreTrainedModel, folder: str, file: str) -> list[str]:
-    """Copy the de-quantised weights into a model of the file's architecture, and return the names of those that the file does not hold."""
+    """Copy the de-quantised weights into a model of the architecture; return the names of those that the file lacks."""
     return model.load_state_dict(_state(folder, file), strict=False).missing_keys
 
 
@@ -32,7 +32,7 @@ def _config(folder: str, file: str) -> PretrainedConfig:
 
 @lru_cache(maxsize=1)
 def _state(folder: str, file: str) -> dict[str, torch.Tensor]:
-    """Return all weights in fp32, by their names in a causal language model; a classifier's have the same names, but for its head."""
+    """Return all weights in fp32 by their names in a language model, which a classifier has, too, but for its head."""
     config = gguf_config(folder, file)
     with redirect_stderr(io.StringIO()):  # a progress bar that knows no switch
         model = AutoModelForCausalLM.from_pretrained(

@@ -1,6 +1,7 @@
-"""A model of the Hub as a folder of this machine: its configuration, its tokenizer and its safetensors at one commit, nothing else.
+"""A model of the Hub as a folder of this machine: configuration, tokenizer and safetensors at one commit.
 
-transformers then reads that folder and never asks the Hub itself: what is loaded is what was located, and what fails fails before work starts.
+transformers then reads that folder and never asks the Hub itself: what is loaded is what was located, and what fails
+fails before work starts.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ TOKENIZER = re.compile(
 )
 """Names of the files of transformers' tokenizers."""
 SAME_WITH_ANY_READER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
-"""Where there is a tokenizer.json, these files decide the tokens, and every program that loads the tokenizer has fetched them."""
+"""Where there is a tokenizer.json, these decide the tokens, and every program that loads the tokenizer fetches them."""
 OTHERWISE = "Without the Hub: a packaged backbone (packaged:minilm-l6) or a folder."
 
 
@@ -65,14 +66,16 @@ def locate_model(
     """Find a model on this machine, else fetch it.
 
     Args:
-        name: `organisation/name` or `organisation/name@revision`. Without a revision, and for a branch or a tag, the cached commit is used.
+        name: `organisation/name` or `organisation/name@revision`. Without a revision, and for a branch or a tag, the
+            cached commit is used.
         offline: the Hub must not be asked.
         weights: also the weights and the tokenizer; else the configuration alone.
         known: an `origin` that this name has had before, to be had again.
         report: told of a newer revision, and of what is fetched.
 
     Raises:
-        UserError: with the reason and the remedy if it is not there and cannot be fetched, or is no transformers model in safetensors.
+        UserError: with the reason and the remedy if it is not there and cannot be fetched, or is no transformers model
+            in safetensors.
     """
     repo = Repo.parse(name)
     forbidden = forbidden_by(offline)

@@ -1,4 +1,7 @@
-"""A frozen backbone in 4 bits (QLoRA, Dettmers et al. 2023, arXiv 2305.14314): NF4 weights with quantized constants, computed with in bf16."""
+"""A frozen backbone in 4 bits (QLoRA, Dettmers et al. 2023, arXiv 2305.14314).
+
+NF4 weights with quantized constants; the arithmetic is in bf16.
+"""
 
 from __future__ import annotations
 
@@ -9,18 +12,20 @@ from transformers import BitsAndBytesConfig
 
 from lora_drop.config.schema import Config
 from lora_drop.errors import UserError
+from lora_drop.models.base import prefix_of
 
 
 def check_quantization(config: Config, device: torch.device) -> None:
-    """Raise UserError if the configuration asks for a quantized backbone that this machine, backbone or method cannot have."""
+    """Raise UserError if a quantized backbone is asked for that this machine, backbone or method cannot have."""
     if config.quantization == "none":
         return
     asked = f"quantization={config.quantization}"
     if config.method.name in ("full", "tied_lora"):
         raise UserError(
-            f"{asked} needs a method that is a PEFT adapter, and {config.method.name} is none. Choose another method, or quantization=none."
+            f"{asked} needs a method that is a PEFT adapter, and {config.method.name} is none. "
+            "Choose another method, or quantization=none."
         )
-    if config.backbone.startswith(("tiny:", "packaged:", "shape:")):
+    if prefix_of(config.backbone):
         raise UserError(
             f"{asked} is for backbones from the Hub or a folder; {config.backbone} is neither. Set quantization=none."
         )

@@ -2,8 +2,8 @@
 
 Rows are `datasets.Dataset`s with fixed columns:
 
-- classification and regression: `id` (str), `text` (str), `text_pair` (str, only for sentence pairs), `label` (int, an index
-  into `Task.labels`; float for regression), and `group` (str) where an evaluation split has parts that are also
+- classification and regression: `id` (str), `text` (str), `text_pair` (str, only for sentence pairs), `label` (int, an
+  index into `Task.labels`; float for regression), and `group` (str) where an evaluation split has parts that are also
   reported apart (MNLI: matched, mismatched);
 - generation: `id` (str), `prompt` (str), and `completion` (str) in training rows, `references` (list of str) in
   evaluation rows; `stratum` (str) in training rows.
@@ -12,7 +12,7 @@ Rows are `datasets.Dataset`s with fixed columns:
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -27,9 +27,9 @@ from lora_drop.progress import SILENT, Reporter
 class Source:
     """Where rows come from: a folder with the official files, else the Hub.
 
-    A folder that is named (`data_dir`, --data-dir) is the only source: a file that it lacks is an error, also where it holds those of other
-    tasks or splits, so that no run mixes two sources unasked. $LORA_DROP_DATA is a habit of the machine: rows missing there come from the Hub,
-    with a notice.
+    A folder that is named (`data_dir`, --data-dir) is the only source: a file that it lacks is an error, also where it
+    holds those of other tasks or splits, so that no run mixes two sources unasked. $LORA_DROP_DATA is a habit of the
+    machine: rows missing there come from the Hub, with a notice.
     """
 
     data_dir: Path | None
@@ -53,8 +53,8 @@ class Source:
         """
         if data_dir and revision:
             raise UserError(
-                f"data_dir={data_dir} and data_revision={revision} exclude each other: rows come from files, or from a revision of the Hub. "
-                "Leave one out (-o data_dir=null or -o data_revision=null)."
+                f"data_dir={data_dir} and data_revision={revision} exclude each other: rows come from files, or from a "
+                "revision of the Hub. Leave one out (-o data_dir=null or -o data_revision=null)."
             )
         folder = data_dir or (None if revision else os.environ.get("LORA_DROP_DATA"))
         if folder and not Path(folder).is_dir():
@@ -104,6 +104,13 @@ class Task:
         if split not in self.splits:
             raise UserError(f"{self.name} has no split {split!r}. Its evaluation splits: {', '.join(self.splits)}")
         return split
+
+
+def text_rows(split: str, prompts: Sequence[str], **columns: Sequence[Any]) -> Dataset:
+    """Return rows of a generation task: prompts, and `completion` and `stratum` or `references` beside them."""
+    return Dataset.from_dict(
+        {"id": [f"{split}-{number}" for number in range(len(prompts))], "prompt": prompts, **columns}
+    )
 
 
 def stratum_column(rows: Dataset) -> list[str]:

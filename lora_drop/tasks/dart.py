@@ -1,7 +1,7 @@
 """DART 1.1.1 (Nan et al. 2021): from a set of (subject, relation, object) triples to a sentence.
 
-Every annotation of an item is a training row of its own (62,659 from 30,526 items); an evaluation row is an item with all its
-annotations as references. One official test reference is the empty string, and stays.
+Every annotation of an item is a training row of its own (62,659 from 30,526 items); an evaluation row is an item with
+all its annotations as references. One official test reference is the empty string, and stays.
 """
 
 from __future__ import annotations
@@ -13,10 +13,9 @@ from typing import Any
 from datasets import Dataset
 
 from lora_drop.errors import UserError
-from lora_drop.tasks.base import Source, Task, stratum_column
+from lora_drop.tasks.base import Source, Task, stratum_column, text_rows
+from lora_drop.tasks.files import official_file, read_json_list, some, text_in
 from lora_drop.tasks.hub_rows import PARQUET, HubRows
-from lora_drop.tasks.sources import official_file
-from lora_drop.tasks.text_files import check_rows, read_json_list, text_in
 
 PROMPT = "{triples}\n\nThese facts in words:\n"
 """The prompt; the annotation follows."""
@@ -34,28 +33,16 @@ Annotations = list[tuple[str, str]]
 
 def load(source: Source, split: str) -> Dataset:
     """Load "train" (`id, prompt, completion, stratum`), "test" or "validation" (`id, prompt, references`)."""
-    items = list(_items(source, split))
-    prompts = [PROMPT.format(triples=linearise(triples)) for triples, _ in items]
+    items = [(PROMPT.format(triples=linearise(triples)), given) for triples, given in _items(source, split)]
     if split != "train":
-        return Dataset.from_dict(
-            {
-                "id": [f"{split}-{number}" for number in range(len(items))],
-                "prompt": prompts,
-                "references": [[text for _, text in annotations] for _, annotations in items],
-            }
-        )
-    pairs = [
-        (prompt, *annotation)
-        for prompt, (_, annotations) in zip(prompts, items, strict=True)
-        for annotation in annotations
-    ]
-    return Dataset.from_dict(
-        {
-            "id": [f"train-{number}" for number in range(len(pairs))],
-            "prompt": [prompt for prompt, _, _ in pairs],
-            "completion": [text for _, _, text in pairs],
-            "stratum": [origin for _, origin, _ in pairs],
-        }
+        references = [[text for _, text in annotations] for _, annotations in items]
+        return text_rows(split, [prompt for prompt, _ in items], references=references)
+    pairs = [(prompt, origin, text) for prompt, annotations in items for origin, text in annotations]
+    return text_rows(
+        split,
+        [prompt for prompt, _, _ in pairs],
+        completion=[text for _, _, text in pairs],
+        stratum=[origin for _, origin, _ in pairs],
     )
 
 
@@ -69,9 +56,7 @@ def _items(source: Source, split: str) -> Iterator[tuple[list[list[str]], Annota
     if path is None:
         yield from _hub_items(source, split)
         return
-    lines = list(read_json_list(path))
-    check_rows(path, lines)
-    for line, item in lines:
+    for line, item in some(path, read_json_list(path)):
         yield _triples(path, line, item), _annotations(path, line, item)
 
 
@@ -83,7 +68,7 @@ def _triples(path: Path, line: int, item: Any) -> list[list[str]]:
 
 
 def _is_triple(triple: Any) -> bool:
-    return isinstance(triple, list) and len(triple) == 3 and all(isinstance(part, str) for part in triple)
+    return isinstance(triple, list) and [type(part) for part in triple] == [str, str, str]
 
 
 def _annotations(path: Path, line: int, item: Any) -> Annotations:

@@ -8,10 +8,9 @@ from statistics import quantiles
 
 from datasets import Dataset
 
-from lora_drop.tasks.base import Source, Task, stratum_column
+from lora_drop.tasks.base import Source, Task, stratum_column, text_rows
+from lora_drop.tasks.files import check_target, official_file, read_jsonl, some, text_in
 from lora_drop.tasks.hub_rows import HubRows
-from lora_drop.tasks.sources import official_file
-from lora_drop.tasks.text_files import check_rows, check_target, read_jsonl, text_in
 
 PROMPT = "{dialogue}\n\nSummary of the dialogue:\n"
 """The prompt; the summary follows."""
@@ -28,16 +27,15 @@ LENGTH_BINS = 5
 def load(source: Source, split: str) -> Dataset:
     """Load "train" (`id, prompt, completion, stratum`), "test" or "validation" (`id, prompt, references`)."""
     items = list(_items(source, split))
-    columns: dict[str, list] = {
-        "id": [name for name, _, _ in items],
-        "prompt": [PROMPT.format(dialogue=dialogue) for _, dialogue, _ in items],
-    }
-    if split == "train":
-        columns["completion"] = [summaries[0] for _, _, summaries in items]
-        columns["stratum"] = length_strata([dialogue for _, dialogue, _ in items])
-    else:
-        columns["references"] = [summaries for _, _, summaries in items]
-    return Dataset.from_dict(columns)
+    prompts = [PROMPT.format(dialogue=dialogue) for dialogue, _ in items]
+    if split != "train":
+        return text_rows(split, prompts, references=[summaries for _, summaries in items])
+    return text_rows(
+        split,
+        prompts,
+        completion=[summaries[0] for _, summaries in items],
+        stratum=length_strata([dialogue for dialogue, _ in items]),
+    )
 
 
 def length_strata(dialogues: list[str]) -> list[str]:
@@ -47,30 +45,25 @@ def length_strata(dialogues: list[str]) -> list[str]:
     return [f"length {bisect_right(cuts, length) + 1} of {LENGTH_BINS}" for length in lengths]
 
 
-def _items(source: Source, split: str) -> Iterator[tuple[str, str, list[str]]]:
-    """Yield (id, dialogue, summaries)."""
+def _items(source: Source, split: str) -> Iterator[tuple[str, list[str]]]:
+    """Yield each dialogue and its summaries."""
     path = official_file(source, FILES[split], split, str(HUB))
     if path is None:
         yield from _hub_items(source, split)
         return
-    lines = list(read_jsonl(path))
-    check_rows(path, lines)
-    for number, (line, row) in enumerate(lines):
+    for line, row in some(path, read_jsonl(path)):
         keys: list[str] = [key for key in ("summary1", "summary2", "summary3") if key in row] or ["summary"]
         summaries = [check_target(path, line, text_in(path, line, row, key), key) for key in keys]
-        yield f"{split}-{number}", text_in(path, line, row, "dialogue").replace("\r\n", "\n"), summaries
+        yield text_in(path, line, row, "dialogue").replace("\r\n", "\n"), summaries
 
 
-def _hub_items(source: Source, split: str) -> Iterator[tuple[str, str, list[str]]]:
+def _hub_items(source: Source, split: str) -> Iterator[tuple[str, list[str]]]:
     """The Hub's test split repeats a dialogue for each of its summaries."""
-    summaries: dict[str, list[str]] = {}
-    dialogues: dict[str, str] = {}
+    items: dict[str, tuple[str, list[str]]] = {}
     for row in HUB.load(source, split, FILES[split], ("id", "dialogue", "summary")):
         name = row["id"].rsplit("_", 1)[0] if split == "test" else row["id"]  # test_7_1, test_7_2, test_7_3
-        dialogues[name] = row["dialogue"].replace("\r\n", "\n")
-        summaries.setdefault(name, []).append(row["summary"])
-    for number, name in enumerate(dialogues):
-        yield f"{split}-{number}", dialogues[name], summaries[name]
+        items.setdefault(name, (row["dialogue"].replace("\r\n", "\n"), []))[1].append(row["summary"])
+    yield from items.values()
 
 
 TASK = Task(

@@ -1,7 +1,7 @@
 """The E2E challenge (Novikova et al. 2017): from a restaurant's meaning representation (MR) to a description of it.
 
-Training rows are the pairs of the official file; evaluation rows are its distinct MRs, in order of first appearance, each with
-all its references (test: 630), which is how the challenge scored.
+Training rows are the pairs of the official file; evaluation rows are its distinct MRs, in order of first appearance,
+each with all its references (test: 630), which is how the challenge scored.
 """
 
 from __future__ import annotations
@@ -11,10 +11,9 @@ from collections.abc import Iterator
 
 from datasets import Dataset
 
-from lora_drop.tasks.base import Source, Task, stratum_column
+from lora_drop.tasks.base import Source, Task, stratum_column, text_rows
+from lora_drop.tasks.files import check_target, official_file, read_csv, some
 from lora_drop.tasks.hub_rows import PARQUET, HubRows
-from lora_drop.tasks.sources import official_file
-from lora_drop.tasks.text_files import check_rows, check_target, read_csv
 
 PROMPT = "{mr}\n\nDescription of the restaurant:\n"
 """The prompt; the reference follows."""
@@ -31,24 +30,16 @@ def load(source: Source, split: str) -> Dataset:
     """Load "train" (`id, prompt, completion, stratum`), "test" or "validation" (`id, prompt, references`)."""
     pairs = list(_pairs(source, split))
     if split == "train":
-        return Dataset.from_dict(
-            {
-                "id": [f"train-{number}" for number in range(len(pairs))],
-                "prompt": [PROMPT.format(mr=mr) for mr, _ in pairs],
-                "completion": [reference for _, reference in pairs],
-                "stratum": [stratum(mr) for mr, _ in pairs],
-            }
+        return text_rows(
+            split,
+            [PROMPT.format(mr=mr) for mr, _ in pairs],
+            completion=[reference for _, reference in pairs],
+            stratum=[stratum(mr) for mr, _ in pairs],
         )
     references: dict[str, list[str]] = {}
     for mr, reference in pairs:
         references.setdefault(mr, []).append(reference)
-    return Dataset.from_dict(
-        {
-            "id": [f"{split}-{number}" for number in range(len(references))],
-            "prompt": [PROMPT.format(mr=mr) for mr in references],
-            "references": list(references.values()),
-        }
-    )
+    return text_rows(split, [PROMPT.format(mr=mr) for mr in references], references=list(references.values()))
 
 
 def meaning_representations(prompts: list[str]) -> list[str]:
@@ -73,9 +64,7 @@ def _pairs(source: Source, split: str) -> Iterator[tuple[str, str]]:
         for row in HUB.load(source, split, FILES[split], columns):
             yield row["meaning_representation"], row["human_reference"]
         return
-    lines = list(read_csv(path, ("mr", "ref")))
-    check_rows(path, lines)
-    for line, (mr, reference) in lines:
+    for line, (mr, reference) in some(path, read_csv(path, ("mr", "ref"))):
         yield mr, check_target(path, line, reference, "reference")
 
 

@@ -20,7 +20,7 @@ from lora_drop.progress import Reporter
 from lora_drop.tasks.base import Source
 
 PARQUET = "refs/convert/parquet"
-"""The branch of a data set that holds the rows themselves where its main one holds a loading script, which is never executed."""
+"""The branch that holds the rows where a data set's main one holds a loading script, which is never executed."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,8 @@ class HubRows:
         """Return the rows of a split: those that are cached, else those of the Hub, which are then cached.
 
         Args:
-            source: says which revision, and whether the Hub may be asked. The origin of the rows is added to `source.origins`.
+            source: says which revision, and whether the Hub may be asked. The origin of the rows is added to
+                `source.origins`.
             split: its name on the Hub.
             file: the official file, relative to a data folder, that would do instead.
             columns: must be there.
@@ -108,7 +109,7 @@ class HubRows:
         with asking(repo, otherwise) as api:
             revision, info = choose(api, repo, commits, report)
             commit = str(info.sha)
-            # by the name of the revision, so that the cache notes which commit it was (also where there is no such file)
+            # by the revision's name, so that the cache notes its commit (also where there is no such file)
             with suppress(RemoteEntryNotFoundError):
                 card = hf_hub_download(repo.name, "README.md", repo_type="dataset", revision=revision)
                 commit = Path(card).parent.name

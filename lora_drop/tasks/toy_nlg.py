@@ -1,8 +1,9 @@
 """`toy-nlg`: a generated data-to-text task for demonstrations and tests; no file, no network, the same rows everywhere.
 
-A meaning representation in the style of E2E becomes a sentence: `animal[dog], number[three], colour[brown], does[sleep],
-place[garden]` -> "Three brown dogs sleep in the garden." or "In the garden, three brown dogs sleep.". The words can be
-copied, but number, negation and the missing slots decide the endings and the order, so a model has to read them all.
+A meaning representation in the style of E2E becomes a sentence: `animal[dog], number[three], colour[brown],
+does[sleep], place[garden]` -> "Three brown dogs sleep in the garden." or "In the garden, three brown dogs sleep.". The
+words can be copied, but number, negation and the missing slots decide the endings and the order, so a model has to read
+them all.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from itertools import product
 
 from datasets import Dataset
 
-from lora_drop.tasks.base import Source, Task, stratum_column
+from lora_drop.tasks.base import Source, Task, stratum_column, text_rows
 
 PROMPT = "{mr}\n\nIn words:\n"
 """The prompt; the sentence follows."""
@@ -30,18 +31,17 @@ Meaning = tuple[str, str, str, str, str, str]
 
 
 def load(source: Source, split: str) -> Dataset:
-    """Generate "train" (`id, prompt, completion, stratum`) or "validation" (`id, prompt, references`); they share no meaning."""
+    """Generate "train" (`id, prompt, completion, stratum`) or, of other meanings, "validation" (`…, references`)."""
     meanings = _meanings(split)
-    columns: dict[str, list] = {
-        "id": [f"{split}-{number}" for number in range(len(meanings))],
-        "prompt": [PROMPT.format(mr=representation(meaning)) for meaning in meanings],
-    }
-    if split == "train":
-        columns["completion"] = [sentences(meaning)[number % 2] for number, meaning in enumerate(meanings)]
-        columns["stratum"] = [_stratum(meaning) for meaning in meanings]
-    else:
-        columns["references"] = [list(dict.fromkeys(sentences(meaning))) for meaning in meanings]
-    return Dataset.from_dict(columns)
+    prompts = [PROMPT.format(mr=representation(meaning)) for meaning in meanings]
+    if split != "train":
+        return text_rows(split, prompts, references=[list(dict.fromkeys(sentences(meaning))) for meaning in meanings])
+    return text_rows(
+        split,
+        prompts,
+        completion=[sentences(meaning)[number % 2] for number, meaning in enumerate(meanings)],
+        stratum=[_stratum(meaning) for meaning in meanings],
+    )
 
 
 def representation(meaning: Meaning) -> str:

@@ -1,12 +1,14 @@
-"""`toy-nli`: a generated sentence-pair task for demonstrations and tests; no file, no network, the same rows everywhere.
+"""`toy-nli`: a generated task of sentence pairs for demonstrations and tests; no file, the same rows everywhere.
 
-A premise and a hypothesis say the same but for one word or phrase. Whether the premise entails the hypothesis depends on two things together:
+A premise and a hypothesis say the same but for one word or phrase. Whether the premise entails the hypothesis depends
+on two things together:
 
 - does the quantifier reach upwards ("some dog", "at least three dogs") or downwards ("no dog", "at most three dogs")?
 - does the change widen what is said (poodle -> dog, sleeps soundly -> sleeps) or narrow it?
 
-Upward quantifiers allow widening, downward ones narrowing: the label is the exclusive or of the two, every combination is equally frequent,
-and each word is as often with one label as with the other. So no sum of word weights can tell; an encoder must relate the words.
+Upward quantifiers allow widening, downward ones narrowing: the label is the exclusive or of the two, every combination
+is equally frequent, and each word is as often with one label as with the other. So no sum of word weights can tell; an
+encoder must relate the words.
 """
 
 from __future__ import annotations
@@ -50,13 +52,10 @@ DOWNWARD = ("no", "at most three", "hardly any", "fewer than five")
 
 
 def load(source: Source, split: str) -> Dataset:
-    """Generate the rows of "train" or "validation". No row of one is in the other: they share words, not pairs of sentences."""
-    rows = _rows(split)
-    return Dataset.from_dict({key: [row[key] for row in rows] for key in ("id", "text", "text_pair", "label")})
+    """Generate the rows of "train" or "validation": quantifier × direction are balanced exactly.
 
-
-def _rows(split: str) -> list[dict]:
-    """Balance quantifier × direction exactly, then shuffle."""
+    No row of one is in the other: they share words, not pairs of sentences.
+    """
     generator = random.Random(f"toy-nli/{split}")
     training = split == "train"
     changes = [change for number, change in enumerate(_changes()) if (number % 5 != 0) == training]
@@ -70,7 +69,7 @@ def _rows(split: str) -> list[dict]:
                 {"text": f"{quantifier} {premise}.", "text_pair": f"{quantifier} {hypothesis}.", "label": label}
             )
     generator.shuffle(rows)
-    return [{"id": f"{split}-{number}", **row} for number, row in enumerate(rows)]
+    return Dataset.from_list([{"id": f"{split}-{number}", **row} for number, row in enumerate(rows)])
 
 
 def _changes() -> list[tuple[str, str]]:

@@ -23,7 +23,7 @@ def _corpus_bleu(
 
 
 class SacreBleu(TextMetric):
-    """Corpus BLEU over all references with sacreBLEU's defaults (Post 2018): 13a tokens, case kept, exponential smoothing."""
+    """Corpus BLEU, all references, sacreBLEU's defaults (Post 2018): 13a tokens, case kept, exponential smoothing."""
 
     names = ("sacrebleu",)
     description = "corpus BLEU, all references, sacreBLEU's defaults"
@@ -35,7 +35,7 @@ class SacreBleu(TextMetric):
 
 
 class E2eBleu(TextMetric):
-    """The E2E challenge's BLEU (Dušek et al. 2020), mteval-v13a: all references, lower-cased, 13a tokens, not smoothed."""
+    """The E2E challenge's BLEU (Dušek et al. 2020), mteval-v13a: all references, lower case, 13a tokens, not smoothed."""
 
     names = ("e2e_bleu",)
     description = "BLEU as the E2E challenge's measure_scores (mteval-v13a)"
@@ -51,8 +51,8 @@ class DartBleu(TextMetric):
     """DART's BLEU (Nan et al. 2021), multi-bleu.perl on its `.lex` references.
 
     Those are the first three annotations, split into words and single signs, lower-cased. Tokens are what white space
-    separates, case is kept, nothing is smoothed. An item with fewer annotations is given blank references, which count as
-    references of length 0 where the length closest to the prediction's is sought.
+    separates, case is kept, nothing is smoothed. An item with fewer annotations is given blank references, which count
+    as references of length 0 where the length closest to the prediction's is sought.
     """
 
     names = ("dart_bleu",)
@@ -75,5 +75,5 @@ def dart_form(text: str) -> str:
 
 
 def _bytewise(text: str) -> str:
-    """Keep words together that only a Unicode space separates: the Perl script reads bytes and knows ASCII's spaces alone."""
+    """Keep words together that only a Unicode space separates: the Perl script knows ASCII's spaces alone."""
     return re.sub(r"[^\S \t\n\v\f\r]", "\N{WORD JOINER}", text)

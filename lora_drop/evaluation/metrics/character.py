@@ -39,7 +39,7 @@ class CharBleu4(TextMetric):
 
 
 class RougeChineseL(TextMetric):
-    """Mean over items of rouge_chinese's ROUGE-L F1 over jieba's tokens, first reference; 0 where either text is empty."""
+    """Mean over items of rouge_chinese's ROUGE-L F1 over jieba's tokens, first reference; 0 for an empty text."""
 
     names = ("rouge_chinese_l",)
     description = "ROUGE-L F1 (rouge_chinese) over jieba tokens, first reference"

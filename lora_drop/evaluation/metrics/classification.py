@@ -12,13 +12,14 @@ from scipy import stats
 from sklearn import metrics
 
 from lora_drop.errors import UserError
+from lora_drop.evaluation.metrics.text_metric import InMemory
 from lora_drop.tasks.base import Task
 
 
 def _association(
     function: Callable[[np.ndarray, np.ndarray], float],
 ) -> Callable[[np.ndarray, np.ndarray], float]:
-    """Report 0 where one side is constant: a constant has no correlation with anything, and NaN would hide that the model learnt nothing."""
+    """Report 0 where one side is constant: NaN would hide that the model learnt nothing."""
 
     def compute(predictions: np.ndarray, references: np.ndarray) -> float:
         tiny = 1e-9 * max(1.0, float(np.abs(predictions).max()))  # differences of rounding alone are no ranking
@@ -40,17 +41,13 @@ FUNCTIONS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
 }
 
 
-class GlueMetric(evaluate.Metric):
-    """Several named metrics over one set of predictions, as fractions: accuracy, f1 (of label 1), matthews_correlation, pearson, spearman."""
+class GlueMetric(InMemory):
+    """Several named metrics over one set of predictions, as fractions; f1 is that of label 1."""
 
     def __init__(self, names: Sequence[str]):
         """Compute the metrics of these names (keys of FUNCTIONS)."""
         self.names = tuple(names)
-        super().__init__(keep_in_memory=True)
-
-    def _build_data_dir(self) -> str:
-        """Everything stays in memory: the base class would make a folder in the user's cache."""
-        return ""
+        super().__init__()
 
     def _info(self) -> evaluate.MetricInfo:
         features = Features({"predictions": Value("float64"), "references": Value("float64")})
@@ -64,7 +61,7 @@ class GlueMetric(evaluate.Metric):
 def evaluate_predictions(
     task: Task, predictions: Sequence[float], references: Sequence[float], groups: Sequence[str] | None = None
 ) -> dict[str, float]:
-    """Return the task's metrics over all rows, and per group where a split has parts (MNLI: accuracy_matched, accuracy_mismatched).
+    """Return the task's metrics over all rows, and per group where a split has parts (MNLI: accuracy_matched, …).
 
     Args:
         task: a classification or regression task.
@@ -90,6 +87,6 @@ def evaluate_predictions(
 
 
 def constant_baseline(task: Task, references: Sequence[float], groups: Sequence[str] | None = None) -> dict[str, float]:
-    """Return what the most frequent label scores when it is predicted for every row (of a regression, where any constant scores 0, the mean)."""
+    """Return what the most frequent label scores when it is predicted for every row; of a regression, the mean."""
     constant = Counter(references).most_common(1)[0][0] if task.labels else float(np.mean(references))
     return evaluate_predictions(task, [constant] * len(references), references, groups)

@@ -1,12 +1,12 @@
 """Penn Treebank tokens as the COCO caption evaluation makes them: lower-cased, without punctuation.
 
-That evaluation, and with it the E2E challenge's ROUGE-L, runs a Java program (PTBTokenizer of Stanford CoreNLP 3.4.1). This is
-our own description of what the program does with a line of text, written by watching its output. What matters most:
-hyphenated words are one token (`family-friendly`, `20-25`), contractions are two (`it 's`, `do n't`), words joined by a
-missing space after a full stop are one (`centre.the`), `£` reads `#`, brackets read `-lrb-` and `-rrb-`.
+That evaluation, and with it the E2E challenge's ROUGE-L, runs a Java program (PTBTokenizer of Stanford CoreNLP 3.4.1).
+This is our own description of what the program does with a line of text, written by watching its output. What matters
+most: hyphenated words are one token (`family-friendly`, `20-25`), contractions are two (`it 's`, `do n't`), words
+joined by a missing space after a full stop are one (`centre.the`), `£` reads `#`, brackets read `-lrb-` and `-rrb-`.
 
-Of 210,915 different lines of real text (E2E 54,036, DART, DialogSum, GLUE) 35 are split otherwise than by the program, one of them
-E2E's; most of these because it looks for the end of a sentence in the line that follows.
+Of 210,915 different lines of real text (E2E 54,036, DART, DialogSum, GLUE) 35 are split otherwise than by the program,
+one of them E2E's; most of these because it looks for the end of a sentence in the line that follows.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 
 PUNCTUATION = frozenset(["''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"])
-"""The tokens that are dropped. (The evaluation means to drop brackets too, but looks for `-LRB-` in lower-cased text.)"""
+"""The tokens that are dropped. (Brackets are meant to be, but `-LRB-` is looked for in lower-cased text.)"""
 
 _ABBREVIATION = (
     r"jan|feb|mar|apr|jun|jul|aug|sep|sept|oct|nov|dec|mon|tue|tues|wed|thu|thurs|fri|ala|ariz|calif|colo|conn|ct|dak|del|fla|ga"
@@ -88,7 +88,8 @@ _RULES = [
     r"\.{3,5}|(?:\.[ \xa0]){2,4}\.|-+|[?!]+|@+|#+|_+|\*+|<<|>>|''|``|\S",
 ]
 _PATTERNS = [re.compile(rule, re.IGNORECASE) for rule in _RULES]
-"""The longest match of all rules wins, the earlier of two; where a group has matched, it is the token, though all of the match counts."""
+"""The longest match of all rules wins, the earlier of two; where a group has matched, it is the token, though all of
+the match counts."""
 
 _PLAIN_WORD = re.compile(r"(?!(?:cannot|gonna|gotta|gimme|lemme|wanna)\s)([a-z]+)\s", re.IGNORECASE)
 """Most of any text, where no rule but one can match: read at once, for speed."""

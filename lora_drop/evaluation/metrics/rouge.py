@@ -1,4 +1,4 @@
-"""ROUGE by three protocols: rouge_score's ROUGE-L over all references, its stemmed ROUGE on one, and the COCO captions' ROUGE-L."""
+"""ROUGE by three protocols: rouge_score's over all references, its stemmed one on the first, and the COCO captions'."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ COCO_BETA = 1.2
 
 
 class RougeL(TextMetric):
-    """ROUGE-L F1 of the package rouge_score (Lin 2004), without stemmer: the mean over items of the best reference's, and of the references' mean."""
+    """ROUGE-L F1 of the package rouge_score (Lin 2004), without stemmer.
+
+    The mean over items of the best reference's (`rouge_l`), and of the references' mean (`rouge_l_mean`).
+    """
 
     names = ("rouge_l", "rouge_l_mean")
     description = "ROUGE-L F1 (rouge_score), best reference and mean over references"
@@ -35,7 +38,7 @@ class RougeL(TextMetric):
 
 
 class RougeStem(TextMetric):
-    """ROUGE-1, -2 and -L F1 of rouge_score with its Porter stemmer against the FIRST reference, as DialogSum's baseline reports them."""
+    """ROUGE-1, -2 and -L F1 of rouge_score, Porter-stemmed, FIRST reference, as DialogSum's baseline has them."""
 
     names = ("rouge1_stem", "rouge2_stem", "rougeL_stem")
     description = "ROUGE-1/2/L F1 (rouge_score, stemmer), first reference"
@@ -52,8 +55,8 @@ class RougeStem(TextMetric):
 class E2eRougeL(TextMetric):
     """The E2E challenge's ROUGE-L, that of the COCO captions (Chen et al. 2015).
 
-    Per item, the highest precision and the highest recall of the longest common subsequence over the references, each on its
-    own, give F with β = 1.2; then the mean over items. Tokens: see penn_treebank.py.
+    Per item, the highest precision and the highest recall of the longest common subsequence over the references, each
+    on its own, give F with β = 1.2; then the mean over items. Tokens: see penn_treebank.py.
     """
 
     names: ClassVar[tuple[str, ...]] = ("e2e_rouge_l",)

@@ -1,4 +1,4 @@
-"""The base of the text metrics: an `evaluate.Metric` that stays in memory and names the protocol by which it counted."""
+"""The base of all metrics, an `evaluate.Metric` in memory, and that of text metrics, which name their protocol."""
 
 from __future__ import annotations
 
@@ -9,11 +9,21 @@ import evaluate
 from datasets import Features, List, Value
 
 
-class TextMetric(evaluate.Metric):
+class InMemory(evaluate.Metric):
+    """A metric that keeps what it compares in memory: the base class would make a folder in the user's cache."""
+
+    def __init__(self) -> None:
+        super().__init__(keep_in_memory=True)
+
+    def _build_data_dir(self) -> str:
+        return ""
+
+
+class TextMetric(InMemory):
     """One protocol for comparing texts with references; it may give several numbers.
 
-    `compute(predictions=[text, …], references=[[text, …], …])` returns a number from 0 to 100 for each of `names`; afterwards
-    `signatures` says for each how it was counted. Every prediction needs one or more references.
+    `compute(predictions=[text, …], references=[[text, …], …])` returns a number from 0 to 100 for each of `names`;
+    afterwards `signatures` says for each how it was counted. Every prediction needs one or more references.
     """
 
     names: ClassVar[tuple[str, ...]]
@@ -29,11 +39,7 @@ class TextMetric(evaluate.Metric):
         """
         self.as_written = as_written
         self.signatures: dict[str, str] = {}
-        super().__init__(keep_in_memory=True)
-
-    def _build_data_dir(self) -> str:
-        """Everything stays in memory: the base class would make a folder in the user's cache."""
-        return ""
+        super().__init__()
 
     def _info(self) -> evaluate.MetricInfo:
         features = Features({"predictions": Value("string"), "references": List(Value("string"))})

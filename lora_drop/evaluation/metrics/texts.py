@@ -53,8 +53,8 @@ def score_texts(
         skip_missing: leave out metrics whose packages (extra paper-metrics) are not installed, and say so in `skipped`.
 
     Raises:
-        UserError: for an unknown metric, no items, other numbers of predictions and references, an item without reference,
-            and, unless `skip_missing`, for packages that are not installed.
+        UserError: for an unknown metric, no items, other numbers of predictions and references, an item without
+            reference, and, unless `skip_missing`, for packages that are not installed.
     """
     for name in names:
         if name not in METRICS:

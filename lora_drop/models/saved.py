@@ -1,0 +1,103 @@
+"""A model in transformers' own format: a folder, or a repository of the Hugging Face Hub as a folder of its cache."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+
+from lora_drop.errors import UserError, closest
+from lora_drop.models.base import Backbone, BackboneKind, Loaded, Request
+from lora_drop.models.content import sha256_of_all
+from lora_drop.models.hub import loaded_files, locate_model
+from lora_drop.models.quantization import nf4
+from lora_drop.registry import BACKBONES
+
+
+def locate(name: str, request: Request) -> Backbone:
+    """Find the folder, else the model on the Hub, and check its files. Raises UserError."""
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return _locate_folder(name, folder, request.weights)
+    if name.startswith((".", "/", "~")) or name.partition("@")[0].count("/") > 1:
+        raise UserError(f"The backbone folder {name} does not exist.")
+    prefix, colon, _ = name.partition(":")
+    nearest = closest(prefix, BACKBONES.names()) if colon else ""
+    if nearest:
+        raise UserError(f"Unknown kind of backbone {prefix!r} in {name}.{nearest}")
+    model = locate_model(name, request.offline, request.weights, request.known, request.report)
+    _check_no_adapter(model.folder)
+    identity = model.identity if request.weights else ""
+    return Backbone(name, str(model.folder), identity, {"local_files_only": True}, origin=model.origin)
+
+
+def _locate_folder(name: str, folder: Path, weights: bool) -> Backbone:
+    if not (folder / "config.json").is_file():
+        if (folder / "adapter_config.json").is_file():
+            raise UserError(
+                f"{folder} holds a PEFT adapter and no model. Name its base model as the backbone, and the adapter with "
+                "train.start_from."
+            )
+        raise UserError(f"{folder} holds no transformers model: it has no config.json.")
+    _check_no_adapter(folder)
+    if not weights:
+        return Backbone(name, str(folder), "")
+    files = loaded_files(folder)
+    if not any(file.endswith(".safetensors") for file in files):
+        raise UserError(
+            f"{folder} holds no .safetensors weights (model.safetensors, or an index and its parts). Other formats may "
+            "execute code when loaded; convert them first."
+        )
+    for file in files:
+        if not (folder / file).is_file():
+            raise UserError(f"{folder} lacks {file}, which the index of its weights names. Copy it there.")
+    return Backbone(name, str(folder), sha256_of_all(folder / file for file in files))
+
+
+def _check_no_adapter(folder: Path) -> None:
+    if (folder / "adapter_config.json").is_file():
+        raise UserError(
+            f"{folder} holds an adapter beside the model, which transformers would load into it. Put the adapter into a "
+            "folder of its own and name it with train.start_from, or remove it."
+        )
+
+
+def load_config(backbone: Backbone) -> PretrainedConfig:
+    """Read its config.json."""
+    return from_pretrained(AutoConfig, backbone)
+
+
+def load_tokenizer(backbone: Backbone, **options: Any) -> PreTrainedTokenizerBase:
+    """Read its tokenizer; `options` go to transformers."""
+    return from_pretrained(AutoTokenizer, backbone, **options)
+
+
+def load_model(backbone: Backbone, kind: Any, config: PretrainedConfig, device: torch.device | None) -> Loaded:
+    """Read its weights in fp32, or quantized onto `device`; see `BackboneKind.model`."""
+    options: dict[str, Any] = {"config": config, "dtype": torch.float32, "use_safetensors": True}
+    options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
+    if backbone.quantization != "none":
+        options |= {"quantization_config": nf4(), "device_map": {"": device or "cuda"}}
+    model, report = from_pretrained(kind, backbone, **options)
+    if backbone.origin:  # an adapter names what it was made for, on any machine
+        model.name_or_path = model.config.name_or_path = backbone.origin["hub"]
+    return model, report
+
+
+def from_pretrained(kind: Any, backbone: Backbone, **options: Any) -> Any:
+    """Call transformers' loader of an Auto class. Raises UserError for a damaged file or a model that needs code."""
+    try:
+        return kind.from_pretrained(backbone.path, trust_remote_code=False, **backbone.options, **options)
+    except (OSError, ValueError, SafetensorError) as error:
+        if "trust_remote_code" in str(error):
+            raise UserError(
+                f"The backbone {backbone.name} comes with code of its own, which is never executed. Choose a model that "
+                "transformers has."
+            ) from error
+        raise UserError(f"The backbone {backbone.name} cannot be loaded: {str(error).splitlines()[0]}") from error
+
+
+KIND = BackboneKind("saved", None, locate, load_config, load_tokenizer, load_model)
