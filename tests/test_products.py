@@ -4,9 +4,10 @@ import json
 
 import pytest
 import torch
+from test_training import Interrupt, same, train
 from torch.nn import functional
 
-from lora_drop.training import products
+from lora_drop.training import products, way
 from lora_drop.training.packing.frozen import Frozen, Half, frozen_forward, frozen_layers
 from lora_drop.training.products import STOCK, Products, choose, find_products
 
@@ -65,11 +66,11 @@ def test_the_switch_is_as_before_also_after_an_exception():
 def test_the_choice_is_kept_for_the_machine(tmp_path, monkeypatch):
     monkeypatch.setenv("LORA_DROP_CACHE", str(tmp_path))
     monkeypatch.setattr(products, "choose", lambda inputs, outputs: Products(operator=True))
-    layer = torch.nn.Linear(24, 40)
+    layer = torch.nn.Linear(240, 400)
     products._remembered.cache_clear()
     assert find_products(layer, torch.device("cpu")) == Products(operator=True)
     (key,) = json.loads((tmp_path / "products.json").read_text(encoding="utf-8"))
-    assert key.endswith(f"{torch.get_num_threads()} 24 40")
+    assert key.endswith(f"{torch.get_num_threads()} 240 400")
     products._remembered.cache_clear()
     monkeypatch.setattr(products, "choose", lambda inputs, outputs: STOCK)  # it is not tried again
     assert find_products(layer, torch.device("cpu")) == Products(operator=True)
@@ -139,3 +140,25 @@ def test_a_tensor_is_rounded_once_until_it_changes():
         x.add_(1)
         assert torch.equal(half(x), x.bfloat16())
     assert half(x) is x
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_products_by_onednn_give_the_same_bits_again_and_after_an_interruption(precision, tmp_path, monkeypatch):
+    monkeypatch.setattr(way, "find_products", lambda *_: Products(switched=True, operator=True))
+    undisturbed, outcome = train(tmp_path / "a", precision=precision)
+    assert "fp32 products by oneDNN (switch and operator)" in outcome.computed and outcome.computed.startswith("packed")
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "b", precision=precision, report=Interrupt(4))
+    resumed, _ = train(tmp_path / "b", precision=precision)
+    assert same(undisturbed, resumed)
+
+
+@pytest.mark.slow
+def test_training_with_products_by_onednn_is_that_of_the_stock_ones(tmp_path, monkeypatch):
+    stock, first = train(tmp_path / "stock", products="stock")
+    monkeypatch.setattr(way, "find_products", lambda *_: Products(switched=True, operator=True))
+    ours, second = train(tmp_path / "ours")
+    assert first.computed != second.computed
+    assert second.losses == pytest.approx(first.losses, rel=1e-4)
+    assert all(torch.allclose(stock[name], ours[name], atol=1e-4) for name in stock)

@@ -66,10 +66,23 @@ def collator(tokenizer: PreTrainedTokenizerBase) -> Collate:
     return DataCollatorWithPadding(tokenizer)
 
 
-def batches(rows: Dataset, collate: Collate, batch_size: int) -> Iterator[tuple[list[int], dict[str, torch.Tensor]]]:
-    """Yield (row indices, batch) over all rows, similar lengths together, the longest first."""
+def batches(
+    rows: Dataset, collate: Collate, batch_size: int, by_tokens: bool = False
+) -> Iterator[tuple[list[int], dict[str, torch.Tensor]]]:
+    """Yield (row indices, batch) over all rows, similar lengths together, the longest first.
+
+    Args:
+        rows: tokenised rows.
+        collate: makes a batch of them.
+        batch_size: rows of a batch.
+        by_tokens: of shorter rows, take as many more as have no more tokens than the first batch.
+    """
     lengths = row_lengths(rows)
     order = sorted(range(len(rows)), key=lambda index: (-lengths[index], index))
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
+    start = 0
+    while start < len(order):
+        longest, here = lengths[order[0]], lengths[order[start]]
+        size = batch_size * longest // here if by_tokens else batch_size
+        chosen = order[start : start + size]
+        start += size
         yield chosen, dict(collate([rows[index] for index in chosen]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import nn
 from lora_drop.data.sentences import Collate, batches
 from lora_drop.evaluation.base import Evaluation
 from lora_drop.tasks.base import Task
+from lora_drop.training.way import Way
 
 
 def evaluate_classifier(
@@ -21,9 +23,21 @@ def evaluate_classifier(
     encoded: Dataset,
     collate: Collate,
     batch_size: int,
+    way: Way | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
-    """Run the model over `encoded`, the tokenised `rows`; its mode is as before afterwards."""
+    """Run the model over `encoded`, the tokenised `rows`; its mode is as before afterwards.
+
+    Args:
+        model: a classifier, under an adapter or not.
+        task: labels and metrics.
+        rows: what is evaluated.
+        encoded: their tokens.
+        collate: pads rows to a batch.
+        batch_size: rows at a time; of rows shorter than the longest, as many more as have no more tokens.
+        way: how the model is computed; None is its own way.
+        progress: called with the number of rows done and of all.
+    """
     # not before: it takes a second, and most stages need none
     from lora_drop.evaluation.metrics.classification import constant_baseline, evaluate_predictions
 
@@ -33,9 +47,11 @@ def evaluate_classifier(
     predictions: list[float] = [0.0] * len(rows)
     done = 0
     with torch.no_grad():
-        for chosen, batch in batches(encoded, collate, batch_size):
+        for chosen, batch in batches(encoded, collate, batch_size, by_tokens=True):
             batch.pop("labels")
-            logits = model(**{name: tensor.to(device) for name, tensor in batch.items()}).logits.float().cpu()
+            given = {name: tensor.to(device) for name, tensor in batch.items()}
+            with way.over(given) if way else nullcontext():
+                logits = model(**given).logits.float().cpu()
             values = logits.squeeze(-1) if task.kind == "regression" else logits.argmax(dim=-1)
             for index, value in zip(chosen, values.tolist(), strict=True):
                 predictions[index] = value

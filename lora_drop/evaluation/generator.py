@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from lora_drop.data.completions import end_of_text, prompt_collator
 from lora_drop.data.sentences import batches
 from lora_drop.evaluation.base import Evaluation
 from lora_drop.tasks.base import Task
+from lora_drop.training.way import Way
 
 Progress = Callable[[int, int], None]
 
@@ -40,19 +42,19 @@ def evaluate_generator(
     tokenizer: PreTrainedTokenizerBase,
     settings: config.GenerationConfig,
     batch_size: int,
+    way: Way | None = None,
     progress: Progress | None = None,
     journal: Path | None = None,
 ) -> Evaluation:
     """Write a text for each of `encoded`, the tokenised prompts of `rows`, and compare it with the row's references.
 
-    See `generate` for the arguments. Texts are compared without the blanks around them.
+    See `generate` for the arguments; `way` is how the model is computed. Texts are compared without the blanks around them.
     """
     from lora_drop.evaluation.metrics.texts import score_texts  # not before: most stages need none
 
-    texts = [
-        text.strip()
-        for text in generate(model, encoded, tokenizer, settings, batch_size, progress=progress, journal=journal)
-    ]
+    with way.over() if way else nullcontext():
+        texts = generate(model, encoded, tokenizer, settings, batch_size, progress=progress, journal=journal)
+    texts = [text.strip() for text in texts]
     references = [list(given) for given in rows["references"]]
     scores = score_texts(task.metrics, texts, references)
     columns = zip(rows["id"], texts, references, strict=True)

@@ -45,7 +45,7 @@ class Kind:
     loss: Callable[[float], Loss | None]
     """`loss(label_smoothing)`: what is minimised; None is the model's own loss."""
     evaluate: Callable[..., Evaluation]
-    """`evaluate(model, task, rows, encoded, tokenizer, config, progress, journal)`: `encoded` are the tokens of the
+    """`evaluate(model, task, rows, encoded, tokenizer, config, way, progress, journal)`: `encoded` are the tokens of the
     evaluation `rows`; in `journal` it may keep what a killed evaluation continues from."""
     settings: Callable[[Config], dict[str, Any]]
     """The part of the configuration that, beside the adapter and the rows, decides the outcome of an evaluation."""
@@ -121,8 +121,8 @@ _CLASSIFIER = Kind(
     encode_evaluation=_encode_sentences,
     collate=collator,
     loss=_smoothed_loss,
-    evaluate=lambda model, task, rows, encoded, tokenizer, config, progress, journal: evaluate_classifier(
-        model, task, rows, encoded, collator(tokenizer), config.eval.batch_size, progress
+    evaluate=lambda model, task, rows, encoded, tokenizer, config, way, progress, journal: evaluate_classifier(
+        model, task, rows, encoded, collator(tokenizer), config.eval.batch_size, way, progress
     ),
     settings=lambda config: {},
 )
@@ -134,8 +134,8 @@ _GENERATOR = Kind(
     encode_evaluation=_encode_prompts,
     collate=pair_collator,
     loss=token_loss,
-    evaluate=lambda model, task, rows, encoded, tokenizer, config, progress, journal: evaluate_generator(
-        model, task, rows, encoded, tokenizer, config.generation, config.eval.batch_size, progress, journal
+    evaluate=lambda model, task, rows, encoded, tokenizer, config, way, progress, journal: evaluate_generator(
+        model, task, rows, encoded, tokenizer, config.generation, config.eval.batch_size, way, progress, journal
     ),
     settings=lambda config: {"generation": vars(config.generation)},
 )

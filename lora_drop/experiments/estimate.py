@@ -169,7 +169,7 @@ def _time_scoring(job: Job, model: nn.Module, clock: _Clock) -> float:
     data = job.data
     at_a_time = data.batch_size if job.device.type == "cuda" else min(data.batch_size, CPU_ROWS)
     rows = _some_rows(data.train_encoded, at_a_time, job.config.seed)
-    way = models.way(job, model, rows)
+    way = models.find(job, model, rows)
     inputs = [batch for _, batch in batches(rows, data.collate, at_a_time)]
     return clock.seconds(lambda: importance.collect_moments(model, inputs, packing=way)) / sum(row_lengths(rows))
 
@@ -179,10 +179,12 @@ def _time_evaluation(job: Job, model: nn.Module, clock: _Clock) -> float:
     data, config = job.data, job.config
     count = config.eval.batch_size if job.device.type == "cuda" else min(config.eval.batch_size, CPU_ROWS)
 
+    way = models.find_for_evaluation(job, model)
+
     def evaluate(count: int) -> None:
         chosen = Random(config.seed).choices(range(len(data.eval_rows)), k=count)
         rows, encoded = data.eval_rows.select(chosen), data.eval_encoded.select(chosen)
-        data.kind.evaluate(model, job.task, rows, encoded, data.tokenizer, config, None, None)
+        data.kind.evaluate(model, job.task, rows, encoded, data.tokenizer, config, way, None, None)
 
     evaluate(1)  # imports the metrics
     return clock.seconds(lambda: evaluate(count)) / count

@@ -52,9 +52,11 @@ def fit(
     encoded: Dataset,
     settings: TrainConfig,
     steps: int | None = None,
-    evaluator: Callable[[nn.Module], dict[str, float]] | None = None,
+    evaluated: bool = False,
+    way: Way | None = None,
 ) -> trainer.Outcome:
-    """Train a model on tokenised rows as the stage `score` or `train` does."""
+    """Train a model on tokenised rows as the stage `score` or `train` does, `evaluated` after each epoch."""
+    way = way or find(job, model, encoded)
     loss = job.data.kind.loss(settings.label_smoothing)
     if loss is not None and method.penalty is not None:
         loss = trainer.penalised(loss, partial(method.penalty, model), settings)
@@ -70,10 +72,11 @@ def fit(
         learning_rate=settings.learning_rate,
         steps=steps,
         log_each_step=stage == "score",
-        evaluator=evaluator,
+        evaluator=(lambda trained: evaluate(job, trained, way).metrics) if evaluated else None,
         primary=job.task.primary,
         loss=loss,
         stepper=method.stepper,
+        way=way,
         report=job.report,
     )
 
@@ -88,9 +91,17 @@ def batches_of(job: Job, encoded: Dataset) -> Iterator[dict[str, torch.Tensor]]:
     return (batch for _, batch in batches(encoded, job.data.collate, job.data.batch_size))
 
 
-def way(job: Job, model: nn.Module, encoded: Dataset) -> Way:
+def find(job: Job, model: nn.Module, encoded: Dataset) -> Way:
     """Return the way to compute the model on tokenised training rows."""
+    model.to(job.device)
     return find_way(model, encoded, job.data.collate, job.config.train, job.data.kind.loss(0.0))
+
+
+def find_for_evaluation(job: Job, model: nn.Module) -> Way:
+    """Return the way to compute the model on tokenised evaluation rows."""
+    model.to(job.device)
+    rows = None if job.data.kind.causal else job.data.eval_encoded
+    return find_way(model, rows, job.data.collate, job.config.train, learns=False)
 
 
 def scores_content(job: Job, model: nn.Module, scores: importance.Scores) -> dict[str, Any]:
@@ -106,10 +117,14 @@ def scores_content(job: Job, model: nn.Module, scores: importance.Scores) -> dic
 
 
 def evaluate(
-    job: Job, model: nn.Module, progress: Callable[[int, int], None] | None = None, journal: Path | None = None
+    job: Job,
+    model: nn.Module,
+    way: Way | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    journal: Path | None = None,
 ) -> Evaluation:
     """Evaluate a model on the evaluation rows; in `journal` an evaluation may keep what a killed one continues from."""
     data = job.data
     return data.kind.evaluate(
-        model, job.task, data.eval_rows, data.eval_encoded, data.tokenizer, job.config, progress, journal
+        model, job.task, data.eval_rows, data.eval_encoded, data.tokenizer, job.config, way, progress, journal
     )

@@ -30,6 +30,8 @@ from lora_drop.training.packing.frozen import product
 ERROR = 4.0
 """The root mean square error of a product may be at most so many times MKL's. (oneDNN's is 2 to 3 times MKL's; bf16's, 10,000 times.)"""
 FASTER = 0.85
+SMALL = 2**15
+"""Weights of fewer elements are not tried: there is nothing to gain, and little to measure."""
 ROWS, OPERATIONS, ROUNDS = 64, 1e8, 3
 """Of the trial: tokens, about the operations of one product, and repetitions of each way, of which the fastest counts."""
 
@@ -98,7 +100,7 @@ def _remembered(inputs: int, outputs: int, threads: int) -> Products:
         return Products(**kept[key])
     except (OSError, ValueError, KeyError, TypeError):
         pass
-    found = choose(inputs, outputs)
+    found = choose(inputs, outputs) if inputs * outputs >= SMALL else STOCK
     if path is not None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

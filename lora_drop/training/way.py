@@ -66,16 +66,22 @@ class Way:
 
 
 def find_way(
-    model: nn.Module, rows: Dataset, collate: Collate, config: TrainConfig, loss: Callable[..., Tensor] | None
+    model: nn.Module,
+    rows: Dataset | None,
+    collate: Collate,
+    config: TrainConfig,
+    loss: Callable[..., Tensor] | None = None,
+    learns: bool = True,
 ) -> Way:
     """Find the fastest way to compute a model that gives its numbers, by trying.
 
     Args:
         model: on its device.
-        rows: tokenised rows; the shortest, the middle and the longest of them are tried.
+        rows: tokenised rows; the shortest, the middle and the longest of them are tried. None if the model decodes.
         collate: makes a batch of rows.
         config: `precision`, `products` and `packing` count.
         loss: what is minimised; None is the model's own.
+        learns: compare loss and gradients; else what the model puts out.
     """
     device, half = next(model.parameters()).device, HALF.get(config.precision)
     products = find_products(model, device, config.products)
@@ -84,10 +90,14 @@ def find_way(
     frozen = frozen_layers(model) if kept else {}
     if config.packing == "never":
         return Way(device, half, products, frozen, None, "padded: train.packing=never")
+    if rows is None:
+        return Way(device, half, products, frozen, None, "padded: texts are decoded")
     lengths = row_lengths(rows)
     order = sorted(range(len(rows)), key=lambda row: (lengths[row], row))
     chosen = sorted({order[0], order[len(order) // 2], order[-1]})
     batch = {name: value.to(device) for name, value in collate([rows[row] for row in chosen]).items()}
+    if not learns:
+        batch.pop("labels", None)
     with autocast(device, half), products.applied():
         packing, padding = prepare(model, batch, loss, config.gradient_checkpointing, frozen)
     return Way(device, half, products, frozen, packing, padding)

@@ -21,8 +21,6 @@ Values = dict[str, Any]
 """JSON-like values."""
 Work = tuple[str, Values]
 """A few words about what was done, and facts for the stage's entry in `run.json`."""
-STOCK = "fp32"
-"""Precision of a pass without gradients, whatever `train.precision` says."""
 
 
 def _always(job: Job) -> bool:
@@ -79,6 +77,12 @@ def weights(job: Job) -> Values:
 def names(job: Job) -> Values:
     """Return the settings of every stage that computes with the model."""
     return {"task": job.config.task, "quantization": job.config.quantization, "seed": job.config.seed}
+
+
+def precision(job: Job) -> Values:
+    """Return the precision of a pass without gradients. (fp32 is not named: earlier versions knew no other.)"""
+    given = job.config.train.precision
+    return {} if given == "fp32" else {"precision": given}
 
 
 def rows_of(job: Job, *parts: str) -> Values:

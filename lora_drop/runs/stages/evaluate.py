@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING
 
 from lora_drop.files import write_json, write_text
-from lora_drop.runs.stages.base import STOCK, Stage, Values, Work, digest_of, names, rows_of, weights
+from lora_drop.runs.stages.base import Stage, Values, Work, digest_of, names, precision, rows_of, weights
 
 if TYPE_CHECKING:
     from lora_drop.runs.job import Job
@@ -18,6 +18,7 @@ def settings(job: Job) -> Values:
         **names(job),
         "limit": job.config.limit.eval,
         "max_length": job.config.train.max_length,
+        **precision(job),
     }
 
 
@@ -32,7 +33,8 @@ def work(job: Job) -> Work:
     from lora_drop.runs import models
 
     model = job.method.load(models.load_backbone(job), job.run.file("adapter")).to(job.device)
-    result = models.evaluate(job, model, job.report.advance, job.run.checkpoints("eval") / "predictions.jsonl")
+    way = models.find_for_evaluation(job, model)
+    result = models.evaluate(job, model, way, job.report.advance, job.run.checkpoints("eval") / "predictions.jsonl")
     split, primary = job.data.split, job.task.primary
     content = {
         "task": job.task.name,
@@ -46,7 +48,7 @@ def work(job: Job) -> Work:
     write_text(job.run.file("predictions.jsonl"), "".join(lines))
     write_json(job.run.file("metrics.json"), content)
     note = f"{primary} {result.metrics[primary]:.4f} on {len(job.data.eval_rows):,} rows of {split}"
-    return note, {"precision": STOCK}
+    return note, {"precision": job.config.train.precision, "computed": str(way)}
 
 
 STAGE = Stage(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lora_drop.files import write_json
-from lora_drop.runs.stages.base import STOCK, Stage, Values, Work, digest_of, names, rows_of, selects, weights
+from lora_drop.runs.stages.base import Stage, Values, Work, digest_of, names, precision, rows_of, selects, weights
 
 if TYPE_CHECKING:
     from lora_drop.runs.job import Job
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 def settings(job: Job) -> Values:
     """Return the length at which inputs are cut."""
-    return {**names(job), "max_length": job.config.train.max_length}
+    return {**names(job), "max_length": job.config.train.max_length, **precision(job)}
 
 
 def inputs(job: Job) -> Values:
@@ -33,10 +33,9 @@ def work(job: Job) -> Work:
 
     encoded = models.sampled(job)
     model = METHODS.get("lora").load(models.load_backbone(job), job.run.file("warmup")).to(job.device)
+    way = models.find(job, model, encoded)
     chunks = list(batches(encoded, job.data.collate, job.data.batch_size))
-    scores = importance.score(
-        model, (batch for _, batch in chunks), per_example=True, packing=models.way(job, model, encoded)
-    )
+    scores = importance.score(model, (batch for _, batch in chunks), per_example=True, packing=way)
     order = np.argsort([row for chosen, _ in chunks for row in chosen])  # from the batches' order to the sample's
     modules = [
         {
@@ -48,7 +47,10 @@ def work(job: Job) -> Work:
         for row, norms in zip(scores.rows, (scores.norms or {}).values(), strict=True)
     ]
     write_json(job.run.file("norms.json"), {"examples": scores.examples, "modules": modules})
-    return f"{scores.examples:,} examples of {len(modules)} LoRAs", {"precision": STOCK}
+    return f"{scores.examples:,} examples of {len(modules)} LoRAs", {
+        "precision": job.config.train.precision,
+        "computed": str(way),
+    }
 
 
 STAGE = Stage(

@@ -41,12 +41,13 @@ def work(job: Job) -> Work:
     config, lora, encoded = job.config, METHODS.get("lora"), models.sampled(job)
     model = lora.build(models.load_backbone(job), config.method, config.seed, None)
     models.start(job, model)
-    outcome = models.fit(job, "score", lora, model, encoded, warmup_settings(config), config.warmup.steps)
+    way = models.find(job, model, encoded)
+    outcome = models.fit(job, "score", lora, model, encoded, warmup_settings(config), config.warmup.steps, way=way)
     scores = importance.score(
         model,
         models.batches_of(job, encoded),
         progress=lambda done: job.report.advance(done, len(encoded), "scoring"),
-        packing=models.way(job, model, encoded),
+        packing=way,
     )
     with write_folder(job.run.file("warmup")) as folder:
         lora.save(model, folder)

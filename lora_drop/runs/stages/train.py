@@ -54,7 +54,7 @@ def work(job: Job) -> Work:
         model,
         job.data.train_encoded,
         config.train,
-        evaluator=(lambda trained: models.evaluate(job, trained).metrics) if job.scored_each_epoch else None,
+        evaluated=job.scored_each_epoch,
     )
     with write_folder(job.run.file("adapter")) as folder:
         method.save(model, folder)

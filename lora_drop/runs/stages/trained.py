@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lora_drop.files import write_json
-from lora_drop.runs.stages.base import STOCK, Stage, Values, Work, digest_of, rows_of, selects, weights
+from lora_drop.runs.stages.base import Stage, Values, Work, digest_of, rows_of, selects, weights
 from lora_drop.runs.stages.norms import settings
 
 if TYPE_CHECKING:
@@ -25,9 +25,13 @@ def work(job: Job) -> Work:
 
     model = job.method.load(models.load_backbone(job), job.run.file("adapter")).to(job.device)
     encoded = models.sampled(job)
-    scores = importance.score(model, models.batches_of(job, encoded), packing=models.way(job, model, encoded))
+    way = models.find(job, model, encoded)
+    scores = importance.score(model, models.batches_of(job, encoded), packing=way)
     write_json(job.run.file("scores_trained.json"), models.scores_content(job, model, scores))
-    return f"{len(scores.rows)} LoRAs on {scores.examples:,} examples", {"precision": STOCK}
+    return f"{len(scores.rows)} LoRAs on {scores.examples:,} examples", {
+        "precision": job.config.train.precision,
+        "computed": str(way),
+    }
 
 
 STAGE = Stage(

@@ -23,7 +23,7 @@ def prepare(
 
     Args:
         model: what is to be trained, on its device; nothing of it is changed.
-        batch: a few rows of different length with `labels`, on that device.
+        batch: a few rows of different length, on that device; without `labels`, what the model puts out is compared.
         loss: as `training.fit` has it; None is the model's own.
         recomputes: whether activations are computed again in the backward pass; then no layer is trimmed.
         frozen: layers whose weights are kept in another order.
@@ -38,7 +38,7 @@ def prepare(
         stock = _numbers(model, batch, loss)
         with packing.over(batch, whole=True), torch.no_grad():  # this shows which attention comes last
             model(**{name: value for name, value in batch.items() if name != "labels"})
-        learned = loss is not None and batch["labels"].ndim == 2
+        learned = loss is not None and "labels" in batch and batch["labels"].ndim == 2
         for reads, trims in _ways(learned, recomputes):
             packing.reads, packing.trims = reads, trims
             try:
@@ -65,10 +65,10 @@ def _ways(learned: bool, recomputes: bool) -> Iterator[tuple[str, bool]]:
 
 
 def _numbers(model: nn.Module, batch: Mapping[str, Tensor], loss: Callable[..., Tensor] | None) -> list[Tensor]:
-    """Return loss and gradients; of a model in which nothing is trained, what it puts out."""
+    """Return loss and gradients; where nothing is trained, or there are no labels, what the model puts out."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     given = {name: tensor for name, tensor in batch.items() if name != "labels"}
-    if not trained:
+    if not trained or "labels" not in batch:
         with torch.no_grad():
             return [model(**given).logits]
     value = model(**batch).loss if loss is None else loss(model(**given), batch["labels"])
