@@ -32,9 +32,7 @@ PACKAGES = ("transformers", "tokenizers", "datasets")
 
 
 def cache_folder() -> Path | None:
-    """Return `tokens` in `$LORA_DROP_CACHE`, else in `lora-drop` in `$XDG_CACHE_HOME` or `~/.cache`; None without a
-    home.
-    """
+    """Return `tokens` in `$LORA_DROP_CACHE`, else in `lora-drop` in `$XDG_CACHE_HOME` or `~/.cache`; None for a user without a home."""
     own, users = os.environ.get("LORA_DROP_CACHE"), os.environ.get("XDG_CACHE_HOME")
     try:
         return (Path(own).expanduser() if own else Path(users or "~/.cache").expanduser() / "lora-drop") / "tokens"

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 Loaded = tuple[Any, Mapping[str, Any] | None]
-"""A model, and which weights were not loaded (`missing_keys`, `mismatched_keys`); None if all are meant to be random."""
+"""A model, and which weights were not loaded (`missing_keys`, `mismatched_keys`); None if all are to be random."""
 
 
 @dataclass(frozen=True)

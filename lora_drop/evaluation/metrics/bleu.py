@@ -35,7 +35,7 @@ class SacreBleu(TextMetric):
 
 
 class E2eBleu(TextMetric):
-    """The E2E challenge's BLEU (Dušek et al. 2020), mteval-v13a: all references, lower case, 13a tokens, not smoothed."""
+    """The E2E challenge's BLEU (Dušek et al. 2020), mteval-v13a: all references, lower case, no smoothing."""
 
     names = ("e2e_bleu",)
     description = "BLEU as the E2E challenge's measure_scores (mteval-v13a)"
