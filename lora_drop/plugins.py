@@ -1,29 +1,47 @@
-"""A user's own tasks and methods, from one file."""
+"""A user's own tasks, methods and figures, from one file."""
 
 from __future__ import annotations
 
 import importlib.util
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 from lora_drop.errors import UserError
-from lora_drop.methods.base import Method
-from lora_drop.registry import METHODS, TASKS
-from lora_drop.tasks.base import Task
+from lora_drop.registry import FIGURES, METHODS, TASKS, Registry
+
+KINDS: tuple[tuple[Registry[Any], str, str], ...] = (
+    (TASKS, "lora_drop.tasks.base", "Task"),
+    (METHODS, "lora_drop.methods.base", "Method"),
+    (FIGURES, "lora_drop.experiments.plots", "Figure"),
+)
+"""Registry, and the module and name of the type of its things. A file that defines one has imported that module."""
 
 
 def load_plugin(path: str | Path) -> None:
-    """Execute a user's file and add every Task and Method that it defines. Raises UserError if it cannot be read or defines none."""
+    """Execute a user's file and add every Task, Method and Figure that it defines at its top level.
+
+    Raises:
+        UserError: if it is no Python file, or defines none.
+    """
     file = Path(path).expanduser()
     specification = importlib.util.spec_from_file_location(file.stem, file)
     if not file.is_file() or specification is None or specification.loader is None:
         raise UserError(f"The plugin {path} is not a Python file.")
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
-    found = [value for value in vars(module).values() if isinstance(value, (Task, Method))]
+    found = list(_things(module))
     if not found:
-        raise UserError(f"The plugin {path} defines no Task and no Method at its top level.")
-    for thing in found:
-        registry = TASKS if isinstance(thing, Task) else METHODS
+        raise UserError(f"The plugin {path} defines no {', '.join(name for _, _, name in KINDS)} at its top level.")
+    for registry, thing in found:
         if thing.name in registry.own and registry.get(thing.name) is thing:
             continue  # imported to build on
         registry.add(thing.name, thing)
+
+
+def _things(module: ModuleType) -> Iterator[tuple[Registry[Any], Any]]:
+    for registry, defined_in, name in KINDS:
+        kind = getattr(sys.modules.get(defined_in), name, ())
+        yield from ((registry, value) for value in vars(module).values() if isinstance(value, kind))

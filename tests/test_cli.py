@@ -50,7 +50,7 @@ try:
 except SystemExit as end:
     print("CODE", end.code, [name for name in {among!r} if name in sys.modules])
 """
-    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=250, check=False)
     line = process.stdout.strip().splitlines()[-1]
     _, status, names = line.split(" ", 2)
     return int(status), set(json.loads(names.replace("'", '"')))
@@ -88,6 +88,8 @@ def test_stages_import_only_what_they_use(tmp_path):
     assert imported_by("sample", *common, *small, among=among) == (0, set())
     assert imported_by("score", *common, among=among) == (0, set())
     assert imported_by("select", *common, among=(*among, *HEAVY)) == (0, set())
+    assert imported_by("picture", *common, among=("torch", "transformers", "peft")) == (0, set())
+    assert (tmp_path / "run" / "importance.png").is_file()
 
 
 def test_commands_without_a_model_import_no_model(tmp_path):
@@ -104,6 +106,33 @@ def test_the_version_is_told(capsys):
     with pytest.raises(SystemExit) as end:
         cli.main(["--plugin"])
     assert end.value.code == 2
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_the_shell_completes_commands_and_options(shell, monkeypatch, capsys):
+    monkeypatch.setenv("_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION", "1")
+    with pytest.raises(SystemExit) as end:
+        cli.main(["--show-completion", shell])
+    assert end.value.code == 0 and f"COMPLETE=complete_{shell}" in capsys.readouterr().out
+
+
+def test_what_the_shell_asks_is_answered():
+    script = "from lora_drop.cli.app import app; app(prog_name='lora-drop')"
+
+    def answers(words):
+        asked = {"_LORA_DROP_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+        command = [sys.executable, "-c", script]
+        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **asked}, check=False)
+        return done.stdout.split()
+
+    assert answers("lora-drop s") == ["sample", "score", "select"] and answers("lora-drop run --bo") == ["--bootstrap"]
+
+
+def test_the_schema_of_a_configuration_file_is_printed(capsys):
+    pytest.importorskip("lora_drop.config.json_schema")
+    with pytest.raises(SystemExit) as end:
+        cli.main(["config", "--schema"])
+    assert end.value.code == 0 and "train" in json.loads(capsys.readouterr().out)["properties"]
 
 
 def test_importing_the_package_imports_nothing_heavy():

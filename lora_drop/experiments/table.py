@@ -1,4 +1,4 @@
-"""From records to the cells of a table: means over seeds, beside what the paper publishes. A pure function of the records."""
+"""From records, and nothing else, to the cells of a table: means over seeds, beside what the paper publishes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Column:
     key: str
     """As in published.yaml: the task, or `task.metric` where a table shows several metrics."""
     learnt: bool = True
-    """False if every run stays within chance of a constant prediction: then it compares nothing, and is left out of the average."""
+    """False if every run stays within chance of a constant prediction: then the average leaves it out."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Table:
 
 
 def build_tables(records: Sequence[Record]) -> list[Table]:
-    """Group the records of one experiment and backbone by what was asked for, as published first, and make a table of each."""
+    """Group the records of one experiment and backbone by their overrides, and make a table of each; none come first."""
     groups: dict[str, list[Record]] = {}
     _refuse_doubles(records)
     for record in records:
@@ -110,8 +110,9 @@ def _refuse_doubles(records: Sequence[Record]) -> None:
         other = seen.setdefault(key, record)
         if other is not record:
             raise UserError(
-                f"There are two results for {record.row}, {record.task}, seed {record.seed} of {record.experiment}: those with "
-                f"{other.config_hash} and {record.config_hash} in their file names. One is of an older configuration: remove it."
+                f"There are two results for {record.row}, {record.task}, seed {record.seed} of {record.experiment}: "
+                f"those with {other.config_hash} and {record.config_hash} in their file names. "
+                "One is of an older configuration: remove it."
             )
 
 
@@ -161,7 +162,7 @@ def _layout(records: Sequence[Record]) -> dict[str, Any]:
 
 
 def _columns(records: Sequence[Record], layout: Mapping[str, Any]) -> list[Column]:
-    """The tasks of the experiment in its order, measured or not; on other tasks (toy data) those that were run instead."""
+    """The tasks of the experiment, measured or not; on other tasks (toy data) those that were run instead."""
     measured = {record.task: record for record in records if record.metrics}
     titles = layout["tasks"] if set(layout["tasks"]) & set(measured) else {}
     titles = {**titles, **{task: record.task_title for task, record in measured.items()}}
