@@ -43,6 +43,7 @@ class Experiment:
     name: str = ""
     """The file's name."""
     title: str = ""
+    """Heading of its tables."""
     backbone: str = ""
     """The paper's model."""
     config: str = "{task}"
@@ -50,6 +51,7 @@ class Experiment:
     tasks: tuple[str, ...] = ()
     """In the order of the paper's columns."""
     seeds: tuple[int, ...] = (0, 1, 2)
+    """One run each."""
     set: dict[str, Any] = field(default_factory=dict)
     """Keys over every run."""
     task_set: dict[str, dict[str, Any]] = field(default_factory=dict)

@@ -158,13 +158,11 @@ def _markdown(table: Table) -> str:
     asked = ", ".join(f"`{key} = {json.dumps(value)}`" for key, value in table.overrides.items())
     over = f"over the experiment's configuration: {asked}." if asked else "the experiment's own configuration."
     text = [f"## {_literal(table.title)}", "", f"Backbone `{table.backbone}`; {over}", ""]
-    text += ["| " + " | ".join(map(_literal, names)) + " |", "|" + "---|" * len(names)]
+    body = []
     for kind, cells in lines(table, lambda flags: f" †{flags}" if flags else ""):
         shown = list(map(_literal, cells))
-        if kind != "measured":
-            shown = [f"*{cell}*" if cell else "" for cell in shown]
-        text.append("| " + " | ".join(shown) + " |")
-    text += ["", *(line + "\n" for line in notes(table))]
+        body.append(shown if kind == "measured" else [f"*{cell}*" if cell else "" for cell in shown])
+    text += [*_markdown_table(list(map(_literal, names)), body), *(line + "\n" for line in notes(table))]
     return "\n".join(text + agreement(table))
 
 
@@ -208,14 +206,12 @@ def _between_seeds(table: Table) -> list[str]:
     if not table.agreement or not body:
         return []
     head = ["", "task", "sample", "batch", "warm-up steps", "seeds", *(f"τ {name}" for name in projections)]
-    return [
-        "Kendall τ between the layers' importances of every two seeds:",
-        "",
-        "| " + " | ".join(head) + " |",
-        "|---" * len(head) + "|",
-        *("| " + " | ".join(cells) + " |" for cells in body),
-        "",
-    ]
+    return ["Kendall τ between the layers' importances of every two seeds:", "", *_markdown_table(head, body)]
+
+
+def _markdown_table(head: Sequence[str], body: Iterable[Sequence[str]]) -> list[str]:
+    """Return the lines of a table, and an empty one."""
+    return [f"| {' | '.join(head)} |", "|---" * len(head) + "|", *(f"| {' | '.join(cells)} |" for cells in body), ""]
 
 
 def _latex(table: Table) -> str:

@@ -194,16 +194,14 @@ def _row(
     for column in columns:
         mine = [record for record in records if record.task == column.task and column.metric in record.metrics]
         if mine:
-            known = published.get("scores", {}).get(column.key)
-            cells[column.key] = _cell(mine, column, layout, known, comparable)
-    # a mean over several metrics of one task would mean nothing
+            theirs = published.get("scores", {}).get(column.key)
+            cells[column.key] = _cell(mine, column, layout, theirs, comparable)
     compared = [column.key for column in columns if column.learnt]
-    complete = (
-        set(compared) <= set(cells) and len(compared) > 1 and len({column.task for column in columns}) == len(columns)
-    )
+    several = len({column.task for column in columns}) == len(columns)  # a mean over metrics of a task means nothing
+    complete = several and len(compared) > 1 and set(compared) <= set(cells)
     average = _mean(cells[key].mean for key in compared) if complete else None
-    whole = len(compared) == len(columns)
-    theirs = published.get("average")
+    known = comparable and len(compared) == len(columns)
+    flags = {flag for key in compared if key in cells for flag in cells[key].flags}
     trained = [record for record in records if record.parameters]
     return Row(
         name=name,
@@ -212,9 +210,7 @@ def _row(
         head=_mean(record.parameters["head"] for record in trained),
         cells=cells,
         average=average,
-        average_flags="".join(
-            flag for flag in FLAGS if any(flag in cells[key].flags for key in compared if key in cells)
-        ),
+        average_flags="".join(flag for flag in FLAGS if flag in flags),
         retained={
             projection: statistics.fmean(
                 len(record.selection["projections"][projection]["retained"]) for record in records if record.selection
@@ -222,7 +218,7 @@ def _row(
             for projection in _projections(records)
         },
         published=published,
-        difference=average - theirs if comparable and whole and average is not None and theirs is not None else None,
+        difference=_difference(average, published.get("average")) if known else None,
     )
 
 
@@ -243,8 +239,12 @@ def _cell(
         best=_mean(unit * record.best["score"] for record in records if record.best) if primary else None,
         last=_mean(unit * record.last["score"] for record in records if record.last) if primary else None,
         published=published,
-        difference=mean - published if comparable and published is not None else None,
+        difference=_difference(mean, published) if comparable else None,
     )
+
+
+def _difference(here: float | None, there: float | None) -> float | None:
+    return None if here is None or there is None else here - there
 
 
 def _mean(values: Iterable[float]) -> float | None:
