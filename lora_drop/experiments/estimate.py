@@ -27,6 +27,7 @@ from lora_drop.experiments.grid import Planned
 from lora_drop.files import digest
 from lora_drop.methods.base import Method, Parameters
 from lora_drop.progress import Reporter
+from lora_drop.provenance import release_memory
 from lora_drop.pruning import importance
 from lora_drop.registry import METHODS, needs_selection
 from lora_drop.runs import models
@@ -68,6 +69,7 @@ def estimate(todo: Sequence[Planned], progress: Callable[[int, int], None]) -> I
     warmed: set[str] = set()
     for number, ((row, task), group) in enumerate(groups.items()):
         progress(number, len(groups))
+        release_memory()
         try:
             with tempfile.TemporaryDirectory() as folder:
                 seconds, disk, peak = _measure(group[0], Path(folder), warmed)
