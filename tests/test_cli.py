@@ -81,6 +81,7 @@ def test_help_imports_neither_what_draws_nor_what_reads_a_configuration():
         assert imported_by(*arguments, among=among) == (0, set())
 
 
+@pytest.mark.slow
 def test_stages_import_only_what_they_use(tmp_path):
     common = ["-d", str(tmp_path / "run"), "-q"]
     small = ["-o", "backbone=tiny:bert", "--limit-train", "40", "--device", "cpu"]
@@ -142,6 +143,7 @@ def test_importing_the_package_imports_nothing_heavy():
     )
 
 
+@pytest.mark.slow
 def test_a_run_ends_with_a_machine_readable_line(tmp_path):
     small = [
         "-o",
@@ -217,6 +219,7 @@ def test_a_published_output_gets_its_published_score(data_dir, capsys):
     assert metrics["e2e_rouge_l"] == pytest.approx(68.50, abs=0.05)
 
 
+@pytest.mark.slow
 def test_a_budget_is_chosen_on_the_command_line(tmp_path):
     folder = tmp_path / "run"
     small = ["-o", "backbone=tiny:bert", "--limit-train", "40", "--device", "cpu", "-q"]
@@ -235,6 +238,7 @@ def test_debug_shows_the_traceback():
         cli.main(["run", "-d", "x", "-c", "nowhere", "--debug"])
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_a_checkpoint_and_code_130(tmp_path):
     folder = tmp_path / "run"
     options = [
@@ -266,6 +270,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_code_130(tmp_path):
     assert list((folder / "checkpoints" / "train").glob("checkpoint-*/trainer_state.json"))
 
 
+@pytest.mark.slow
 def test_params_tasks_and_doctor(tmp_path):
     counted = json.loads(lora_drop("params", "--backbone", "tiny:roberta", "--json").stdout)
     assert counted["backbone"] == "tiny:roberta" and counted["methods"]["lora"] == {
@@ -290,6 +295,7 @@ def test_config_prints_a_file_that_can_be_saved_and_run(tmp_path):
             assert lines[number - 1].lstrip().startswith("# "), line
 
 
+@pytest.mark.slow
 def test_every_module_imports_on_its_own():
     import lora_drop as package
 
