@@ -1,4 +1,4 @@
-"""A user's own tasks, methods and kinds of backbones, from one file."""
+"""A user's own tasks, methods, kinds of backbones and figures, from one file."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ from types import ModuleType
 from typing import Any
 
 from lora_drop.errors import UserError
-from lora_drop.registry import BACKBONES, METHODS, TASKS, Registry
+from lora_drop.registry import BACKBONES, FIGURES, METHODS, TASKS, Registry
 
 KINDS: tuple[tuple[Registry[Any], str, str], ...] = (
     (TASKS, "lora_drop.tasks.base", "Task"),
     (METHODS, "lora_drop.methods.base", "Method"),
     (BACKBONES, "lora_drop.models.base", "BackboneKind"),
+    (FIGURES, "lora_drop.experiments.plots", "Figure"),
 )
 """Registry, and the module and name of the type of its things. A file that defines one has imported that module."""
 
 
 def load_plugin(path: str | Path) -> None:
-    """Execute a user's file and add every Task, Method and BackboneKind that it defines at its top level.
+    """Execute a user's file and add every Task, Method, BackboneKind and Figure that it defines at its top level.
 
     Raises:
         UserError: if it is no Python file, or defines none.

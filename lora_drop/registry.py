@@ -107,3 +107,13 @@ SELECTING = ("lora_drop",)
 def needs_selection(method: str) -> bool:
     """Return True for a method that needs a selection of layers."""
     return method in SELECTING if method in METHODS.own else METHODS.get(method).needs_selection
+
+
+FIGURES: Registry[Any] = Registry(
+    "figure",
+    "lora_drop.figures",
+    {
+        name: f"lora_drop.experiments.figures.{name}:FIGURE"
+        for name in ("tradeoff", "importance", "distribution", "sharing", "ratios")
+    },
+)

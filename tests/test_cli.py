@@ -50,7 +50,7 @@ try:
 except SystemExit as end:
     print("CODE", end.code, [name for name in {among!r} if name in sys.modules])
 """
-    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=250, check=False)
     line = process.stdout.strip().splitlines()[-1]
     _, status, names = line.split(" ", 2)
     return int(status), set(json.loads(names.replace("'", '"')))
@@ -81,6 +81,7 @@ def test_help_imports_neither_what_draws_nor_what_reads_a_configuration():
         assert imported_by(*arguments, among=among) == (0, set())
 
 
+@pytest.mark.slow
 def test_stages_import_only_what_they_use(tmp_path):
     common = ["-d", str(tmp_path / "run"), "-q"]
     small = ["-o", "backbone=tiny:bert", "--limit-train", "40", "--device", "cpu"]
@@ -88,6 +89,8 @@ def test_stages_import_only_what_they_use(tmp_path):
     assert imported_by("sample", *common, *small, among=among) == (0, set())
     assert imported_by("score", *common, among=among) == (0, set())
     assert imported_by("select", *common, among=(*among, *HEAVY)) == (0, set())
+    assert imported_by("picture", *common, among=("torch", "transformers", "peft")) == (0, set())
+    assert (tmp_path / "run" / "importance.png").is_file()
 
 
 def test_commands_without_a_model_import_no_model(tmp_path):
@@ -106,6 +109,32 @@ def test_the_version_is_told(capsys):
     assert end.value.code == 2
 
 
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_the_shell_completes_commands_and_options(shell, monkeypatch, capsys):
+    monkeypatch.setenv("_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION", "1")
+    with pytest.raises(SystemExit) as end:
+        cli.main(["--show-completion", shell])
+    assert end.value.code == 0 and f"COMPLETE=complete_{shell}" in capsys.readouterr().out
+
+
+def test_what_the_shell_asks_is_answered():
+    script = "from lora_drop.cli.app import app; app(prog_name='lora-drop')"
+
+    def answers(words):
+        asked = {"_LORA_DROP_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+        command = [sys.executable, "-c", script]
+        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **asked}, check=False)
+        return done.stdout.split()
+
+    assert answers("lora-drop s") == ["sample", "score", "select"] and answers("lora-drop run --bo") == ["--bootstrap"]
+
+
+def test_the_schema_of_a_configuration_file_is_printed(capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main(["config", "--schema"])
+    assert end.value.code == 0 and "train" in json.loads(capsys.readouterr().out)["properties"]
+
+
 def test_importing_the_package_imports_nothing_heavy():
     code = f"import lora_drop, sys; print([name for name in {HEAVY!r} if name in sys.modules]); lora_drop.select"
     assert (
@@ -113,6 +142,7 @@ def test_importing_the_package_imports_nothing_heavy():
     )
 
 
+@pytest.mark.slow
 def test_a_run_ends_with_a_machine_readable_line(tmp_path):
     small = [
         "-o",
@@ -188,6 +218,7 @@ def test_a_published_output_gets_its_published_score(data_dir, capsys):
     assert metrics["e2e_rouge_l"] == pytest.approx(68.50, abs=0.05)
 
 
+@pytest.mark.slow
 def test_a_budget_is_chosen_on_the_command_line(tmp_path):
     folder = tmp_path / "run"
     small = ["-o", "backbone=tiny:bert", "--limit-train", "40", "--device", "cpu", "-q"]
@@ -206,6 +237,7 @@ def test_debug_shows_the_traceback():
         cli.main(["run", "-d", "x", "-c", "nowhere", "--debug"])
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_a_checkpoint_and_code_130(tmp_path):
     folder = tmp_path / "run"
     options = [
@@ -237,6 +269,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_code_130(tmp_path):
     assert list((folder / "checkpoints" / "train").glob("checkpoint-*/trainer_state.json"))
 
 
+@pytest.mark.slow
 def test_params_tasks_and_doctor(tmp_path):
     counted = json.loads(lora_drop("params", "--backbone", "tiny:roberta", "--json").stdout)
     assert counted["backbone"] == "tiny:roberta" and counted["methods"]["lora"] == {
@@ -261,6 +294,7 @@ def test_config_prints_a_file_that_can_be_saved_and_run(tmp_path):
             assert lines[number - 1].lstrip().startswith("# "), line
 
 
+@pytest.mark.slow
 def test_every_module_imports_on_its_own():
     import lora_drop as package
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 import lora_drop
 from lora_drop.cli.perform import perform
@@ -321,7 +322,16 @@ def test_cut_inputs_are_counted(tmp_path):
     told, _ = run(tmp_path / "run", "train.max_length=40", stages=["sample"])
     assert told.notices == ["limited to 120 of 1,600 train rows"]
     told, _ = run(tmp_path / "run", "train.max_length=40", "warmup.epochs=1", stages=["score"])
-    assert any("were cut" in text for text in told.notices)
+    (cut,) = (text for text in told.notices if "were cut" in text)
+    stages = read_json(tmp_path / "run" / "run.json")["stages"]
+    assert stages["score"]["cut"] == {"train": [cut]} and stages["sample"]["cut"] == {}
+
+
+def test_where_a_command_ran_is_not_what_the_next_one_is_told(tmp_path):
+    run(tmp_path / "run", "offline=true", stages=["sample"])
+    stored = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert (stored["offline"], stored["device"]) == (False, "auto")
+    assert read_json(tmp_path / "run" / "run.json")["stages"]["sample"]["device"] == "cpu"
 
 
 def test_a_killed_run_continues_and_gives_the_same_bits(finished, tmp_path):

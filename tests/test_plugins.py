@@ -1,8 +1,10 @@
-"""A task, a method and a kind of backbone of one's own: one file each, no change to the package."""
+"""A task, a method, a kind of backbone and a figure of one's own: one file each, no change to the package."""
 
 import json
+import shutil
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import yaml
@@ -14,7 +16,7 @@ from lora_drop.config.schema import config_hash, from_dict, load_config, to_dict
 from lora_drop.errors import UserError
 from lora_drop.models.backbones import load_meta_model, locate
 from lora_drop.plugins import load_plugin
-from lora_drop.registry import BACKBONES, METHODS, SELECTING, TASKS, Registry
+from lora_drop.registry import BACKBONES, FIGURES, METHODS, SELECTING, TASKS, Registry
 
 PLUGIN = """
 from __future__ import annotations
@@ -86,7 +88,7 @@ NARROW = replace(
 @pytest.fixture
 def registries(monkeypatch):
     """What a plugin adds is gone after the test."""
-    for registry in (TASKS, METHODS, BACKBONES):
+    for registry in (TASKS, METHODS, BACKBONES, FIGURES):
         monkeypatch.setattr(registry, "added", {})
 
 
@@ -108,6 +110,39 @@ def test_a_plugins_task_method_and_backbone_run_from_start_to_end(plugin, tmp_pa
     said = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert said["results"][0]["method"] == "Small LoRA" and said["results"][0]["n"] == 10
     assert said["results"][0]["parameters"] == 2 * 2 * 16 * (16 + 16)  # layers, projections, rank, widths
+
+
+FIGURE = """
+from lora_drop.experiments.plots import Figure, panels
+
+
+def draw(table, records):
+    figure, axes = panels(1, 1, width=4, height=3)
+    axes[0][0].plot([record.seed for record in records], [record.parameters["adapter"] for record in records], "o")
+    return figure
+
+
+SIZES = Figure("sizes", reads=lambda record: record.parameters, draw=draw)
+NOTHING = Figure("nothing", reads=lambda record: record.norms, draw=draw)
+"""
+
+
+def test_a_plugins_figures_are_drawn_where_there_is_something_to_draw(tmp_path, registries, capsys):
+    (tmp_path / "figure.py").write_text(FIGURE)
+    folder = tmp_path / "results" / "readme" / "packaged-minilm-l6"
+    shutil.copytree(Path(__file__).parent.parent / "results" / "readme" / "packaged-minilm-l6", folder)
+    for path in folder.glob("*.json"):
+        content = json.loads(path.read_text())
+        content["layout"]["figures"] = ["sizes", "nothing"]
+        path.write_text(json.dumps(content))
+    command = ["report", "--results", str(tmp_path / "results"), "-q"]
+    with pytest.raises(SystemExit) as end:
+        cli.main(command)
+    assert end.value.code == 2 and "Unknown figure 'sizes'" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as end:
+        cli.main(["--plugin", str(tmp_path / "figure.py"), *command])
+    assert end.value.code == 0 and (folder / "sizes.png").read_bytes()[:4] == b"\x89PNG"
+    assert (folder / "sizes.pdf").is_file() and not (folder / "nothing.png").exists()
 
 
 def test_a_plugins_names_are_listed_and_meant(plugin):
@@ -176,7 +211,9 @@ def test_an_installed_package_adds_to_a_registry(tmp_path, monkeypatch):
     assert "theirs_for_a_test" not in sys.modules and registry.get("mine") == "a kind"
 
 
-@pytest.mark.parametrize(("content", "text"), [("x = 1", "defines no Task"), (None, "is not a Python file")])
+@pytest.mark.parametrize(
+    ("content", "text"), [("x = 1", "defines no Task, Method, BackboneKind, Figure"), (None, "is not a Python file")]
+)
 def test_what_is_no_plugin_is_said(content, text, tmp_path, registries):
     path = tmp_path / "plugin.py"
     if content is not None:

@@ -20,7 +20,7 @@ from lora_drop.experiments.render import to_csv, to_latex, to_markdown
 from lora_drop.experiments.report import TEXTS, report
 from lora_drop.experiments.table import build_tables
 from lora_drop.files import write_json
-from lora_drop.registry import TASKS
+from lora_drop.registry import FIGURES, TASKS
 from lora_drop.tasks.base import Source
 
 RESULTS = Path(__file__).parent.parent / "results"
@@ -251,8 +251,6 @@ def test_the_average_is_compared_where_only_it_is_published():
 
 
 def test_the_importance_figure_counts_seeds_not_rows():
-    from lora_drop.experiments.plots import importance
-
     scores = [
         {"projection": name, "layer": layer, "importance": 0.5} for name in ("query", "value") for layer in (0, 1)
     ]
@@ -261,15 +259,13 @@ def test_the_importance_figure_counts_seeds_not_rows():
         for row in ("lora_drop", "inverse", "top")
         for seed in (0, 1)
     ]
-    figure = importance(build_tables(records)[0])
+    figure = FIGURES.get("importance").of(build_tables(records)[0])
     assert next(axis.get_title() for axis in figure.axes) == "RTE (n = 2 seeds)"
 
 
 def test_the_tradeoff_names_every_row_in_its_legend():
-    from lora_drop.experiments.plots import tradeoff
-
     records = [record("full", "rte", 0, 0.8), record("full", "mrpc", 0, 0.8), record("lora", "mrpc", 0, 0.8)]
-    (legend,) = tradeoff(build_tables(records)[0]).legends
+    (legend,) = FIGURES.get("tradeoff").of(build_tables(records)[0]).legends
     assert [text.get_text() for text in legend.get_texts()] == ["Full-FT", "LoRA"]
 
 

@@ -1,12 +1,14 @@
 """Grids of real runs on a tiny model: done runs are skipped, killed ones continued, failed ones told, warm-ups shared."""
 
 import dataclasses
+import gc
 import json
 import shutil
 import signal
 import subprocess
 import sys
 import time
+import weakref
 
 import pytest
 
@@ -17,8 +19,10 @@ from lora_drop.experiments.estimate import estimate
 from lora_drop.experiments.grid import Choice, expand, load_experiment
 from lora_drop.experiments.records import read_records
 from lora_drop.experiments.report import report
+from lora_drop.experiments.results import Results
 from lora_drop.files import read_json
 from lora_drop.progress import GridReporter
+from lora_drop.runs import models
 from lora_drop.runs.store import Run
 
 pytestmark = pytest.mark.slow
@@ -35,7 +39,7 @@ def planned(name, *overrides, **choice):
 
 
 def perform(tmp_path, runs):
-    return perform_grid(runs, tmp_path / "runs", tmp_path / "results", GridReporter())
+    return perform_grid(runs, tmp_path / "runs", Results(tmp_path / "results"), GridReporter())
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +98,7 @@ def test_what_is_done_is_not_repeated_also_for_another_experiment(swept, tmp_pat
         def finish(self, stage, seconds, note):
             seen.append(stage)
 
-    outcome = perform_grid(figure9, swept / "runs", tmp_path, Stages())
+    outcome = perform_grid(figure9, swept / "runs", Results(tmp_path), Stages())
     assert len(outcome.performed) == 1 and not seen  # LoRA-drop at T = 0.9 is a run of both
     (record,) = read_records(tmp_path / "figure9" / "tiny-roberta")
     assert record.scores and not record.metrics and record.stages.keys() == {"sample", "score", "select"}
@@ -109,9 +113,53 @@ def test_a_run_asked_for_in_another_way_stands_in_both_tables(swept, tmp_path):
     assert again[0].config == first[0].config and again[0].overrides == first[0].overrides  # 0.1 is what it was
     (other,) = planned("table6", rows=["t0.90"], files=[])
     other = dataclasses.replace(other, overrides={**other.overrides, "train.weight_decay": 0.2})
-    assert perform_grid([other], swept / "runs", folder, GridReporter()).already == 1
+    assert perform_grid([other], swept / "runs", Results(folder), GridReporter()).already == 1
     one, two = report(folder, figures=False)[folder / "table6" / "tiny-roberta"]
     assert len(one.records) == 5 and [row.name for row in two.rows if row.cells] == ["t0.90"]
+
+
+def test_a_result_of_an_older_version_is_made_anew_in_its_place(swept, tmp_path):
+    folder = tmp_path / "results"
+    shutil.copytree(swept / "results", folder)
+    (path,) = folder.glob("table6/*/t0.90-*.json")
+    content = json.loads(path.read_text())
+    content["made_by"]["stage score"] -= 1
+    path.with_name(path.name.replace("-s0-", "-s0-0123456789ab-")).write_text(json.dumps(content))  # of other defaults
+    path.unlink()
+    (run,), told = planned("table6", rows=["t0.90"]), []
+
+    class Told(GridReporter):
+        def notice(self, text):
+            told.append(text)
+
+    assert perform_grid([run], swept / "runs", Results(folder, keep_old=True), Told()).already == 1
+    assert perform_grid([run], swept / "runs", Results(folder), Told()).performed == [run.name]
+    assert [text.rpartition(": ")[2] for text in told if "older" in text] == [
+        "they are kept",
+        "these runs are performed again, unless --keep-old is given",
+    ]
+    (kept,) = folder.glob("table6/*/t0.90-*.json")
+    assert json.loads(kept.read_text())["made_by"]["stage score"] == content["made_by"]["stage score"] + 1
+
+
+def test_no_model_outlives_its_run(tmp_path, monkeypatch):
+    """Not even until the garbage collector comes: a grid of large models must not wait for it."""
+    alive, real = [], models.load_model
+
+    def load(*arguments):
+        model = real(*arguments)
+        alive.append(weakref.ref(model))
+        return model
+
+    monkeypatch.setattr(models, "load_model", load)
+    gc.collect()
+    gc.disable()
+    try:
+        outcome = perform(tmp_path, planned("table1", rows=["full", "lora_drop"]))
+    finally:
+        gc.enable()
+    assert len(outcome.performed) == 2 and len(alive) == 5
+    assert [model() for model in alive] == [None] * 5
 
 
 def test_decoding_settings_are_compared_on_one_training(tmp_path):

@@ -1,5 +1,6 @@
 import ast
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -220,3 +221,14 @@ def test_no_module_needs_what_windows_has_not_to_be_imported():
             if isinstance(statement, (ast.Import, ast.ImportFrom)):
                 names = {getattr(statement, "module", None), *(alias.name for alias in statement.names)}
                 assert not names & absent, path
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems take freed memory back themselves")
+def test_freed_memory_goes_back_to_the_system():
+    """Pieces too small for pages of their own, freed but for the last, which keeps the heap from shrinking."""
+    pieces = [bytearray(100_000) for _ in range(3000)]
+    last = pieces.pop()
+    pieces.clear()
+    before = provenance.resident_memory_mb()
+    provenance.release_memory()
+    assert before - provenance.resident_memory_mb() > 200 and len(last) == 100_000

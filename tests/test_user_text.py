@@ -28,6 +28,7 @@ def call(*arguments):
     return end.value.code
 
 
+@pytest.mark.slow
 def test_odd_paths_run_and_are_shown_and_kept_as_they_are(tmp_path, capsys):
     run, data, model = (tmp_path / f"{name} {ODD}" for name in ("run", "rows", "model"))
     data.mkdir(parents=True)

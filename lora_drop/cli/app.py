@@ -7,104 +7,41 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from lora_drop.cli.experiments import report, reproduce
-from lora_drop.cli.options import (
-    Bootstrap,
-    Budget,
-    ConfigFiles,
-    DataDir,
-    Debug,
-    Device,
-    Force,
-    Json,
-    Limit,
-    Offline,
-    Overrides,
-    Quiet,
-    RunDir,
-    Seed,
-)
+from lora_drop.cli.options import RunDir, configuration, flags, options
 from lora_drop.cli.terminal import tolerate_encodings
 from lora_drop.errors import UserError
 from lora_drop.runs.stages import STAGES
 
-if TYPE_CHECKING:
-    from lora_drop.config.schema import Config
-
 app = typer.Typer(
-    help="Find the layers that a task needs, and fine-tune with half of LoRA's parameters (LoRA-drop, arXiv 2402.07721). "
-    "Before the command: --version, or --plugin FILE (a Python file with tasks or methods of yours).",
+    help="Find the layers that a task needs, and fine-tune with half of LoRA's parameters "
+    "(LoRA-drop, arXiv 2402.07721). "
+    "Before the command: --version, or --plugin FILE (a Python file with tasks, methods or figures of yours).",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # plain help: drawing it with rich takes longer than all the rest of `--help`
     context_settings={
         "help_option_names": ["-h", "--help"],
-        # else typer imports pydantic only to learn that `lora-drop CMD --help` has no --help before CMD
-        "default_map": {"help": False},
+        # else typer imports pydantic only to learn that `lora-drop CMD --help` has none of these before CMD
+        "default_map": {"help": False, "install_completion": False, "show_completion": False},
         "max_content_width": 120,
     },
 )
-
-
-def _resolve(files: list[str] | None, run_dir: Path | None, overrides: list[str] | None, **flags: Any) -> Config:
-    """Configuration files, or else what the run directory holds; then -o, then the flags."""
-    from lora_drop.config.schema import load_config
-
-    stored = run_dir / "config.yaml" if run_dir else None
-    if not files and stored is not None and stored.is_file():
-        files = [str(stored)]
-    keys = {
-        "data_dir": flags.get("data_dir"),
-        "offline": flags.get("offline") or None,
-        "device": flags.get("device"),
-        "seed": flags.get("seed"),
-        "method.budget": flags.get("budget"),
-        "score.bootstrap": flags.get("bootstrap"),
-        "limit.train": flags.get("limit_train"),
-        "limit.eval": flags.get("limit_eval"),
-    }
-    return load_config(files or [], overrides or [], keys)
+COMMON = ("quiet", "as_json", "debug")
+WHERE = ("seed", "device", "offline", "force", *COMMON)
+RUN = ("config", "overrides", "budget", "bootstrap", "data_dir", "limit_train", "limit_eval", *WHERE)
 
 
 def _stage(name: str, help_text: str) -> None:
     """Register the command of one stage; all stages have the same options."""
 
-    def command(
-        run_dir: RunDir,
-        config: ConfigFiles = None,
-        overrides: Overrides = None,
-        budget: Budget = None,
-        bootstrap: Bootstrap = None,
-        data_dir: DataDir = None,
-        limit_train: Limit = None,
-        limit_eval: Limit = None,
-        seed: Seed = None,
-        device: Device = None,
-        offline: Offline = False,
-        force: Force = False,
-        quiet: Quiet = False,
-        as_json: Json = False,
-        debug: Debug = False,
-    ) -> None:
-        resolved = _resolve(
-            config,
-            run_dir,
-            overrides,
-            budget=budget,
-            bootstrap=bootstrap,
-            data_dir=data_dir,
-            limit_train=limit_train,
-            limit_eval=limit_eval,
-            seed=seed,
-            device=device,
-            offline=offline,
-        )
-        _perform(run_dir, resolved, [name], force, quiet, as_json)
+    @options(*RUN)
+    def command(run_dir: RunDir, **given: Any) -> None:
+        _perform(run_dir, [name], given)
 
     command.__doc__ = help_text
     app.command(name)(command)
@@ -116,6 +53,7 @@ for stage in STAGES:
 
 
 @app.command("eval")
+@options("config", "overrides", "data_dir", "limit_eval", *WHERE)
 def evaluate(
     run_dir: Annotated[
         Path | None, typer.Option("--run-dir", "-d", help="Folder of the run whose adapter is evaluated.")
@@ -127,90 +65,49 @@ def evaluate(
     split: Annotated[
         str | None, typer.Option(help="The split that --predictions answers; empty: the task's first.")
     ] = None,
-    config: ConfigFiles = None,
-    overrides: Overrides = None,
-    data_dir: DataDir = None,
-    limit_eval: Limit = None,
-    seed: Seed = None,
-    device: Device = None,
-    offline: Offline = False,
-    force: Force = False,
-    quiet: Quiet = False,
-    as_json: Json = False,
-    debug: Debug = False,
+    **given: Any,
 ) -> None:
-    """Stage 5: evaluate the trained adapter. Or, with --task and --predictions, score anybody's output without a model."""
+    """Stage 5: evaluate the trained adapter. Or score anybody's output, with --task and --predictions."""
     if predictions is not None and task is not None:
-        _score_file(task, predictions, split, data_dir, offline, as_json)
-        return
-    if run_dir is None or predictions is not None or task is not None:
+        _score_file(task, predictions, split, given)
+    elif run_dir is None or predictions is not None or task is not None:
         raise UserError("Give either --run-dir (a trained run) or both --task and --predictions (a file to score).")
-    resolved = _resolve(
-        config, run_dir, overrides, data_dir=data_dir, limit_eval=limit_eval, seed=seed, device=device, offline=offline
-    )
-    _perform(run_dir, resolved, ["eval"], force, quiet, as_json)
+    else:
+        _perform(run_dir, ["eval"], given)
 
 
-def _score_file(
-    task: str, predictions: Path, split: str | None, data_dir: str | None, offline: bool, as_json: bool
-) -> None:
+def _score_file(task: str, predictions: Path, split: str | None, given: dict[str, Any]) -> None:
     from lora_drop.cli.console import ConsoleReporter, err, out, print_table
     from lora_drop.evaluation.predictions import score_predictions
     from lora_drop.registry import TASKS
     from lora_drop.tasks.base import Source
 
-    source = Source.resolve(data_dir, offline, report=ConsoleReporter(err))
+    source = Source.resolve(given["data_dir"], given["offline"], report=ConsoleReporter(err))
     scored = score_predictions(TASKS.get(task), predictions, source, split)
-    if as_json:
+    if given["as_json"]:
         typer.echo(json.dumps(scored))
         return
     rows = [[name, value, scored["signatures"].get(name, "")] for name, value in scored["metrics"].items()]
-    print_table(
-        out, ["metric", "value", "protocol"], rows, title=f"{task}, {scored['split']}, {scored['examples']} items"
-    )
+    title = f"{task}, {scored['split']}, {scored['examples']} items"
+    print_table(out, ["metric", "value", "protocol"], rows, title)
     for name, reason in scored.get("skipped", {}).items():
         err.print(f"note: {name} was not computed. {reason}", soft_wrap=True)
 
 
 @app.command()
+@options(*RUN)
 def run(
     run_dir: RunDir,
-    config: ConfigFiles = None,
-    overrides: Overrides = None,
     compare: Annotated[
         list[str] | None,
         typer.Option(
             "--compare", metavar="METHOD", help="Also train this method, in RUN_DIR/compare/METHOD, and print both."
         ),
     ] = None,
-    budget: Budget = None,
-    bootstrap: Bootstrap = None,
-    data_dir: DataDir = None,
-    limit_train: Limit = None,
-    limit_eval: Limit = None,
-    seed: Seed = None,
-    device: Device = None,
-    offline: Offline = False,
-    force: Force = False,
-    quiet: Quiet = False,
-    as_json: Json = False,
-    debug: Debug = False,
+    **given: Any,
 ) -> None:
-    """All five stages: sample, score, select, train, eval. What is already done is skipped; what was killed is continued."""
-    resolved = _resolve(
-        config,
-        run_dir,
-        overrides,
-        budget=budget,
-        bootstrap=bootstrap,
-        data_dir=data_dir,
-        limit_train=limit_train,
-        limit_eval=limit_eval,
-        seed=seed,
-        device=device,
-        offline=offline,
-    )
-    _perform(run_dir, resolved, ["all"], force, quiet, as_json, compare or [])
+    """All five stages: sample, score, select, train, eval. What is done is skipped; what was killed is continued."""
+    _perform(run_dir, ["all"], given, compare or [])
 
 
 app.command()(reproduce)
@@ -218,30 +115,39 @@ app.command()(report)
 
 
 @app.command("config")
+@options("config", "overrides", "as_json", "debug")
 def show_config(
-    config: ConfigFiles = None, overrides: Overrides = None, as_json: Json = False, debug: Debug = False
+    schema: Annotated[bool, typer.Option("--schema", help="Instead: the JSON schema of a configuration file.")] = False,
+    **given: Any,
 ) -> None:
     """Print the configuration as YAML, every key with what it means: to read, or to save and run."""
+    if schema:
+        from lora_drop.config.json_schema import schema as json_schema
+
+        typer.echo(json.dumps(json_schema(), indent=2, ensure_ascii=False))
+        return
     from lora_drop.cli.console import out
     from lora_drop.config.explained import explained
-    from lora_drop.config.schema import load_config, to_dict
+    from lora_drop.config.schema import to_dict
 
-    resolved = load_config(config or [], overrides or [])
-    if as_json:
+    resolved = configuration(given)
+    if given["as_json"]:
         typer.echo(json.dumps(to_dict(resolved)))
-        return
-    out.print(explained(resolved), end="", soft_wrap=True)
+    else:
+        out.print(explained(resolved), end="", soft_wrap=True)
 
 
 @app.command()
-def tasks(data_dir: DataDir = None, offline: Offline = False, as_json: Json = False, debug: Debug = False) -> None:
+@options("data_dir", "offline", "as_json", "debug")
+def tasks(**given: Any) -> None:
     """List the tasks: rows, metric, and where they would be read."""
     from lora_drop.cli.inspection import list_tasks
 
-    _show(list_tasks(data_dir, offline), as_json)
+    _show(list_tasks(given["data_dir"], given["offline"]), given["as_json"])
 
 
 @app.command()
+@options("overrides", "offline", "as_json", "debug")
 def params(
     backbone: Annotated[
         str,
@@ -250,10 +156,7 @@ def params(
         ),
     ] = "packaged:minilm-l6",
     task: Annotated[str, typer.Option("--task", "-t", help="Decides the head.")] = "rte",
-    overrides: Overrides = None,
-    offline: Offline = False,
-    as_json: Json = False,
-    debug: Debug = False,
+    **given: Any,
 ) -> None:
     """Count every method's trainable parameters, from shapes alone."""
     from lora_drop.cli.console import out, print_table
@@ -262,70 +165,57 @@ def params(
 
     values: dict[str, Any] = {"backbone": backbone, "task": task}
     errors: list[str] = []
-    override(values, overrides or [], {"offline": offline or None}, errors)
+    override(values, given["overrides"] or [], flags(given), errors)
     counted = count_methods(from_dict(values, errors))
-    if as_json:
+    if given["as_json"]:
         typer.echo(json.dumps(counted))
         return
-    rows = [
-        [name, entry["adapter"], entry["head"], entry.get("note", "")] for name, entry in counted["methods"].items()
-    ]
+    rows = [[name, each["adapter"], each["head"], each.get("note", "")] for name, each in counted["methods"].items()]
     print_table(out, ["method", "adapter", "head", ""], rows, title=f"Trainable parameters on {counted['backbone']}")
 
 
 @app.command()
-def doctor(data_dir: DataDir = None, offline: Offline = False, as_json: Json = False, debug: Debug = False) -> None:
+@options("data_dir", "offline", "as_json", "debug")
+def doctor(**given: Any) -> None:
     """Check versions, devices, data, packaged models and the Hub. Say what to do about each."""
     from lora_drop.cli.inspection import diagnose
 
-    _show(diagnose(data_dir, offline), as_json)
+    _show(diagnose(given["data_dir"], given["offline"]), given["as_json"])
 
 
 def _show(rows: list[dict[str, Any]], as_json: bool) -> None:
-    from lora_drop.cli.console import out, print_table
+    from lora_drop.cli.console import out, print_rows
 
     if as_json:
         typer.echo(json.dumps(rows))
     else:
-        print_table(out, list(rows[0]), [list(row.values()) for row in rows])
+        print_rows(out, rows)
 
 
-def _perform(
-    run_dir: Path,
-    config: Config,
-    stages: list[str],
-    force: bool,
-    quiet: bool,
-    as_json: bool,
-    compare: list[str] | None = None,
-) -> None:
-    from lora_drop.cli.console import ConsoleReporter, err, out, print_profile, print_table
+def _perform(run_dir: Path, stages: list[str], given: dict[str, Any], compare: list[str] | None = None) -> None:
+    from lora_drop.cli.console import ConsoleReporter, err, out, print_profile, print_rows
     from lora_drop.cli.perform import perform
 
-    reporter = ConsoleReporter(err, quiet)
-    try:
-        summary = perform(run_dir, config, stages, force, reporter, compare or [])
-    except KeyboardInterrupt as interrupt:
-        reporter.close()
-        err.print("Interrupted. The same command continues where it stopped.")
-        raise typer.Exit(130) from interrupt
-    finally:
-        reporter.close()
-    if summary.scored and not quiet:
+    config = configuration(given, run_dir)
+    with ConsoleReporter(err, given["quiet"]) as reporter:
+        summary = perform(run_dir, config, stages, given["force"], reporter, compare or [])
+    if summary.scored and not given["quiet"]:
         print_profile(out, summary.scored, summary.selection, summary.stability)
-    if summary.results:
-        print_table(out, list(summary.results[0]), [list(row.values()) for row in summary.results])
+    print_rows(out, summary.results)
     for remark in summary.remarks:
         reporter.notice(remark)
-    if not quiet:
+    if not given["quiet"]:
         out.print(f"Files: {run_dir}", soft_wrap=True)
-    if as_json:
+    if given["as_json"]:
         last = {"run_dir": str(run_dir), "stages": stages, "results": summary.results, "remarks": summary.remarks}
         typer.echo(json.dumps(last))
 
 
 def _leading(arguments: list[str]) -> list[str]:
-    """Do what stands before the command, and return the rest. (Typer's own options there import pydantic, which costs more than all help.)"""
+    """Do what stands before the command, and return the rest.
+
+    Typer's own options there import pydantic, which costs more than all help.
+    """
     if arguments[:1] == ["--version"]:
         from lora_drop import __version__
 
@@ -349,9 +239,8 @@ def main(arguments: list[str] | None = None) -> None:
 def execute(command: Callable[[list[str]], object], arguments: list[str]) -> None:
     """Run a command line: exit code 0 done, 2 a mistake in the input, 1 a failure of ours, 130 after Ctrl-C."""
     tolerate_encodings()
-    os.environ.pop(
-        "MPLBACKEND", None
-    )  # a notebook's, perhaps of another installation: figures are only written to files
+    # a notebook's, perhaps of another installation: figures are only written to files
+    os.environ.pop("MPLBACKEND", None)
     try:
         command(arguments)
     except UserError as error:

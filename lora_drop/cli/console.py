@@ -1,4 +1,5 @@
-"""Output of the command line: one progress line per stage, the importance profile, tables. Only results go to standard output.
+"""Output of the command line: a progress line per stage, the importance profile, tables. Standard output gets results
+only.
 
 Paths, names and messages hold what users wrote: no console here reads a text as markup, and none colours parts of it.
 """
@@ -10,6 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import typer
 from rich.console import Console
 from rich.table import Table
 
@@ -17,6 +19,7 @@ from lora_drop.progress import GridReporter, Reporter
 
 if TYPE_CHECKING:
     from rich.progress import Progress
+    from typing_extensions import Self
 
 BAR_WIDTH = 40
 
@@ -26,7 +29,10 @@ err = Console(stderr=True, **PLAIN)
 
 
 class ConsoleReporter(Reporter):
-    """One line per stage: a live bar in a terminal, a plain line when it ends elsewhere, nothing if quiet."""
+    """One line per stage: a live bar in a terminal, a plain line when it ends elsewhere, nothing if quiet.
+
+    As a context it removes the bar at the end of the work, and turns Ctrl-C into exit code 130.
+    """
 
     def __init__(self, console: Console, quiet: bool = False):
         self.console, self.quiet = console, quiet
@@ -34,19 +40,25 @@ class ConsoleReporter(Reporter):
         self.shown = 0.0
         self.told: set[str] = set()
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.close()
+        if kind is KeyboardInterrupt:
+            self.console.print("Interrupted. The same command continues where it stopped.")
+            raise typer.Exit(130)
+
     def start(self, stage: str) -> None:
         """A stage begins: show a bar in a terminal."""
         if self.quiet or not self.console.is_terminal:
             return
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        columns = [
-            TextColumn("{task.fields[stage]:<7}", markup=False),
-            BarColumn(24),
-            MofNCompleteColumn(),
-            TextColumn("{task.description}", markup=False),
-            TimeRemainingColumn(),
-        ]
+        stage_name, note = (
+            TextColumn(text, markup=False) for text in ("{task.fields[stage]:<7}", "{task.description}")
+        )
+        columns = (stage_name, BarColumn(24), MofNCompleteColumn(), note, TimeRemainingColumn())
         self.progress = Progress(*columns, console=self.console, transient=True)
         self.task = self.progress.add_task("", total=None, stage=stage)
         self.progress.start()
@@ -143,7 +155,14 @@ def _doubt(row: Mapping[str, Any] | None) -> str:
 
 
 def _summary(layers: Any) -> str:
-    return f"{len(layers.retained)} of {len(layers.retained + layers.shared)} layers hold {layers.coverage:.1%} of the importance"
+    retained, total = len(layers.retained), len(layers.retained + layers.shared)
+    return f"{retained} of {total} layers hold {layers.coverage:.1%} of the importance"
+
+
+def print_rows(console: Console, rows: Sequence[Mapping[str, Any]], title: str | None = None) -> None:
+    """Print rows that have the same keys; nothing if there are none."""
+    if rows:
+        print_table(console, list(rows[0]), [list(row.values()) for row in rows], title)
 
 
 def print_table(

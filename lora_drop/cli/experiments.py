@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lora_drop.cli.options import ConfigFiles, DataDir, Debug, Device, Json, Limit, Offline, Overrides, Quiet
+from lora_drop.cli.options import flags, options
+
+if TYPE_CHECKING:
+    from lora_drop.experiments.estimate import Estimate
+    from lora_drop.experiments.grid import Planned
+    from lora_drop.experiments.results import Results
+    from lora_drop.experiments.table import Table
 
 Names = Annotated[str | None, typer.Option(metavar="A,B,...", help="Only these, separated by commas.")]
-Results = Annotated[Path, typer.Option(help="Folder of the results: EXPERIMENT/BACKBONE/*.json, tables and figures.")]
+Folder = Annotated[Path, typer.Option(help="Folder of the results: EXPERIMENT/BACKBONE/*.json, tables and figures.")]
 
 
+@options(
+    *("config", "overrides", "limit_train", "limit_eval", "data_dir", "device", "offline", "quiet", "as_json", "debug")
+)
 def reproduce(
     experiment: Annotated[
         str, typer.Argument(help="table1, figure9, ... (all names: lora-drop reproduce list), or a YAML file.")
@@ -22,110 +31,93 @@ def reproduce(
     tasks: Names = None,
     methods: Names = None,
     seeds: Names = None,
-    config: ConfigFiles = None,
-    overrides: Overrides = None,
-    limit_train: Limit = None,
-    limit_eval: Limit = None,
     runs: Annotated[Path, typer.Option(help="Folder of the run directories.")] = Path("runs/reproduce"),
-    results: Results = Path("results"),
+    results: Folder = Path("results"),
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the runs, what is done, and what the rest would cost.")
     ] = False,
-    data_dir: DataDir = None,
-    device: Device = None,
-    offline: Offline = False,
-    quiet: Quiet = False,
-    as_json: Json = False,
-    debug: Debug = False,
+    keep_old: Annotated[
+        bool, typer.Option("--keep-old", help="Also count results of older versions of a stage, task or method.")
+    ] = False,
+    **given: Any,
 ) -> None:
-    """Perform the runs of a table or figure of the paper. What is done is skipped, what was killed is continued, and the result is written."""
-    from lora_drop.cli.console import out, print_table
-    from lora_drop.experiments.grid import Choice, expand, experiment_names, load_experiment
+    """Perform the runs of a table or figure of the paper, and write it. What is done is skipped."""
+    from lora_drop.experiments.grid import Choice, expand, load_experiment
+    from lora_drop.experiments.results import Results
 
     if experiment == "list":
-        found = [load_experiment(name) for name in experiment_names()]
-        if as_json:
-            typer.echo(json.dumps([{"experiment": item.name, "title": item.title} for item in found]))
-            return
-        print_table(
-            out,
-            ["experiment", "what", "runs"],
-            [[item.name, item.title, len(expand(item, Choice()))] for item in found],
-        )
+        _list(given["as_json"])
         return
-    flags = {
-        "data_dir": data_dir,
-        "device": device,
-        "offline": offline or None,
-        "limit.train": limit_train,
-        "limit.eval": limit_eval,
-    }
     choice = Choice(
-        backbone=backbone,
-        tasks=_split(tasks),
-        rows=_split(methods),
-        seeds=_numbers(seeds),
-        files=config or [],
-        overrides=overrides or [],
-        flags=flags,
+        backbone,
+        _split(tasks),
+        _split(methods),
+        _numbers(seeds),
+        given["config"] or [],
+        given["overrides"] or [],
+        flags(given),
     )
-    loaded = load_experiment(experiment)
-    planned = expand(loaded, choice)
+    planned, kept = expand(load_experiment(experiment), choice), Results(results, keep_old)
     if dry_run:
-        _show_plan(planned, runs, results, as_json)
-        return
-    failed = _perform(planned, runs, results, quiet, as_json)
-    if failed:
+        _show_plan(planned, kept, given["as_json"])
+    elif _perform(planned, runs, kept, given["quiet"], given["as_json"]):
         raise typer.Exit(1)
 
 
+def _list(as_json: bool) -> None:
+    from lora_drop.cli.console import out, print_rows
+    from lora_drop.experiments.grid import Choice, expand, experiment_names, load_experiment
+
+    found = [load_experiment(name) for name in experiment_names()]
+    if as_json:
+        typer.echo(json.dumps([{"experiment": item.name, "title": item.title} for item in found]))
+    else:
+        runs = [len(expand(item, Choice())) for item in found]
+        print_rows(
+            out,
+            [{"experiment": item.name, "what": item.title, "runs": n} for item, n in zip(found, runs, strict=True)],
+        )
+
+
+@options("quiet", "as_json", "debug")
 def report(
     experiments: Annotated[
         list[str] | None, typer.Argument(help="Names of experiments; none: all that have results.")
     ] = None,
-    results: Results = Path("results"),
+    results: Folder = Path("results"),
     figures: Annotated[bool, typer.Option(help="Also draw the figures.")] = True,
-    quiet: Quiet = False,
-    as_json: Json = False,
-    debug: Debug = False,
+    **given: Any,
 ) -> None:
-    """Make tables and figures from the results. Tables are Markdown, CSV and LaTeX; nothing else than the results is read."""
+    """Make tables and figures from the results, and from nothing else. Tables are Markdown, CSV and LaTeX."""
     from lora_drop.cli.console import out
     from lora_drop.experiments.report import report as write
 
     written = write(results, experiments or [], figures)
     for folder, tables in written.items():
         _show_tables(tables)
-        if not quiet:
+        if not given["quiet"]:
             out.print(f"Files: {folder}\n", soft_wrap=True)
-    if as_json:
+    if given["as_json"]:
         typer.echo(json.dumps({"folders": [str(folder) for folder in written]}))
 
 
-def _perform(planned: list[Any], runs: Path, results: Path, quiet: bool, as_json: bool) -> dict[str, str]:
+def _perform(planned: list[Planned], runs: Path, results: Results, quiet: bool, as_json: bool) -> dict[str, str]:
     from lora_drop.cli.console import ConsoleGridReporter, err, out
     from lora_drop.cli.perform import quiet_libraries
     from lora_drop.experiments.engine import perform_grid
-    from lora_drop.experiments.records import record_path
     from lora_drop.experiments.report import report as write
 
     quiet_libraries()
-    reporter = ConsoleGridReporter(err, quiet)
-    try:
+    with ConsoleGridReporter(err, quiet) as reporter:
         outcome = perform_grid(planned, runs, results, reporter)
-    except KeyboardInterrupt as interrupt:
-        err.print("Interrupted. The same command continues where it stopped.")
-        raise typer.Exit(130) from interrupt
-    finally:
-        reporter.close()
     if outcome.busy:
         err.print(f"{len(outcome.busy)} runs are being performed by another process.")
     for name, message in outcome.failed.items():
         err.print(f"Failed: {name}: {message}", soft_wrap=True)
-    folders = sorted({record_path(results, run).parent for run in planned})
+    folders = sorted({results.path(run).parent for run in planned})
     present = [folder for folder in folders if any(folder.glob("*.json"))]
     for folder in present:
-        (tables,) = write(results, [folder.parent.name], backbones=[folder.name]).values()
+        (tables,) = write(results.folder, [folder.parent.name], backbones=[folder.name]).values()
         _show_tables(tables)
         out.print(f"Files: {folder}", soft_wrap=True)
     if as_json:
@@ -134,49 +126,45 @@ def _perform(planned: list[Any], runs: Path, results: Path, quiet: bool, as_json
     return outcome.failed
 
 
-def _show_plan(planned: list[Any], runs: Path, results: Path, as_json: bool) -> None:
-    from lora_drop.cli.console import ConsoleGridReporter, err, out, print_table
+def _show_plan(planned: list[Planned], results: Results, as_json: bool) -> None:
+    from lora_drop.cli.console import ConsoleGridReporter, err, out, print_rows
     from lora_drop.cli.perform import quiet_libraries
     from lora_drop.experiments.estimate import estimate
-    from lora_drop.experiments.records import is_done
     from lora_drop.training.environment import neutral_environment
 
     quiet_libraries()
-    done = {run.name for run in planned if is_done(results, run)}
-    reporter = ConsoleGridReporter(err)
-    reporter.start("timing")
-    try:
+    with ConsoleGridReporter(err) as reporter:
+        for text in results.notices(planned):
+            reporter.notice(text)
+        done = {run.name for run in planned if results.has(run)}
+        reporter.start("timing")
         with neutral_environment(reporter):
             estimates = list(estimate([run for run in planned if run.name not in done], reporter.advance))
-    finally:
-        reporter.close()
     if as_json:
         entries = [{"run": run.name, "done": run.name in done} for run in planned]
         typer.echo(json.dumps({"runs": entries, "estimates": [vars(entry) for entry in estimates]}))
         return
-    print_table(out, ["run", "state"], [[run.name, "done" if run.name in done else "to do"] for run in planned])
-    names = ["row", "task", "runs", "minutes a run", "MB a run", "MB of checkpoints", ""]
-    rows = [
-        [e.row, e.task, e.runs, _over(e.seconds, 60), _over(e.disk_mb, 1), _over(e.peak_disk_mb, 1), e.reason]
-        for e in estimates
-    ]
-    if rows:
-        print_table(out, names, rows, title="\nWhat is left, from a few timed steps")
-    known = [entry for entry in estimates if entry.seconds is not None]
-    minutes = sum(entry.runs * (entry.seconds or 0) for entry in known) / 60
-    disk = sum(entry.runs * (entry.disk_mb or 0) for entry in known)
-    unknown = sum(entry.runs for entry in estimates) - sum(entry.runs for entry in known)
+    print_rows(out, [{"run": run.name, "state": "done" if run.name in done else "to do"} for run in planned])
+    print_rows(out, list(map(_cost, estimates)), title="\nWhat is left, from a few timed steps")
+    minutes = sum(entry.runs * (entry.seconds or 0) for entry in estimates) / 60
+    disk = sum(entry.runs * (entry.disk_mb or 0) for entry in estimates)
+    unknown = sum(entry.runs for entry in estimates if entry.seconds is None)
     rest = f"; {unknown} runs could not be timed" if unknown else ""
-    out.print(
-        f"{len(done)} of {len(planned)} runs are done. The others: about {minutes:,.0f} minutes here, {disk:,.0f} MB{rest}."
-    )
+    cost = f"about {minutes:,.0f} minutes here, {disk:,.0f} MB{rest}"
+    out.print(f"{len(done)} of {len(planned)} runs are done. The others: {cost}.")
+
+
+def _cost(entry: Estimate) -> dict[str, Any]:
+    minutes, size, peak = _over(entry.seconds, 60), _over(entry.disk_mb, 1), _over(entry.peak_disk_mb, 1)
+    cost = {"minutes a run": minutes, "MB a run": size, "MB of checkpoints": peak}
+    return {"row": entry.row, "task": entry.task, "runs": entry.runs, **cost, "": entry.reason}
 
 
 def _over(value: float | None, unit: float) -> Any:
     return "" if value is None else round(value / unit, 1)
 
 
-def _show_tables(tables: list[Any]) -> None:
+def _show_tables(tables: list[Table]) -> None:
     from lora_drop.cli.console import out, print_table
     from lora_drop.experiments.render import agreement, heads, lines, notes
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -21,15 +20,8 @@ def list_tasks(data_dir: str | None, offline: bool) -> list[dict[str, Any]]:
     for name in TASKS.names():
         task = TASKS.get(name)
         sizes = " / ".join(f"{count:,}" for count in task.official_rows.values())
-        rows.append(
-            {
-                "task": name,
-                "what": task.description,
-                "metric": task.primary,
-                "rows": sizes,
-                "read from": _origin(task, source),
-            }
-        )
+        row = {"task": name, "what": task.description, "metric": task.primary, "rows": sizes}
+        rows.append({**row, "read from": _origin(task, source)})
     return rows
 
 
@@ -51,7 +43,7 @@ def _origin(task: Any, source: Source) -> str:
 def count_methods(config: Config) -> dict[str, Any]:
     """Count the trainable parameters of every method on a backbone, on the meta device: shapes only, no weights.
 
-    LoRA-drop's count depends on what the data will say; given is the number at the retained layers that would halve LoRA.
+    LoRA-drop's count depends on the data; given is the number at the retained layers that would halve LoRA.
     """
     from lora_drop.models.backbones import load_meta_model, locate
     from lora_drop.registry import METHODS, needs_selection
@@ -90,15 +82,7 @@ def _half(model: Any, config: Config) -> Any:
 
 def diagnose(data_dir: str | None, offline: bool) -> list[dict[str, Any]]:
     """Return one row per check: `check`, `state`, and `remedy` where something is missing."""
-    checks: list[Callable[[], list[dict[str, Any]]]] = [
-        _packages,
-        _devices,
-        lambda: _data(data_dir),
-        _cache,
-        _packaged_models,
-        lambda: _hub(offline),
-    ]
-    return [row for check in checks for row in check()]
+    return [*_packages(), *_devices(), *_data(data_dir), *_cache(), *_packaged_models(), *_hub(offline)]
 
 
 def _row(check: str, state: str, remedy: str = "") -> dict[str, Any]:
@@ -108,10 +92,8 @@ def _row(check: str, state: str, remedy: str = "") -> dict[str, Any]:
 def _packages() -> list[dict[str, Any]]:
     from lora_drop.provenance import versions
 
-    return [
-        _row(name, version, f"pip install {name}" if version == "not installed" else "")
-        for name, version in versions().items()
-    ]
+    missing = "not installed"
+    return [_row(name, found, f"pip install {name}" if found == missing else "") for name, found in versions().items()]
 
 
 def _devices() -> list[dict[str, Any]]:
@@ -173,10 +155,5 @@ def _hub(offline: bool) -> list[dict[str, Any]]:
         with urllib.request.urlopen(f"{endpoint}/api/models?limit=1", timeout=5):
             return [_row("Hub", f"{endpoint} answers")]
     except (OSError, urllib.error.URLError) as error:
-        return [
-            _row(
-                "Hub",
-                f"{endpoint}: {error}",
-                "use packaged: backbones and official files, or work where there is a network",
-            )
-        ]
+        remedy = "use packaged: backbones and official files, or work where there is a network"
+        return [_row("Hub", f"{endpoint}: {error}", remedy)]

@@ -1,12 +1,18 @@
-"""The options that commands share."""
+"""The options that commands share, each written once, with the key of the configuration that it sets."""
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar
 
 import typer
 
+if TYPE_CHECKING:
+    from lora_drop.config.schema import Config
+
+Command = TypeVar("Command", bound=Callable[..., None])
 ConfigFiles = Annotated[
     list[str] | None, typer.Option("--config", "-c", help="YAML file, or packaged name (glue/rte); later ones win.")
 ]
@@ -35,3 +41,61 @@ Force = Annotated[bool, typer.Option("--force", help="Repeat stages that are alr
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print results only.")]
 Json = Annotated[bool, typer.Option("--json", help="The last line is machine-readable.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+class Shared(NamedTuple):
+    """An option of several commands."""
+
+    type: Any
+    default: Any = None
+    key: str = ""
+    """The key of the configuration that it sets; empty if it sets none."""
+
+
+SHARED = {
+    "config": Shared(ConfigFiles),
+    "overrides": Shared(Overrides),
+    "budget": Shared(Budget, key="method.budget"),
+    "bootstrap": Shared(Bootstrap, key="score.bootstrap"),
+    "data_dir": Shared(DataDir, key="data_dir"),
+    "limit_train": Shared(Limit, key="limit.train"),
+    "limit_eval": Shared(Limit, key="limit.eval"),
+    "seed": Shared(Seed, key="seed"),
+    "device": Shared(Device, key="device"),
+    "offline": Shared(Offline, False, "offline"),
+    "force": Shared(Force, False),
+    "quiet": Shared(Quiet, False),
+    "as_json": Shared(Json, False),
+    "debug": Shared(Debug, False),
+}
+
+
+def options(*names: str) -> Callable[[Command], Command]:
+    """Give a command these shared options after its own; it receives their values by name in `**given`."""
+
+    def decorate(command: Command) -> Command:
+        own = inspect.signature(command, eval_str=True)
+        parameters = [each for each in own.parameters.values() if each.kind is not inspect.Parameter.VAR_KEYWORD]
+        for name in names:
+            annotation, default, _ = SHARED[name]
+            kind = inspect.Parameter.KEYWORD_ONLY
+            parameters.append(inspect.Parameter(name, kind, default=default, annotation=annotation))
+        command.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
+        return command
+
+    return decorate
+
+
+def flags(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values that shared options give to keys of the configuration; None says nothing."""
+    keys = {SHARED[name].key: value for name, value in given.items() if SHARED[name].key}
+    return {key: None if value is False else value for key, value in keys.items()}
+
+
+def configuration(given: Mapping[str, Any], run_dir: Path | None = None) -> Config:
+    """Return what configuration files, or else the run directory, say; then -o, then the flags."""
+    from lora_drop.config.schema import load_config
+
+    stored = run_dir / "config.yaml" if run_dir else None
+    files = given["config"] or ([stored] if stored is not None and stored.is_file() else [])
+    return load_config(files, given["overrides"] or [], flags(given))

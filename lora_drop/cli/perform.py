@@ -31,7 +31,7 @@ class Summary:
 
 
 def quiet_libraries() -> None:
-    """Let transformers print nothing but errors, and neither it nor datasets a bar: what they would say is said by our reporter."""
+    """Let transformers print nothing but errors, and neither it nor datasets a bar: our reporter says what matters."""
     import datasets
     from transformers.utils import logging
 
@@ -45,14 +45,17 @@ def quiet_libraries() -> None:
 def perform(
     run_dir: Path, config: Config, stages: list[str], force: bool, report: Reporter, compare: list[str]
 ) -> Summary:
-    """Perform stages ("all", or names of `runs.stages.STAGES`) in a run directory, then train the methods to compare with beside it."""
-    if stages != ["select"]:  # which needs none of them
+    """Perform stages in a run directory, then train the methods to compare with beside it.
+
+    `stages` are names of `runs.stages.STAGES`, or "all".
+    """
+    if _computes(stages):
         quiet_libraries()
     for name in compare:
         METHODS.get(name)  # a wrong name must not show after the first training
     summary = Summary()
     run = _perform_one(run_dir, config, stages, force, report)
-    if stages != ["train"] and needs_selection(config.method.name):
+    if stages not in (["train"], ["picture"]) and needs_selection(config.method.name):
         _profile(run, summary, stages)
     runs = [run]
     for name in compare:
@@ -61,7 +64,14 @@ def perform(
         runs.append(_perform_one(run_dir / "compare" / name, other, stages, force, report))
     if stages in (["all"], ["eval"]):
         summary.results = [_result(run) for run in runs]
+    if stages == ["select"] and not run.file("importance.png").is_file():
+        summary.remarks.append(f"the picture of this selection is drawn by: lora-drop picture -d {run_dir}")
     return summary
+
+
+def _computes(stages: list[str]) -> bool:
+    """Return False for stages that read neither rows nor weights, as they must start at once."""
+    return stages not in (["select"], ["picture"])
 
 
 def _profile(run: Run, summary: Summary, stages: list[str]) -> None:
@@ -70,11 +80,10 @@ def _profile(run: Run, summary: Summary, stages: list[str]) -> None:
         summary.selection = Selection.from_json(read_json(run.file("selection.json")))
         summary.remarks += _plain(summary.selection, read_scores(run.file("scores.json")))
     # the stage `select` alone leaves a bootstrap of another threshold as it was
-    bootstrapped = (
-        run.config.score.bootstrap and stages in (["score"], ["all"]) and run.file("stability.json").is_file()
-    )
+    stability = run.file("stability.json")
+    bootstrapped = run.config.score.bootstrap and stages in (["score"], ["all"]) and stability.is_file()
     if bootstrapped:
-        summary.stability = read_json(run.file("stability.json"))["modules"]
+        summary.stability = read_json(stability)["modules"]
     if summary.selection or (bootstrapped and stages == ["score"]):
         summary.scored = read_scores(run.file("scores.json"))
 
@@ -84,15 +93,16 @@ def _plain(selection: Selection, scored: list[Scored]) -> list[str]:
     if selection.trainable_parameters < sum(row.parameters for row in scored):
         return []
     return [
-        "LoRA-drop is plain LoRA here: each layer is retained, or is the only one left of its projection and has nobody to share with. "
-        "Lower method.threshold, or say with method.budget how many of LoRA's parameters it may have (--budget 0.5)"
+        "LoRA-drop is plain LoRA here: each layer is retained, or is the only one left of its projection and has "
+        "nobody to share with. Lower method.threshold, or say with method.budget how many of LoRA's parameters it may "
+        "have (--budget 0.5)"
     ]
 
 
 def _perform_one(run_dir: Path, config: Config, stages: list[str], force: bool, report: Reporter) -> Run:
     run = Run(run_dir, config)
     job = Job(run, report, force)
-    if stages != ["select"]:  # which asks for neither a model nor rows
+    if _computes(stages):
         job.check()
     # a trained adapter may be evaluated on other rows; what it was trained from stays what the directory says
     with run.working(report, store_config=stages != ["eval"]):

@@ -1,6 +1,7 @@
-"""Output to streams of any encoding: a sign that one cannot hold is shown by ASCII signs instead, and is never an error.
+"""Output to streams of any encoding: a sign that one cannot hold is shown by ASCII signs, and is never an error.
 
-Windows consoles and redirected output often have an encoding of 256 characters (cp1252), and a stripped-down system may have ASCII.
+Windows consoles and redirected output often have an encoding of 256 characters (cp1252), and a stripped-down system may
+have ASCII.
 """
 
 from __future__ import annotations

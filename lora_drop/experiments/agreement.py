@@ -25,7 +25,7 @@ def scored_by_row(table: Table) -> dict[str, list[Record]]:
 
 
 def one_warm_up_a_seed(table: Table) -> list[Record]:
-    """Return, per task and seed, the first record with importances: rows that only select differently share a warm-up."""
+    """Return the first record with importances per task and seed: rows that only select differently share a warm-up."""
     first: dict[tuple[str, int], Record] = {}
     for row in table.rows:
         for record in scored(table):
@@ -57,7 +57,7 @@ def kendall(table: Table, projection: str) -> dict[tuple[str, str], float]:
 
 
 def between_seeds(records: Sequence[Record], projection: str) -> list[float]:
-    """Return the rank correlation of the layers' importances for every two runs of one row and task, which differ in their seed."""
+    """Return the rank correlation of the layers' importances for every two runs, which differ in their seed."""
     found = [importances_of(record.scores, projection) for record in records]
     return [_tau(one, two) for one, two in combinations(found, 2)]
 

@@ -1,8 +1,8 @@
 """Performs the runs of a grid one after the other, each in a run directory of its own, and writes a record for each.
 
-Every run is found by the hash of its configuration: what has a record is not repeated, what was killed is continued, and a run that two
-experiments have in common is performed once. Several processes, also on several machines with one file system, may work on a grid at the
-same time: each takes runs that no other process is working on.
+Every run is found by the hash of its configuration: what has a record is not repeated, what was killed is continued,
+and a run that two experiments have in common is performed once. Several processes, also on several machines with one
+file system, may work on a grid at the same time: each takes runs that no other process is working on.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from filelock import FileLock
 from lora_drop.config.schema import config_hash
 from lora_drop.errors import UserError
 from lora_drop.experiments.grid import Planned, slug
-from lora_drop.experiments.records import is_done, join_record, write_record
+from lora_drop.experiments.results import Results
 from lora_drop.progress import GridReporter, Reporter
+from lora_drop.provenance import release_memory
 from lora_drop.runs.job import Job
 from lora_drop.runs.pipeline import adopt, inputs_digest, perform, plan
 from lora_drop.runs.store import Busy, Run
@@ -36,22 +37,24 @@ class Outcome:
     """Message by run."""
 
 
-def perform_grid(planned: Sequence[Planned], runs: Path, results: Path, report: GridReporter) -> Outcome:
+def perform_grid(planned: Sequence[Planned], runs: Path, results: Results, report: GridReporter) -> Outcome:
     """Perform what has no record yet. A run that fails does not stop the others.
 
     Args:
         planned: the runs.
         runs: folder of the run directories.
-        results: folder of the records.
+        results: where a result is looked for, and written.
         report: told about progress.
 
     Raises:
         KeyboardInterrupt: after Ctrl-C, when the run under way has written a checkpoint.
     """
     outcome = Outcome()
+    for text in results.notices(planned):
+        report.notice(text)
     for number, run in enumerate(planned, 1):
-        if is_done(results, run):  # asked for each in turn: another process may have done it meanwhile
-            join_record(results, run)
+        if results.has(run):  # asked for each in turn: another process may have done it meanwhile
+            results.join(run)
             outcome.already += 1
             continue
         report.begin(run.name, number, len(planned))
@@ -64,6 +67,7 @@ def perform_grid(planned: Sequence[Planned], runs: Path, results: Path, report: 
             note = outcome.failed[run.name] = f"{type(error).__name__}: {error}"
         else:
             outcome.performed.append(run.name)
+        release_memory()
         report.end(run.name, note)
     return outcome
 
@@ -74,7 +78,7 @@ def run_directory(planned: Planned, runs: Path) -> Path:
     return runs / slug(config.backbone) / f"{config.task}-s{config.seed}-{config.method.name}-{config_hash(config)}"
 
 
-def _perform_one(planned: Planned, runs: Path, results: Path, report: Reporter) -> str:
+def _perform_one(planned: Planned, runs: Path, results: Results, report: Reporter) -> str:
     path, config = run_directory(planned, runs), planned.config
     path.parent.mkdir(parents=True, exist_ok=True)
     run = Run(path, config)
@@ -90,7 +94,7 @@ def _perform_one(planned: Planned, runs: Path, results: Path, report: Reporter) 
                         perform(job, stage)
             else:
                 perform(job, stage)
-        write_record(results, planned, run, [stage.name for stage in stages])
+        results.write(planned, run, [stage.name for stage in stages])
     return str(run.manifest["stages"][planned.experiment.until or "eval"]["note"])
 
 

@@ -1,7 +1,8 @@
 """An estimate of a grid's cost, from a few timed steps of each kind of run, before hours are spent.
 
-What is timed is what will run: the stages' own training, scoring and evaluation, with their batches, packing, precision and loss. The time of
-a training step or a scoring pass is taken to grow with the number of real tokens, that of an evaluation with the number of rows.
+What is timed is what will run: the stages' own training, scoring and evaluation, with their batches, packing, precision
+and loss. The time of a training step or a scoring pass is taken to grow with the number of real tokens, that of an
+evaluation with the number of rows.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from lora_drop.experiments.grid import Planned
 from lora_drop.files import digest
 from lora_drop.methods.base import Method, Parameters
 from lora_drop.progress import Reporter
+from lora_drop.provenance import release_memory
 from lora_drop.pruning import importance
 from lora_drop.registry import METHODS, needs_selection
 from lora_drop.runs import models
@@ -39,7 +41,7 @@ STEPS = 2
 MANY = 1000
 """Steps that a timed training seems to have. (It is stopped.)"""
 CPU_ROWS = 16
-"""On a CPU at most this many rows of a step are computed: there a row costs the same in a larger batch. A GPU computes whole batches."""
+"""At most this many rows of a step are computed on a CPU, where a row costs the same in a larger batch."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,7 @@ def estimate(todo: Sequence[Planned], progress: Callable[[int, int], None]) -> I
     warmed: set[str] = set()
     for number, ((row, task), group) in enumerate(groups.items()):
         progress(number, len(groups))
+        release_memory()
         try:
             with tempfile.TemporaryDirectory() as folder:
                 seconds, disk, peak = _measure(group[0], Path(folder), warmed)
@@ -76,7 +79,7 @@ def estimate(todo: Sequence[Planned], progress: Callable[[int, int], None]) -> I
 
 
 def _measure(planned: Planned, folder: Path, warmed: set[str]) -> tuple[float, float, float]:
-    """Return seconds, MB left and MB of checkpoints of one run. A warm-up that a row before it makes (`warmed`) costs nothing again."""
+    """Return seconds, MB left and MB of checkpoints of one run; a warm-up that is in `warmed` costs nothing again."""
     config, clock = planned.config, _Clock()
     job = Job(Run(folder, config), clock)
     job.check()
@@ -148,7 +151,7 @@ class _Clock(Reporter):
 def _time_training(
     job: Job, stage: str, method: Method, settings: TrainConfig, clock: _Clock
 ) -> tuple[float, nn.Module, Parameters]:
-    """Return seconds per token of the training of a stage, the model that it has begun to train, and what is trained."""
+    """Return seconds per token of a stage's training, the model that it has begun to train, and what is trained."""
     size = settings.batch_size if job.device.type == "cuda" else min(settings.batch_size, CPU_ROWS)
     rows = _some_rows(job.data.train_encoded, (STEPS + 1) * size, job.config.seed)
     # which layers would be retained is not known yet; LoRA on all of them costs the same time and at most as much disk
@@ -175,7 +178,7 @@ def _time_scoring(job: Job, model: nn.Module, clock: _Clock) -> float:
 
 
 def _time_evaluation(job: Job, model: nn.Module, clock: _Clock) -> float:
-    """Return seconds per row of an evaluation by a model that has hardly been trained, which writes texts as long as they may be."""
+    """Return seconds per row of an evaluation; a model that has hardly been trained writes texts of full length."""
     data, config = job.data, job.config
     count = config.eval.batch_size if job.device.type == "cuda" else min(config.eval.batch_size, CPU_ROWS)
 

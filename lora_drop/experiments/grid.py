@@ -1,23 +1,8 @@
-"""An experiment is data: rows × tasks × seeds, and what each row changes. This module turns it into the configurations of its runs.
+"""An experiment is data: rows × tasks × seeds, and what each row changes. Here it becomes the runs' configurations.
 
-A file `configs/experiments/NAME.yaml` says:
-
-| key | meaning |
-|---|---|
-| `title` | what it is |
-| `backbone` | the model of the paper |
-| `config` | the packaged configuration of a task, with `{task}` in its name (`glue/{task}`) |
-| `tasks`, `seeds` | in the order of the paper's columns |
-| `set` | keys over every run |
-| `task_set` | by task: keys over its runs |
-| `rows` | by name: `title`, and the keys that the row changes |
-| `until` | `select`: stop before training, where only importances are wanted |
-| `columns` | beside the scores: `retained` (mean number of retained layers per projection), `agreement` (how far seeds rank the layers alike) |
-| `metrics` | metrics shown of each task; empty: the task's primary one |
-| `figures` | names of figures that `report` draws |
-| `published` | the entry of `published.yaml` beside which it is put |
-
-Precedence, later wins: configuration of the task, `backbone`, `set`, `task_set`, files of `-c`, the row, `-o` and flags.
+A file `configs/experiments/NAME.yaml` gives the fields of `Experiment`. A row is a `title` and the keys that it changes.
+Precedence, later wins: configuration of the task, `backbone`, `set`, `task_set`, files of `-c`, the row, `-o` and
+flags.
 """
 
 from __future__ import annotations
@@ -43,11 +28,10 @@ from lora_drop.config.schema import (
 from lora_drop.config.strict import build, leaves, merge, put
 from lora_drop.errors import UserError, closest
 from lora_drop.files import digest
+from lora_drop.registry import FIGURES, TASKS
 from lora_drop.runs.stages import BY_NAME
 
 COLUMNS = ("retained", "agreement")
-FIGURES = ("tradeoff", "importance", "distribution", "sharing", "ratios")
-"""Figures that an experiment may name; `experiments/plots.py` draws them."""
 TOY = {"classification": "toy-nli", "generation": "toy-nlg"}
 """Generated tasks for a `tiny:` backbone: random weights learn nothing from real text in reasonable time."""
 
@@ -63,7 +47,7 @@ class Experiment:
     backbone: str = ""
     """The paper's model."""
     config: str = "{task}"
-    """Packaged configuration of a task."""
+    """The packaged configuration of a task, with `{task}` in its name (`glue/{task}`)."""
     tasks: tuple[str, ...] = ()
     """In the order of the paper's columns."""
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -71,19 +55,19 @@ class Experiment:
     set: dict[str, Any] = field(default_factory=dict)
     """Keys over every run."""
     task_set: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Keys over the runs of one task."""
+    """By task: keys over its runs."""
     rows: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Changes by row."""
+    """By name: `title`, and the keys that the row changes."""
     until: str = ""
-    """The last stage performed; empty: all."""
+    """The last stage performed (`select`, where only importances are wanted); empty: all."""
     columns: tuple[str, ...] = ()
-    """Columns beside the scores."""
+    """Beside the scores: `retained` (layers per projection), `agreement` (of the seeds' rankings of layers)."""
     metrics: tuple[str, ...] = ()
-    """Metrics shown."""
+    """Shown of each task; empty: its primary one."""
     figures: tuple[str, ...] = ()
-    """Figures drawn."""
+    """Drawn by `report`, by their names in `registry.FIGURES`."""
     published: str = ""
-    """Entry of published.yaml."""
+    """The entry of `published.yaml` beside which the results are put."""
 
     @property
     def layout(self) -> dict[str, Any]:
@@ -106,7 +90,7 @@ class Planned:
     deviations: dict[str, list[Any]]
     """Keys whose value is not the experiment's own: `[there, here]`."""
     overrides: dict[str, Any]
-    """Settings asked for over the experiment, the same for all runs of one command: runs with other overrides are never mixed."""
+    """Settings asked for over the experiment by a command: runs with other overrides are never mixed."""
 
     @property
     def name(self) -> str:
@@ -136,7 +120,10 @@ def experiment_names() -> list[str]:
 
 
 def load_experiment(name: str) -> Experiment:
-    """Read an experiment: a packaged name (`table1`) or the path of a file. Raises UserError that lists every mistake in it."""
+    """Read an experiment: a packaged name (`table1`) or the path of a file.
+
+    Raises UserError that lists every mistake in it.
+    """
     path = Path(name)
     if not path.is_file():
         if name not in experiment_names():
@@ -155,7 +142,6 @@ def load_experiment(name: str) -> Experiment:
 def _mistakes(experiment: Experiment, packaged: bool) -> list[str]:
     """Return what is wrong with values that are of the right type."""
     from lora_drop.experiments.published import load_published
-    from lora_drop.registry import TASKS
 
     if not (experiment.rows and experiment.tasks):
         return ["an experiment needs rows and tasks"]
@@ -164,7 +150,7 @@ def _mistakes(experiment: Experiment, packaged: bool) -> list[str]:
         "task_set": (experiment.task_set, experiment.tasks),
         "until": ([experiment.until] if experiment.until else [], BY_NAME),
         "columns": (experiment.columns, COLUMNS),
-        "figures": (experiment.figures, FIGURES),
+        "figures": (experiment.figures, FIGURES.names()),
         "published": ([experiment.published] if experiment.published else [], load_published()),
     }
     errors = [
@@ -181,12 +167,10 @@ def _mistakes(experiment: Experiment, packaged: bool) -> list[str]:
 
 
 def expand(experiment: Experiment, choice: Choice) -> list[Planned]:
-    """Return the runs of an experiment: task by task, seed by seed, row by row, so that rows which share a warm-up follow each other.
+    """Return the runs of an experiment by task, seed and row, so that rows which share a warm-up follow each other.
 
     Raises UserError for a task, row or key that does not exist.
     """
-    from lora_drop.registry import TASKS
-
     tasks = [TASKS.get(name).name for name in choice.tasks] or _tasks(experiment, choice)
     rows = _rows(experiment, choice.rows)
     asked = _asked(choice)
@@ -207,8 +191,6 @@ def slug(text: str) -> str:
 
 
 def _tasks(experiment: Experiment, choice: Choice) -> list[str]:
-    from lora_drop.registry import TASKS
-
     if (choice.backbone or "").startswith("tiny:"):
         kind = TASKS.get(experiment.tasks[0]).kind
         return [TOY["generation" if kind == "generation" else "classification"]]
@@ -224,7 +206,8 @@ def _rows(experiment: Experiment, wanted: Sequence[str]) -> list[str]:
         found = [row for row, keys in experiment.rows.items() if name in (row, keys.get("method.name"))]
         if not found:
             raise UserError(
-                f"{experiment.name} has no row {name!r}.{closest(name, list(experiment.rows))} Rows: {', '.join(experiment.rows)}"
+                f"{experiment.name} has no row {name!r}.{closest(name, list(experiment.rows))} "
+                f"Rows: {', '.join(experiment.rows)}"
             )
         chosen += found
     return [row for row in experiment.rows if row in chosen]

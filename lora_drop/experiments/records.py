@@ -1,34 +1,27 @@
-"""The result of one run, complete in one JSON file of `results/EXPERIMENT/BACKBONE/`. Tables and figures are made from these alone."""
+"""The result of one run, complete in one JSON file of `results/EXPERIMENT/BACKBONE/`.
+
+Tables and figures are made from these files alone.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from lora_drop.config.schema import WHERE_KEYS, Config, config_hash, from_dict, to_dict
+from lora_drop.config.schema import WHERE_KEYS, config_hash, to_dict
 from lora_drop.errors import UserError
-from lora_drop.experiments.grid import Planned, slug
-from lora_drop.files import read_json, write_json
-from lora_drop.registry import TASKS
+from lora_drop.experiments.grid import Planned
+from lora_drop.files import read_json
+from lora_drop.registry import METHODS, TASKS
+from lora_drop.runs.stages import BY_NAME
 from lora_drop.runs.store import Run
 
 VERSION = 2
 STAGE_KEYS = (
-    *(
-        "seconds",
-        "peak_memory_mb",
-        "commit",
-        "versions",
-        "device",
-        "threads",
-        "precision",
-        "weights",
-        "data",
-        "limited",
-    ),
-    *("sources", "computed", "losses", "shared_from", "resumed"),
+    *("seconds", "peak_memory_mb", "commit", "versions", "device", "threads", "precision", "weights", "data"),
+    *("limited", "cut", "sources", "computed", "losses", "shared_from", "resumed"),
 )
 """Keys of a stage's entry in `run.json` that a record keeps."""
 
@@ -42,7 +35,7 @@ class Record:
     row: str
     """Row of the experiment (`lora_drop`)."""
     layout: dict[str, Any]
-    """Of the experiment: titles of all its rows, in order, tasks, seeds, columns, metrics, figures (`grid.Experiment.layout`)."""
+    """Of the experiment (`grid.Experiment.layout`): titles of its rows, tasks, seeds, columns, metrics, figures."""
     task: str
     task_title: str
     """The task's name in tables (`STS-B`)."""
@@ -60,10 +53,11 @@ class Record:
     limited: dict[str, int]
     """Rows the run was limited to (`train`, `eval`); empty: all rows."""
     stages: dict[str, dict[str, Any]]
-    """The cost of each stage, and what it was computed with: `seconds`, `peak_memory_mb`, `commit`, `versions`, `device`, `threads`,
-    `precision`, `weights` (the identity of the backbone's), `data` (hashes of the rows read), `limited`; `sources`, where the backbone and
-    the rows of each split came from: the official files, or a commit of the Hub; `computed`, how batches were (packed, or padded and why);
-    `losses` of the warm-up, mean of its first and its last quarter; `shared_from` where a run with the same inputs had done it already;
+    """The cost of each stage, and what it was computed with: `seconds`, `peak_memory_mb`, `commit`, `versions`,
+    `device`, `threads`, `precision`, `weights` (the identity of the backbone's), `data` (hashes of the rows read),
+    `limited`, `cut` (what was cut of its rows); `sources`, where the backbone and the rows of each split came from: the
+    official files, or a commit of the Hub; `computed`, how batches were (packed, or padded and why); `losses` of the
+    warm-up, mean of its first and its last quarter; `shared_from` where a run with the same inputs had done it already;
     `resumed` where a killed process was continued, whose cost is not in it."""
     primary: str = ""
     """The metric that the table shows."""
@@ -75,7 +69,7 @@ class Record:
     metrics: dict[str, float] = field(default_factory=dict)
     """Of the epoch that was kept; empty if the experiment ends before training."""
     baseline: dict[str, float] = field(default_factory=dict)
-    """Scores of the most frequent label, predicted for every row; empty for texts, and in records older than this field."""
+    """Scores of the most frequent label, predicted for every row; empty for texts, and in older records."""
     select_epoch: str = ""
     """`best` or `last`: which epoch was kept."""
     kept_epoch: float = 0.0
@@ -103,48 +97,19 @@ class Record:
     """As `scores`, of the trained adapter, if made."""
     signatures: dict[str, str] = field(default_factory=dict)
     """The protocol by which each metric of texts was counted."""
+    made_by: dict[str, int] = field(default_factory=dict)
+    """Versions of the stages, the task and the method (`{"stage score": 2, …}`); empty in older records."""
     version: int = VERSION
     """Of this format."""
 
 
-def record_path(results: Path, planned: Planned) -> Path:
-    """Return where the result of a run belongs."""
-    return results / planned.experiment.name / slug(planned.config.backbone) / f"{planned.name}.json"
-
-
-def is_done(results: Path, planned: Planned) -> bool:
-    """Return True if the result of a run is there: a record of an equal configuration.
-
-    Configurations are compared, not their hashes: a key that did not exist when the record was written has today's default.
-    """
-    return bool(_equal_records(results, planned))
-
-
-def join_record(results: Path, planned: Planned) -> None:
-    """Also record a run under the overrides asked for now, if it was done under others that come to the same configuration."""
-    same = _equal_records(results, planned)
-    if not any(read_json(path)["overrides"] == planned.overrides for path in same):
-        changed = {"overrides": planned.overrides, "deviations": planned.deviations}
-        write_json(record_path(results, planned), {**read_json(same[0]), **changed})
-
-
-def _equal_records(results: Path, planned: Planned) -> list[Path]:
-    pattern = f"{slug(planned.row)}-{planned.config.task}-s{planned.config.seed}-*.json"
-    found = sorted(record_path(results, planned).parent.glob(pattern))
-    return [path for path in found if _same(path, planned.config)]
-
-
-def _same(path: Path, config: Config) -> bool:
-    where = {key: getattr(config, key) for key in WHERE_KEYS}
-    try:
-        return from_dict({**read_json(path)["config"], **where}) == config
-    except UserError:  # a key that does not exist any more
-        return False
-
-
-def write_record(results: Path, planned: Planned, run: Run, stages: Sequence[str]) -> None:
-    """Gather what the given stages of a run have left and write it to its place."""
-    write_json(record_path(results, planned), asdict(gather(planned, run, stages)))
+def versions_of(task: str, method: str, stages: Iterable[str]) -> dict[str, int]:
+    """Return the versions on which the numbers of these stages rest: their own, the task's and the method's."""
+    found = {f"stage {name}": BY_NAME[name].version for name in stages if name in BY_NAME and not BY_NAME[name].draws}
+    found[f"task {task}"] = TASKS.get(task).version
+    if "train" in stages:
+        found[f"method {method}"] = METHODS.get(method).version
+    return found
 
 
 def gather(planned: Planned, run: Run, performed: Sequence[str]) -> Record:
@@ -168,6 +133,7 @@ def gather(planned: Planned, run: Run, performed: Sequence[str]) -> Record:
         deviations=planned.deviations,
         limited={part: rows for entry in stages.values() for part, rows in entry["limited"].items()},
         stages=stages,
+        made_by=versions_of(config.task, config.method.name, performed),
         **_layers(run, performed),
         **(_trained(run, task.kind) if "eval" in performed else {}),
     )
@@ -222,19 +188,20 @@ def _trained(run: Run, kind: str) -> dict[str, Any]:
 
 
 def read_records(folder: Path) -> list[Record]:
-    """Read the results of one experiment on one backbone, in a fixed order. Raises UserError for a file of another format."""
-    return list(_read_all(folder))
+    """Read the results of one experiment on one backbone, in the order of their file names.
 
-
-def _read_all(folder: Path) -> Iterator[Record]:
-    known = {item.name for item in fields(Record)}
+    Raises UserError for a file of another format.
+    """
+    known, records = {item.name for item in fields(Record)}, []
     for path in sorted(folder.glob("*.json")):
         content = _upgraded(read_json(path))
         if not isinstance(content, dict) or content.get("version") != VERSION or set(content) - known:
             raise UserError(
-                f"{path} is not a result of this version of lora-drop (format {VERSION}). Remove it, and repeat the run with lora-drop reproduce."
+                f"{path} is not a result of this version of lora-drop (format {VERSION}). "
+                "Remove it, and repeat the run with lora-drop reproduce."
             )
-        yield Record(**content)
+        records.append(Record(**content))
+    return records
 
 
 def _upgraded(content: Any) -> Any:

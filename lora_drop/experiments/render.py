@@ -7,36 +7,21 @@ import io
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from lora_drop.experiments.agreement import between_seeds, kendall, projections_of, scored, scored_by_row
 from lora_drop.experiments.learnt import ERRORS
-from lora_drop.experiments.table import FLAGS, Cell, Column, Row, Table, limits
+from lora_drop.experiments.records import Record
+from lora_drop.experiments.table import FLAGS, Cell, Row, Table, limits
 
 _LATEX = str.maketrans(
     {sign: f"\\{sign}" for sign in "&%_#${}"}
     | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "−": "$-$"}
 )
 CSV_COLUMNS = (
-    "experiment",
-    "backbone",
-    "overrides",
-    "row",
-    "title",
-    "retained",
-    "task",
-    "metric",
-    "n_seeds",
-    "seeds",
-    "mean",
-    "standard_deviation",
-    "best_epoch_mean",
-    "last_epoch_mean",
-    "parameters",
-    "head_parameters",
-    "published",
-    "difference",
-    "flags",
+    *("experiment", "backbone", "overrides", "row", "title", "retained", "task", "metric", "n_seeds", "seeds", "mean"),
+    *("standard_deviation", "best_epoch_mean", "last_epoch_mean", "parameters", "head_parameters", "published"),
+    *("difference", "flags"),
 )
 
 
@@ -51,42 +36,28 @@ def to_latex(tables: Sequence[Table]) -> str:
 
 
 def to_csv(tables: Sequence[Table]) -> str:
-    """Return one line per cell, unrounded."""
+    """Return one line per cell, and per average, unrounded."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(CSV_COLUMNS)
-    for table in tables:
-        for row in table.rows:
-            writer.writerows(_csv_line(table, row, column) for column in table.columns if column.key in row.cells)
-            writer.writerows(_csv_average(table, row) if averaged(table) and row.average is not None else [])
+    writer.writerows(line for table in tables for row in table.rows for line in _csv_lines(table, row))
     return stream.getvalue()
 
 
-def _csv_line(table: Table, row: Row, column: Column) -> list[object]:
-    cell = row.cells[column.key]
-    seeds = [len(cell.seeds), " ".join(map(str, cell.seeds))]
-    numbers = [
-        cell.mean,
-        cell.deviation,
-        cell.best,
-        cell.last,
-        row.parameters,
-        row.head,
-        cell.published,
-        cell.difference,
-    ]
-    return [*_csv_head(table, row), column.task, column.metric, *seeds, *map(_exact, numbers), cell.flags]
-
-
-def _csv_average(table: Table, row: Row) -> list[list[object]]:
-    numbers = [row.average, None, None, None, row.parameters, row.head, row.published.get("average"), row.difference]
-    return [[*_csv_head(table, row), "average", "", "", "", *map(_exact, numbers), row.average_flags]]
-
-
-def _csv_head(table: Table, row: Row) -> list[object]:
+def _csv_lines(table: Table, row: Row) -> Iterator[list[object]]:
     asked = json.dumps(table.overrides, sort_keys=True) if table.overrides else ""
     retained = " ".join(f"{name}:{mean:g}" for name, mean in row.retained.items())
-    return [table.experiment, table.backbone, asked, row.name, row.title, retained]
+    cells = [(each.task, each.metric, row.cells[each.key]) for each in table.columns if each.key in row.cells]
+    if averaged(table) and row.average is not None:
+        theirs = row.published.get("average")
+        average = Cell(row.average, None, (), row.average_flags, None, None, theirs, row.difference)
+        cells.append(("average", "", average))
+    for task, metric, cell in cells:
+        head = [table.experiment, table.backbone, asked, row.name, row.title, retained, task, metric]
+        seeds = [len(cell.seeds) or "", " ".join(map(str, cell.seeds))]
+        epochs = (cell.mean, cell.deviation, cell.best, cell.last)
+        numbers = (*epochs, row.parameters, row.head, cell.published, cell.difference)
+        yield [*head, *seeds, *map(_exact, numbers), cell.flags]
 
 
 def _exact(value: float | None) -> str:
@@ -95,14 +66,8 @@ def _exact(value: float | None) -> str:
 
 def heads(table: Table) -> list[str]:
     """Return the names of the columns."""
-    average = ["Avg"] if averaged(table) else []
-    return [
-        "",
-        "parameters",
-        *(f"retained {name}" for name in table.projections),
-        *(column.title for column in table.columns),
-        *average,
-    ]
+    retained = [f"retained {name}" for name in table.projections]
+    return ["", "parameters", *retained, *(column.title for column in table.columns), *["Avg"] * averaged(table)]
 
 
 def averaged(table: Table) -> bool:
@@ -111,99 +76,73 @@ def averaged(table: Table) -> bool:
 
 
 def lines(table: Table, flag: Callable[[str], str]) -> Iterable[tuple[str, list[str]]]:
-    """Yield (kind, cells) of each line: `measured`, then `published` and `difference` where there is something to say."""
+    """Yield (kind, cells) of each line: `measured`, then `published` and `difference` where there are any."""
     several = averaged(table)
     for row in table.rows:
         scores = [_score(row.cells.get(column.key), flag) for column in table.columns]
-        average = (
-            [_number(row.average) + (flag(row.average_flags) if row.average is not None else "")] if several else []
-        )
+        average = [_number(row.average) + (flag(row.average_flags) if row.average is not None else "")] * several
         kept = [_number(row.retained.get(name)) for name in table.projections]
-        yield (
-            "measured",
-            [row.title, f"{row.parameters:,.0f}" if row.parameters is not None else "", *kept, *scores, *average],
-        )
+        parameters = f"{row.parameters:,.0f}" if row.parameters is not None else ""
+        yield "measured", [row.title, parameters, *kept, *scores, *average]
         published = _published_line(table, row, several)
         if any(published[1:]):
             yield "published", published
         differences = [cell.difference if (cell := row.cells.get(column.key)) else None for column in table.columns]
         if any(value is not None for value in (*differences, row.difference)):
             blank = [""] * (len(table.projections) + 1)
-            average = [_signed(row.difference)] * several
-            yield "difference", ["difference", *blank, *map(_signed, differences), *average]
+            shown = map(_signed, [*differences, *[row.difference] * several])
+            yield "difference", ["difference", *blank, *shown]
 
 
 def notes(table: Table) -> list[str]:
     """Return what the numbers rest on."""
     trained = [record for record in table.records if record.metrics]
-    found = [_how_scored(table)] if trained else []
-    flags = sorted(
-        {flag for row in table.rows for cell in row.cells.values() for flag in cell.flags}, key=list(FLAGS).index
-    )
-    if flags:
-        found.append("† limited: " + ", ".join(f"{flag} = {FLAGS[flag]}" for flag in flags) + ".")
+    found = [_how_scored(table, trained)] if trained else []
+    letters = {letter for row in table.rows for cell in row.cells.values() for letter in cell.flags}
+    if letters:
+        found.append("† limited: " + ", ".join(f"{each} = {FLAGS[each]}" for each in FLAGS if each in letters) + ".")
     rows = sorted({(record.task_title, *record.limited.items()) for record in table.records if record.limited})
     if rows:
-        found.append(
-            "Rows used: "
-            + "; ".join(f"{title} " + ", ".join(f"{count:,} {part}" for part, count in parts) for title, *parts in rows)
-            + "."
-        )
+        used = (f"{title} " + ", ".join(f"{count:,} {part}" for part, count in parts) for title, *parts in rows)
+        found.append(f"Rows used: {'; '.join(used)}.")
     if any(not column.learnt for column in table.columns):
         found.append(_unlearnt(table))
-    epochs = sorted(
-        {_epochs(record.task_title, *record.deviations["train.epochs"]) for record in trained if "e" in limits(record)}
-    )
-    if epochs:
-        found.append("Epochs: " + "; ".join(epochs) + ".")
+    fewer = [(each.task_title, *each.deviations["train.epochs"]) for each in trained if "e" in limits(each)]
+    if fewer:
+        told = sorted({f"{title} {here:g} instead of {there:g}" for title, there, here in fewer})
+        found.append(f"Epochs: {'; '.join(told)}.")
     if table.source:
-        comparable = (
-            ""
-            if table.backbone == table.published_backbone
-            else f", on {table.published_backbone}: not comparable with this backbone"
-        )
-        found.append(f"Published: {table.source}{comparable}. Cells that the source does not show are empty.")
+        other = table.backbone != table.published_backbone
+        where = f", on {table.published_backbone}: not comparable with this backbone" if other else ""
+        found.append(f"Published: {table.source}{where}. Cells that the source does not show are empty.")
     return found
 
 
 def _unlearnt(table: Table) -> str:
     names = [column.title for column in table.columns if not column.learnt]
-    told = f"Nothing was learnt in {', '.join(names)}: no run is more than {ERRORS} standard errors above a constant prediction"
+    chance = f"no run is more than {ERRORS} standard errors above a constant prediction"
+    told = f"Nothing was learnt in {', '.join(names)}: {chance}"
     if not averaged(table):
         return told + "."
     left = len(table.columns) - len(names)
-    return f"{told}; Avg leaves {'it' if len(names) == 1 else 'them'} out" + (
-        "." if left > 1 else ", and so there is none."
-    )
+    none = "." if left > 1 else ", and so there is none."
+    return f"{told}; Avg leaves {'it' if len(names) == 1 else 'them'} out{none}"
 
 
-def _epochs(title: str, there: float, here: float) -> str:
-    return f"{title} {here:g} instead of {there:g}"
-
-
-def _how_scored(table: Table) -> str:
-    trained = [record for record in table.records if record.metrics]
-    kinds = sorted({record.select_epoch for record in trained})
-    metrics = {
-        task: ", ".join(column.metric for column in table.columns if column.task == task) for task in _tasks(table)
+def _how_scored(table: Table, trained: Sequence[Record]) -> str:
+    kinds = " or ".join(sorted({record.select_epoch for record in trained}))
+    metrics: dict[str, list[str]] = {}
+    for column in table.columns:
+        metrics.setdefault(column.task, []).append(column.metric)
+    splits = {
+        f"{each.task_title} {', '.join(metrics[each.task])} on {each.split} (n = {each.examples:,})" for each in trained
     }
-    splits = sorted(
-        {
-            f"{record.task_title} {metrics[record.task]} on {record.split} (n = {record.examples:,})"
-            for record in trained
-        }
-    )
     unit = "in percent" if trained[0].percent else "from 0 to 100"
     return (
-        f"Mean ± standard deviation (number of seeds), {unit}, of the {' or '.join(kinds)} epoch of each run: "
-        + "; ".join(splits)
-        + ". "
+        f"Mean ± standard deviation (number of seeds), {unit}, of the {kinds} epoch of each run: "
+        f"{'; '.join(sorted(splits))}. "
         "Parameters: trained ones of the adapter, mean over tasks and seeds, without the head."
     )
-
-
-def _tasks(table: Table) -> list[str]:
-    return list(dict.fromkeys(column.task for column in table.columns))
 
 
 def _published_line(table: Table, row: Row, several: bool) -> list[str]:
@@ -217,24 +156,18 @@ def _published_line(table: Table, row: Row, several: bool) -> list[str]:
 def _markdown(table: Table) -> str:
     names = heads(table)
     asked = ", ".join(f"`{key} = {json.dumps(value)}`" for key, value in table.overrides.items())
-    text = [
-        f"## {_literal(table.title)}",
-        "",
-        f"Backbone `{table.backbone}`; "
-        + (f"over the experiment's configuration: {asked}." if asked else "the experiment's own configuration."),
-    ]
-    text += ["", "| " + " | ".join(map(_literal, names)) + " |", "|" + "---|" * len(names)]
+    over = f"over the experiment's configuration: {asked}." if asked else "the experiment's own configuration."
+    text = [f"## {_literal(table.title)}", "", f"Backbone `{table.backbone}`; {over}", ""]
+    body = []
     for kind, cells in lines(table, lambda flags: f" †{flags}" if flags else ""):
         shown = list(map(_literal, cells))
-        if kind != "measured":
-            shown = [f"*{cell}*" if cell else "" for cell in shown]
-        text.append("| " + " | ".join(shown) + " |")
-    text += ["", *(line + "\n" for line in notes(table))]
+        body.append(shown if kind == "measured" else [f"*{cell}*" if cell else "" for cell in shown])
+    text += [*_markdown_table(list(map(_literal, names)), body), *(line + "\n" for line in notes(table))]
     return "\n".join(text + agreement(table))
 
 
 def agreement(table: Table) -> list[str]:
-    """Return how far rows, or seeds, rank the layers alike, where the experiment compares sample ratios, or asks for it."""
+    """Return how far rows and seeds rank the layers alike, where the experiment compares ratios, or asks for it."""
     return [*_between_rows(table), *_between_seeds(table)]
 
 
@@ -246,12 +179,8 @@ def _between_rows(table: Table) -> list[str]:
     text = []
     for projection in projections_of(table):
         taus = kendall(table, projection)
-        text += [
-            f"Kendall τ between the rows, {projection}:",
-            "",
-            "| | " + " | ".join(names) + " |",
-            "|---" * (len(names) + 1) + "|",
-        ]
+        text += [f"Kendall τ between the rows, {projection}:", ""]
+        text += ["| | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
         for one in names:
             found = [1.0 if one == two else taus[(one, two) if (one, two) in taus else (two, one)] for two in names]
             text.append(f"| {one} | " + " | ".join("" if math.isnan(tau) else f"{tau:.2f}" for tau in found) + " |")
@@ -277,25 +206,19 @@ def _between_seeds(table: Table) -> list[str]:
     if not table.agreement or not body:
         return []
     head = ["", "task", "sample", "batch", "warm-up steps", "seeds", *(f"τ {name}" for name in projections)]
-    return [
-        "Kendall τ between the layers' importances of every two seeds:",
-        "",
-        "| " + " | ".join(head) + " |",
-        "|---" * len(head) + "|",
-        *("| " + " | ".join(cells) + " |" for cells in body),
-        "",
-    ]
+    return ["Kendall τ between the layers' importances of every two seeds:", "", *_markdown_table(head, body)]
+
+
+def _markdown_table(head: Sequence[str], body: Iterable[Sequence[str]]) -> list[str]:
+    """Return the lines of a table, and an empty one."""
+    return [f"| {' | '.join(head)} |", "|---" * len(head) + "|", *(f"| {' | '.join(cells)} |" for cells in body), ""]
 
 
 def _latex(table: Table) -> str:
     names = heads(table)
     text = ["% " + _one_line(f"{table.title}; {table.backbone}; {json.dumps(table.overrides, sort_keys=True)}")]
-    text += [
-        r"\begin{tabular}{l" + "r" * (len(names) - 1) + "}",
-        r"\toprule",
-        " & ".join(map(_escape, names)) + r" \\",
-        r"\midrule",
-    ]
+    text += [r"\begin{tabular}{l" + "r" * (len(names) - 1) + "}", r"\toprule"]
+    text += [" & ".join(map(_escape, names)) + r" \\", r"\midrule"]
     for kind, cells in lines(table, lambda flags: "†" + flags if flags else ""):
         shown = [_escape(cell) for cell in cells]
         if kind != "measured":

@@ -10,6 +10,7 @@ from lora_drop.experiments.records import read_records
 from lora_drop.experiments.render import to_csv, to_latex, to_markdown
 from lora_drop.experiments.table import Table, build_tables
 from lora_drop.files import write_text
+from lora_drop.registry import FIGURES
 
 TEXTS = {"table.md": to_markdown, "table.csv": to_csv, "table.tex": to_latex}
 
@@ -22,7 +23,7 @@ def report(
     Args:
         results: the folder that holds `EXPERIMENT/BACKBONE/*.json`.
         experiments: names; empty means all.
-        figures: whether to draw.
+        figures: True to draw them, too.
         backbones: names of the backbones' folders; empty means all.
 
     Returns:
@@ -53,16 +54,13 @@ def report(
 
 def draw(tables: Sequence[Table], folder: Path) -> None:
     """Draw the figures that the experiment names, as PDF and PNG; those of a second table are numbered."""
-    from lora_drop.experiments.plots import FIGURES
     from lora_drop.pruning.picture import save_figure
 
-    for name in FIGURES:  # those of an earlier, larger report
+    for name in FIGURES.names():  # those of an earlier, larger report
         for path in (*folder.glob(f"{name}*.png"), *folder.glob(f"{name}*.pdf")):
             path.unlink()
     for number, table in enumerate(tables, 1):
         for name in table.figures:
-            figure = FIGURES[name](table)
-            if figure is None:
-                continue
-            for suffix in ("png", "pdf"):
+            figure = FIGURES.get(name).of(table)
+            for suffix in ("png", "pdf") if figure else ():
                 save_figure(figure, folder / f"{name}{f'-{number}' if number > 1 else ''}.{suffix}")

@@ -1,4 +1,4 @@
-"""From records to the cells of a table: means over seeds, beside what the paper publishes. A pure function of the records."""
+"""From records, and nothing else, to the cells of a table: means over seeds, beside what the paper publishes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Column:
     key: str
     """As in published.yaml: the task, or `task.metric` where a table shows several metrics."""
     learnt: bool = True
-    """False if every run stays within chance of a constant prediction: then it compares nothing, and is left out of the average."""
+    """False if every run stays within chance of a constant prediction: then the average leaves it out."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Table:
 
 
 def build_tables(records: Sequence[Record]) -> list[Table]:
-    """Group the records of one experiment and backbone by what was asked for, as published first, and make a table of each."""
+    """Group the records of one experiment and backbone by their overrides, and make a table of each; none come first."""
     groups: dict[str, list[Record]] = {}
     _refuse_doubles(records)
     for record in records:
@@ -110,8 +110,9 @@ def _refuse_doubles(records: Sequence[Record]) -> None:
         other = seen.setdefault(key, record)
         if other is not record:
             raise UserError(
-                f"There are two results for {record.row}, {record.task}, seed {record.seed} of {record.experiment}: those with "
-                f"{other.config_hash} and {record.config_hash} in their file names. One is of an older configuration: remove it."
+                f"There are two results for {record.row}, {record.task}, seed {record.seed} of {record.experiment}: "
+                f"those with {other.config_hash} and {record.config_hash} in their file names. "
+                "One is of an older configuration: remove it."
             )
 
 
@@ -161,7 +162,7 @@ def _layout(records: Sequence[Record]) -> dict[str, Any]:
 
 
 def _columns(records: Sequence[Record], layout: Mapping[str, Any]) -> list[Column]:
-    """The tasks of the experiment in its order, measured or not; on other tasks (toy data) those that were run instead."""
+    """The tasks of the experiment, measured or not; on other tasks (toy data) those that were run instead."""
     measured = {record.task: record for record in records if record.metrics}
     titles = layout["tasks"] if set(layout["tasks"]) & set(measured) else {}
     titles = {**titles, **{task: record.task_title for task, record in measured.items()}}
@@ -193,16 +194,14 @@ def _row(
     for column in columns:
         mine = [record for record in records if record.task == column.task and column.metric in record.metrics]
         if mine:
-            known = published.get("scores", {}).get(column.key)
-            cells[column.key] = _cell(mine, column, layout, known, comparable)
-    # a mean over several metrics of one task would mean nothing
+            theirs = published.get("scores", {}).get(column.key)
+            cells[column.key] = _cell(mine, column, layout, theirs, comparable)
     compared = [column.key for column in columns if column.learnt]
-    complete = (
-        set(compared) <= set(cells) and len(compared) > 1 and len({column.task for column in columns}) == len(columns)
-    )
+    several = len({column.task for column in columns}) == len(columns)  # a mean over metrics of a task means nothing
+    complete = several and len(compared) > 1 and set(compared) <= set(cells)
     average = _mean(cells[key].mean for key in compared) if complete else None
-    whole = len(compared) == len(columns)
-    theirs = published.get("average")
+    known = comparable and len(compared) == len(columns)
+    flags = {flag for key in compared if key in cells for flag in cells[key].flags}
     trained = [record for record in records if record.parameters]
     return Row(
         name=name,
@@ -211,9 +210,7 @@ def _row(
         head=_mean(record.parameters["head"] for record in trained),
         cells=cells,
         average=average,
-        average_flags="".join(
-            flag for flag in FLAGS if any(flag in cells[key].flags for key in compared if key in cells)
-        ),
+        average_flags="".join(flag for flag in FLAGS if flag in flags),
         retained={
             projection: statistics.fmean(
                 len(record.selection["projections"][projection]["retained"]) for record in records if record.selection
@@ -221,7 +218,7 @@ def _row(
             for projection in _projections(records)
         },
         published=published,
-        difference=average - theirs if comparable and whole and average is not None and theirs is not None else None,
+        difference=_difference(average, published.get("average")) if known else None,
     )
 
 
@@ -242,8 +239,12 @@ def _cell(
         best=_mean(unit * record.best["score"] for record in records if record.best) if primary else None,
         last=_mean(unit * record.last["score"] for record in records if record.last) if primary else None,
         published=published,
-        difference=mean - published if comparable and published is not None else None,
+        difference=_difference(mean, published) if comparable else None,
     )
+
+
+def _difference(here: float | None, there: float | None) -> float | None:
+    return None if here is None or there is None else here - there
 
 
 def _mean(values: Iterable[float]) -> float | None:

@@ -1,7 +1,7 @@
 """The LoRAs of a PEFT model: which are active, and whether each is what the method means by ΔW = scaling · B A.
 
-PEFT has many relatives of LoRA. Those whose ΔW is something else, and those that have already changed W, are refused by name: a score or a tie
-of theirs would be wrong without a sign.
+PEFT has many relatives of LoRA. Those whose ΔW is something else, and those that have already changed W, are refused by
+name: a score or a tie of theirs would be wrong without a sign.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from lora_drop.errors import UserError
 
 PREFIX = "base_model.model."
 KEEPS_W = (True, False, "gaussian", "eva", "orthogonal")
-"""Values of PEFT's `init_lora_weights` that leave W as it was pretrained. The others (pissa, olora, corda, loftq, …) move a part of W into the
-adapter, so that neither ΔW alone nor W without it means anything."""
+"""Values of PEFT's `init_lora_weights` that leave W as it was pretrained. The others (pissa, olora, corda, loftq, …)
+move a part of W into the adapter, so that neither ΔW alone nor W without it means anything."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,9 @@ def loras(model: nn.Module) -> dict[str, Lora]:
     """Return the active LoRA of every module that has one, by the module's name before PEFT wrapped it, in model order.
 
     Raises:
-        UserError: if the model has no LoRA; if several adapters are active, or the active one is merged or switched off; if it is none of
-            which ΔW = scaling · B A is true (AdaLoRA, DoRA, `target_parameters`, …) or its initialisation has changed W (PiSSA, …).
+        UserError: if the model has no LoRA; if several adapters are active, or the active one is merged or switched
+            off; if it is none of which ΔW = scaling · B A is true (AdaLoRA, DoRA, `target_parameters`, …) or its
+            initialisation has changed W (PiSSA, …).
     """
     from peft.tuners.lora import LoraLayer
     from peft.tuners.tuners_utils import BaseTunerLayer

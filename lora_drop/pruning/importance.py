@@ -1,11 +1,13 @@
 """Stage 2: how strongly the output of each LoRA moves the frozen model (paper §3.1).
 
-The score of LoRA i is g_i = mean over the sample of ‖ΔW_i x_i‖² with ΔW_i = scaling · B_i A_i, summed over the tokens of an example
-(paper eq. 3). With z = A x, which is r numbers a token, and the Gram matrix C = Σ z zᵀ (r × r) over all real tokens,
+The score of LoRA i is g_i = mean over the sample of ‖ΔW_i x_i‖² with ΔW_i = scaling · B_i A_i, summed over the tokens
+of an example (paper eq. 3). With z = A x, which is r numbers a token, and the Gram matrix C = Σ z zᵀ (r × r) over all
+real tokens,
 
     Σ ‖scaling · B A x‖² = Σ zᵀ M z = ⟨C, M⟩    with M = scaling² · Bᵀ B.
 
-So nothing of the model's width is ever kept, padding is left out exactly, and C adds up over batches, files and machines.
+So nothing of the model's width is ever kept, padding is left out exactly, and C adds up over batches, files and
+machines.
 """
 
 from __future__ import annotations
@@ -64,7 +66,7 @@ class Scores:
     norms: dict[str, list[float]] | None = None
     """Per module, ‖ΔW x‖² of each example, if asked for."""
     left_out: tuple[str, ...] = ()
-    """Modules with a LoRA outside the numbered blocks (a pooler, a language model's head): they are no layers to choose from."""
+    """Modules with a LoRA outside the numbered blocks (a pooler, a language model's head), which are no layers."""
 
 
 def score(
@@ -78,21 +80,24 @@ def score(
     """Score every active LoRA of a PEFT model by the squared norm of its output on the data.
 
     Args:
-        model: a PEFT model with LoRA, warmed up. Its mode, hooks and gradients are as before when this returns or raises.
-        batches: keyword arguments of the model's forward: `input_ids` (`batch seq`), or `inputs_embeds`, `pixel_values` and the like, and
-            `attention_mask` (`batch seq`), not 0 at real tokens. Labels are not needed, but where a decoder reads them. A batch without
-            `attention_mask` is taken to have no padding.
+        model: a PEFT model with LoRA, warmed up. Its mode, hooks and gradients are as before at the end, also on
+            errors.
+        batches: keyword arguments of the model's forward: `input_ids` (`batch seq`), or `inputs_embeds`, `pixel_values`
+            and the like, and `attention_mask` (`batch seq`), not 0 at real tokens. Labels are not needed, but where a
+            decoder reads them. A batch without `attention_mask` is taken to have no padding.
         per_example: also keep the norm of each example (for distributions and the bootstrap).
         progress: called with the number of examples seen, after each batch.
         packing: computes the batches without padding; None is the model's own way.
 
     Returns:
-        Scores with g_i and I_i = g_i / Σ g per projection. A module that is called several times in one pass (ALBERT) is scored by the sum of
-        its calls; calls on anything but the batch's tokens (DeBERTa's relative positions) do not count.
+        Scores with g_i and I_i = g_i / Σ g per projection. A module that is called several times in one pass (ALBERT)
+        is scored by the sum of its calls; calls on anything but the batch's tokens (DeBERTa's relative positions) do
+        not count.
 
     Raises:
-        UserError: if the model has no LoRA, or one that cannot be scored (see `adapters.loras`); there is no data; no LoRA was ever trained
-            (all scores 0); or a module sees inputs that are not the batch's tokens, as an expert does.
+        UserError: if the model has no LoRA, or one that cannot be scored (see `adapters.loras`); there is no data; no
+            LoRA was ever trained (all scores 0); or a module sees inputs that are not the batch's tokens, as an expert
+            does.
     """
     moments = collect_moments(model, batches, per_example=per_example, progress=progress, packing=packing)
     return score_moments(model, moments)
@@ -106,7 +111,7 @@ def collect_moments(
     progress: Callable[[int], None] | None = None,
     packing: Packing | None = None,
 ) -> Moments:
-    """Run the model over the data and return the Gram matrices of z = A x. One forward pass, no gradients; see `score`."""
+    """Run the model once over the data, without gradients, and return the Gram matrices of z = A x; see `score`."""
     layers = numbered(model)
     metrics = {name: lora.metric for name, lora in layers.items()} if per_example else {}
     moments = Moments(norms={name: [] for name in layers} if per_example else None)
@@ -157,7 +162,7 @@ def score_moments(model: nn.Module, moments: Moments) -> Scores:
 
 
 def numbered(model: nn.Module) -> dict[str, Lora]:
-    """Return the active LoRAs inside the numbered blocks. Raises UserError if there are none, or one that cannot be scored."""
+    """Return the active LoRAs inside the numbered blocks. Raises UserError if there are none that can be scored."""
     known = {place.name for place in all_places(model)}
     found = {name: lora for name, lora in loras(model).items() if name in known}
     if not found:

@@ -4,7 +4,7 @@ Most modules are called once, on `batch seq width`. Others are not, and each kin
 
 | input of a call | what counts |
 |---|---|
-| `batch seq width` | the tokens that the mask keeps: the encoder's, or the decoder's for modules of a decoder that do not read the encoder's output |
+| `batch seq width` | the tokens that the mask keeps: the encoder's; the decoder's for its modules that do not read the encoder |
 | `batch·seq width` | the same, in the same order |
 | `batch width` (a pooled row) | one vector a row |
 | `batch n width`, of a batch without tokens (`pixel_values`) | all of it |
@@ -40,10 +40,10 @@ class Layout(Protocol):
 
 
 class Observer:
-    """Hooks on every LoRA while it is entered. The model is in eval mode; mode and hooks are put back at the end, also after an exception."""
+    """Hooks on every LoRA of a model in eval mode; mode and hooks are put back at the end, also after an exception."""
 
     def __init__(self, model: nn.Module, layers: Mapping[str, Lora], add: Add):
-        """Call `add(name, z)` for each call that counts, z being `batch seq rank` and zero where there is no real token."""
+        """Call `add(name, z)` for each call that counts; z is `batch seq rank`, zero where there is no real token."""
         self.model, self.layers, self.add = model, layers, add
         self.base: Any = getattr(model, "get_base_model", lambda: model)()
         self.two_stacks = bool(getattr(getattr(self.base, "config", None), "is_encoder_decoder", False))
@@ -73,7 +73,7 @@ class Observer:
             module.training = training
 
     def prepare(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """Return what the model is called with, on its device: labels are left out but where a decoder is fed with them."""
+        """Return what the model is called with, on its device: labels only where a decoder is fed with them."""
         from accelerate.utils import send_to_device
 
         kept = {key: value for key, value in batch.items() if key != "labels" or (self.two_stacks and _is_text(value))}
@@ -81,7 +81,10 @@ class Observer:
         return moved
 
     def look(self, inputs: dict[str, Any], layout: Layout | None = None) -> None:
-        """Run the model on a batch, packed as `layout` says. Raises UserError for a module that sees anything but the batch's tokens."""
+        """Run the model on a batch, packed as `layout` says.
+
+        Raises UserError for a module that sees anything but the batch's tokens.
+        """
         rows = examples_in(inputs)
         if rows == 1 and layout is None and self._constant is None:
             self._constant = self._find_constant(inputs)
@@ -92,7 +95,8 @@ class Observer:
     def _find_constant(self, inputs: dict[str, Any]) -> dict[str, set[int]]:
         """Return which calls of which module see what no batch decides.
 
-        A single row cannot be told from DeBERTa's relative positions, which are one row, too, and may be as long. Two rows can.
+        A single row cannot be told from DeBERTa's relative positions, which are one row, too, and may be as long. Two
+        rows can.
         """
         twice = {
             key: value.repeat(2, *[1] * (value.ndim - 1)) if _rows(value) == 1 else value
@@ -192,8 +196,9 @@ def _mask(inputs: Mapping[str, Any]) -> Tensor | None:
 
 
 def _decoder_mask(inputs: Mapping[str, Any], mask: Tensor | None) -> Tensor | None:
-    """Return which tokens of the decoder are real. A classifier feeds its decoder with the encoder's tokens, one place later, and reads the last
-    of them at its old place: what comes behind it decides nothing, so the encoder's mask is right for it."""
+    """Return which tokens of the decoder are real. A classifier feeds its decoder with the encoder's tokens, one place
+    later, and reads the last of them at its old place: what comes behind it decides nothing, so the encoder's mask is
+    right for it."""
     if "decoder_attention_mask" in inputs:
         return inputs["decoder_attention_mask"] != 0
     if "labels" in inputs:

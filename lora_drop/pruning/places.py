@@ -1,14 +1,14 @@
 """Where the low-rank pairs go: the linear modules of any transformer, by projection and layer.
 
-A place is one linear module inside a numbered block. Its layer is the first number in its name; its projection is the name that it has in
-every block: `encoder.layer.3.attention.self.query` is layer 3 of `query`. Modules outside the blocks (embeddings, pooler, head) have no layer
-and are no places.
+A place is one linear module inside a numbered block. Its layer is the first number in its name; its projection is the
+name that it has in every block: `encoder.layer.3.attention.self.query` is layer 3 of `query`. Modules outside the
+blocks (embeddings, pooler, head) have no layer and are no places.
 
 | projection | modules |
 |---|---|
 | `query`, `key`, `value` | the attention's projections, whatever the architecture calls them (LEAVES) |
 | `qkv` | one matrix that computes all three (FUSED): GPT-2, GPT-NeoX, Falcon, Phi-3, ModernBERT |
-| `attention.output.dense` | any other module, by the end of its name, as long as it takes to tell it from others in the block |
+| `attention.output.dense` | any other module, by as much of the end of its name as tells it from others in the block |
 | `encoder.SelfAttention.query` | the stacks and attentions of an encoder-decoder are kept apart |
 """
 
@@ -29,7 +29,7 @@ LEAVES = {
     "key": ("key", "k_lin", "k_proj", "key_proj", "k"),
     "value": ("value", "v_lin", "v_proj", "value_proj", "v"),
 }
-"""The names that architectures give to the attention's projections: BERT and RoBERTa, DistilBERT, Llama and most others, DeBERTa-v2, T5."""
+"""Names of the attention's projections: BERT and RoBERTa, DistilBERT, Llama and most others, DeBERTa-v2, T5."""
 FUSED = ("c_attn", "query_key_value", "qkv_proj", "Wqkv", "in_proj", "qkv")
 """The names of a matrix that holds query, key and value, inside a module whose name says that it is an attention."""
 ALL_LINEAR = "all-linear"
@@ -52,10 +52,11 @@ def find_places(model: nn.Module, projections: Sequence[str] = ("query", "value"
 
     Args:
         model: a transformers model (before an adapter is put on it).
-        projections: names from the table above; the last part of a module's name (`dense`: every module that is called so) or the
-            end of it (`output.dense`); or `all-linear`: every linear module of every block, but for experts.
+        projections: names from the table above; the last part of a module's name (`dense`: every module that is called
+            so) or the end of it (`output.dense`); or `all-linear`: every linear module of every block, but for experts.
 
-    A model that has no separate query, key and value gets one pair on the matrix that holds all three, as the projection `qkv`.
+    A model that has no separate query, key and value gets one pair on the matrix that holds all three, as the
+    projection `qkv`.
 
     Raises:
         UserError: if a projection is not there.
@@ -75,7 +76,7 @@ def find_places(model: nn.Module, projections: Sequence[str] = ("query", "value"
 
 
 def all_places(model: nn.Module) -> list[Place]:
-    """Return every linear module of the numbered blocks, in model order; of a PEFT model, by the names before it was one."""
+    """Return every linear module of the numbered blocks in model order; names are those before PEFT wrapped them."""
     names = list(_linear_names(model))
     shapes = {name: _LAYER.search(name) for name in names}
     within = {name: (name[: found.start()], name[found.end() :]) for name, found in shapes.items() if found is not None}
@@ -84,7 +85,7 @@ def all_places(model: nn.Module) -> list[Place]:
 
 
 def fused_notice(model: nn.Module, projections: Sequence[str]) -> str | None:
-    """Return what a user should know who asked for query, key or value of a model that has one matrix for all; None for other models."""
+    """Return the notice that a model has one matrix for query, key and value, if it was asked for one; else None."""
     places = all_places(model)
     asked = [name for name in projections if name in LEAVES]
     if not asked or any(_titled(place, name) for place in places for name in asked):
@@ -102,7 +103,7 @@ def in_block(name: str) -> bool:
 
 
 def transposed(model: nn.Module, places: Iterable[Place]) -> bool:
-    """Return True if the weights at these places are stored as `inputs outputs` (GPT-2's Conv1D), which PEFT wants to know."""
+    """Return True if the weights at these places are stored as `inputs outputs` (GPT-2's Conv1D)."""
     return any(isinstance(model.get_submodule(place.name), Conv1D) for place in places)
 
 

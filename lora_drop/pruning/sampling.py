@@ -1,4 +1,4 @@
-"""Stage 1: a stratified sample of the training set (paper §3.1: a share α = 0.1 of the data is enough to rank the layers)."""
+"""Stage 1: a stratified sample of the training set. A share α = 0.1 is enough to rank the layers (paper §3.1)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lora_drop.errors import UserError
 
 @dataclass(frozen=True)
 class Sample:
-    """Rows of a stratified sample: `indices` ascending; `strata` maps a name to (rows in the population, rows in the sample)."""
+    """A stratified sample: `indices` of rows, ascending; `strata` maps a name to (rows there are, rows sampled)."""
 
     indices: tuple[int, ...]
     strata: dict[str, tuple[int, int]]
@@ -28,7 +28,8 @@ def stratified_sample(strata: Sequence[str], size: int, seed: int) -> Sample:
     Args:
         strata: the stratum of each row of the population.
         size: rows to draw. Where there are more strata than that, some get no row.
-        seed: decides which rows of a stratum, and which of two equal remainders; the same arguments give the same rows everywhere.
+        seed: decides which rows of a stratum, and which of two equal remainders; the same arguments give the same rows
+            everywhere.
 
     Raises:
         UserError: if there are no rows, or `size` is not between 1 and the number of rows.

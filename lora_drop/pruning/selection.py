@@ -1,7 +1,7 @@
 """Stage 3: which layers keep a LoRA of their own (paper §3.2). Pure functions of the importances; no tensors here.
 
-Per projection, layers are taken from most to least important until their importances sum to the threshold T. These are retained; the
-others are to share one LoRA.
+Per projection, layers are taken from most to least important until their importances sum to the threshold T. These are
+retained; the others are to share one LoRA.
 """
 
 from __future__ import annotations
@@ -120,9 +120,11 @@ def select(
     Args:
         scored: what `lora_drop.score` returned, or its rows: every LoRA of the model with its importance.
         threshold: T in (0, 1]; T = 1 retains every layer, which is plain LoRA.
-        budget: if given, T is instead the largest threshold at which LoRA-drop has at most this share of plain LoRA's parameters.
-        policy: "threshold" retains the most important layers. "inverse", "random" and "top" retain the same number of the
-            least important ones, of random ones, and of the last ones (nearest the output): the paper's ablations (Table 7).
+        budget: if given, T is instead the largest threshold at which LoRA-drop has at most this share of plain LoRA's
+            parameters.
+        policy: "threshold" retains the most important layers. "inverse", "random" and "top" retain the same number of
+            the least important ones, of random ones, and of the last ones (nearest the output): the paper's ablations
+            (Table 7).
         share: whether the other layers share one LoRA per projection or have none.
         seed: for policy "random".
 
@@ -186,7 +188,7 @@ def _layers(importances: Mapping[int, float], retained: Iterable[int]) -> Layers
 
 
 def _parameters(scored: Iterable[Scored], projections: Mapping[str, Layers], share: bool) -> int:
-    """Count the adapter's trainable parameters: the retained pairs, and one shared pair per projection that has low-importance layers."""
+    """Count the adapter's parameters: the retained pairs, and one per projection that has low-importance layers."""
     total = 0
     sizes = {(row.projection, row.layer): row.parameters for row in scored}
     for projection, layers in projections.items():
@@ -196,7 +198,7 @@ def _parameters(scored: Iterable[Scored], projections: Mapping[str, Layers], sha
 
 
 def _threshold_for(scored: list[Scored], budget: float, share: bool) -> float:
-    """Return the largest T whose parameters fit the budget. Only the sums of importances at which a layer is added can be that T."""
+    """Return the largest T whose parameters fit the budget: one of the sums of importances that add a layer."""
     allowed = budget * sum(row.parameters for row in scored)
     by_projection = _by_projection(scored)
     steps = {1.0}

@@ -1,7 +1,7 @@
 """Sharing (paper §3.2): retained layers have a LoRA of their own, the low-importance layers of a projection share one.
 
-Sharing is a tie of modules: the layers point at the same `lora_A` and the same `lora_B`. It trains as one pair, and PEFT saves it as an ordinary
-adapter that holds a copy for each layer.
+Sharing is a tie of modules: the layers point at the same `lora_A` and the same `lora_B`. It trains as one pair, and
+PEFT saves it as an ordinary adapter that holds a copy for each layer.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from lora_drop.pruning.selection import Selection
 
 
 def share(model: PeftModel, selection: Selection) -> PeftModel:
-    """Let the low-importance layers of each projection use one LoRA, that of the lowest of them; or none, if the selection says so.
+    """Let the low-importance layers of each projection use the LoRA of the lowest of them; or none, if so selected.
 
     Args:
-        model: a PEFT model with a LoRA on the modules that the selection speaks of; its active adapter is changed in place, any other stays
-            as it is. Share before training or loading.
+        model: a PEFT model with a LoRA on the modules that the selection speaks of; its active adapter is changed in
+            place, any other stays as it is. Share before training or loading.
         selection: the outcome of `lora_drop.select`.
 
     Raises:
-        UserError: if a layer of the selection has no LoRA, layers that are to share have different widths, or the adapter is none that can
-            be shared (see `adapters.loras`).
+        UserError: if a layer of the selection has no LoRA, layers that are to share have different widths, or the
+            adapter is none that can be shared (see `adapters.loras`).
     """
     found = loras(model)
     names = {(place.projection, place.layer): place.name for place in all_places(model) if place.name in found}
@@ -49,7 +49,8 @@ def share(model: PeftModel, selection: Selection) -> PeftModel:
 def tie(model: PeftModel, names: Sequence[str]) -> None:
     """Point the active LoRA of all these modules at the first one's `lora_A` and `lora_B`.
 
-    The modules are shared, not the weights: a tie of weights breaks silently when the model is cast or loaded by assignment.
+    The modules are shared, not the weights: a tie of weights breaks silently when the model is cast or loaded by
+    assignment.
     """
     found = loras(model)
     for name in names[1:]:

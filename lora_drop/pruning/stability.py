@@ -1,7 +1,8 @@
 """The uncertainty of the importances: a bootstrap over the examples of the sample.
 
-The sample that is scored is one of many that could have been drawn. Drawing from it again, with replacement, many times, shows how much each
-importance would change with other rows, and how often each layer would have been retained. The warm-up is not repeated.
+The sample that is scored is one of many that could have been drawn. Drawing from it again, with replacement, many
+times, shows how much each importance would change with other rows, and how often each layer would have been retained.
+The warm-up is not repeated.
 """
 
 from __future__ import annotations
@@ -41,8 +42,8 @@ def bootstrap(
         seed: of the draws.
 
     Returns:
-        Per LoRA `projection`, `layer`, `importance` (of the sample itself), `low` and `high` (the 95 % percentile interval), and
-        `retained`: the share of the resamples in which the layer kept a LoRA of its own.
+        Per LoRA `projection`, `layer`, `importance` (of the sample itself), `low` and `high` (the 95 % percentile
+        interval), and `retained`: the share of the resamples in which the layer kept a LoRA of its own.
 
     Raises:
         UserError: if there are fewer than two examples or no resamples.
@@ -77,7 +78,7 @@ def bootstrap(
 
 
 def _resampled_means(values: np.ndarray, resamples: int, seed: int) -> np.ndarray:
-    """Return the means (`resample module`) of `values` (`module example`) over drawn examples; only CHUNK resamples are in memory at a time."""
+    """Return the means (`resample module`) of `values` (`module example`) over drawn examples, CHUNK draws at a time."""
     examples = values.shape[1]
     generator, share = np.random.default_rng(seed), np.full(examples, 1 / examples)
     sizes = [min(CHUNK, resamples - start) for start in range(0, resamples, CHUNK)]

@@ -95,7 +95,7 @@ class Job:
 
     @property
     def sources(self) -> dict[str, dict[str, str]]:
-        """Where the backbone and the rows of each split came from, now or in an earlier process: files, or a commit of the Hub."""
+        """Where backbone and rows of each split came from, now or in an earlier process: files, or a commit of the Hub."""
         backbone = {"backbone": self.backbone.origin} if self.backbone.origin else {}
         return {**known_sources(self.run), **backbone, **self.source.origins}
 
@@ -113,7 +113,7 @@ class Job:
 
 
 def known_sources(run: Run) -> dict[str, dict[str, str]]:
-    """Return where the stages of a run that are done have their backbone and rows from: what is repeated takes the same revisions."""
+    """Return where the stages that are done have backbone and rows from: what is repeated takes the same revisions."""
     return {
         name: origin for stage in run.manifest["stages"].values() for name, origin in stage.get("sources", {}).items()
     }

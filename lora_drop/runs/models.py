@@ -29,13 +29,21 @@ from lora_drop.training.way import Way, find_way
 
 
 def load_backbone(job: Job) -> PreTrainedModel:
-    """Return a fresh copy of the pretrained model. Raises UserError if it has fewer positions than `train.max_length`."""
+    """Return a fresh copy of the pretrained model.
+
+    Raises UserError if it has fewer positions than `train.max_length`.
+    """
     model = load_model(job.backbone, job.task, job.config.seed, job.data.tokenizer, job.device, job.report.notice)
     check_length(model, job.config.train.max_length)
     fused = fused_notice(model, job.config.method.target_projections)
     if fused:
         job.report.notice(fused)
     return model
+
+
+def load_adapter(job: Job, method: Method, artefact: str) -> nn.Module:
+    """Return the backbone with an adapter that an earlier stage has written, on the device."""
+    return method.load(load_backbone(job), job.run.file(artefact)).to(job.device)
 
 
 def start(job: Job, model: nn.Module) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from lora_drop.errors import UserError
 from lora_drop.files import digest
-from lora_drop.provenance import commit, other_versions, peak_memory_mb, reset_peak_memory, versions
+from lora_drop.provenance import commit, other_versions, peak_memory_mb, release_memory, reset_peak_memory, versions
 from lora_drop.runs.job import Job
 from lora_drop.runs.stages import BY_NAME, STAGES
 from lora_drop.runs.stages.base import Stage
@@ -36,7 +36,7 @@ def perform_one(job: Job, name: str) -> None:
     """Perform one stage, and what belongs beside it.
 
     Raises:
-        UserError: if a stage before it was not done, or its outputs have been altered since, or do not follow from this configuration.
+        UserError: if a stage before it was not done from this configuration, or its outputs were altered since.
     """
     stage = BY_NAME[name]
     if not stage.wanted(job):
@@ -66,8 +66,9 @@ def perform(job: Job, stage: Stage | str) -> None:
         return
     report.start(stage.name)
     resumed = run.keep_checkpoints_of(stage.name, key, job.force)
-    began = time.perf_counter()
+    release_memory()
     reset_peak_memory()
+    began = time.perf_counter()
     note, facts = stage.work(job)
     seconds = time.perf_counter() - began
     shutil.rmtree(run.checkpoints(stage.name), ignore_errors=True)
@@ -82,7 +83,8 @@ def perform(job: Job, stage: Stage | str) -> None:
 
 
 def adopt(job: Job, stage: Stage, others: Iterable[Run]) -> bool:
-    """Copy a stage from the first of `others` that has done it from the same inputs, unless it is done here; return whether it now is.
+    """Copy a stage from the first of `others` that has done it from the same inputs; return True if it is now done
+    here.
 
     What it cost, and was computed with, stays what it was there; the record says where it was done.
     """
@@ -100,7 +102,7 @@ def adopt(job: Job, stage: Stage, others: Iterable[Run]) -> bool:
 
 
 def inputs_digest(job: Job, stage: Stage) -> str:
-    """Return the hash of everything that a stage's outputs depend on. Raises UserError if what an earlier stage writes is missing."""
+    """Return the hash of all that a stage's outputs depend on. Raises UserError if an earlier stage's are missing."""
     return digest([stage.name, stage.version], stage.settings(job), stage.inputs(job))
 
 
@@ -129,7 +131,8 @@ def _before(job: Job, stage: Stage) -> list[Stage]:
 def _require(job: Job, upstream: Stage, reads_training_rows: bool) -> None:
     """Raise UserError unless a stage was done, from this configuration, and is as it was written.
 
-    A stage that reads training rows asks for the same rows and weights, too. One that does not (a selection, an evaluation) may be far from both.
+    A stage that reads training rows asks for the same rows and weights, too. A selection or an evaluation may be far
+    from both.
     """
     run = job.run
     path = run.require(upstream.outputs[0], upstream.name)

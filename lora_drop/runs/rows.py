@@ -32,6 +32,8 @@ class Data:
         self.kind: Kind = get_kind(task)
         self.population: dict[str, int] = {}
         """Rows of each split that was read, before a limit."""
+        self.told: dict[str, list[str]] = {}
+        """What was cut or left out of the rows of each part ("train", "eval") that was tokenised."""
         self.split = task.check_split(config.eval.split or task.splits[0])
 
     @cached_property
@@ -72,12 +74,12 @@ class Data:
     @cached_property
     def train_encoded(self) -> Dataset:
         """The tokenised training rows."""
-        return self._encoded("training", self.train_rows, self.train_digest, self.kind.encode_training)
+        return self._encoded("train", "training", self.train_rows, self.train_digest, self.kind.encode_training)
 
     @cached_property
     def eval_encoded(self) -> Dataset:
         """The tokenised evaluation rows."""
-        return self._encoded("evaluation", self.eval_rows, self.eval_digest, self.kind.encode_evaluation)
+        return self._encoded("eval", "evaluation", self.eval_rows, self.eval_digest, self.kind.encode_evaluation)
 
     def used(self, parts: Sequence[str]) -> dict[str, dict[str, Any]]:
         """Return what `run.json` says of the rows that a stage has read.
@@ -86,13 +88,15 @@ class Data:
             parts: "train", "eval", or both.
 
         Returns:
-            `data`, the hash of the rows of each part; and `limited`, the number of rows of each part of which not all are used.
+            `data`, the hash of the rows of each part; `limited`, the number of rows of each part of which not all are
+            used; and `cut`, where something was cut or left out of them when they were tokenised.
         """
         rows = {part: self.train_rows if part == "train" else self.eval_rows for part in parts}
         whole = {part: self.population["train" if part == "train" else self.split] for part in parts}
         return {
             "data": {part: self.train_digest if part == "train" else self.eval_digest for part in parts},
             "limited": {part: len(rows[part]) for part in parts if len(rows[part]) != whole[part]},
+            "cut": {part: self.told[part] for part in parts if self.told.get(part)},
         }
 
     def some_batches(self, examples: int) -> Iterator[dict[str, torch.Tensor]]:
@@ -110,11 +114,12 @@ class Data:
         self.report.notice(f"limited to {len(drawn.indices):,} of {len(rows):,} {split} rows")
         return rows.select(drawn.indices)
 
-    def _encoded(self, what: str, rows: Dataset, content: str, encode: Callable[..., Encoded]) -> Dataset:
+    def _encoded(self, part: str, what: str, rows: Dataset, content: str, encode: Callable[..., Encoded]) -> Dataset:
         """Return the tokens of rows, from the cache if they were made before, and tell what is to be said of them."""
         key = entry_key(content, what, self.kind.causal, self.tokenizer, self.backbone.identity, self.config)
         made = partial(encode, rows, self.tokenizer, self.config, what)
         encoded, notices = kept_or_made(cache_folder(), key, rows, made, self.report)
+        self.told[part] = notices
         for notice in notices:
             self.report.notice(notice)
         return encoded

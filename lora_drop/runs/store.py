@@ -7,7 +7,7 @@
 | `warmup/`, `adapter/` | adapters in PEFT's format; the warm-up with the loss of each step, `losses.json` |
 | `checkpoints/` | for resuming; removed when the stage that wrote them is done |
 | `metrics.json`, `predictions.jsonl` | stage 5 |
-| `run.json` | the manifest: status, what the run is, and per stage what it was made from, computed with, cost and gave |
+| `run.json` | the manifest: status, the run, and per stage what it was made from, computed with, cost and gave |
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from lora_drop.provenance import commit
 from lora_drop.training.environment import neutral_environment
 
 FORMAT = 2
-"""Of `run.json`. What an older one says of its stages is not taken over: it did not say what each of them was computed with."""
+"""Of `run.json`. An older one did not say what each stage was computed with, so that its stages are done anew."""
 
 
 class Busy(UserError):
@@ -46,7 +47,8 @@ class Run:
         if config is None:
             if not stored.is_file():
                 raise UserError(
-                    f"{self.path} is not a run directory: it has no config.yaml. Give a configuration with -c or -o key=value."
+                    f"{self.path} is not a run directory: it has no config.yaml. "
+                    "Give a configuration with -c or -o key=value."
                 )
             config = from_dict(yaml.safe_load(stored.read_text(encoding="utf-8")) or {})
         self.config = config
@@ -63,7 +65,7 @@ class Run:
         return self.path / name
 
     def require(self, name: str, stage: str) -> Path:
-        """Return the path of an artefact that another stage makes. Raises UserError naming that stage if it is missing."""
+        """Return the path of what another stage makes. Raises UserError naming that stage if it is missing."""
         path = self.path / name
         if not path.exists():
             raise UserError(f"{path} does not exist. Make it with: lora-drop {stage} --run-dir {self.path}")
@@ -103,8 +105,8 @@ class Run:
             _sweep(self.path)
             self._read_manifest()  # it may have been opened before another process worked here
             commit()  # asked now: see there
-            if store_config:
-                write_text(self.file("config.yaml"), to_yaml(self.config))
+            if store_config:  # but what holds for this command and this machine alone
+                write_text(self.file("config.yaml"), to_yaml(replace(self.config, device="auto", offline=False)))
                 self.record(**_identity(self.config))
             self.record(status="running", error=None)
             yield
@@ -148,7 +150,7 @@ class Run:
             self.file(name).unlink(missing_ok=True)
 
     def keep_checkpoints_of(self, stage: str, key: str, force: bool) -> bool:
-        """Remove checkpoints made from other inputs, which are of no use; return whether there are others to continue from."""
+        """Remove checkpoints made from other inputs; return True if there are others to continue from."""
         folder = self.checkpoints(stage)
         owner = folder / "inputs"
         if force or not owner.is_file() or owner.read_text(encoding="utf-8") != key:

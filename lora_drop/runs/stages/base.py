@@ -1,8 +1,9 @@
 """A stage of a run, and the inputs that its outputs depend on.
 
-Where something was computed is no input: the device, the batch size of an evaluation, the folder of the data. The versions of torch, transformers
-and PEFT are none either: their numbers differ in the last bits, if at all, and a new release must not undo a grid. `run.json` records
-them, and a stage that was done with others than those installed gives a notice.
+Where something was computed is no input: the device, the batch size of an evaluation, the folder of the data. The
+versions of torch, transformers and PEFT are none either: their numbers differ in the last bits, if at all, and a new
+release must not undo a grid. `run.json` records them, and a stage that was done with others than those installed gives
+a notice.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from lora_drop.runs.job import Job
 
 Values = dict[str, Any]
-"""JSON-like values."""
 Work = tuple[str, Values]
 """A few words about what was done, and facts for the stage's entry in `run.json`."""
 
@@ -60,6 +60,8 @@ class Stage:
     """True if it has a command of its own."""
     beside: tuple[str, ...] = ()
     """Stages without a command that follow it, where they are wanted."""
+    draws: bool = False
+    """True if it draws what others computed: no result rests on it."""
     shared: bool = False
     """True if runs of the same task and seed often have it in common: a threshold sweep needs one warm-up."""
 
@@ -72,6 +74,12 @@ def digest_of(job: Job, artefact: str, stage: str) -> str:
 def weights(job: Job) -> Values:
     """Return what identifies the initial weights."""
     return {"backbone": job.backbone.identity}
+
+
+def scored_inputs(job: Job, adapter: str, stage: str) -> Values:
+    """Return what identifies an adapter of an earlier stage, and the sample, rows and weights that score it."""
+    read = {"adapter": digest_of(job, adapter, stage), "sample": digest_of(job, "sample.json", "sample")}
+    return {**read, **rows_of(job, "train"), **weights(job)}
 
 
 def names(job: Job) -> Values:

@@ -14,12 +14,7 @@ if TYPE_CHECKING:
 
 def settings(job: Job) -> Values:
     """Return what is evaluated, and how texts are decoded."""
-    return {
-        **names(job),
-        "limit": job.config.limit.eval,
-        "max_length": job.config.train.max_length,
-        **precision(job),
-    }
+    return {**names(job), "limit": job.config.limit.eval, "max_length": job.config.train.max_length, **precision(job)}
 
 
 def inputs(job: Job) -> Values:
@@ -32,18 +27,12 @@ def work(job: Job) -> Work:
     """Evaluate and write `metrics.json` and `predictions.jsonl`."""
     from lora_drop.runs import models
 
-    model = job.method.load(models.load_backbone(job), job.run.file("adapter")).to(job.device)
+    model = models.load_adapter(job, job.method, "adapter")
     way = models.find_for_evaluation(job, model)
     result = models.evaluate(job, model, way, job.report.advance, job.run.checkpoints("eval") / "predictions.jsonl")
     split, primary = job.data.split, job.task.primary
-    content = {
-        "task": job.task.name,
-        "split": split,
-        "examples": len(job.data.eval_rows),
-        "metrics": result.metrics,
-        "primary": primary,
-        **result.details,
-    }
+    what = {"task": job.task.name, "split": split, "examples": len(job.data.eval_rows)}
+    content = {**what, "metrics": result.metrics, "primary": primary, **result.details}
     lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in result.predictions]
     write_text(job.run.file("predictions.jsonl"), "".join(lines))
     write_json(job.run.file("metrics.json"), content)

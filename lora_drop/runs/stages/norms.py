@@ -1,11 +1,11 @@
-"""Beside stage 2: ‖ΔW x‖² of each example, for the distributions of the paper's Figures 2 and 4, and for the bootstrap."""
+"""Beside stage 2: ‖ΔW x‖² of each example, for the paper's Figures 2 and 4, and for the bootstrap."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from lora_drop.files import write_json
-from lora_drop.runs.stages.base import Stage, Values, Work, digest_of, names, precision, rows_of, selects, weights
+from lora_drop.runs.stages.base import Stage, Values, Work, names, precision, scored_inputs, selects
 
 if TYPE_CHECKING:
     from lora_drop.runs.job import Job
@@ -14,12 +14,6 @@ if TYPE_CHECKING:
 def settings(job: Job) -> Values:
     """Return the length at which inputs are cut."""
     return {**names(job), "max_length": job.config.train.max_length, **precision(job)}
-
-
-def inputs(job: Job) -> Values:
-    """Return what identifies the warm-up, sample, rows and weights."""
-    read = {"adapter": digest_of(job, "warmup", "score"), "sample": digest_of(job, "sample.json", "sample")}
-    return {**read, **rows_of(job, "train"), **weights(job)}
 
 
 def work(job: Job) -> Work:
@@ -32,19 +26,15 @@ def work(job: Job) -> Work:
     from lora_drop.runs import models
 
     encoded = models.sampled(job)
-    model = METHODS.get("lora").load(models.load_backbone(job), job.run.file("warmup")).to(job.device)
+    model = models.load_adapter(job, METHODS.get("lora"), "warmup")
     way = models.find(job, model, encoded)
     chunks = list(batches(encoded, job.data.collate, job.data.batch_size))
     scores = importance.score(model, (batch for _, batch in chunks), per_example=True, packing=way)
     order = np.argsort([row for chosen, _ in chunks for row in chosen])  # from the batches' order to the sample's
+    values = [np.array(norms)[order].tolist() for norms in (scores.norms or {}).values()]
     modules = [
-        {
-            "name": row.name,
-            "projection": row.projection,
-            "layer": row.layer,
-            "norms": np.array(norms)[order].tolist(),
-        }
-        for row, norms in zip(scores.rows, (scores.norms or {}).values(), strict=True)
+        {"name": row.name, "projection": row.projection, "layer": row.layer, "norms": norms}
+        for row, norms in zip(scores.rows, values, strict=True)
     ]
     write_json(job.run.file("norms.json"), {"examples": scores.examples, "modules": modules})
     return f"{scores.examples:,} examples of {len(modules)} LoRAs", {
@@ -60,7 +50,7 @@ STAGE = Stage(
     outputs=("norms.json",),
     needs=("sample", "score"),
     settings=settings,
-    inputs=inputs,
+    inputs=lambda job: scored_inputs(job, "warmup", "score"),
     work=work,
     wanted=lambda job: selects(job) and bool(job.config.score.norms or job.config.score.bootstrap),
     command=False,

@@ -1,4 +1,7 @@
-"""Beside stage 3: the importance of each layer as a picture. A stage of its own, since drawing takes longer than choosing."""
+"""Beside stage 3: the importance of each layer as a picture.
+
+A stage of its own, since drawing takes longer than choosing.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,7 @@ def work(job: Job) -> Work:
 
 STAGE = Stage(
     name="picture",
-    help="Draw the importance of each layer.",
+    help="Draw importance.png: each layer under the selection.",
     version=1,
     outputs=("importance.png",),
     needs=("score", "select"),
@@ -38,5 +41,5 @@ STAGE = Stage(
     model=False,
     wanted=selects,
     rows=lambda job: (),
-    command=False,
+    draws=True,
 )

@@ -30,14 +30,9 @@ def work(job: Job) -> Work:
             f"{len(drawn.absent)} of {len(drawn.strata)} strata are too small for a row of the sample ({some})"
         )
     strata = {name: {"population": total, "sample": taken} for name, (total, taken) in drawn.strata.items()}
-    content = {
-        "task": job.task.name,
-        "seed": job.config.seed,
-        "ratio": ratio,
-        "population": len(rows),
-        "size": len(drawn.indices),
-    }
-    write_json(job.run.file("sample.json"), {**content, "strata": strata, "indices": list(drawn.indices)})
+    content = {"task": job.task.name, "seed": job.config.seed, "ratio": ratio, "population": len(rows)}
+    content |= {"size": len(drawn.indices), "strata": strata, "indices": list(drawn.indices)}
+    write_json(job.run.file("sample.json"), content)
     return f"{len(drawn.indices):,} of {len(rows):,} rows in {len(strata)} strata", {}
 
 

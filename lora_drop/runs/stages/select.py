@@ -1,4 +1,7 @@
-"""Stage 3: the layers that retain a LoRA of their own (paper §3.2). Arithmetic on JSON: neither torch nor a model is loaded."""
+"""Stage 3: the layers that retain a LoRA of their own (paper §3.2).
+
+Arithmetic on JSON: neither torch nor a model is loaded.
+"""
 
 from __future__ import annotations
 

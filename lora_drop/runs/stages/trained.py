@@ -5,17 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lora_drop.files import write_json
-from lora_drop.runs.stages.base import Stage, Values, Work, digest_of, rows_of, selects, weights
+from lora_drop.runs.stages.base import Stage, Work, scored_inputs, selects
 from lora_drop.runs.stages.norms import settings
 
 if TYPE_CHECKING:
     from lora_drop.runs.job import Job
-
-
-def inputs(job: Job) -> Values:
-    """Return what identifies adapter, sample, rows and weights."""
-    read = {"adapter": digest_of(job, "adapter", "train"), "sample": digest_of(job, "sample.json", "sample")}
-    return {**read, **rows_of(job, "train"), **weights(job)}
 
 
 def work(job: Job) -> Work:
@@ -23,8 +17,7 @@ def work(job: Job) -> Work:
     from lora_drop.pruning import importance
     from lora_drop.runs import models
 
-    model = job.method.load(models.load_backbone(job), job.run.file("adapter")).to(job.device)
-    encoded = models.sampled(job)
+    model, encoded = models.load_adapter(job, job.method, "adapter"), models.sampled(job)
     way = models.find(job, model, encoded)
     scores = importance.score(model, models.batches_of(job, encoded), packing=way)
     write_json(job.run.file("scores_trained.json"), models.scores_content(job, model, scores))
@@ -41,7 +34,7 @@ STAGE = Stage(
     outputs=("scores_trained.json",),
     needs=("sample", "train"),
     settings=settings,
-    inputs=inputs,
+    inputs=lambda job: scored_inputs(job, "adapter", "train"),
     work=work,
     wanted=lambda job: selects(job) and job.config.score.trained,
     command=False,

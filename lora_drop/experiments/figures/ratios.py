@@ -1,0 +1,33 @@
+"""Importance per layer: a line per sample ratio, the larger the darker; mean over seeds."""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib.figure import Figure as Drawing
+
+from lora_drop.experiments.agreement import kendall, mean_importances, projections_of, scored_by_row
+from lora_drop.experiments.plots import MARKERS, Figure, grey, layer_axis, projection_panels
+from lora_drop.experiments.records import Record
+from lora_drop.experiments.table import Table
+from lora_drop.pruning.picture import plain
+
+
+def draw(table: Table, records: list[Record]) -> Drawing:
+    """Draw every row, and say how far they rank the layers alike."""
+    projections, by_row = projections_of(table), scored_by_row(table)
+    figure, axes = projection_panels(projections, "importance")
+    for axis, projection in zip(axes, projections, strict=True):
+        for number, (title, mine) in enumerate(by_row.items()):
+            values = mean_importances(mine, projection)
+            shade, marker = grey(len(by_row) - 1 - number, len(by_row)), MARKERS[number % len(MARKERS)]
+            axis.plot(values, marker=marker, color=shade, markersize=4, linewidth=1, label=plain(title))
+        taus = [tau for tau in kendall(table, projection).values() if not np.isnan(tau)]
+        agreement = f": Kendall τ {np.mean(taus):.2f} on average, at least {min(taus):.2f}" if taus else ""
+        axis.set_title(f"{projection}{agreement}", fontsize=10)
+        layer_axis(axis, len(values))
+    lines = axes[0].get_legend_handles_labels()
+    figure.legend(*lines, title="sample ratio", loc="outside right center", frameon=False, fontsize=8)
+    return figure
+
+
+FIGURE = Figure("ratios", reads=lambda record: record.scores, draw=draw)

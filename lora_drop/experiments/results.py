@@ -1,0 +1,89 @@
+"""The folder of the results: which runs of an experiment have theirs, and where a new one goes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from lora_drop.config.schema import WHERE_KEYS, Config, from_dict
+from lora_drop.errors import UserError
+from lora_drop.experiments.grid import Planned, slug
+from lora_drop.experiments.records import gather, versions_of
+from lora_drop.files import read_json, write_json
+from lora_drop.runs.store import Run
+
+
+@dataclass(frozen=True)
+class Results:
+    """The records `EXPERIMENT/BACKBONE/*.json` of a folder.
+
+    A run has its result if there is a record of an equal configuration. Configurations are compared, not their hashes:
+    a key that did not exist when the record was written has today's default.
+    """
+
+    folder: Path
+    keep_old: bool = False
+    """True if the result of an older version of a stage, task or method counts, too."""
+
+    def path(self, planned: Planned) -> Path:
+        """Return where the record of a run belongs."""
+        return self.folder / planned.experiment.name / slug(planned.config.backbone) / f"{planned.name}.json"
+
+    def has(self, planned: Planned) -> bool:
+        """Return True if the run need not be performed."""
+        return bool(self._valid(planned))
+
+    def join(self, planned: Planned) -> None:
+        """Record a run that has its result under the overrides asked for now, too, if it was made under others."""
+        valid = self._valid(planned)
+        if not any(content["overrides"] == planned.overrides for content in valid):
+            changed = {"overrides": planned.overrides, "deviations": planned.deviations}
+            write_json(self.path(planned), {**valid[0], **changed})
+
+    def write(self, planned: Planned, run: Run, stages: Sequence[str]) -> None:
+        """Gather what these stages of a run have left, and write it in place of an older result."""
+        write_json(self.path(planned), asdict(gather(planned, run, stages)))
+        for path, content in self._equal(planned):
+            if path != self.path(planned) and content["overrides"] == planned.overrides:
+                path.unlink()
+
+    def notices(self, planned: Sequence[Planned]) -> list[str]:
+        """Return what is to be known of the versions that made the results of these runs."""
+        found = [[content for _, content in self._equal(run)] for run in planned]
+        old = [contents for contents in found if contents and all(map(_older, contents))]
+        unknown = [contents for contents in found if contents and not any(each.get("made_by") for each in contents)]
+        told = []
+        if old:
+            versions = "; ".join(dict.fromkeys(text for contents in old for each in contents for text in _older(each)))
+            fate = "they are kept" if self.keep_old else "these runs are performed again, unless --keep-old is given"
+            told.append(f"{len(old)} results are of an older version ({versions}): {fate}")
+        if unknown:
+            told.append(f"{len(unknown)} results do not say which versions made them; they count as done")
+        return told
+
+    def _valid(self, planned: Planned) -> list[dict[str, Any]]:
+        return [content for _, content in self._equal(planned) if self.keep_old or not _older(content)]
+
+    def _equal(self, planned: Planned) -> Iterator[tuple[Path, dict[str, Any]]]:
+        pattern = f"{slug(planned.row)}-{planned.config.task}-s{planned.config.seed}-*.json"
+        for path in sorted(self.path(planned).parent.glob(pattern)):
+            content = read_json(path)
+            if _same(content["config"], planned.config):
+                yield path, content
+
+
+def _same(stored: dict[str, Any], config: Config) -> bool:
+    where = {key: getattr(config, key) for key in WHERE_KEYS}
+    try:
+        return from_dict({**stored, **where}) == config
+    except UserError:  # a key that does not exist any more
+        return False
+
+
+def _older(content: dict[str, Any]) -> list[str]:
+    """Return the versions that made a record and are no longer today's; nothing if it does not say them."""
+    made_by = content.get("made_by", {})
+    now = versions_of(content["task"], content["method"], content["stages"])
+    return [f"{name}: {made_by[name]}, now {now[name]}" for name in made_by if made_by[name] != now.get(name)]

@@ -1,0 +1,85 @@
+"""Results of older versions: performed again, or kept if so asked; those that do not say their versions count."""
+
+from dataclasses import asdict, replace
+
+import pytest
+
+from lora_drop.config.schema import config_hash, to_dict
+from lora_drop.experiments.grid import Choice, expand, load_experiment
+from lora_drop.experiments.records import Record, versions_of
+from lora_drop.experiments.results import Results
+from lora_drop.files import read_json, write_json
+from lora_drop.registry import METHODS, TASKS
+from lora_drop.runs.stages import BY_NAME
+
+STAGES = ("sample", "score", "select", "picture", "train", "eval")
+
+
+@pytest.fixture
+def planned():
+    (run,) = expand(load_experiment("table6"), Choice(backbone="tiny:bert", seeds=[0], rows=["t0.90"]))
+    return run
+
+
+def store(results, planned, **changes):
+    config = planned.config
+    known = {"task": config.task, "backbone": config.backbone, "method": config.method.name, "seed": config.seed}
+    told = {"experiment": "table6", "row": planned.row, "layout": {}, "task_title": "", "limited": {}}
+    asked = {"overrides": planned.overrides, "deviations": planned.deviations}
+    made_by = versions_of(config.task, config.method.name, STAGES)
+    whole = {"config": to_dict(config), "config_hash": config_hash(config), "stages": {name: {} for name in STAGES}}
+    record = Record(**known, **told, **asked, **whole, made_by=made_by)
+    path = results.path(planned)
+    write_json(path, asdict(replace(record, **changes)))
+    return path
+
+
+def versions(**changes):
+    return versions_of("toy-nli", "lora_drop", STAGES) | {name.replace("_", " ", 1): n for name, n in changes.items()}
+
+
+def test_a_result_of_todays_versions_is_done(planned, tmp_path):
+    results = Results(tmp_path)
+    assert not results.has(planned) and results.notices([planned]) == []
+    store(results, planned)
+    assert results.has(planned) and results.notices([planned]) == []
+
+
+@pytest.mark.parametrize(
+    ("older", "named", "now"),
+    [
+        ({"stage_score": 0}, "stage score", BY_NAME["score"].version),
+        ({"task_toy-nli": 0}, "task toy-nli", TASKS.get("toy-nli").version),
+        ({"method_lora_drop": 0}, "method lora_drop", METHODS.get("lora_drop").version),
+    ],
+)
+def test_a_result_of_an_older_version_is_not_done_unless_it_is_kept(older, named, now, planned, tmp_path):
+    results, keeping = Results(tmp_path), Results(tmp_path, keep_old=True)
+    store(results, planned, made_by=versions(**older))
+    assert not results.has(planned) and keeping.has(planned)
+    (told,), (kept,) = results.notices([planned]), keeping.notices([planned])
+    assert f"1 results are of an older version ({named}: 0, now {now})" in told and "--keep-old" in told
+    assert kept.endswith("they are kept")
+
+
+def test_versions_are_those_on_which_numbers_rest():
+    """A drawing has none, and an experiment that ends before training does not rest on the method."""
+    found = versions_of("toy-nli", "lora_drop", ["sample", "score", "select", "picture"])
+    assert found.keys() == {"stage sample", "stage score", "stage select", "task toy-nli"}
+    assert {"stage train", "method lora_drop"} <= versions().keys()
+
+
+def test_a_result_without_versions_counts_and_is_told_once(planned, tmp_path):
+    results = Results(tmp_path)
+    store(results, planned, made_by={})
+    assert results.has(planned)
+    assert results.notices([planned, planned]) == ["2 results do not say which versions made them; they count as done"]
+
+
+def test_asked_for_in_another_way_only_a_result_that_counts_is_joined(planned, tmp_path):
+    results, other = Results(tmp_path), replace(planned, overrides={"train.weight_decay": 0.2})
+    store(results, planned)
+    store(results, other, made_by=versions(stage_score=0))
+    results.join(other)
+    assert read_json(results.path(other))["made_by"] == versions() and results.has(other)
+    assert read_json(results.path(other))["overrides"] == other.overrides
