@@ -9,14 +9,15 @@ import pytest
 import torch
 from bench import __main__ as benchmark
 from bench.commands import measure_commands
-from bench.comparisons import OURS, STOCK, measure_scoring, measure_training
+from bench.comparisons import GROUPED_16, OURS, OURS_16, STOCK, measure_scoring, measure_training
 from bench.figure import speeds
-from bench.parts import measure_decoder
+from bench.parts import quantizable
 from bench.subject import Settings, Subject
 from bench.table import CLAIMS, Claim, printed
 from bench.training import Evidence, Training, UnfairComparison, Variant, check_fair, grouped, note, padded
 
 from lora_drop.data.batches import row_lengths
+from lora_drop.errors import UserError
 from lora_drop.progress import SILENT
 from lora_drop.pruning.adapters import loras
 
@@ -172,13 +173,21 @@ def test_the_score_is_measured_padded_and_packed(subject):
         assert found["numbers"][f"score / forward {precision}"]["median"] == max(each)
 
 
-def test_a_decoder_is_measured_on_its_tokens():
-    keys = {"limit.train": 8, "train.batch_size": 4, "train.max_length": 128}
-    found = measure_decoder(SETTINGS, SILENT, "tiny:llama", "toy-nlg", **keys)
-    tokens, seconds = found["subject"]["tokens"], found["rounds"]["seconds"]["ours bf16"]
-    rates = [tokens / value for value in seconds]
+@pytest.fixture
+def decoder():
+    return Subject(SETTINGS, SILENT, "tiny:llama", "toy-nlg", **{"limit.train": 8, "train.batch_size": 4})
+
+
+def test_a_decoder_is_measured_on_its_tokens(decoder):
+    found = measure_training(decoder, [GROUPED_16, OURS_16], rounds=2)
+    rates = [found["subject"]["tokens"] / value for value in found["rounds"]["seconds"]["ours bf16"]]
     assert min(rates) <= found["numbers"]["ours bf16, tokens/s"]["median"] <= max(rates)
     assert set(found["evidence"]) == {"grouped bf16", "ours bf16"}
+
+
+def test_four_bits_without_a_gpu_are_refused_before_weights_are_written(decoder):
+    with pytest.raises(UserError, match="needs an NVIDIA GPU"):
+        quantizable(decoder)
 
 
 def test_a_claim_knows_whether_it_is_reached():

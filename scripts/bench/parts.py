@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,11 @@ from bench.figure import speeds
 from bench.machine import describe, title
 from bench.subject import Settings, Subject
 from bench.table import CLAIMS
+from bench.training import Variant
 from lora_drop.errors import UserError, closest
 from lora_drop.files import write_json
 from lora_drop.models.backbones import load_model, resolve_device
+from lora_drop.models.quantization import check_quantization
 from lora_drop.progress import Reporter
 from lora_drop.provenance import commit
 from lora_drop.pruning.picture import save_figure
@@ -26,7 +28,7 @@ FORMAT = 2
 BASE_ROUNDS = 3
 """At most: a base-size model is slow on a CPU."""
 DIALOGS = {"limit.train": 128, "train.batch_size": 8, "train.max_length": 1024}
-SEVEN_BILLION = "shape:llama-2-7b"
+Measure = Callable[[Subject], dict[str, Any]]
 PARTS = {"cpu": ("small", "base", "score", "commands"), "cuda": ("roberta", "llama", "nf4")}
 """By device, the parts that are about it."""
 
@@ -77,51 +79,60 @@ def perform(settings: Settings, only: Sequence[str], out: Path, report: Reporter
 
 
 def _part(name: str, settings: Settings, report: Reporter) -> dict[str, Any]:
-    """Measure one part, or say why it is not measured."""
+    """Measure one part, or say why its model or rows are missing."""
     rounds = settings.rounds
 
-    def encoder(backbone: str, task: str, **keys: Any) -> Subject:
+    def encoder(backbone: str, task: str, times: int) -> Subject:
+        """Return an encoder on `times` the usual rows."""
         if settings.quick:
-            task, keys = "toy-nli", {"train.batch_size": 4}
-        return Subject(settings, report, backbone, task, **keys)
+            return Subject(settings, report, backbone, "toy-nli", **{"train.batch_size": 4})
+        return Subject(settings, report, backbone, task, **{"limit.train": times * settings.rows})
 
     def small() -> Subject:
-        return encoder("tiny:bert" if settings.quick else "packaged:minilm-l6", "rte")
+        return encoder("tiny:bert" if settings.quick else "packaged:minilm-l6", "rte", 1)
 
-    def base() -> Subject:
-        return encoder(settings.base_size, "cola", **{"limit.train": 2 * settings.rows})  # whose rows are short
+    def decoder() -> Subject:
+        return Subject(settings, report, "shape:llama-2-7b", "dialogsum", **DIALOGS)
 
-    def roberta() -> Subject:
-        return encoder("shape:roberta-base", "rte", **{"limit.train": 8 * settings.rows})
+    def training(*variants: Variant, rounds: int = rounds) -> Measure:
+        return lambda subject: measure_training(subject, variants, rounds)
 
-    measures: dict[str, Callable[[], dict[str, Any]]] = {
-        "small": lambda: measure_training(small(), SMALL, rounds),
-        "base": lambda: measure_training(base(), BASE, min(rounds, BASE_ROUNDS)),
-        "score": lambda: measure_scoring(small(), rounds),
-        "commands": lambda: measure_commands(small(), rounds),
-        "roberta": lambda: measure_training(roberta(), (STOCK_16, GROUPED_16, OURS_16), rounds),
-        "llama": lambda: measure_decoder(settings, report, SEVEN_BILLION, "dialogsum", **DIALOGS),
-        "nf4": lambda: measure_decoder(settings, report, SEVEN_BILLION, "dialogsum", quantization="nf4", **DIALOGS),
+    plans: dict[str, tuple[Callable[[], Subject], Measure]] = {
+        "small": (small, training(*SMALL)),
+        "base": (lambda: encoder(settings.base_size, "cola", 2), training(*BASE, rounds=min(rounds, BASE_ROUNDS))),
+        "score": (small, lambda subject: measure_scoring(subject, rounds)),
+        "commands": (small, lambda subject: measure_commands(subject, rounds)),
+        "roberta": (lambda: encoder("shape:roberta-base", "rte", 8), training(STOCK_16, GROUPED_16, OURS_16)),
+        "llama": (decoder, training(GROUPED_16, OURS_16)),
+        "nf4": (lambda: quantizable(decoder()), lambda subject: measure_nf4(subject, (GROUPED_16, OURS_16), rounds)),
     }
     began = time.perf_counter()
     report.start(name)
+    prepare, measure = plans[name]
     try:
-        found = measures[name]()
+        subject = prepare()
     except UserError as error:
-        found = {"not_measured": str(error).splitlines()[0]}
-    seconds = time.perf_counter() - began
-    report.finish(name, seconds, "not measured" if "not_measured" in found else "")
-    return {**found, "seconds_in_all": seconds}
+        report.finish(name, time.perf_counter() - began, "not measured")
+        return {"not_measured": str(error).splitlines()[0]}
+    found = measure(subject)
+    report.finish(name, time.perf_counter() - began, "")
+    return {**found, "seconds_in_all": time.perf_counter() - began}
 
 
-def measure_decoder(settings: Settings, report: Reporter, backbone: str, task: str, **keys: Any) -> dict[str, Any]:
-    """Train a decoder of random weights in bf16; in 4 bits from a folder that it is saved to, as quantized loading needs it."""
-    variants = (GROUPED_16, OURS_16)
-    if "quantization" not in keys:
-        return measure_training(Subject(settings, report, backbone, task, **keys), variants, settings.rounds)
-    wide = Subject(settings, report, backbone, task, **{**keys, "quantization": "none"})
-    tokenizer = wide.data.tokenizer
+def quantizable(subject: Subject) -> Subject:
+    """Return a subject whose weights can be trained on in 4 bits here. Raises UserError if they cannot."""
+    check_quantization(replace(subject.setup, quantization="nf4", backbone="a folder"), subject.device)
+    return subject
+
+
+def measure_nf4(wide: Subject, variants: Sequence[Variant], rounds: int) -> dict[str, Any]:
+    """Train on a subject's random weights in 4 bits, from a folder that they are saved to, as quantized loading needs it."""
     with tempfile.TemporaryDirectory() as folder:
-        load_model(wide.backbone, wide.task, wide.setup.seed, tokenizer, wide.device).save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        return measure_training(Subject(settings, report, folder, task, **keys), variants, settings.rounds)
+        model = load_model(wide.backbone, wide.task, wide.setup.seed, wide.data.tokenizer, wide.device)
+        model.save_pretrained(folder)
+        wide.data.tokenizer.save_pretrained(folder)
+        del model
+        keys = {**wide.keys, "backbone": folder, "quantization": "nf4"}
+        found = measure_training(Subject(wide.settings, wide.report, **keys), variants, rounds)
+    found["subject"]["backbone"] = f"{wide.backbone.name}, nf4"
+    return found
