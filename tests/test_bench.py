@@ -2,188 +2,216 @@
 
 import json
 import os
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
+import torch
 from bench import __main__ as benchmark
-from bench.goals import GOALS, judge
-from bench.settings import settle
-from bench.tables import machine_line, tables
-from bench.variants import megabatch, padded
-from bench.workload import Subject
+from bench.commands import measure_commands
+from bench.comparisons import GROUPED_16, OURS, OURS_16, STOCK, measure_scoring, measure_training
+from bench.figure import speeds
+from bench.parts import quantizable
+from bench.subject import Settings, Subject
+from bench.table import CLAIMS, Claim, printed
+from bench.training import Evidence, Training, UnfairComparison, Variant, check_fair, grouped, note, padded
 
+from lora_drop.data.batches import row_lengths
+from lora_drop.errors import UserError
 from lora_drop.progress import SILENT
+from lora_drop.pruning.adapters import loras
 
-pytestmark = pytest.mark.slow
+SETTINGS = Settings(rows=12, rounds=2, quick=True, offline=True)
 
-SMALL = ("--quick", "--rounds", "1", "--rows", "6", "--batch-size", "3", "--device", "cpu", "--threads", "1")
+
+@pytest.fixture(scope="module")
+def subject():
+    return Subject(SETTINGS, SILENT, "tiny:bert", "toy-nli", **{"train.batch_size": 4, "train.max_length": 128})
 
 
 def bench(folder, *arguments):
     with pytest.raises(SystemExit) as end:
-        benchmark.main([*SMALL, "--out", str(folder), "--quiet", *arguments])
+        benchmark.main(["--out", str(folder), "--quiet", *arguments])
     return end.value.code
 
 
-def settings(task: str, **options):
-    sizes = {"rounds": None, "rows": 6, "batch_size": 3, "max_length": None, "quick": True, "precision": "fp32"}
-    where = {"data_dir": None, "device": "cpu", "offline": True, "seed": 0}
-    return settle(**{"task": task, "backbone": None, "parts": None, "seq_lengths": "real", **sizes, **where, **options})
+@pytest.mark.slow
+def test_a_quick_benchmark_measures_what_it_claims(tmp_path, capsys):
+    assert bench(tmp_path, "--quick", "--only", "small,base,score") == 0
+    (file,) = tmp_path.glob("*-quick.json")
+    result = json.loads(file.read_text(encoding="utf-8"))
+    assert file.with_suffix(".png").stat().st_size > 0
+    for row in result["claims"]:
+        if row["part"] in ("small", "base", "score"):
+            assert 0 < row["low"] <= row["median"] <= row["high"], row["title"]
+        else:
+            assert row["not_measured"] == ("not asked for" if row["part"] == "commands" else "needs --device cuda")
+    assert result["machine"]["cores"] == os.cpu_count() and result["machine"]["versions"]["torch"] == torch.__version__
+
+    small = result["parts"]["small"]
+    seconds = {name: values[0] for name, values in small["rounds"]["seconds"].items()}
+    numbers = {name: found["median"] for name, found in small["numbers"].items()}
+    assert numbers["ours bf16 / stock fp32"] == pytest.approx(seconds["stock fp32"] / seconds["ours bf16"])
+    reached = small["subject"]["flops"] * seconds["products bf16"] / seconds["ours bf16"]
+    assert numbers["ours bf16, of the product"] == pytest.approx(reached)
+    told = capsys.readouterr().out
+    assert result["machine"]["cpu"] in told and "not measured: needs --device cuda" in told and "QUICK" in told
 
 
-def test_a_benchmark_stores_all_that_it_has_measured(tmp_path, capsys):
-    assert bench(tmp_path, "--task", "toy-nli", "--json") == 0
-    result = json.loads((tmp_path / "tiny-bert-toy-nli-cpu-quick.json").read_text())
-    assert json.loads(capsys.readouterr().out.splitlines()[-1])["parts"] == result["parts"]
-    assert {"benchmark", "machine", "versions", "commit", "parts", "goals"} <= set(result)
-    assert result["machine"]["threads"] == 1 and result["machine"]["cores"] == os.cpu_count()
-
-    (train,) = result["parts"]["train"]
-    work, rounds = train["workload"], train["rounds"]
-    assert (work["rows"], work["tokens_if_padded"]) == (6, 6 * 128) and 0 < work["tokens"] < 6 * 128
-    assert set(rounds["seconds"]) == {"product", "stock", "grouped", "ours"}
-    assert all(len(seconds) == 1 for seconds in rounds["seconds"].values())
-    assert sorted(rounds["orders"][0]) == sorted(rounds["seconds"]) and len(rounds["other_load_cores"]) == 1
-    ours, stock = (rounds["seconds"][name][0] for name in ("ours", "stock"))
-    assert train["ratios"]["ours/stock"]["median"] == pytest.approx(stock / ours)
-    variant = train["variants"]["ours"]
-    assert variant["tokens_per_second"]["median"] == pytest.approx(work["tokens"] / ours)
-    peak = 2 * train["product"]["size"] ** 3 / rounds["seconds"]["product"][0]
-    assert variant["fraction_needed"]["median"] == pytest.approx(train["flops"]["needed"] / ours / peak)
-
-    share = result["parts"]["share"]
-    spent = sum(share["seconds"].values())
-    assert share["training_seconds"] == pytest.approx(30 * share["tokens"] * share["training_seconds_per_token"])
-    assert share["share"] == pytest.approx(spent / (spent + share["training_seconds"]))
-    ways = result["parts"]["score"]["ways"]
-    assert list(ways) == ["padded", "packed"] and all(way["ratio"]["rounds"] == 1 for way in ways.values())
-    assert train["path"].startswith("packed") and result["parts"]["startup"]["ratio"]["rounds"] == 1
-    assert list(result["parts"]["scaling"]["axes"]) == ["rows", "length", "layers", "rank"]
-    assert (tmp_path / "tiny-bert-toy-nli-cpu-quick.png").stat().st_size > 0
+@pytest.mark.slow
+def test_the_share_is_that_of_the_stages_of_a_real_run(subject):
+    found = measure_commands(subject, rounds=1)
+    spent = sum(found["seconds_of_stages"].values())
+    assert found["numbers"]["share"]["median"] == pytest.approx(spent / (spent + found["seconds_of_training"]))
+    assert list(found["seconds_of_stages"]) == ["sample", "score", "select"]
+    assert found["numbers"]["select"]["median"] == found["rounds"]["seconds"]["select"][0] > 0
 
 
-def test_generation_is_measured_on_tasks_that_are_written(tmp_path, capsys):
-    assert bench(tmp_path, "--task", "toy-nlg", "--parts", "generation,train") == 0
-    result = json.loads((tmp_path / "tiny-llama-toy-nlg-cpu-train-generation-quick.json").read_text())
-    assert list(result["parts"]) == ["train", "generation"]
-    written = result["parts"]["generation"]
-    assert written["generated_tokens"]["ordered"] == written["generated_tokens"]["file order"] > 0
-    assert "Generating for" in capsys.readouterr().out
-
-
-def test_generated_rows_have_the_lengths_asked_for(tmp_path, capsys):
-    assert bench(tmp_path, "--task", "toy-nli", "--parts", "train", "--seq-lengths", "8,16") == 0
-    (path,) = tmp_path.glob("*.json")
-    assert path.name == "tiny-bert-toy-nli-cpu-8-16-train-quick.json"
-    works = [entry["workload"] for entry in json.loads(path.read_text())["parts"]["train"]]
-    assert [(work["name"], work["tokens"]) for work in works] == [("8", 48), ("16", 96)]
-    assert "generated rows of 16 tokens" in capsys.readouterr().out
+def test_what_is_missing_is_marked_as_not_measured(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(benchmark, "_show", lambda result: results.append(result))
+    results: list[dict] = []
+    asked = ("--quick", "--only", "base,score", "--base-size", "packaged:mpnet-bases")
+    assert bench(tmp_path, *asked) == 0
+    rows = {(row["part"], row["number"]): row for row in results[0]["claims"]}
+    assert "packaged:mpnet-bases" in rows["base", "ours bf16 / grouped bf16"]["not_measured"]
+    assert rows["commands", "share"]["not_measured"] == "not asked for"
+    assert "median" in rows["score", "score / forward fp32"]
 
 
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (["--parts", "trian"], "Did you mean 'train'"),
-        (["--parts", "generation"], "needs a task that is written"),
-        (["--task", "rtee"], "Did you mean 'rte'"),
-        (["--seq-lengths", "short"], "give 'real', or numbers"),
-        (["--seq-lengths", "2"], "at least 4 tokens"),
-        (["--precision", "fp8"], "fp32, bf16, fp16"),
-        (["--seq-lengths", "4000"], "positions"),
-        (["--task", "rte", "--offline"], "--task toy-nli"),
-        (["--task", "rte", "--offline"], "LORA_DROP_DATA"),
-        (["--backbone", "shape:bert"], "shape:roberta-base"),
+        (["--only", "smal"], "Did you mean 'small'"),
+        (["--only", "llama"], "not for --device cpu"),
+        (["--only", "base", "--base-size", "tiny:berd"], "tiny:bert"),
+        (["--only", "small", "--offline"], "LORA_DROP_DATA"),
     ],
 )
 def test_mistakes_say_what_to_do(arguments, text, tmp_path, capsys, monkeypatch):
     monkeypatch.delenv("LORA_DROP_DATA", raising=False)
-    given = arguments if "--task" in arguments else ["--task", "toy-nli", *arguments]
-    assert bench(tmp_path, *given) == 2
+    assert bench(tmp_path, *arguments) == 2
     message = capsys.readouterr().err
     assert text in message and "Traceback" not in message
     assert not list(tmp_path.iterdir())
 
 
-def test_stock_rows_are_padded_as_the_tokenizer_pads():
-    subject = Subject(settings("toy-nli"), SILENT)
-    rows = padded(subject.real.rows, subject.tokenizer, 128)
-    texts = subject.data.train_rows
-    expected = subject.tokenizer(
+def test_all_sides_do_the_same_work(subject):
+    found = measure_training(subject, [STOCK, Variant("grouped"), OURS, Variant("ours", upper=True)], rounds=1)
+    evidence = found["evidence"]
+    assert {name: one["batches"] for name, one in evidence.items()} == dict.fromkeys(evidence, (4, 4, 4))
+    assert len({one["rows"] for one in evidence.values()}) == 1 and {one["steps"] for one in evidence.values()} == {3}
+    assert found["computed"]["ours fp32"].startswith("packed") and found["computed"]["stock fp32"] == "padded"
+
+
+@pytest.mark.parametrize(("keys", "what"), [({"limit.train": 11}, "rows"), ({"train.batch_size": 6}, "batches")])
+def test_other_rows_or_batches_are_an_unfair_comparison(subject, keys, what):
+    other = Subject(
+        SETTINGS, SILENT, "tiny:bert", "toy-nli", **{"train.batch_size": 4, "train.max_length": 128, **keys}
+    )
+    one, two = Training(subject, STOCK), Training(other, OURS)
+    one(), two()
+    check_fair({"one": one.evidence, "other": replace(one.evidence, loss=1.04 * one.evidence.loss)})
+    with pytest.raises(UnfairComparison, match=f"two and one differ in {what}"):
+        check_fair({"one": one.evidence, "two": two.evidence})
+
+
+@pytest.mark.parametrize(
+    "change", [{"rows": "b"}, {"batches": (1, 4)}, {"steps": 3}, {"loss": 0.75}, {"loss": float("nan")}]
+)
+def test_any_difference_is_an_unfair_comparison(change):
+    evidence = Evidence("a", (4, 4), 2, 0.7)
+    with pytest.raises(UnfairComparison, match=f"ours and stock differ in .*{next(iter(change))}"):
+        check_fair({"stock": evidence, "ours": replace(evidence, **change)})
+
+
+def test_rows_are_known_without_their_padding():
+    seen: list = []
+    model = SimpleNamespace(training=True)
+    note(
+        model,
+        {"input_ids": torch.tensor([[5, 6, 0], [7, 8, 9]]), "attention_mask": torch.tensor([[1, 1, 0], [1, 1, 1]])},
+        seen,
+    )
+    note(model, {"input_ids": torch.tensor([[0, 0, 5, 6]]), "attention_mask": torch.tensor([[0, 0, 1, 1]])}, seen)
+    assert seen[0][0] == seen[1][0] != seen[0][1]
+
+
+def test_stock_rows_are_padded_as_the_tokenizer_pads(subject):
+    tokenizer, texts = subject.data.tokenizer, subject.data.train_rows
+    rows = padded(subject.rows, tokenizer, 128)
+    expected = tokenizer(
         list(texts["text"]), list(texts["text_pair"]), padding="max_length", max_length=128, truncation=True
     )
-    assert list(rows["input_ids"]) == expected["input_ids"]
-    assert list(rows["attention_mask"]) == expected["attention_mask"]
+    for name, values in expected.items():
+        assert list(rows[name]) == values
+    assert list(rows["labels"]) == list(texts["label"])
 
 
-def test_the_trainer_groups_as_in_the_whole_task():
-    assert [megabatch(rows, 32) for rows in (10, 256, 2_490, 392_702)] == [1, 2, 19, 50]
+def test_the_trainer_groups_as_in_the_whole_task(subject):
+    one, whole = (grouped(subject.rows, 4, population, seed=0) for population in (12, 2490))
+    assert sorted(map(tuple, whole["input_ids"])) == sorted(map(tuple, subject.rows["input_ids"]))
+    assert row_lengths(whole) == sorted(subject.lengths, reverse=True) != row_lengths(one)
 
 
-def test_all_variants_get_the_same_model():
-    subject = Subject(settings("toy-nli"), SILENT)
+def test_all_variants_get_the_same_model(subject):
     one, other = subject.lora(), subject.lora()
     for (name, first), (_, second) in zip(one.named_parameters(), other.named_parameters(), strict=True):
         assert first.equal(second), name
 
 
-def test_what_is_learned_decides_what_a_generator_needs():
-    subject = Subject(settings("toy-nlg"), SILENT)
-    rows = subject.generated(10).shapes(generator=True)
-    assert list(rows.lengths) == [10] * 6 and list(rows.learned) == [5] * 6
+def test_lora_in_the_upper_half_leaves_the_lower_half_without(subject):
+    layers, whole = subject.setup, loras(subject.lora())
+    upper = loras(subject.lora(upper=True))
+    assert layers.method.share and 2 * len(upper) == len(whole)
+    assert list(upper) == list(whole)[len(upper) :]
 
 
-def test_a_goal_knows_whether_it_is_reached():
-    faster, cheaper = GOALS[0], next(goal for goal in GOALS if goal.at_most)
-    assert [faster.state(value) for value in (2.5, 2.6, 3.2)] == ["below the floor", "floor reached", "aim reached"]
-    assert [cheaper.state(value) for value in (1.06, 1.05, 1.0)] == ["below the floor", "floor reached", "aim reached"]
+def test_the_score_is_measured_padded_and_packed(subject):
+    found = measure_scoring(subject, rounds=1)
+    for precision in ("fp32", "bf16"):
+        each = [found["numbers"][f"score / forward {precision} {way}"]["median"] for way in ("padded", "packed")]
+        assert found["numbers"][f"score / forward {precision}"]["median"] == max(each)
 
 
-def test_goals_are_for_what_they_were_set():
-    found = {
-        "score": {"ways": {"padded": {"ratio": {"median": 1.01}}, "packed": {"ratio": {"median": 1.03}}}},
-        "train": [training("real"), training("64")],
+@pytest.fixture
+def decoder():
+    return Subject(SETTINGS, SILENT, "tiny:llama", "toy-nlg", **{"limit.train": 8, "train.batch_size": 4})
+
+
+def test_a_decoder_is_measured_on_its_tokens(decoder):
+    found = measure_training(decoder, [GROUPED_16, OURS_16], rounds=2)
+    rates = [found["subject"]["tokens"] / value for value in found["rounds"]["seconds"]["ours bf16"]]
+    assert min(rates) <= found["numbers"]["ours bf16, tokens/s"]["median"] <= max(rates)
+    assert set(found["evidence"]) == {"grouped bf16", "ours bf16"}
+
+
+def test_four_bits_without_a_gpu_are_refused_before_weights_are_written(decoder):
+    with pytest.raises(UserError, match="needs an NVIDIA GPU"):
+        quantizable(decoder)
+
+
+def test_a_claim_knows_whether_it_is_reached():
+    faster, cheaper = CLAIMS[0], next(claim for claim in CLAIMS if claim.at_most)
+    assert [faster.state(value) for value in (3.9, 4.0, 4.8)] == ["below the floor", "floor reached", "aim reached"]
+    assert [cheaper.state(value) for value in (1.05, 1.04, 1.0)] == ["below the floor", "floor reached", "aim reached"]
+    assert Claim("without a goal", "small", "ours").state(1.0) == ""
+
+
+def test_rows_are_printed_with_quartiles_or_with_the_reason():
+    claim = Claim("speed", "small", "ours / stock, switched", 2.6, 3.2)
+    part = {"numbers": {"ours / stock, switched": {"median": 3.0, "low": 2.5, "high": 3.1}}}
+    assert printed(claim.row({"small": part})) == ["speed", "≥ 2.60", "≥ 3.20", "3.00 (2.50 to 3.10)", "floor reached"]
+    absent = {"numbers": {}, "absent": {"stock, switched": "no switch"}}
+    assert printed(claim.row({"small": absent}))[3] == "not measured: no switch"
+    assert printed(claim.row({"small": {"not_measured": "no rows"}}))[3] == "not measured: no rows"
+
+
+def test_the_figure_has_a_panel_for_each_model_that_was_trained():
+    spread = {"median": 2.0, "low": 1.0, "high": 3.0}
+    part = {
+        "subject": {"backbone": "a/b", "task": "rte", "tokens": 30, "rows": 2},
+        "computed": {"stock fp32": "padded", "ours fp32": "packed"},
+        "numbers": {"stock fp32, samples/s": spread, "ours fp32, samples/s": spread},
     }
-    whole = {goal["name"]: goal for goal in judge(found, settings("rte", backbone="packaged:minilm-l6"), "cpu")}
-    assert whole["training against stock"]["reached"] == 3.0
-    assert whole["score against a plain forward pass"]["state"] == "floor reached"
-    assert "training against stock" not in {goal["name"] for goal in judge(found, settings("cola"), "cpu")}
-    (roberta,) = [
-        goal
-        for goal in judge(found, settings("rte", backbone="shape:roberta-base"), "cuda")
-        if goal["name"] == "training against stock"
-    ]
-    assert (roberta["floor"], roberta["aim"]) == (3, 6)
-    generated = judge({"train": [training("64")]}, settings("rte", backbone="packaged:minilm-l6"), "cpu")
-    assert generated == []
-
-
-def training(name: str) -> dict:
-    """What part `train` finds, as far as the goals and the tables read it."""
-    spread = {"median": 0.5, "low": 0.4, "high": 0.6, "rounds": 3}
-    variant = {"samples_per_second": spread, "tokens_per_second": spread, "memory_mb": 10}
-    variant |= {"fraction_full": spread, "fraction_needed": spread}
-    ratios = {pair: {**spread, "median": 3.0} for pair in ("ours/stock", "ours/grouped", "grouped/stock")}
-    return {
-        "workload": {"name": name, "rows": 2, "tokens": 30, "tokens_if_padded": 60},
-        "path": "packed",
-        "product": {"size": 8, "dtype": "torch.float32", "flops_per_second": spread},
-        "flops": {"full": 2, "needed": 1},
-        "variants": dict.fromkeys(("stock", "grouped", "ours"), variant),
-        "ratios": ratios,
-        "rounds": {"noisy_rounds": [1], "orders": [[], [], []]},
-    }
-
-
-def test_tables_say_what_was_disturbed_and_where():
-    goal = {"name": "speed", "floor": 2.6, "aim": 3.2, "at_most": False, "reached": 3.0, "state": "floor reached"}
-    asked = {"task": "rte", "backbone": "b", "batch_size": 32, "precision": "bf16", "rounds": 3, "quick": False}
-    result = {
-        "benchmark": asked,
-        "machine": {"gpu": "some GPU"},
-        "parts": {"train": [training("real")]},
-        "goals": [goal],
-    }
-    assert "some GPU; 3 rounds" in machine_line(result)
-    train, goals = tables(result)
-    assert "50% is padding" in train.title and "in 1 of 3 rounds" in train.notes[-1]
-    assert train.rows[-1][3] == "3.00 (0.40 to 0.60)"
-    assert goals.rows == [["speed", "≥ 2.60", "≥ 3.20", "3.00", "floor reached"]]
+    assert len(speeds({"small": part, "base": part, "score": {"computed": {}}}, "machine").axes) == 2
+    assert speeds({"base": {"not_measured": "no rows"}}, "machine") is None

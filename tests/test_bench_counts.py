@@ -1,95 +1,106 @@
-"""The numbers behind the benchmark: operations against PyTorch's own counter, statistics against cases known exactly."""
+"""The numbers behind the benchmark: operations against closed formulas, products against float64, statistics against cases known exactly."""
 
 import pytest
 import torch
-from bench.flops import Rows, forward_flops, shape_of, training_flops
-from bench.rounds import orders
-from bench.statistics import exponent, ratios, spread
-from torch.utils.flop_counter import FlopCounterMode
-from transformers import PretrainedConfig
+from bench.flops import training_flops
+from bench.machine import fp32_products, switch
+from bench.products import Products, exact, fp32_ways
+from bench.rounds import Rounds, interleave, spread
+from torch.nn import functional
 
 from lora_drop.config.schema import MethodConfig
 from lora_drop.errors import UserError
-from lora_drop.models.backbones import load_config, load_meta_model, load_model, load_tokenizer, locate
+from lora_drop.models.backbones import load_config, load_meta_model, load_tokenizer, locate
 from lora_drop.registry import METHODS, TASKS
 
-BATCH, LENGTH, RANK = 3, 11, 4
-MODELS = [("tiny:bert", "toy-nli"), ("tiny:roberta", "toy-nli"), ("tiny:llama", "toy-nli"), ("tiny:llama", "toy-nlg")]
+RANK = 4
+LENGTHS = [5, 9, 9, 30]
 
 
-def counted(name: str, task: str) -> tuple[PretrainedConfig, int, int]:
-    """A model's configuration, and what PyTorch counts in one forward and one backward pass of LoRA on rows without padding."""
-    located = locate(name)
-    backbone = load_model(located, TASKS.get(task), 0, load_tokenizer(located))
-    backbone.set_attn_implementation("eager")  # of the others PyTorch counts what their kernels compute twice, too
-    model = METHODS.get("lora").build(backbone, MethodConfig(rank=RANK), 0, None)
-    ids = torch.randint(4, 100, (BATCH, LENGTH))
-    labels = ids if TASKS.get(task).kind == "generation" else torch.zeros(BATCH, dtype=torch.long)
-    counter = FlopCounterMode(display=False)
-    with counter:
-        loss = model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=labels).loss
-        forward = counter.get_total_flops()
-        loss.backward()
-    return backbone.config, forward, counter.get_total_flops() - forward
+def counted(name: str, task: str, lengths=LENGTHS) -> int:
+    model = load_meta_model(locate(name), TASKS.get(task))
+    model.set_attn_implementation("eager")
+    adapted = METHODS.get("lora").build(model, MethodConfig(rank=RANK), 0, None)
+    return training_flops(adapted, lengths, generates=TASKS.get(task).kind == "generation")
 
 
-@pytest.mark.parametrize(("name", "task"), MODELS)
-def test_operations_are_those_that_pytorch_counts(name, task):
-    config, forward, backward = counted(name, task)
-    shape = shape_of(config, TASKS.get(task).kind == "generation")
-    rows = Rows([LENGTH] * BATCH)
-    assert forward_flops(shape, rows, RANK).full == forward
-    assert training_flops(shape, rows, RANK).full == forward + backward
+def layers_forward_and_backward(config, keys: int, matrices: int, length: int) -> int:
+    """Operations of all layers: `keys` is the width of the keys and of the values, `matrices` those of the MLP."""
+    d, f, t, layers = config.hidden_size, config.intermediate_size, length, config.num_hidden_layers
+    attention = 2 * 2 * t * t * d
+    after = 2 * t * d * (d + matrices * f)
+    frozen = 2 * t * d * (d + 2 * keys)
+    a, b = 2 * 2 * t * RANK * d, 2 * t * RANK * (d + keys)  # of query and value
+    forward = frozen + a + b + attention + after
+    backward = frozen + 2 * (a + b) + 2 * attention + after
+    # nothing is trained before the first layer: no gradient of its inputs, nor of its keys
+    return layers * (forward + backward) - (frozen + a + attention // 2)
 
 
-@pytest.mark.parametrize("name", ["tiny:bert", "tiny:llama"])
-def test_operations_add_up_over_rows(name):
-    shape = shape_of(load_config(locate(name), TASKS.get("toy-nli")), False)
-    whole = training_flops(shape, Rows([5, 9, 30]), RANK)
-    parts = [training_flops(shape, Rows([length]), RANK) for length in (5, 9, 30)]
-    assert whole.full == sum(part.full for part in parts) and whole.needed == sum(part.needed for part in parts)
-    assert whole.needed < whole.full
+@pytest.mark.parametrize("name", ["tiny:bert", "packaged:minilm-l6"])
+def test_operations_of_a_bert_are_those_of_the_formula(name):
+    config = load_config(locate(name), TASKS.get("toy-nli"))
+    pooler, classifier = 2 * config.hidden_size**2, 2 * config.hidden_size * config.num_labels
+    head = 2 * pooler + 3 * classifier  # the pooler is frozen, the classifier trained
+    expected = sum(layers_forward_and_backward(config, config.hidden_size, 2, length) + head for length in LENGTHS)
+    assert counted(name, "toy-nli") == expected
 
 
-def test_a_row_of_one_token_that_is_read_needs_everything():
-    shape = shape_of(load_config(locate("tiny:bert"), TASKS.get("toy-nli")), False)
-    flops = training_flops(shape, Rows([1, 1]), RANK)
-    assert flops.full == flops.needed
-
-
-def test_a_generator_reads_the_tokens_before_those_it_learns():
-    shape = shape_of(load_config(locate("tiny:llama"), TASKS.get("toy-nlg")), True)
-    one, two = (forward_flops(shape, Rows([10], learned=[count]), RANK).needed for count in (1, 2))
-    token = 2 * shape.hidden * (2 * shape.attention + 3 * shape.intermediate + shape.outputs)
-    lora, pairs = 2 * RANK * (shape.hidden + shape.attention), 8  # the token at place 7 sees eight
-    assert two - one == token + lora + 4 * pairs * shape.attention
-
-
-def test_an_unknown_architecture_is_not_counted():
-    class Config:
-        model_type = "mamba"
-
-    assert shape_of(Config(), False) is None
+@pytest.mark.parametrize(("name", "lengths"), [("tiny:llama", LENGTHS), ("shape:llama-2-7b", [7])])
+def test_operations_of_a_llama_are_those_of_the_formula(name, lengths):
+    config = load_config(locate(name), TASKS.get("toy-nlg"))
+    keys = config.num_key_value_heads * config.hidden_size // config.num_attention_heads
+    head = 2 * 2 * config.hidden_size * config.vocab_size  # frozen, on every token
+    expected = sum(layers_forward_and_backward(config, keys, 3, length) + head * length for length in lengths)
+    assert counted(name, "toy-nlg", lengths) == expected
 
 
 def test_median_and_quartiles():
-    measured = spread([4.0, 1.0, 2.0, 3.0, 5.0])
-    assert (measured.median, measured.low, measured.high, measured.rounds) == (3, 2, 4, 5)
-    assert ratios([2.0, 6.0, 4.0], [1.0, 2.0, 4.0]).median == 2
+    assert spread([4.0, 1.0, 2.0, 3.0, 5.0]) == {"median": 3, "low": 2, "high": 4}
 
 
-@pytest.mark.parametrize("power", [-1.0, 0.0, 0.5, 2.0])
-def test_the_exponent_of_a_power_law(power):
-    sizes = [1, 2, 4, 8]
-    assert exponent(sizes, [3 * size**power for size in sizes]) == pytest.approx(power, abs=1e-12)
+def test_ratios_are_taken_round_by_round():
+    rounds = Rounds({"slow": [2.0, 6.0, 4.0], "fast": [1.0, 2.0, 4.0]}, [], [0.1, 0.3, 0.0])
+    assert rounds.ratio("slow", "fast")["median"] == 2
+    assert rounds.rate("fast", 8)["median"] == 4
+    assert rounds.to_json()["noisy_rounds"] == [1]
 
 
-def test_each_variant_is_as_often_first_as_last():
-    used = orders(["a", "b", "c"], 6)
-    assert used[:2] == [["a", "b", "c"], ["c", "a", "b"]]
-    assert len({tuple(order) for order in used}) == 6
-    for place in range(3):
-        assert sorted(order[place] for order in used) == ["a", "a", "b", "b", "c", "c"]
+def test_every_round_measures_everything_once_in_an_order_of_its_own():
+    calls, told = [], []
+    actions = {name: lambda name=name: calls.append(name) or float(len(calls)) for name in "abcd"}
+    found = interleave(actions, 3, lambda done, total: told.append((done, total)))
+    assert calls[:4] == list("abcd")  # the warm-up, which is not counted
+    assert [calls[4 * number :][:4] for number in (1, 2, 3)] == found.orders
+    assert len({tuple(order) for order in found.orders}) == 3
+    assert told[-1] == (16, 16) and {*range(5, 17)} == {one for each in found.seconds.values() for one in each}
+
+
+def test_a_product_that_rounds_its_inputs_is_no_fp32_product():
+    draw = torch.Generator().manual_seed(0)
+    x, w = torch.randn(64, 96, generator=draw), torch.randn(32, 96, generator=draw)
+    rounding = {"bf16": lambda x, w: functional.linear(x.bfloat16(), w.bfloat16()).float()}
+    split = {"halves": lambda x, w: functional.linear(x[:, :48], w[:, :48]) + functional.linear(x[:, 48:], w[:, 48:])}
+    assert list(exact({**fp32_ways(), **split, **rounding}, x, w))[-1] == "halves"
+
+
+def test_the_roof_is_the_best_of_all_products():
+    products = Products(16, [(8, 8), (8, 32)], torch.float32, torch.device("cpu"))
+    best = products()
+    assert 1 / best == pytest.approx(max(products.fastest.values())) and "MKL" in products.fastest
+    assert [tuple(w.shape) for _, w in products.matrices] == [(8, 8), (32, 8)]
+
+
+@pytest.mark.skipif(switch() is None, reason="this torch has no switch")
+def test_the_switch_is_restored_after_a_failure():
+    before = switch().fp32_precision
+    with pytest.raises(KeyError), fp32_products(onednn=True):
+        assert switch().fp32_precision == "bf16"
+        with fp32_products(onednn=False):
+            assert switch().fp32_precision == "none"
+        assert switch().fp32_precision == "bf16"
+        raise KeyError
+    assert switch().fp32_precision == before
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,7 @@
-"""`make bench`: the cost of training, scoring, generating and starting on this machine, side by side with PEFT and Trainer."""
+"""`make bench`: how fast this machine trains and scores, beside PEFT and Trainer, and how soon the command line answers."""
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,105 +9,74 @@ from typing import Annotated, Any
 import typer
 
 from lora_drop.cli.app import execute
-from lora_drop.cli.options import DataDir, Debug, Device, Json, Offline, Quiet, Seed
+from lora_drop.cli.options import DataDir, Debug, Offline, Quiet
 
 
 def bench(
-    task: Annotated[str, typer.Option("--task", "-t", help="Whose rows are trained on.")] = "rte",
-    backbone: Annotated[
-        str | None,
-        typer.Option(
-            "--backbone", "-b", help="Else packaged:minilm-l6, or a decoder. shape:NAME: a model's sizes, no weights."
-        ),
-    ] = None,
-    parts: Annotated[
-        str | None,
-        typer.Option(
-            metavar="A,B,...", help="Of train, score, share, generation, startup, scaling; else all that fit."
-        ),
-    ] = None,
-    seq_lengths: Annotated[
-        str, typer.Option("--seq-lengths", help="real: the task's rows; 32,64,128: generated rows of these lengths.")
-    ] = "real",
+    device: Annotated[str, typer.Option(help="cpu or cuda: each has claims of its own.")] = "cpu",
+    base_size: Annotated[
+        str,
+        typer.Option(metavar="NAME", help="The base-size encoder: a backbone or a folder; else packaged:mpnet-base."),
+    ] = "",
+    only: Annotated[
+        str, typer.Option(metavar="A,B,...", help="Of small, base, score, commands (cpu), roberta, llama, nf4 (cuda).")
+    ] = "",
     rounds: Annotated[int | None, typer.Option(min=1, help="Rounds in which all is measured once; else 5.")] = None,
-    rows: Annotated[int | None, typer.Option(min=1, help="Training rows of a measured call; else 384.")] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Rows of an optimizer step; else 32.")] = None,
-    max_length: Annotated[
-        int | None, typer.Option(min=4, help="Longer rows are cut, stock pads to it; else 128 (512 for texts).")
-    ] = None,
-    precision: Annotated[str, typer.Option(help="fp32, bf16 or fp16, for all that is compared.")] = "fp32",
-    threads: Annotated[int | None, typer.Option(min=1, help="Of the CPU; else as many as PyTorch takes.")] = None,
+    rows: Annotated[int | None, typer.Option(min=8, help="Training rows of a measured call; else 256.")] = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="As small as can be: shows in seconds that it works, measures nothing.")
+        bool, typer.Option("--quick", help="Tiny models, generated rows: shows that it works, measures nothing.")
     ] = False,
     folder: Annotated[Path, typer.Option("--out", help="Folder of the results.")] = Path("results/bench"),
     data_dir: DataDir = None,
-    seed: Seed = None,
-    device: Device = None,
     offline: Offline = False,
     quiet: Quiet = False,
-    as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Measure speed, side by side with PEFT and Trainer. Interleaved rounds of training, scoring, generating, starting."""
-    from bench.settings import settle
-
-    settings = settle(
-        task,
-        backbone,
-        parts,
-        seq_lengths,
-        rounds,
-        rows,
-        batch_size,
-        max_length,
-        quick,
-        precision=precision,
-        data_dir=data_dir,
-        device=device or "auto",
-        offline=offline,
-        seed=seed or 0,
-    )
-    result = _perform(settings, folder, threads, quiet)
-    _show(result, quiet)
-    if as_json:
-        typer.echo(json.dumps(result))
-
-
-def _perform(settings: Any, folder: Path, threads: int | None, quiet: bool) -> dict[str, Any]:
-    import torch
-
-    from bench.benchmark import perform
+    """Measure every claim of speed in interleaved rounds, beside PEFT and Trainer; print floor, aim and what was measured."""
+    from bench.parts import perform
+    from bench.subject import Settings
     from lora_drop.cli.console import ConsoleReporter, err
     from lora_drop.cli.perform import quiet_libraries
     from lora_drop.training.environment import neutral_environment
 
+    base_size = base_size or ("tiny:roberta" if quick else "packaged:mpnet-base")
+    rows, rounds = rows or (16 if quick else 256), rounds or (1 if quick else 5)
+    settings = Settings(device, base_size, rows, rounds, quick, data_dir, offline)
+    asked = [name.strip() for name in only.split(",") if name.strip()]
     quiet_libraries()
-    before = torch.get_num_threads()
     reporter = ConsoleReporter(err, quiet)
     try:
-        torch.set_num_threads(threads or before)
         with neutral_environment(reporter):
-            return perform(settings, folder, reporter)
+            result = perform(settings, asked, folder, reporter)
     except KeyboardInterrupt as interrupt:
         err.print("Interrupted. Nothing was written.")
         raise typer.Exit(130) from interrupt
     finally:
         reporter.close()
-        torch.set_num_threads(before)
+    _show(result)
 
 
-def _show(result: dict[str, Any], quiet: bool) -> None:
-    from bench.tables import machine_line, tables
+def _show(result: dict[str, Any]) -> None:
+    from bench.machine import title
+    from bench.table import printed
     from lora_drop.cli.console import out, print_table
 
-    out.print(machine_line(result), soft_wrap=True)
-    for table in tables(result):
-        print_table(out, table.columns, table.rows, title=table.title or None)
-        for note in table.notes:
-            out.print(note, soft_wrap=True)
-    if not quiet:
-        out.print(f"\nFile: {result['file']}", soft_wrap=True)
+    machine, settings = result["machine"], result["settings"]
+    libraries = ", ".join(f"{name} {machine['versions'][name]}" for name in ("torch", "transformers", "peft"))
+    out.print(f"{title(machine)} ({' '.join(machine['instructions'])}); {libraries}", soft_wrap=True)
+    quick = "; QUICK: these numbers measure nothing" if settings["quick"] else ""
+    out.print(f"{settings['rounds']} rounds, medians (with quartiles); A / B: how many times as fast A is{quick}")
+    print_table(out, ["claim", "floor", "aim", "measured", ""], [printed(row) for row in result["claims"]])
+    for name, part in result["parts"].items():
+        rounds = part.get("rounds", {"noisy_rounds": [], "load": []})
+        if rounds["noisy_rounds"]:
+            out.print(
+                f"note: {name}: others kept cores busy in {len(rounds['noisy_rounds'])} of {len(rounds['load'])} rounds"
+            )
+        for variant, computed in part.get("computed", {}).items():
+            if not variant.startswith(("stock", "grouped")) and not computed.startswith("packed"):
+                out.print(f"note: {name}, {variant}: {computed}", soft_wrap=True)
+    out.print(f"\nFile: {result['file']}", soft_wrap=True)
 
 
 def main(arguments: list[str] | None = None) -> None:

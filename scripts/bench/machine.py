@@ -1,69 +1,57 @@
-"""The machine: what it is, what its matrix products reach, and what others do on it meanwhile."""
+"""The machine: its name and instruction sets, threads and libraries; and the switch that decides where fp32 products are computed."""
 
 from __future__ import annotations
 
 import os
 import platform
-import re
-import time
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
-_CPU, _STAT = Path("/proc/cpuinfo"), Path("/proc/stat")
+from lora_drop.provenance import versions
+
+INSTRUCTIONS = ("avx2", "avx512_f", "avx512_bf16", "amx_bf16", "amx_fp16", "sve", "bf16")
+"""Those that decide how fast products are, from the oldest."""
 
 
 def describe(device: torch.device) -> dict[str, Any]:
-    """Return what a reader must know of the machine to judge a number."""
-    found: dict[str, Any] = {
-        "device": device.type,
-        "cpu": _cpu_model(),
+    """Return the facts by which a reader judges a number."""
+    capable = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    gpu = {"gpu": torch.cuda.get_device_name(device), "cuda": torch.version.cuda} if device.type == "cuda" else {}
+    return {
+        "cpu": capable.get("cpu_name") or platform.processor() or platform.machine(),
+        "instructions": [name for name in INSTRUCTIONS if capable.get(name)],
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "system": platform.system(),
         "openmp": {name: os.environ[name] for name in ("OMP_NUM_THREADS", "OMP_PROC_BIND") if name in os.environ},
+        "versions": versions(),
+        **gpu,
     }
-    if device.type == "cuda":
-        found["gpu"] = torch.cuda.get_device_name(device)
-        found["cuda"] = torch.version.cuda
-    return found
 
 
-def _cpu_model() -> str:
-    if _CPU.exists():
-        names = re.findall(r"^model name\s*:\s*(.+)$", _CPU.read_text(encoding="utf-8"), re.MULTILINE)
-        if names:
-            return str(names[0])
-    return platform.processor() or platform.machine()
+def title(machine: dict[str, Any]) -> str:
+    """Return the machine in a few words; its files are named by them."""
+    cpu = " ".join([machine["cpu"], *machine["instructions"][-1:]])
+    return machine.get("gpu") or f"{cpu}, {machine['threads']} threads"
 
 
-class LoadMeter:
-    """Counts, from when it is made, how many cores other processes keep busy."""
-
-    def __init__(self) -> None:
-        self.began, self.busy, self.own = time.perf_counter(), _busy_seconds(), _own_seconds()
-
-    def others(self) -> float | None:
-        """Return the cores that others kept busy since then, None where the system does not say."""
-        busy = _busy_seconds()
-        if busy is None or self.busy is None:
-            return None
-        used = busy - self.busy - (_own_seconds() - self.own)
-        return round(max(0.0, used) / max(time.perf_counter() - self.began, 1e-9), 3)
+def switch() -> Any:
+    """Return torch's switch that sends fp32 products on a CPU to oneDNN; None where this torch has none."""
+    return getattr(torch.backends.mkldnn, "matmul", None) if torch.backends.mkldnn.is_available() else None
 
 
-def _busy_seconds() -> float | None:
-    """Return the seconds that all cores together have worked since the system started; waiting for a disk is no work."""
-    if not _STAT.exists():
-        return None
-    user, nice, system, _idle, _waiting, *interrupts = map(
-        int, _STAT.read_text(encoding="utf-8").split("\n", 1)[0].split()[1:8]
-    )
-    return (user + nice + system + sum(interrupts)) / os.sysconf("SC_CLK_TCK")
-
-
-def _own_seconds() -> float:
-    """Return the seconds that this process, and its children that have ended, have worked."""
-    times = os.times()
-    return times.user + times.system + times.children_user + times.children_system
+@contextmanager
+def fp32_products(onednn: bool) -> Iterator[None]:
+    """While the block runs, compute fp32 products in oneDNN, or in MKL as torch does by itself."""
+    found = switch()
+    if found is None:
+        assert not onednn, "this torch has no switch for oneDNN"
+        yield
+        return
+    before, found.fp32_precision = found.fp32_precision, "bf16" if onednn else "none"
+    try:
+        yield
+    finally:
+        found.fp32_precision = before

@@ -1,168 +1,92 @@
-"""Interleaved rounds: in each, everything that is compared is measured once, in an order that changes from round to round.
+"""Interleaved rounds: each measures everything that is compared once, in an order of its own.
 
-Another load on the machine, or its clock, then meets all alike, and a ratio taken round by round says more than one of two separate runs.
+Other load on the machine, or a changing clock, then meets all alike: a ratio taken within a round moves less than either of its sides.
 """
 
 from __future__ import annotations
 
-import ctypes
 import gc
-import sys
+import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+import psutil
 import torch
 
-from bench.machine import LoadMeter
-from lora_drop.provenance import peak_memory_mb, reset_peak_memory, resident_memory_mb
-
 NOISY = 0.25
-"""Cores kept busy by others, from which a round is marked."""
+"""Cores kept busy by other processes from which a round counts as disturbed."""
+Action = Callable[[], float]
+"""Measures once and returns seconds (of a product: seconds per floating-point operation)."""
+Spread = dict[str, float]
+"""`median`, and the quartiles `low` and `high`: one disturbed round moves a mean; it hardly moves these."""
 
 
-@dataclass(frozen=True)
-class Sample:
-    """One measurement."""
-
-    seconds: float
-    memory_mb: int | None = None
-    """Of a GPU the peak; else the peak above what was resident before; None if it was not measured."""
-
-
-Action = Callable[[bool], Sample]
-"""Measures once; also the memory if it is given True, which may cost time."""
+def spread(values: Sequence[float]) -> Spread:
+    """Return median and quartiles, interpolated between neighbours."""
+    return dict(zip(("low", "median", "high"), map(float, np.quantile(values, (0.25, 0.5, 0.75))), strict=True))
 
 
 @dataclass(frozen=True)
 class Rounds:
-    """What all rounds have measured."""
+    """The measurements of all rounds."""
 
-    samples: Mapping[str, Sequence[Sample]]
-    """Per name, one per round."""
+    seconds: Mapping[str, Sequence[float]]
+    """By name, one number per round."""
     orders: Sequence[Sequence[str]]
-    memory_mb: Mapping[str, int | None]
-    """Peak of each in the round for warm-up; in the others memory is left as it is, since to give it back would take time."""
-    load: Sequence[float | None]
-    """Cores kept busy by others during each round; None where the system does not say."""
+    load: Sequence[float]
+    """Cores that other processes kept busy during each round."""
 
-    def seconds(self, name: str) -> list[float]:
-        """Return the seconds of each round."""
-        return [sample.seconds for sample in self.samples[name]]
+    def ratio(self, above: str, below: str) -> Spread:
+        """Return the spread of seconds(above) / seconds(below), taken round by round."""
+        return spread([one / two for one, two in zip(self.seconds[above], self.seconds[below], strict=True)])
 
-    @property
-    def noisy(self) -> list[int]:
-        """The rounds (from 0) that others have disturbed."""
-        return [number for number, load in enumerate(self.load) if load is not None and load > NOISY]
+    def rate(self, name: str, amount: float) -> Spread:
+        """Return the spread of amount / seconds."""
+        return spread([amount / value for value in self.seconds[name]])
 
     def to_json(self) -> dict[str, Any]:
-        """Return everything that was measured."""
-        return {
-            "seconds": {name: self.seconds(name) for name in self.samples},
-            "memory_mb": dict(self.memory_mb),
-            "orders": [list(order) for order in self.orders],
-            "other_load_cores": list(self.load),
-            "noisy_rounds": self.noisy,
-        }
+        """Return everything that was measured, and which rounds other processes disturbed."""
+        return {**asdict(self), "noisy_rounds": [number for number, load in enumerate(self.load) if load > NOISY]}
 
 
-def orders(names: Sequence[str], rounds: int) -> list[list[str]]:
-    """Return the order of each round: A B C, C A B, B C A, then all three reversed, and again: each is as often first as last."""
-    found = []
-    for number in range(rounds):
-        turn, reverse = number % len(names), number // len(names) % 2
-        order = [*names[len(names) - turn :], *names[: len(names) - turn]]
-        found.append(order[::-1] if reverse else order)
-    return found
+def interleave(actions: Mapping[str, Action], rounds: int, tell: Callable[[int, int], None]) -> Rounds:
+    """Call every action once as a warm-up that is not counted, then once in each round, shuffled; `tell(done, total)` after each.
 
-
-def interleave(actions: Mapping[str, Action], rounds: int, tell: Callable[[int], None] = lambda done: None) -> Rounds:
-    """Measure every action once for warm-up, of which only the memory is kept, then once in each round; `tell(done)` after each of them all.
-
-    The warm-up goes backwards: what a process allocates once is then counted for the last action, which is ours.
+    Imported libraries are left out of garbage collections: every training starts some, which would take half a second each.
     """
-    with without_old_garbage():
-        memory = _warm_up(actions, tell)
-        _forget_garbage()  # what was imported meanwhile
-        return _measure(actions, orders(list(actions), rounds), memory, tell)
-
-
-def _warm_up(actions: Mapping[str, Action], tell: Callable[[int], None]) -> dict[str, int | None]:
-    memory = {}
-    for number, name in enumerate(reversed(list(actions)), 1):
-        memory[name] = actions[name](True).memory_mb
-        tell(number)
-    return memory
-
-
-def _measure(
-    actions: Mapping[str, Action],
-    planned: Sequence[Sequence[str]],
-    memory: Mapping[str, int | None],
-    tell: Callable[[int], None],
-) -> Rounds:
-    samples: dict[str, list[Sample]] = {name: [] for name in actions}
-    load: list[float | None] = []
-    for number, order in enumerate(planned, 1):
-        meter = LoadMeter()
-        for place, name in enumerate(order, 1):
-            samples[name].append(actions[name](False))
-            tell(number * len(order) + place)
-        load.append(meter.others())
-    return Rounds(samples, planned, memory, load)
-
-
-@contextmanager
-def without_old_garbage() -> Iterator[None]:
-    """Leave what is there now out of garbage collections.
-
-    The Trainer collects garbage whenever a training begins and ends. To look through all imported libraries takes half a second,
-    once a training: nothing in an hour, but a lot in a measured call of some seconds.
-    """
-    _forget_garbage()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
-
-
-def _forget_garbage() -> None:
+    orders = [list(actions), *(random.Random(number).sample(list(actions), len(actions)) for number in range(rounds))]
+    found: list[dict[str, float]] = []
+    load = []
     gc.collect()
     gc.freeze()
+    try:
+        for order in orders:
+            began, others = time.perf_counter(), _other_seconds()
+            found.append({})
+            for name in order:
+                found[-1][name] = actions[name]()
+                tell((len(found) - 1) * len(order) + len(found[-1]), len(orders) * len(order))
+            load.append(max(0.0, round((_other_seconds() - others) / (time.perf_counter() - began), 3)))
+    finally:
+        gc.unfreeze()
+    return Rounds({name: [one[name] for one in found[1:]] for name in actions}, orders[1:], load[1:])
 
 
-def timed(prepare: Callable[[], Callable[[], object]], device: torch.device) -> Action:
-    """Return the action that prepares work, untimed, and measures the call of what `prepare` returns."""
-
-    def action(memory: bool) -> Sample:
-        work = prepare()
-        before = _count_anew(device) if memory else 0
-        wait(device)
-        began = time.perf_counter()
-        work()
-        wait(device)
-        seconds = time.perf_counter() - began
-        return Sample(seconds, max(0, peak_memory_mb() - before) if memory else None)
-
-    return action
+def clock(work: Callable[[], object], device: torch.device) -> float:
+    """Return the seconds of one call; a GPU, which works while Python goes on, is waited for before and after."""
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    wait()
+    began = time.perf_counter()
+    work()
+    wait()
+    return time.perf_counter() - began
 
 
-def wait(device: torch.device) -> None:
-    """Let the device finish what it was given: a GPU works while Python goes on."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def _count_anew(device: torch.device) -> int:
-    """Give back what was freed, let the peak be counted anew, and return what is resident and no part of it."""
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-    elif sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc keeps freed memory otherwise
-        if trim is not None:
-            trim(0)
-    reset_peak_memory()
-    return 0 if device.type == "cuda" else resident_memory_mb()
+def _other_seconds() -> float:
+    """Return the seconds that all cores have worked for other processes than this one and its children."""
+    busy, own = psutil.cpu_times()._asdict(), psutil.Process().cpu_times()
+    kinds = ("user", "nice", "system", "irq", "softirq")  # waiting for a disk is no work
+    return sum(busy.get(kind, 0.0) for kind in kinds) - sum(own[:4])

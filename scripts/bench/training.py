@@ -1,0 +1,185 @@
+"""The ways to train that are compared: PEFT + transformers' Trainer as most scripts use it, the same at its best, and this project's.
+
+Rows, seed, total batch, optimizer steps, model, LoRA, optimizer and schedule are the same. Different are which rows go together, how they are
+padded, the precision, and the library that computes the products.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import nn
+from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments, default_data_collator
+from transformers.trainer_callback import PrinterCallback
+from transformers.trainer_pt_utils import get_length_grouped_indices
+
+from bench.machine import fp32_products
+from bench.rounds import clock
+from bench.subject import Subject
+from lora_drop.data.batches import row_lengths
+from lora_drop.files import digest
+from lora_drop.training.trainer import fit, warmup_steps
+
+LOSS_TOLERANCE = 0.05
+"""Relative difference between the mean losses of two trainings that have seen the same rows in another order, with other dropout masks."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to train."""
+
+    side: str
+    """stock (every row padded to the maximal length, in random order), grouped (by length, padded to the longest of a batch) or ours."""
+    precision: str = "fp32"
+    switched: bool = False
+    """fp32 products are sent to oneDNN by torch's switch."""
+    upper: bool = False
+    """LoRA in the upper half of the layers alone."""
+
+    def __str__(self) -> str:
+        return f"{self.side} {self.precision}{', switched' * self.switched}{', upper half' * self.upper}"
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a training did, by which two are known to be comparable."""
+
+    rows: str
+    """Identifies the rows and how often each was trained on."""
+    batches: tuple[int, ...]
+    """Rows of each forward pass, from the smallest."""
+    steps: int
+    loss: float
+    """Mean over the optimizer steps."""
+
+
+class UnfairComparison(RuntimeError):
+    """Two trainings that are compared did not do the same work."""
+
+
+def check_fair(found: Mapping[str, Evidence]) -> None:
+    """Raise UnfairComparison unless all trainings had the same rows, batch sizes and optimizer steps, and the same loss to LOSS_TOLERANCE."""
+    (first, expected), *others = found.items()
+    for name, evidence in others:
+        for what in ("rows", "batches", "steps"):
+            if getattr(evidence, what) != getattr(expected, what):
+                raise UnfairComparison(
+                    f"{name} and {first} differ in {what}: {getattr(evidence, what)}, {getattr(expected, what)}"
+                )
+        if not abs(evidence.loss - expected.loss) <= LOSS_TOLERANCE * abs(expected.loss):
+            raise UnfairComparison(f"{name} and {first} differ in their loss: {evidence.loss}, {expected.loss}")
+
+
+class Training:
+    """Action that trains one epoch of a subject in one way. Its first call, the warm-up, also gathers the evidence."""
+
+    def __init__(self, subject: Subject, variant: Variant):
+        """Prepare the rows; nothing is trained yet."""
+        self.subject, self.variant, self.rows = subject, variant, subject.rows
+        train = subject.setup.train
+        if variant.side == "stock":
+            self.rows = padded(subject.rows, subject.data.tokenizer, train.max_length)
+        if variant.side == "grouped":
+            self.rows = grouped(subject.rows, train.batch_size, subject.data.population["train"], subject.setup.seed)
+        self.evidence: Evidence | None = None
+        self.computed = "padded"
+        """The way in which batches were computed."""
+        self.gpu_memory_mb: int | None = None
+        """Peak of the first call."""
+
+    def __call__(self) -> float:
+        """Build a fresh model and return the seconds of its training call, Trainer and all."""
+        model, device = self.subject.lora(self.variant.upper), self.subject.device
+        work = self._ours if self.variant.side == "ours" else self._trainer
+        with tempfile.TemporaryDirectory() as folder, fp32_products(onednn=self.variant.switched):
+            if self.evidence is not None:
+                return clock(lambda: work(model, folder), device)
+            seen: list[list[str]] = []
+            model.register_forward_pre_hook(lambda _, __, inputs: note(model, inputs, seen), with_kwargs=True)
+            if device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats()
+            began = time.perf_counter()
+            steps, loss = work(model, folder)
+            if device.type == "cuda":
+                self.gpu_memory_mb = torch.cuda.max_memory_allocated() // 2**20
+        rows = digest(sorted(row for batch in seen for row in batch))
+        self.evidence = Evidence(rows, tuple(sorted(map(len, seen))), steps, loss)
+        return time.perf_counter() - began
+
+    def _ours(self, model: nn.Module, folder: str) -> tuple[int, float]:
+        """Train as a run of this project does; returns steps and mean loss."""
+        config, data = self.subject.config(self.variant.precision), self.subject.data
+        outcome = fit(
+            model,
+            self.rows,
+            data.collate,
+            config.train,
+            Path(folder),
+            seed=config.seed,
+            device=self.subject.device,
+            epochs=1,
+            learning_rate=config.train.learning_rate,
+            loss=data.kind.loss(0.0),
+        )
+        self.computed = outcome.computed
+        return outcome.steps, outcome.losses[-1]
+
+    def _trainer(self, model: nn.Module, folder: str) -> tuple[int, float]:
+        """Train as a script with PEFT and transformers' Trainer does; returns steps and mean loss."""
+        config, cuda = self.subject.config(self.variant.precision), self.subject.device.type == "cuda"
+        arguments = TrainingArguments(
+            output_dir=folder,
+            per_device_train_batch_size=config.train.batch_size,
+            num_train_epochs=1,
+            learning_rate=config.train.learning_rate,
+            lr_scheduler_type=config.train.scheduler,
+            warmup_steps=warmup_steps(config.train, math.ceil(len(self.rows) / config.train.batch_size)),
+            weight_decay=config.train.weight_decay,
+            max_grad_norm=config.train.max_grad_norm,
+            train_sampling_strategy="sequential" if self.variant.side == "grouped" else "random",
+            bf16=config.train.precision == "bf16",
+            seed=config.seed,
+            use_cpu=not cuda,
+            save_strategy="no",
+            logging_strategy="no",
+            dataloader_pin_memory=cuda,
+            disable_tqdm=True,
+            report_to=[],
+        )
+        arguments._n_gpu = min(arguments.n_gpu, 1)  # more would be DataParallel, which multiplies the batch
+        collate = default_data_collator if self.variant.side == "stock" else self.subject.data.collate
+        trainer = Trainer(model=model, args=arguments, train_dataset=self.rows, data_collator=collate)
+        trainer.remove_callback(PrinterCallback)
+        done = trainer.train()
+        return done.global_step, done.training_loss
+
+
+def note(model: nn.Module, inputs: Mapping[str, Any], seen: list[list[str]]) -> None:
+    """Write down the rows of one forward pass in training, without their padding."""
+    if model.training:  # else a trial before the training
+        pairs = zip(inputs["input_ids"].cpu(), inputs["attention_mask"].cpu().bool(), strict=True)
+        seen.append([digest(ids[mask].tolist()) for ids, mask in pairs])
+
+
+def padded(rows: Dataset, tokenizer: PreTrainedTokenizerBase, length: int) -> Dataset:
+    """Return the rows, each padded on the right to `length` as `padding="max_length"` does."""
+    return Dataset.from_dict(dict(tokenizer.pad(rows[:], padding="max_length", max_length=length)))
+
+
+def grouped(rows: Dataset, batch_size: int, population: int, seed: int) -> Dataset:
+    """Return the rows in an order of the Trainer's own grouping by length, as it works on a task of `population` rows.
+
+    It sorts parts of a quarter of the rows, at most 50 batches: in the few rows of a measured call it would hardly group at all.
+    """
+    batches = max(1, min(population // (4 * batch_size), 50))
+    draw = torch.Generator().manual_seed(seed)
+    order = get_length_grouped_indices(row_lengths(rows), batch_size, mega_batch_mult=batches, generator=draw)
+    return rows.select(order).flatten_indices()
