@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from lora_drop.training.packing.attention import GroupedAttention, varlen_attention
+from lora_drop.training.packing.attention import GroupedAttention, Scoring, varlen_attention
 from lora_drop.training.packing.dropout import dropout_forward
 from lora_drop.training.packing.layout import Layout, Unpackable
 from lora_drop.training.packing.lora import lora_forward, plain_loras
-from lora_drop.training.packing.model import configs, find_stack, pretrained
+from lora_drop.training.packing.model import configs, find_stack, pretrained, uses_interface
+from lora_drop.training.packing.own_attention import OwnAttention
 
 NAME = "lora_drop_packed"
 """The attention's name in transformers' registry."""
@@ -45,19 +46,28 @@ class Packing:
 
     active: Packing | None = None
 
-    def __init__(self, model: nn.Module):
-        """Find where the stack of layers is. Raises Unpackable if there is none, or none that packing fits."""
+    def __init__(self, model: nn.Module, own: bool = False):
+        """Find where the stack of layers is. Raises Unpackable if there is none, or none that packing fits.
+
+        `own`: attention is computed by the model's own code, not plugged in through transformers' interface.
+        """
         self.reads, self.trims = "all", False
         base = pretrained(model)
-        self.stack, self.embeds = find_stack(base)
+        if not own and not uses_interface(base):
+            raise Unpackable(f"{base.config.model_type} does not use transformers' attention interface")
+        found = find_stack(base)
+        if own and found.embeds:
+            raise Unpackable("its layers are run by the module that embeds the tokens")
+        self.stack, self.embeds = found.module, found.embeds
+        self.own = OwnAttention(found.module, found.layers) if own else None
         self.names = list(inspect.signature(self.stack.forward).parameters)
-        self.configs = configs(base)
+        self.configs = [] if own else configs(base)
         self.dropouts = [module for module in model.modules() if type(module) is nn.Dropout]
         self.loras = plain_loras(model)
         self.layout: Layout | None = None
         self.trimming = False
-        self.last: nn.Module | None = None
-        """The attention module that is called last, once it has been seen."""
+        self.attentions: int | None = None
+        """Calls of an attention in a forward pass, once they have been counted."""
 
     def __str__(self) -> str:
         """In words, what is computed."""
@@ -85,24 +95,30 @@ class Packing:
                 module.forward = forward
                 undo.callback(delattr, module, "forward")
             undo.callback(self.stack.register_forward_pre_hook(self._pack, with_kwargs=True).remove)
+            if self.own:
+                undo.callback(self.own.first.register_forward_pre_hook(self.own.enter, with_kwargs=True).remove)
             undo.callback(self.stack.register_forward_hook(self._unpack).remove)
             if trims:
                 undo.enter_context(_Trimming(self))
             yield layout
 
-    def _forwards(self, device: torch.device) -> Iterator[tuple[Any, Callable[[Tensor], Tensor]]]:
+    def _forwards(self, device: torch.device) -> Iterator[tuple[Any, Callable[..., Any]]]:
         """Modules that compute the same in another way, and that way."""
         if device.type == "cpu":  # a GPU's generator is fast
             yield from ((module, partial(dropout_forward, module)) for module in self.dropouts)
         yield from ((layer, partial(lora_forward, layer, adapter)) for layer, adapter in self.loras)
+        if self.own:
+            yield from self.own.forwards(self)
 
     def _forget(self) -> None:
+        if self.own:
+            self.own.forget()
         Packing.active, self.layout, self.trimming = None, None, False
 
-    def attended(self, module: nn.Module) -> bool:
-        """Told by the attention which module it works for; return whether only the tokens that are read go on from here."""
-        self._seen = module
-        self.trimming = self._trimmed and module is self.last
+    def attended(self) -> bool:
+        """Told by an attention that it has been called; return whether only the tokens that are read go on from here."""
+        self._attended += 1
+        self.trimming = self._trimmed and self._attended == self.attentions
         return self.trimming
 
     def trim(self, value: Any) -> Any:
@@ -113,9 +129,13 @@ class Packing:
         return value.index_select(1, self.layout.read)
 
     def _pack(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-        layout = self.layout
+        layout, self._attended = self.layout, 0
         assert layout is not None
-        given = {**dict(zip(self.names, args, strict=False)), **kwargs, "attention_mask": None}
+        given = {**dict(zip(self.names, args, strict=False)), **kwargs}
+        if self.own:
+            packed = given["hidden_states"].flatten(0, 1).index_select(0, layout.flat).unsqueeze(0)
+            return (), self.own.begin(given, packed, layout)
+        given["attention_mask"] = None
         for name in ("input_ids", "inputs_embeds", "hidden_states", "token_type_ids"):
             if isinstance(given.get(name), Tensor):
                 given[name] = given[name].flatten(0, 1).index_select(0, layout.flat).unsqueeze(0)
@@ -124,7 +144,7 @@ class Packing:
         return (), given
 
     def _unpack(self, module: nn.Module, args: tuple, output: Any) -> Any:
-        layout, trimmed, self.trimming, self.last = self.layout, self.trimming, False, self._seen
+        layout, trimmed, self.trimming, self.attentions = self.layout, self.trimming, False, self._attended
         assert layout is not None
         hidden = output if isinstance(output, Tensor) else output[0]
         if layout.reads != "all" and not trimmed:
@@ -135,11 +155,16 @@ class Packing:
         if isinstance(output, tuple):
             return (hidden, *output[1:])
         output.last_hidden_state = hidden
+        if output.get("hidden_states"):  # some read the last of them; the others are packed
+            output.hidden_states = (*[None] * (len(output.hidden_states) - 1), hidden)
         return output
 
 
 _UNDERSTOOD = {
     "is_causal",
+    "sliding_window",
+    "softcap",
+    "deterministic",  # of flash attention's kernels; the others are
     "position_ids",
     "cache_position",
     "use_cache",
@@ -169,35 +194,38 @@ def packed_attention(
         attention_mask: None, as the layout says what belongs together.
         dropout: share of the attention weights that is dropped.
         scaling: of the scores; None is 1/√width.
-        options: none that would change the result.
+        options: `is_causal`, `sliding_window` and `softcap`; others must be off, or not change the result.
 
     Returns:
         `1 tokens heads width`, and no weights.
 
     Raises:
-        Unpackable: for an option that this attention does not know, such as a sliding window.
+        Unpackable: for an option that this attention does not know, such as a sink.
     """
     packing = Packing.active
     if packing is None or packing.layout is None:
         raise Unpackable("attention was called outside the stack of layers")
-    unknown = [name for name, given in options.items() if given is not None and name not in _UNDERSTOOD]
+    unknown = [
+        name for name, given in options.items() if given is not None and given is not False and name not in _UNDERSTOOD
+    ]
     if unknown or attention_mask is not None or query.shape[2] != packing.layout.tokens:
         raise Unpackable(f"its attention needs {', '.join(unknown) or 'a mask of its own'}")
     causal = bool(
         options.get("is_causal") if options.get("is_causal") is not None else getattr(module, "is_causal", False)
     )
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    scoring = Scoring(scaling, options.get("softcap"), causal, options.get("sliding_window"), dropout)
     device = query.device.type
     mixed = torch.is_autocast_enabled(device)
     dtype = torch.get_autocast_dtype(device) if mixed else value.dtype  # rotary positions may have left fp32
     q, k, v = (tensor[0].transpose(0, 1).to(dtype) for tensor in (query, key, value))
-    last = packing.attended(module)
+    last = packing.attended()
     with torch.autocast(device, enabled=False) if mixed else nullcontext():
         if device == "cpu":
             read_only = last and packing.layout.one_each
-            out = GroupedAttention.apply(q, k, v, packing.layout, scaling, dropout, causal, read_only)
+            out = GroupedAttention.apply(q, k, v, packing.layout, scoring, read_only)
         else:
-            out = varlen_attention(q, k, v, packing.layout, scaling, dropout, causal)
+            out = varlen_attention(q, k, v, packing.layout, scoring)
     return out.unsqueeze(0), None
 
 
