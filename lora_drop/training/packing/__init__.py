@@ -4,7 +4,8 @@ For one batch, `Packing.over(batch)` is a context in which the model, called as 
 
 - **No padding.** Before the stack of layers the real tokens of all rows are joined into one row (`1 tokens width`), after it they are put back
   where they were; everything outside the stack, and the caller, sees ordinary padded tensors. In between, attention runs per group
-  of rows of similar length, plugged in through transformers' `AttentionInterface`; every other operation works on single tokens anyway.
+  of rows of similar length, plugged in through transformers' `AttentionInterface`, or by calling the model's own code per group
+  (`own_attention.py`); every other operation works on single tokens anyway.
 - **Nothing that is not read.** Where the head reads one token of each row (a classifier), or the loss only the learned ones (a language model), the
   last layer goes on with these rows alone once its attention is done.
 - **Cheap dropout.** On a CPU torch draws masks with a slow serial generator. Ours compares 16-bit integers of SFC64, which is seeded from torch's
@@ -12,7 +13,7 @@ For one batch, `Packing.over(batch)` is a context in which the model, called as 
 - **LoRA without passes over memory.** B (A x) is added to W x in place by the product itself.
 
 No model is known by name. `prepare` compares loss and gradients of the two ways on a few rows and says which parts can be used; a model
-that does not use transformers' attention interface, or for which any number differs, is computed the stock way, and the reason is kept.
+for which any number differs is computed the stock way, and the reason is kept.
 """
 
 from lora_drop.training.packing.layout import Layout, Unpackable

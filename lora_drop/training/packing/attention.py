@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,7 +10,22 @@ from torch import Tensor
 from torch.nn import functional
 
 from lora_drop.training.packing.dropout import keep_mask, masked
-from lora_drop.training.packing.layout import Group, Layout
+from lora_drop.training.packing.layout import Group, Layout, Unpackable
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """What an attention does with its scores, in this order."""
+
+    scaling: float
+    softcap: float | None = None
+    """Scores are bent to lie within ± this."""
+    causal: bool = False
+    """Tokens see no later ones."""
+    window: int | None = None
+    """Tokens see none that is this far away, or farther."""
+    dropout: float = 0.0
+    """Share of the attention weights that is dropped."""
 
 
 class GroupedAttention(torch.autograd.Function):
@@ -25,27 +41,29 @@ class GroupedAttention(torch.autograd.Function):
         key: Tensor,
         value: Tensor,
         layout: Layout,
-        scaling: float,
-        p: float,
-        causal: bool,
+        scoring: Scoring,
         read_only: bool,
     ) -> Tensor:
         """Return `tokens heads width` of a `query` of that shape, and `key` and `value`, which may have fewer heads."""
+        p = scoring.dropout
         out = (torch.zeros if read_only else torch.empty)(query.shape, dtype=query.dtype, device=query.device)
-        ctx.layout, ctx.scaling, ctx.read_only, ctx.factor = layout, scaling, read_only, None
+        ctx.layout, ctx.scoring, ctx.read_only, ctx.factor = layout, scoring, read_only, None
         ctx.heads = key.shape[1]
         saved = []
         for group in layout.groups:
             q = _gather(query, group, ctx.heads, read_only)
             k, v = (_gather(tensor, group, ctx.heads) for tensor in (key, value))
-            scores = _product(q, k.transpose(1, 2), scaling)
-            _hide(scores, group, causal and not read_only)
+            scores = _product(q, k.transpose(1, 2), scoring.scaling)
+            bent = [] if scoring.softcap is None else [scores.div_(scoring.softcap).tanh_()]
+            scores = scores if scoring.softcap is None else scores * scoring.softcap
+            _hide(scores, group, scoring, read_only)
             weights = torch.softmax(scores, -1)
             saved += [q, k, v, weights]
             if p > 0:
                 mask, ctx.factor = keep_mask(weights.shape, p, weights.dtype)
                 weights = masked(weights, mask, ctx.factor)
                 saved.append(mask)
+            saved += bent
             _scatter(torch.bmm(weights, v), out, group, read_only)
         ctx.save_for_backward(*saved)
         return out
@@ -61,6 +79,7 @@ class GroupedAttention(torch.autograd.Function):
         for group in layout.groups:
             q, k, v, weights = next(saved), next(saved), next(saved), next(saved)
             mask = None if ctx.factor is None else next(saved)
+            bent = next(saved) if ctx.scoring.softcap is not None else None
             outer = _gather(gradient, group, heads, read_only, blank=True)
             if d_value is not None:
                 kept = weights if mask is None else masked(weights, mask, ctx.factor)
@@ -71,11 +90,13 @@ class GroupedAttention(torch.autograd.Function):
             if mask is not None:
                 inner = masked(inner, mask, ctx.factor)
             inner = torch._softmax_backward_data(inner, weights, -1, weights.dtype)
+            if bent is not None:
+                inner = inner * (1 - bent * bent)
             if d_query is not None:
-                _scatter(_product(inner, k, ctx.scaling), d_query, group, read_only)
+                _scatter(_product(inner, k, ctx.scoring.scaling), d_query, group, read_only)
             if d_key is not None:
-                _scatter(_product(inner.transpose(1, 2), q, ctx.scaling), d_key, group)
-        return d_query, d_key, d_value, None, None, None, None, None
+                _scatter(_product(inner.transpose(1, 2), q, ctx.scoring.scaling), d_key, group)
+        return d_query, d_key, d_value, None, None, None
 
 
 def _product(one: Tensor, two: Tensor, factor: float) -> Tensor:
@@ -108,19 +129,30 @@ def _scatter(matrices: Tensor, out: Tensor, group: Group, read_only: bool = Fals
         torch.index_select(rows, 0, group.places(heads).scatter, out=part.view(-1, width))
 
 
-def _hide(scores: Tensor, group: Group, causal: bool) -> None:
-    """Let no score count that belongs to padding or, if causal, to a later token. (Padding is later than every real token.)"""
-    if causal:
-        later = torch.full((group.length, group.length), -torch.inf).triu_(1)
-        scores.view(-1, group.length, group.length).add_(later)
+def _hide(scores: Tensor, group: Group, scoring: Scoring, read_only: bool) -> None:
+    """Let no score count that belongs to padding, to a later token if causal, or to one outside the window."""
+    length = group.length
+    causal = scoring.causal and not read_only  # the token that is read is then the last of its row
+    if scoring.window is not None and scoring.window < length:
+        # finite, as padding may see nothing at all
+        hidden = group.outside(scoring.window, causal, read_only)
+        scores.view(group.rows, -1, hidden.shape[2], length).masked_fill_(hidden, torch.finfo(scores.dtype).min)
+    elif causal:  # padding is later than every real token
+        later = torch.full((length, length), -torch.inf).triu_(1)
+        scores.view(-1, length, length).add_(later)
     elif group.padded:
-        scores.view(group.rows, -1, scores.shape[1], group.length).add_(group.bias)
+        scores.view(group.rows, -1, scores.shape[1], length).add_(group.bias)
 
 
-def varlen_attention(
-    query: Tensor, key: Tensor, value: Tensor, layout: Layout, scaling: float, p: float, causal: bool
-) -> Tensor:
-    """Attention of rows of different length by the kernel that torch has for the device: on GPUs. Shapes as in `GroupedAttention`."""
+def varlen_attention(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scoring: Scoring) -> Tensor:
+    """Attention of rows of different length by the kernel that torch has for the device: on GPUs. Shapes as in `GroupedAttention`.
+
+    Raises Unpackable for scores that the kernels do not make: bent ones, or a window shorter than a row.
+    """
+    if scoring.softcap is not None or (scoring.window is not None and scoring.window < layout.lengths[0]):
+        raise Unpackable(
+            "its attention has a soft cap, or a window shorter than a row, which this device's kernels have not"
+        )
     shared = query.shape[1] // key.shape[1]
     if shared > 1:
         key, value = (tensor.repeat_interleave(shared, dim=1) for tensor in (key, value))
@@ -129,6 +161,8 @@ def varlen_attention(
         torch.nested.nested_tensor_from_jagged(tensor, layout.offsets, **bounds).transpose(1, 2)
         for tensor in (query, key, value)
     )
-    out = functional.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=causal, scale=scaling)
+    out = functional.scaled_dot_product_attention(
+        q, k, v, dropout_p=scoring.dropout, is_causal=scoring.causal, scale=scoring.scaling
+    )
     values: Tensor = out.transpose(1, 2).values()
     return values

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -34,26 +35,43 @@ class Places:
 class Group:
     """Rows of similar length, which attention computes together, padded to the longest of them."""
 
-    def __init__(self, start: int, lengths: list[int], last: bool):
-        """Describe rows whose first token is at `start` of all tokens; `last`: whether the head reads their last token, not their first."""
-        self.rows, self.length = len(lengths), lengths[0]
+    def __init__(self, members: Tensor, start: int, lengths: list[int], last: bool):
+        """Describe rows (`members` of the batch) whose first token is at `start` of all tokens.
+
+        `last`: whether the head reads their last token, not their first.
+        """
+        self.members, self.rows, self.length = members, len(lengths), lengths[0]
         self.tokens = slice(start, start + sum(lengths))
         """Where their tokens are among all tokens."""
-        self._lengths = torch.tensor(lengths)
+        self._lengths = torch.tensor(lengths, device=members.device)
         self._begins = self._lengths.cumsum(0) - self._lengths
-        self._real = torch.arange(self.length) < self._lengths[:, None]
+        self._real = torch.arange(self.length, device=members.device) < self._lengths[:, None]
         self.read = self._begins + self._lengths - 1 if last else self._begins
         """`rows`: position, from the group's first token, of the token that is read."""
         self.padded = lengths[-1] < self.length
-        self.bias = torch.zeros(self._real.shape).masked_fill_(~self._real, -torch.inf)[:, None, None]
+        self.bias = torch.zeros(self._real.shape, device=members.device).masked_fill_(~self._real, -torch.inf)[
+            :, None, None
+        ]
         """`rows 1 1 length`: 0 at real keys, -inf at padding."""
         self._places: dict[int, Places] = {}
+
+    def outside(self, window: int, causal: bool, read_only: bool) -> Tensor:
+        """Return True at what a query does not see, `rows 1 queries length`: of each token, or of the one that is read.
+
+        A token sees itself and those less than `window` away, of earlier ones alone if `causal`.
+        """
+        keys = torch.arange(self.length, device=self.members.device)
+        queries = (self.read - self._begins)[:, None] if read_only else keys[None]
+        ahead = queries[:, None, :, None] - keys
+        later = ahead < 0 if causal else ahead <= -window
+        return (ahead >= window) | later | ~self._real[:, None, None]
 
     def places(self, heads: int) -> Places:
         """Return where everything of `heads` heads stands; made once for all layers."""
         if heads not in self._places:
-            token = self._begins[:, None] + torch.arange(self.length) * self._real
-            gather = (token[:, None] * heads + torch.arange(heads)[:, None]).flatten()
+            ahead, head = (torch.arange(count, device=self.members.device) for count in (self.length, heads))
+            token = self._begins[:, None] + ahead * self._real
+            gather = (token[:, None] * heads + head[:, None]).flatten()
             real = self._real[:, None].expand(-1, heads, -1).flatten()
             place = real.nonzero().squeeze(1)
             scatter = torch.empty_like(place)
@@ -78,7 +96,7 @@ class Layout:
         if min(lengths) == 0:
             raise Unpackable("a row has no tokens")
         order = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
-        ordered = torch.tensor(order, device=device)
+        self._ordered = ordered = torch.tensor(order, device=device)
         row, column = mask[ordered].nonzero(as_tuple=True)
         self.rows, self.columns = ordered[row], column
         """`tokens`: the row and column of each token in the batch."""
@@ -98,7 +116,6 @@ class Layout:
             places = self.starts[:-1] if reads == "first" else [end - 1 for end in self.starts[1:]]
             self.read = torch.empty(len(order), dtype=torch.long, device=device)
             self.read[ordered] = torch.tensor(places, device=device)
-        self.groups = list(self._grouped()) if device.type == "cpu" else []
         self.offsets = torch.tensor(self.starts, device=device, dtype=torch.int32)
 
     def restore(self, hidden: Tensor) -> Tensor:
@@ -117,10 +134,21 @@ class Layout:
             return padded.index_copy(0, self.flat, hidden[0]).view(rows, length, -1)
         return hidden if self.reads == "learned" else hidden[0].unsqueeze(1).expand(-1, length, -1)
 
+    @cached_property
+    def groups(self) -> list[Group]:
+        """Rows that attention computes together, where it computes groups."""
+        return list(self._grouped())
+
     @property
     def one_each(self) -> bool:
         """True if one token of each row is read."""
         return self.reads in ("first", "last")
+
+    @property
+    def right_padded(self) -> bool:
+        """True if no padding comes before a token of its row."""
+        ends = torch.tensor(self.starts[1:], device=self.columns.device) - 1
+        return self.columns[ends].tolist() == [length - 1 for length in self.lengths]
 
     @property
     def tokens(self) -> int:
@@ -131,5 +159,5 @@ class Layout:
         first = 0
         for row in range(1, len(self.lengths) + 1):
             if row == len(self.lengths) or self.lengths[row] < SIMILAR * self.lengths[first]:
-                yield Group(self.starts[first], self.lengths[first:row], self.reads == "last")
+                yield Group(self._ordered[first:row], self.starts[first], self.lengths[first:row], self.reads == "last")
                 first = row

@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from lora_drop.training.packing.attention import GroupedAttention, varlen_attention
+from lora_drop.training.packing.attention import GroupedAttention, Scoring, varlen_attention
 from lora_drop.training.packing.dropout import dropout_forward
 from lora_drop.training.packing.frozen import Frozen, Half, reordered
 from lora_drop.training.packing.layout import Layout, Unpackable
 from lora_drop.training.packing.lora import lora_forward, plain_loras
-from lora_drop.training.packing.model import configs, find_stack, pretrained
+from lora_drop.training.packing.model import configs, find_stack, pretrained, uses_interface
+from lora_drop.training.packing.own_attention import OwnAttention
 
 NAME = "lora_drop_packed"
 """The attention's name in transformers' registry."""
@@ -44,21 +45,33 @@ class Packing:
 
     active: Packing | None = None
 
-    def __init__(self, model: nn.Module, frozen: Mapping[nn.Linear, Frozen] | None = None):
-        """Find where the stack of layers is; `frozen` are layers with reordered weights. Raises Unpackable if there is no stack that packing fits."""
+    def __init__(self, model: nn.Module, frozen: Mapping[nn.Linear, Frozen] | None = None, own: bool = False):
+        """Find where the stack of layers is. Raises Unpackable if there is none, or none that packing fits.
+
+        Args:
+            model: what is computed.
+            frozen: layers with reordered weights.
+            own: attention is computed by the model's own code, not plugged in through transformers' interface.
+        """
         self.reads, self.trims = "all", False
         base = pretrained(model)
-        self.stack, self.embeds = find_stack(base)
+        if not own and not uses_interface(base):
+            raise Unpackable(f"{base.config.model_type} does not use transformers' attention interface")
+        found = find_stack(base)
+        if own and found.embeds:
+            raise Unpackable("its layers are run by the module that embeds the tokens")
+        self.stack, self.embeds = found.module, found.embeds
+        self.own = OwnAttention(found.module, found.layers) if own else None
         self.names = list(inspect.signature(self.stack.forward).parameters)
-        self.configs = configs(base)
+        self.configs = [] if own else configs(base)
         self.dropouts = [module for module in model.modules() if type(module) is nn.Dropout]
         self.loras = plain_loras(model)
         self.frozen, self.half = frozen or {}, Half()
         self.layout: Layout | None = None
         self.trimming: _Trimming | None = None
         """Entered from the last attention to the end of the stack."""
-        self.last: nn.Module | None = None
-        """The attention module that is called last, once it has been seen."""
+        self.attentions: int | None = None
+        """Calls of an attention in a forward pass, once they have been counted."""
 
     def __str__(self) -> str:
         """In words, what is computed."""
@@ -87,18 +100,24 @@ class Packing:
                 module.forward = forward
                 undo.callback(delattr, module, "forward")
             undo.callback(self.stack.register_forward_pre_hook(self._pack, with_kwargs=True).remove)
+            if self.own:
+                undo.callback(self.own.first.register_forward_pre_hook(self.own.enter, with_kwargs=True).remove)
             undo.callback(self.stack.register_forward_hook(self._unpack).remove)
             yield layout
 
-    def _forwards(self, device: torch.device) -> Iterator[tuple[Any, Callable[[Tensor], Tensor]]]:
+    def _forwards(self, device: torch.device) -> Iterator[tuple[Any, Callable[..., Any]]]:
         """Modules that compute the same in another way, and that way."""
         if device.type == "cpu":  # a GPU's generator is fast
             yield from ((module, partial(dropout_forward, module)) for module in self.dropouts)
         for layer, adapter in self.loras:
             base = self.frozen.get(layer.base_layer, layer.base_layer)
             yield layer, partial(lora_forward, layer, adapter, base, self.half)
+        if self.own:
+            yield from self.own.forwards(self)
 
     def _forget(self) -> None:
+        if self.own:
+            self.own.forget()
         self.half.forget()
         self._end_trimming()
         Packing.active, self.layout = None, None
@@ -110,10 +129,10 @@ class Packing:
             mode.__exit__(None, None, None)
         return mode is not None
 
-    def attended(self, module: nn.Module) -> bool:
-        """Told by the attention which module it works for; return whether only the tokens that are read go on from here."""
-        self._seen = module
-        return self._trimmed and module is self.last
+    def attended(self) -> bool:
+        """Told by an attention that it has been called; return whether only the tokens that are read go on from here."""
+        self._attended += 1
+        return self._trimmed and self._attended == self.attentions
 
     def begin_trimming(self) -> None:
         """From here to the end of the stack functions get only the tokens that are read."""
@@ -128,9 +147,13 @@ class Packing:
         return value.index_select(1, self.layout.read)
 
     def _pack(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-        layout = self.layout
+        layout, self._attended = self.layout, 0
         assert layout is not None
-        given = {**dict(zip(self.names, args, strict=False)), **kwargs, "attention_mask": None}
+        given = {**dict(zip(self.names, args, strict=False)), **kwargs}
+        if self.own:
+            packed = given["hidden_states"].flatten(0, 1).index_select(0, layout.flat).unsqueeze(0)
+            return (), self.own.begin(given, packed, layout)
+        given["attention_mask"] = None
         for name in ("input_ids", "inputs_embeds", "hidden_states", "token_type_ids"):
             if isinstance(given.get(name), Tensor):
                 given[name] = given[name].flatten(0, 1).index_select(0, layout.flat).unsqueeze(0)
@@ -139,7 +162,7 @@ class Packing:
         return (), given
 
     def _unpack(self, module: nn.Module, args: tuple, output: Any) -> Any:
-        layout, trimmed, self.last = self.layout, self._end_trimming(), self._seen
+        layout, trimmed, self.attentions = self.layout, self._end_trimming(), self._attended
         assert layout is not None
         hidden = output if isinstance(output, Tensor) else output[0]
         if layout.reads != "all" and not trimmed:
@@ -150,11 +173,16 @@ class Packing:
         if isinstance(output, tuple):
             return (hidden, *output[1:])
         output.last_hidden_state = hidden
+        if output.get("hidden_states"):  # some read the last of them; the others are packed
+            output.hidden_states = (*[None] * (len(output.hidden_states) - 1), hidden)
         return output
 
 
 _UNDERSTOOD = {
     "is_causal",
+    "sliding_window",
+    "softcap",
+    "deterministic",  # of flash attention's kernels; the others are
     "position_ids",
     "cache_position",
     "use_cache",
@@ -184,35 +212,38 @@ def packed_attention(
         attention_mask: None, as the layout says what belongs together.
         dropout: share of the attention weights that is dropped.
         scaling: of the scores; None is 1/√width.
-        options: none that would change the result.
+        options: `is_causal`, `sliding_window` and `softcap`; others must be off, or not change the result.
 
     Returns:
         `1 tokens heads width`, and no weights.
 
     Raises:
-        Unpackable: for an option that this attention does not know, such as a sliding window.
+        Unpackable: for an option that this attention does not know, such as a sink.
     """
     packing = Packing.active
     if packing is None or packing.layout is None:
         raise Unpackable("attention was called outside the stack of layers")
-    unknown = [name for name, given in options.items() if given is not None and name not in _UNDERSTOOD]
+    unknown = [
+        name for name, given in options.items() if given is not None and given is not False and name not in _UNDERSTOOD
+    ]
     if unknown or attention_mask is not None or query.shape[2] != packing.layout.tokens:
         raise Unpackable(f"its attention needs {', '.join(unknown) or 'a mask of its own'}")
     causal = bool(
         options.get("is_causal") if options.get("is_causal") is not None else getattr(module, "is_causal", False)
     )
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    scoring = Scoring(scaling, options.get("softcap"), causal, options.get("sliding_window"), dropout)
     device = query.device.type
     mixed = torch.is_autocast_enabled(device)
     dtype = torch.get_autocast_dtype(device) if mixed else value.dtype  # rotary positions may have left fp32
     q, k, v = (tensor[0].transpose(0, 1).to(dtype) for tensor in (query, key, value))
-    last = packing.attended(module)
+    last = packing.attended()
     with torch.autocast(device, enabled=False) if mixed else nullcontext():
         if device == "cpu":
             read_only = last and packing.layout.one_each
-            out = GroupedAttention.apply(q, k, v, packing.layout, scaling, dropout, causal, read_only)
+            out = GroupedAttention.apply(q, k, v, packing.layout, scoring, read_only)
         else:
-            out = varlen_attention(q, k, v, packing.layout, scaling, dropout, causal)
+            out = varlen_attention(q, k, v, packing.layout, scoring)
     if last:
         packing.begin_trimming()
     return out.unsqueeze(0), None

@@ -33,28 +33,44 @@ def prepare(
     """
     modes = {module: module.training for module in model.modules()}
     model.eval()
+    reasons = []
     try:
-        packing = Packing(model, frozen)
-        stock = _numbers(model, batch, loss)
-        with packing.over(batch, whole=True), torch.no_grad():  # this shows which attention comes last
-            model(**{name: value for name, value in batch.items() if name != "labels"})
-        learned = loss is not None and "labels" in batch and batch["labels"].ndim == 2
-        for reads, trims in _ways(learned, recomputes):
-            packing.reads, packing.trims = reads, trims
+        for own in (False, True):
             try:
-                with packing.over(batch):
-                    found = _numbers(model, batch, loss)
-            except (RuntimeError, ValueError, TypeError, IndexError):  # a head that needs every token, say
-                continue
-            if _agree(stock, found):
+                packing = _tried(Packing(model, frozen, own), model, batch, loss, recomputes)
                 return packing, str(packing)
-        raise Unpackable("its loss or gradients differ when the rows are joined")
-    except (Unpackable, RuntimeError, ValueError, TypeError, AttributeError) as error:
-        reason = str(error).splitlines()[0] if isinstance(error, Unpackable) else f"{type(error).__name__}: {error}"
-        return None, f"padded: {reason}"
+            except Unpackable as error:
+                reasons.append(str(error))
+            except (RuntimeError, ValueError, TypeError, AttributeError) as error:
+                reasons.append(f"{type(error).__name__}: {str(error).splitlines()[0]}")
+        return None, f"padded: {reasons[0]}" + (f"; by its own code: {reasons[1]}" if len(set(reasons)) > 1 else "")
     finally:
         for module, training in modes.items():
             module.training = training
+
+
+def _tried(
+    packing: Packing,
+    model: nn.Module,
+    batch: Mapping[str, Tensor],
+    loss: Callable[..., Tensor] | None,
+    recomputes: bool,
+) -> Packing:
+    """Return the packing, set to the cheapest way whose numbers are those of the stock one. Raises Unpackable if there is none."""
+    stock = _numbers(model, batch, loss)
+    with packing.over(batch, whole=True), torch.no_grad():  # this counts the attentions
+        model(**{name: value for name, value in batch.items() if name != "labels"})
+    learned = loss is not None and "labels" in batch and batch["labels"].ndim == 2
+    for reads, trims in _ways(learned, recomputes):
+        packing.reads, packing.trims = reads, trims
+        try:
+            with packing.over(batch):
+                found = _numbers(model, batch, loss)
+        except (Unpackable, RuntimeError, ValueError, TypeError, IndexError):  # a head that needs every token, say
+            continue
+        if _agree(stock, found):
+            return packing
+    raise Unpackable("its loss or gradients differ when the rows are joined")
 
 
 def _ways(learned: bool, recomputes: bool) -> Iterator[tuple[str, bool]]:
