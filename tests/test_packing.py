@@ -2,16 +2,18 @@
 
 import contextlib
 import math
+from dataclasses import replace
 
 import pytest
 import torch
+from datasets import Dataset
 from models import backbone, inputs, method, randomise_b, trained_lora
 from test_causal_training import train as train_decoder
 from test_training import train
 from torch.overrides import TorchFunctionMode
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, default_data_collator
 
-from lora_drop.config.schema import MethodConfig
+from lora_drop.config.schema import MethodConfig, TrainConfig
 from lora_drop.data.completions import encode_pairs, pair_collator, token_loss
 from lora_drop.methods.lora import add_lora
 from lora_drop.models.backbones import load_model, load_tokenizer, locate
@@ -23,6 +25,7 @@ from lora_drop.tasks.base import Source
 from lora_drop.training.packing import Layout, Packing, Unpackable, prepare
 from lora_drop.training.packing.attention import GroupedAttention, Scoring, varlen_attention
 from lora_drop.training.packing.dropout import dropout_forward, keep_mask
+from lora_drop.training.way import find_way
 
 pytestmark = pytest.mark.slow
 
@@ -462,3 +465,27 @@ def test_scores_are_those_of_the_stock_path(name):
     for layer in loras(model):
         assert packed.norms[layer] == pytest.approx(stock.norms[layer], rel=1e-5)
     assert (packed.examples, packed.tokens) == (stock.examples, stock.tokens)
+
+
+# ---- layers below the first LoRA
+
+
+@pytest.mark.parametrize("packing", ["auto", "never"])
+def test_the_backward_pass_ends_at_the_lowest_lora(packing):
+    """tiny:bert has four layers; LoRA is on the upper two, and of what the lower two compute nothing needs a gradient."""
+    model, tokenizer = backbone("tiny:bert")
+    model = add_lora(model, MethodConfig(), 0, [place for place in find_places(model) if place.layer >= 2])
+    layers = model.get_base_model().bert.encoder.layer
+    seen = []
+    for number, layer in enumerate(layers):
+        layer.register_forward_hook(lambda _, __, out, number=number: seen.append((number, out.requires_grad)))
+    config = replace(TrainConfig(), packing=packing)
+    rows = Dataset.from_dict({name: value.tolist() for name, value in labelled(tokenizer, 3).items()})
+    way = find_way(model, rows, default_data_collator, config)
+    assert (way.packing is not None) == (packing == "auto")
+    model.train()
+    batch = labelled(tokenizer, 3)
+    seen.clear()
+    with way.step(batch):
+        model(**batch).loss.backward()
+    assert set(seen) == {(0, False), (1, False), (2, True), (3, True)}
