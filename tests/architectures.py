@@ -198,5 +198,5 @@ def table_row(architecture: Architecture, directory: Path) -> str:
     """Return what docs/models.md says of an architecture, from a run on it."""
     stages = json.loads((directory / "run.json").read_text(encoding="utf-8"))["stages"]
     projections = json.loads((directory / "selection.json").read_text(encoding="utf-8"))["projections"]
-    computed = stages["train"]["computed"].split(". ")[0]
+    computed = stages["train"]["computed"].rpartition("; fp32 products")[0].split(". ")[0]
     return f"| {architecture} | {', '.join(f'`{name}`' for name in projections)} | {computed} |"
