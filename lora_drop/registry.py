@@ -114,6 +114,6 @@ FIGURES: Registry[Any] = Registry(
     "lora_drop.figures",
     {
         name: f"lora_drop.experiments.figures.{name}:FIGURE"
-        for name in ("tradeoff", "importance", "distribution", "sharing", "ratios")
+        for name in ("tradeoff", "importance", "distribution", "sharing", "ratios", "claims")
     },
 )

@@ -66,6 +66,9 @@ class Experiment:
     """Shown of each task; empty: its primary one."""
     figures: tuple[str, ...] = ()
     """Drawn by `report`, by their names in `registry.FIGURES`."""
+    claims: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """By name: what the claim `says`, a `row`, the row that it is compared `against`, and a `margin` in points where it
+    is said to be worse by less than that; without, it is said to be better. See `claims.py`."""
     published: str = ""
     """The entry of `published.yaml` beside which the results are put."""
 
@@ -76,7 +79,7 @@ class Experiment:
 
         rows = {row: str(keys.get("title", row)) for row, keys in self.rows.items()}
         tasks = {name: TASKS.get(name).title or name for name in self.tasks}
-        parts = ("title", "backbone", "columns", "metrics", "figures", "published", "seeds")
+        parts = ("title", "backbone", "columns", "metrics", "figures", "claims", "published", "seeds")
         return {"rows": rows, "tasks": tasks, **json.loads(json.dumps({name: getattr(self, name) for name in parts}))}
 
 
@@ -159,6 +162,17 @@ def _mistakes(experiment: Experiment, packaged: bool) -> list[str]:
         for name in names
         if name not in allowed
     ]
+    for name, claim in experiment.claims.items():
+        if not {"says", "row", "against"} <= claim.keys() <= {"says", "row", "against", "margin"}:
+            errors.append(
+                f"claims.{name}: needs says, row and against, and may have a margin; it has {', '.join(claim)}"
+            )
+        errors += [
+            f"claims.{name}.{key} = {claim[key]!r}: allowed is one of {', '.join(experiment.rows)}."
+            + closest(str(claim[key]), list(experiment.rows))
+            for key in ("row", "against")
+            if claim.get(key, next(iter(experiment.rows))) not in experiment.rows
+        ]
     if not packaged and experiment.name in experiment_names():
         errors.append(
             f"the name {experiment.name} is that of a packaged experiment, whose results it would join: rename the file"

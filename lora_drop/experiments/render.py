@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from lora_drop.experiments.agreement import between_seeds, kendall, projections_of, scored, scored_by_row
+from lora_drop.experiments.claims import FEWEST, judge
 from lora_drop.experiments.learnt import ERRORS
 from lora_drop.experiments.records import Record
 from lora_drop.experiments.table import FLAGS, Cell, Row, Table, limits
@@ -163,7 +164,29 @@ def _markdown(table: Table) -> str:
         shown = list(map(_literal, cells))
         body.append(shown if kind == "measured" else [f"*{cell}*" if cell else "" for cell in shown])
     text += [*_markdown_table(list(map(_literal, names)), body), *(line + "\n" for line in notes(table))]
-    return "\n".join(text + agreement(table))
+    return "\n".join(text + claims(table) + agreement(table))
+
+
+def claims(table: Table) -> list[str]:
+    """Return the lines of the claims' table; none without claims of which something was measured."""
+    verdicts = judge(table)
+    if not verdicts:
+        return []
+    body = []
+    for found in verdicts:
+        margin = "" if found.margin is None else f", margin {found.margin:g}"
+        width = f"{_signed(found.low)} to {_signed(found.high)}" if len(found.differences) > 1 else ""
+        pairs = f"{len(found.differences)} ({found.tasks})"
+        what = f"{found.row} against {found.against}{margin}"
+        body.append(list(map(_literal, [found.text, what, _signed(found.mean), width, pairs, found.verdict])))
+    head = ["claim", "compared", "difference", "95 %", "pairs (tasks)", "verdict"]
+    return [
+        *["### Claims", "", *_markdown_table(head, body)],
+        f"Differences of the primary scores in points, of runs with the same task and seed; 95 % interval of their mean by "
+        f"the bootstrap over the pairs. Fewer than {FEWEST} pairs decide nothing. Each claim is judged at 95 % by itself: "
+        f"nothing is corrected for their number, {len(verdicts)}.",
+        "",
+    ]
 
 
 def agreement(table: Table) -> list[str]:

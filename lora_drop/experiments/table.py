@@ -86,6 +86,8 @@ class Table:
     records: tuple[Record, ...]
     figures: tuple[str, ...]
     """That the experiment wants drawn."""
+    claims: dict[str, dict[str, Any]]
+    """Of the experiment, by name; see `claims.py`."""
     agreement: bool
     """True if the table shows how far seeds rank the layers alike."""
     source: str
@@ -143,6 +145,7 @@ def _table(records: list[Record]) -> Table:
         rows=tuple(rows),
         records=tuple(records),
         figures=tuple(layout["figures"]),
+        claims=layout.get("claims", {}),
         agreement="agreement" in layout["columns"],
         source=published["source"],
         published_backbone=published["backbone"],
