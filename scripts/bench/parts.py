@@ -99,7 +99,7 @@ def _part(name: str, settings: Settings, report: Reporter) -> dict[str, Any]:
 
     plans: dict[str, tuple[Callable[[], Subject], Measure]] = {
         "small": (small, training(*SMALL)),
-        "base": (lambda: encoder(settings.base_size, "cola", 2), training(*BASE, rounds=min(rounds, BASE_ROUNDS))),
+        "base": (lambda: encoder(settings.base_size, "cola", 4), training(*BASE, rounds=min(rounds, BASE_ROUNDS))),
         "score": (small, lambda subject: measure_scoring(subject, rounds)),
         "commands": (small, lambda subject: measure_commands(subject, rounds)),
         "roberta": (lambda: encoder("shape:roberta-base", "rte", 8), training(STOCK_16, GROUPED_16, OURS_16)),

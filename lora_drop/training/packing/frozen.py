@@ -32,25 +32,27 @@ class Frozen:
     def __init__(self, layer: nn.Linear):
         """Take a layer; its weight is reordered when it is first needed, and again if somebody has changed it."""
         self.layer = layer
-        self._kept: dict[tuple[torch.dtype, bool], tuple[int, Tensor]] = {}
+        self._kept: dict[tuple[str, torch.dtype], tuple[int, Tensor]] = {}
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x Wᵀ + b in the precision of `x` (`rows inputs`)."""
-        bias = self.layer.bias
-        return product(x, self._weight(x.dtype, False), None if bias is None else bias.to(x.dtype))
+        bias = None if self.layer.bias is None else self._keep("bias", x.dtype)
+        return product(x, self._keep("forward", x.dtype), bias)
 
     def backward(self, gradient: Tensor) -> Tensor:
         """Return the gradient of the input, in the precision of that of the output (`rows outputs`)."""
-        return product(gradient, self._weight(gradient.dtype, True))
+        return product(gradient, self._keep("backward", gradient.dtype))
 
-    def _weight(self, dtype: torch.dtype, transposed: bool) -> Tensor:
-        weight = self.layer.weight
-        kept = self._kept.get((dtype, transposed))
-        if kept is None or kept[0] != weight._version:
-            own = weight.detach().to(dtype)
-            own = own.T.contiguous() if transposed else own
-            kept = weight._version, torch.ops.mkldnn._reorder_linear_weight(own, ROWS)
-            self._kept[dtype, transposed] = kept
+    def _keep(self, what: str, dtype: torch.dtype) -> Tensor:
+        """Return the bias in a precision, or the weight in the order of the `forward` or the `backward` product."""
+        source = self.layer.bias if what == "bias" else self.layer.weight
+        kept = self._kept.get((what, dtype))
+        if kept is None or kept[0] != source._version:
+            own = source.detach().to(dtype)
+            if what != "bias":
+                own = torch.ops.mkldnn._reorder_linear_weight(own.T.contiguous() if what == "backward" else own, ROWS)
+            kept = source._version, own
+            self._kept[what, dtype] = kept
         return kept[1]
 
 
