@@ -51,9 +51,7 @@ class Registry(Generic[T]):
             loaded: T = self.installed[name].load()
             return loaded
         names = self.names()
-        raise UserError(
-            f"Unknown {self.what} {name!r}.{closest(name, names)} Known: {', '.join(names)}"
-        )
+        raise UserError(f"Unknown {self.what} {name!r}.{closest(name, names)} Known: {', '.join(names)}")
 
     def add(self, name: str, thing: T) -> None:
         """Add a thing. Raises UserError if the name is taken: a result must not depend on who came first."""
@@ -123,6 +121,6 @@ FIGURES: Registry[Any] = Registry(
     "lora_drop.figures",
     {
         name: f"lora_drop.experiments.figures.{name}:FIGURE"
-        for name in ("tradeoff", "importance", "distribution", "sharing", "ratios")
+        for name in ("tradeoff", "importance", "distribution", "sharing", "ratios", "criteria")
     },
 )

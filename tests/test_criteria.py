@@ -63,7 +63,8 @@ def weight(model, batch):
         name: float(
             lora.layer.scaling["default"]
             * torch.linalg.matrix_norm(
-                lora.layer.lora_B["default"].weight.detach().double() @ lora.layer.lora_A["default"].weight.detach().double()
+                lora.layer.lora_B["default"].weight.detach().double()
+                @ lora.layer.lora_A["default"].weight.detach().double()
             )
         )
         for name, lora in loras(model).items()
@@ -83,7 +84,10 @@ def products_by_row(model, batch):
     for loss in losses_by_row(model, batch):
         rows.append(
             {
-                name: [each.detach() * gradient for each, gradient in zip(pair, torch.autograd.grad(loss, pair, retain_graph=True), strict=True)]
+                name: [
+                    each.detach() * gradient
+                    for each, gradient in zip(pair, torch.autograd.grad(loss, pair, retain_graph=True), strict=True)
+                ]
                 for name, pair in pairs.items()
             }
         )
@@ -92,7 +96,12 @@ def products_by_row(model, batch):
 
 def gradient(model, batch):
     rows = products_by_row(model, batch)
-    return {name: sum(float(torch.stack(each).mean(0).abs().sum()) for each in zip(*(row[name] for row in rows), strict=True)) for name in rows[0]}
+    return {
+        name: sum(
+            float(torch.stack(each).mean(0).abs().sum()) for each in zip(*(row[name] for row in rows), strict=True)
+        )
+        for name in rows[0]
+    }
 
 
 def fisher(model, batch):
@@ -100,7 +109,13 @@ def fisher(model, batch):
     return {name: sum(float(each.square().sum()) for row in rows for each in row[name]) / len(rows) for name in rows[0]}
 
 
-REFERENCES = {"output_relative": output_relative, "activation": activation, "weight": weight, "gradient": gradient, "fisher": fisher}
+REFERENCES = {
+    "output_relative": output_relative,
+    "activation": activation,
+    "weight": weight,
+    "gradient": gradient,
+    "fisher": fisher,
+}
 
 
 @pytest.mark.parametrize("name", REFERENCES)
@@ -138,12 +153,13 @@ def test_all_criteria_give_what_a_selection_needs_and_leave_the_model_as_it_was(
 
 def test_the_loss_of_a_text_is_the_sum_over_its_learned_tokens():
     """However a batch is split, the gradient is that of the whole."""
+    from models import randomise_b
+
     from lora_drop.config.schema import MethodConfig
     from lora_drop.methods.lora import add_lora
     from lora_drop.models.backbones import load_model, load_tokenizer, locate
     from lora_drop.pruning.places import find_places
     from lora_drop.registry import TASKS
-    from models import randomise_b
 
     located = locate("tiny:llama")
     tokenizer = load_tokenizer(located, causal=True)
@@ -157,18 +173,27 @@ def test_the_loss_of_a_text_is_the_sum_over_its_learned_tokens():
     assert [row.score for row in parts] == pytest.approx([row.score for row in whole], rel=1e-3)
     pairs = {name: lora.tensors for name, lora in loras(model).items()}
     logits = model.double().eval()(**{key: batch[key] for key in ("input_ids", "attention_mask")}).logits
-    loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten(), reduction="sum") / 7
+    loss = (
+        torch.nn.functional.cross_entropy(
+            logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten(), reduction="sum"
+        )
+        / 7
+    )
     for row in whole:
         pair = pairs[row.name]
         gradients = torch.autograd.grad(loss, pair, retain_graph=True)
-        expected = sum(float((each.detach() * gradient).abs().sum()) for each, gradient in zip(pair, gradients, strict=True))
+        expected = sum(
+            float((each.detach() * gradient).abs().sum()) for each, gradient in zip(pair, gradients, strict=True)
+        )
         assert row.score == pytest.approx(expected, rel=1e-3)
 
 
 def test_random_scores_follow_the_seed():
     model, _ = trained_lora()
     criterion = CRITERIA.get("random")
-    one, again, other = ([row.score for row in score(model, [], criterion=criterion, seed=seed).rows] for seed in (1, 1, 2))
+    one, again, other = (
+        [row.score for row in score(model, [], criterion=criterion, seed=seed).rows] for seed in (1, 1, 2)
+    )
     assert one == again != other
 
 
@@ -176,7 +201,9 @@ def test_layers_that_share_a_pair_have_its_score_each():
     model, tokenizer = trained_lora()
     names = [name for name in loras(model) if "query" in name][:2]
     tie(model, names)
-    scores = {row.name: row.score for row in score(model, [labelled(tokenizer)], criterion=CRITERIA.get("gradient")).rows}
+    scores = {
+        row.name: row.score for row in score(model, [labelled(tokenizer)], criterion=CRITERIA.get("gradient")).rows
+    }
     assert scores[names[0]] == scores[names[1]] > 0
 
 

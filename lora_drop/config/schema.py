@@ -53,6 +53,8 @@ class WarmupConfig:
     """TOTAL examples per optimizer step of the warm-up (the paper states none); empty: the same as train.batch_size."""
     learning_rate: float | None = positive(None)
     """Learning rate at the first step of the warm-up, which has no rise; empty: the same as train.learning_rate."""
+    adapter: str | None = None
+    """Instead of a warm-up: score this LoRA, trained elsewhere (a PEFT adapter's folder, or a run directory)."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +63,9 @@ class ScoreConfig:
 
     criterion: str = "output"
     """LoRAs are scored by this: output (the paper), output_relative, gradient, fisher, activation, weight or random."""
-    compare: tuple[str, ...] = ()
-    """Also score the same warm-up by these criteria, and say how far all agree, in criteria.json and criteria.png."""
+    compare: tuple[str, ...] | None = None
+    """Also score the same warm-up by these criteria, and say how far all agree, in criteria.json and criteria.png; empty:
+    by none."""
     norms: bool = False
     """Keep the value of each example (‖ΔW x‖² for output) in norms.json, for the distributions of the paper's Figures 2
     and 4."""
@@ -244,7 +247,7 @@ class Config:
     """Fewer rows."""
 
 
-LATER_KEYS = {"score.criterion": "output", "score.compare": []}
+LATER_KEYS = {"score.criterion": "output", "score.compare": None, "warmup.adapter": None}
 """Keys that came after the first results, with the values that configurations without them mean: these values are left
 out of a configuration's identity, so that it stays what it was."""
 WHERE_KEYS = ("data_dir", "device", "offline")
@@ -319,7 +322,7 @@ def from_dict(values: Mapping[str, Any], errors: list[str] | None = None) -> Con
         ("task", config.task, TASKS.names()),
         ("method.name", config.method.name, METHODS.names()),
         ("score.criterion", config.score.criterion, CRITERIA.names()),
-        *(("score.compare", name, CRITERIA.names()) for name in config.score.compare),
+        *(("score.compare", name, CRITERIA.names()) for name in config.score.compare or ()),
     ):
         if name not in known:
             errors.append(f"{key} = {name!r}: allowed is one of {', '.join(known)}.{closest(name, known)}")

@@ -6,6 +6,8 @@
 tokens. LoRAs that share a pair have the pair's score each.
 """
 
+from typing import Any
+
 from lora_drop.pruning.criteria.base import Criterion, Given, Measured
 
 
@@ -13,14 +15,16 @@ def measure(given: Given) -> Measured:
     """Return g of each LoRA. Raises UserError if the data have no labels."""
     from lora_drop.pruning.criteria.passes import gradients, pairs
 
-    found, sums = Measured(), {}
+    found, sums = Measured(), dict[Any, Any]()
     for batch in gradients(given):
         for parameter, gradient in batch.gradients:
             sums[parameter] = sums[parameter] + gradient if parameter in sums else gradient
         found.examples += batch.examples
         found.tokens += batch.tokens
     for name, pair in pairs(given).items():
-        total = sum(float((each.detach() * sums[each]).abs().sum(dtype=sums[each].dtype)) for each in pair if each in sums)
+        total = sum(
+            float((each.detach() * sums[each]).abs().sum(dtype=sums[each].dtype)) for each in pair if each in sums
+        )
         found.values[name] = total / max(found.examples, 1)
     return found
 

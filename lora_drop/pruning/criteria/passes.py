@@ -95,9 +95,13 @@ def _gradients(model: nn.Module, parameters: list[nn.Parameter], inputs: dict[st
     with torch.enable_grad():
         loss = getattr(model(**inputs), "loss", None)
         if loss is None:
-            raise UserError(f"{type(model).__name__} computes no loss from labels. Choose a criterion that reads inputs alone: output.")
+            raise UserError(
+                f"{type(model).__name__} computes no loss from labels. Choose a criterion that reads inputs alone: output."
+            )
         found = torch.autograd.grad(loss.float() * _counted(model, inputs["labels"]), parameters, allow_unused=True)
-    known = [(each, gradient.detach()) for each, gradient in zip(parameters, found, strict=True) if gradient is not None]
+    known = [
+        (each, gradient.detach()) for each, gradient in zip(parameters, found, strict=True) if gradient is not None
+    ]
     mask = inputs.get("attention_mask")
     tokens = int((mask != 0).sum()) if mask is not None else int(inputs.get("input_ids", torch.empty(0)).numel())
     return Gradients(known, examples_in(inputs), tokens)

@@ -1,6 +1,6 @@
 """Chance: the criterion that every other one has to beat.
 
-    g = uniform in [0, 1), from the seed and the name of the module
+g = uniform in [0, 1), from the seed and the name of the module
 """
 
 from random import Random
