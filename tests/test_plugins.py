@@ -212,7 +212,8 @@ def test_an_installed_package_adds_to_a_registry(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("content", "text"), [("x = 1", "defines no Task, Method, Criterion, BackboneKind, Figure"), (None, "is not a Python file")]
+    ("content", "text"),
+    [("x = 1", "defines no Task, Method, Criterion, BackboneKind, Figure"), (None, "is not a Python file")],
 )
 def test_what_is_no_plugin_is_said(content, text, tmp_path, registries):
     path = tmp_path / "plugin.py"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from lora_drop.pruning.agreement import by_layer
-from lora_drop.pruning.selection import Scored, Selection
+from lora_drop.pruning.selection import Layers, Scored, Selection
 
 RETAINED: dict[str, Any] = {"color": "#1f4e79"}
 SHARED: dict[str, Any] = {"color": "#d9b38c", "hatch": "///", "edgecolor": "white"}
@@ -27,29 +28,42 @@ _NO_DATES: dict[str, dict[str, Any]] = {
 }
 
 
-def importance_figure(scored: Sequence[Scored], selection: Selection, title: str) -> Figure:
-    """Draw the importance of each layer, one panel per projection, retained and low-importance layers in two colours."""
-    panels = list(selection.projections)
-    figure = Figure(figsize=(max(4.2 * len(panels), 6.0), 3.2), layout="constrained")
+class Picture(Figure):
+    """A figure that a notebook shows as it is, without pyplot."""
+
+    def _repr_png_(self) -> bytes:
+        content = io.BytesIO()
+        FigureCanvasAgg(self).print_png(content)
+        return content.getvalue()
+
+
+def importance_figure(scored: Sequence[Scored], selection: Selection | None, title: str) -> Figure:
+    """Draw the importance of each layer, one panel per projection, retained and low-importance layers in two colours.
+
+    Without a selection all layers have one colour.
+    """
+    panels = list(dict.fromkeys(row.projection for row in scored) if selection is None else selection.projections)
+    figure = Picture(figsize=(max(4.2 * len(panels), 6.0), 3.2), layout="constrained")
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for axis, projection in zip(axes, panels, strict=True):
-        layers = selection.projections[projection]
         importances = {row.layer: row.importance for row in scored if row.projection == projection}
+        whole = Layers(tuple(sorted(importances)), (), 1.0)
+        layers = whole if selection is None else selection.projections[projection]
         axis.bar(layers.retained, [importances[layer] for layer in layers.retained], **RETAINED)
         axis.bar(layers.shared, [importances[layer] for layer in layers.shared], **SHARED)
-        axis.set_title(
-            f"{projection}: {len(layers.retained)} of {len(importances)} layers hold {layers.coverage:.0%}", fontsize=10
-        )
+        held = f": {len(layers.retained)} of {len(importances)} layers hold {layers.coverage:.0%}" if selection else ""
+        axis.set_title(projection + held, fontsize=10)
         axis.set_xlabel("layer")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=16))
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("importance")
-    rest = "shared" if selection.share else "without LoRA"
-    patches = [
-        Patch(**RETAINED, label="retained"),
-        Patch(facecolor=SHARED["color"], hatch="///", edgecolor="white", label=rest),
-    ]
-    axes[-1].legend(handles=patches, frameon=False, fontsize=9)
+    if selection is not None:
+        rest = "shared" if selection.share else "without LoRA"
+        patches = [
+            Patch(**RETAINED, label="retained"),
+            Patch(facecolor=SHARED["color"], hatch="///", edgecolor="white", label=rest),
+        ]
+        axes[-1].legend(handles=patches, frameon=False, fontsize=9)
     figure.suptitle(plain(title), fontsize=11)
     return figure
 
@@ -74,7 +88,7 @@ def criteria_figure(
     names = list(modules)
     projections = list(dict.fromkeys(row["projection"] for row in modules[names[0]]))
     height = 0.32 * len(names) + 0.9
-    figure = Figure(figsize=(1.6 + 4.2 * len(projections), 2 * height + 1.2), layout="constrained")
+    figure = Picture(figsize=(1.6 + 4.2 * len(projections), 2 * height + 1.2), layout="constrained")
     axes = figure.subplots(2, len(projections), squeeze=False, sharey="row")
     for column, projection in enumerate(projections):
         strips = [by_layer(modules[name], projection) for name in names]
