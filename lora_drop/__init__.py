@@ -11,14 +11,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lora_drop.pruning.importance import Scores, score
+    from lora_drop.api import score
+    from lora_drop.pruning.scores import Scores
     from lora_drop.pruning.selection import Selection, select
     from lora_drop.pruning.sharing import share
     from lora_drop.runs.load import load_run
 
 _HOMES = {
-    "Scores": "pruning.importance",
-    "score": "pruning.importance",
+    "Scores": "pruning.scores",
+    "score": "api",
     "Selection": "pruning.selection",
     "select": "pruning.selection",
     "share": "pruning.sharing",

@@ -1,4 +1,4 @@
-"""A user's own tasks, methods, kinds of backbones and figures, from one file."""
+"""A user's own tasks, methods, criteria, kinds of backbones and figures, from one file."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from types import ModuleType
 from typing import Any
 
 from lora_drop.errors import UserError
-from lora_drop.registry import BACKBONES, FIGURES, METHODS, TASKS, Registry
+from lora_drop.registry import BACKBONES, CRITERIA, FIGURES, METHODS, TASKS, Registry
 
 KINDS: tuple[tuple[Registry[Any], str, str], ...] = (
     (TASKS, "lora_drop.tasks.base", "Task"),
     (METHODS, "lora_drop.methods.base", "Method"),
+    (CRITERIA, "lora_drop.pruning.criteria.base", "Criterion"),
     (BACKBONES, "lora_drop.models.base", "BackboneKind"),
     (FIGURES, "lora_drop.experiments.plots", "Figure"),
 )
@@ -22,7 +23,7 @@ KINDS: tuple[tuple[Registry[Any], str, str], ...] = (
 
 
 def load_plugin(path: str | Path) -> None:
-    """Execute a user's file and add every Task, Method, BackboneKind and Figure that it defines at its top level.
+    """Execute a user's file and add every Task, Method, Criterion, BackboneKind and Figure that it defines at its top level.
 
     Raises:
         UserError: if it is no Python file, or defines none.

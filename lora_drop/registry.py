@@ -1,10 +1,10 @@
-"""Tasks, methods and kinds of backbones by name, from this package, from installed ones and from a user's file.
+"""Tasks, methods, criteria and kinds of backbones by name, from this package, from installed ones and from a user's file.
 
 | where | how |
 |---|---|
 | this package | a line below |
-| an installed package | an entry point `name = "module:OBJECT"` in `lora_drop.tasks`, `.methods` or `.backbones` |
-| a file (`lora-drop --plugin FILE.py …`) | every `Task`, `Method` and `BackboneKind` that it defines at its top level |
+| an installed package | an entry point `name = "module:OBJECT"` in `lora_drop.tasks`, `.methods`, `.criteria` or `.backbones` |
+| a file (`lora-drop --plugin FILE.py …`) | every `Task`, `Method`, `Criterion` and `BackboneKind` that it defines at its top level |
 
 A name is resolved when it is used: listing names imports nothing. (So this file cannot name those types either.)
 """
@@ -51,9 +51,7 @@ class Registry(Generic[T]):
             loaded: T = self.installed[name].load()
             return loaded
         names = self.names()
-        raise UserError(
-            f"Unknown {self.what} {name!r}.{closest(name, names)} {self.what.capitalize()}s: {', '.join(names)}"
-        )
+        raise UserError(f"Unknown {self.what} {name!r}.{closest(name, names)} Known: {', '.join(names)}")
 
     def add(self, name: str, thing: T) -> None:
         """Add a thing. Raises UserError if the name is taken: a result must not depend on who came first."""
@@ -89,6 +87,15 @@ METHODS: Registry[Any] = Registry(
         for name in ("full", "lora", "sparse_adapter", "vera", "tied_lora", "adalora", "lora_drop")
     },
 )
+CRITERIA: Registry[Any] = Registry(
+    "criterion",
+    "lora_drop.criteria",
+    {
+        name: f"lora_drop.pruning.criteria.{name}:CRITERION"
+        for name in ("output", "output_relative", "gradient", "fisher", "activation", "weight", "random")
+    },
+)
+"""The first is the paper's. None of them imports torch before it scores."""
 BACKBONES: Registry[Any] = Registry(
     "kind of backbone",
     "lora_drop.backbones",
@@ -114,6 +121,6 @@ FIGURES: Registry[Any] = Registry(
     "lora_drop.figures",
     {
         name: f"lora_drop.experiments.figures.{name}:FIGURE"
-        for name in ("tradeoff", "importance", "distribution", "sharing", "ratios", "claims")
+        for name in ("tradeoff", "importance", "distribution", "sharing", "ratios", "claims", "criteria")
     },
 )

@@ -16,7 +16,7 @@ from lora_drop.config.schema import config_hash, from_dict, load_config, to_dict
 from lora_drop.errors import UserError
 from lora_drop.models.backbones import load_meta_model, locate
 from lora_drop.plugins import load_plugin
-from lora_drop.registry import BACKBONES, FIGURES, METHODS, SELECTING, TASKS, Registry
+from lora_drop.registry import BACKBONES, CRITERIA, FIGURES, METHODS, SELECTING, TASKS, Registry
 
 PLUGIN = """
 from __future__ import annotations
@@ -88,7 +88,7 @@ NARROW = replace(
 @pytest.fixture
 def registries(monkeypatch):
     """What a plugin adds is gone after the test."""
-    for registry in (TASKS, METHODS, BACKBONES, FIGURES):
+    for registry in (TASKS, METHODS, CRITERIA, BACKBONES, FIGURES):
         monkeypatch.setattr(registry, "added", {})
 
 
@@ -212,7 +212,8 @@ def test_an_installed_package_adds_to_a_registry(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("content", "text"), [("x = 1", "defines no Task, Method, BackboneKind, Figure"), (None, "is not a Python file")]
+    ("content", "text"),
+    [("x = 1", "defines no Task, Method, Criterion, BackboneKind, Figure"), (None, "is not a Python file")],
 )
 def test_what_is_no_plugin_is_said(content, text, tmp_path, registries):
     path = tmp_path / "plugin.py"

@@ -48,8 +48,30 @@ def _stage(name: str, help_text: str) -> None:
 
 
 for stage in STAGES:
-    if stage.command and stage.name != "eval":  # which has options of its own
+    if stage.command and stage.name not in ("score", "eval"):  # which have options of their own
         _stage(stage.name, stage.help)
+
+
+@app.command()
+@options("criterion", *RUN)
+def score(
+    run_dir: RunDir,
+    adapter: Annotated[
+        str | None,
+        typer.Option(help="Score this LoRA, trained elsewhere (a PEFT adapter's folder), instead of a warm-up."),
+    ] = None,
+    task: Annotated[str | None, typer.Option("--task", "-t", help="The task whose rows score --adapter.")] = None,
+    **given: Any,
+) -> None:
+    """Stage 2: warm a LoRA up, then score each layer: by its output, or by other criteria."""
+    if adapter is None and task is not None:
+        raise UserError("--task belongs to --adapter. Elsewhere the configuration names it: -o task=NAME")
+    if adapter is None:
+        _perform(run_dir, ["score"], given)
+        return
+    from lora_drop.cli.adapter import named
+
+    _perform(run_dir, ["sample", "score"], named(adapter, task, given, run_dir))
 
 
 @app.command("eval")
@@ -95,7 +117,7 @@ def _score_file(task: str, predictions: Path, split: str | None, given: dict[str
 
 
 @app.command()
-@options(*RUN)
+@options("criterion", *RUN)
 def run(
     run_dir: RunDir,
     compare: Annotated[
@@ -193,7 +215,7 @@ def _show(rows: list[dict[str, Any]], as_json: bool) -> None:
 
 
 def _perform(run_dir: Path, stages: list[str], given: dict[str, Any], compare: list[str] | None = None) -> None:
-    from lora_drop.cli.console import ConsoleReporter, err, out, print_profile, print_rows
+    from lora_drop.cli.console import ConsoleReporter, err, out, print_agreement, print_profile, print_rows
     from lora_drop.cli.perform import perform
 
     config = configuration(given, run_dir)
@@ -201,6 +223,8 @@ def _perform(run_dir: Path, stages: list[str], given: dict[str, Any], compare: l
         summary = perform(run_dir, config, stages, given["force"], reporter, compare or [])
     if summary.scored and not given["quiet"]:
         print_profile(out, summary.scored, summary.selection, summary.stability)
+    if summary.agreement and not given["quiet"]:
+        print_agreement(out, summary.agreement)
     print_rows(out, summary.results)
     for remark in summary.remarks:
         reporter.notice(remark)
@@ -208,6 +232,7 @@ def _perform(run_dir: Path, stages: list[str], given: dict[str, Any], compare: l
         out.print(f"Files: {run_dir}", soft_wrap=True)
     if given["as_json"]:
         last = {"run_dir": str(run_dir), "stages": stages, "results": summary.results, "remarks": summary.remarks}
+        last |= {"agreement": summary.agreement} if summary.agreement else {}
         typer.echo(json.dumps(last))
 
 

@@ -143,6 +143,18 @@ def print_profile(
     console.print()
 
 
+def print_agreement(console: Console, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print Kendall's τ of every two criteria: a line per pair, a column per projection."""
+    projections = list(dict.fromkeys(row["projection"] for row in rows))
+    taus = {(row["one"], row["two"], row["projection"]): row["tau"] for row in rows}
+    lines = []
+    for one, two in dict.fromkeys((row["one"], row["two"]) for row in rows):
+        known = [taus[one, two, projection] for projection in projections]
+        lines.append([f"{one}, {two}", *("–" if tau is None else f"{tau:+.2f}" for tau in known)])
+    title = "Kendall τ of the layers' importances: 1, the same order; 0, none in common; -1, reversed"
+    print_table(console, ["criteria", *projections], lines, title)
+
+
 def _fate(kept: bool, selection: Any) -> str:
     if selection is None:
         return ""

@@ -37,6 +37,14 @@ Bootstrap = Annotated[
         min=1, help="Also resample the scored examples N times: intervals, and how often each layer is retained."
     ),
 ]
+Criterion = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME,…",
+        help="Score by this criterion (output, output_relative, gradient, fisher, activation, weight, random); further "
+        "ones are compared with the first.",
+    ),
+]
 Force = Annotated[bool, typer.Option("--force", help="Repeat stages that are already done.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print results only.")]
 Json = Annotated[bool, typer.Option("--json", help="The last line is machine-readable.")]
@@ -57,6 +65,7 @@ SHARED = {
     "overrides": Shared(Overrides),
     "budget": Shared(Budget, key="method.budget"),
     "bootstrap": Shared(Bootstrap, key="score.bootstrap"),
+    "criterion": Shared(Criterion, key="score.criterion"),
     "data_dir": Shared(DataDir, key="data_dir"),
     "limit_train": Shared(Limit, key="limit.train"),
     "limit_eval": Shared(Limit, key="limit.eval"),
@@ -89,6 +98,9 @@ def options(*names: str) -> Callable[[Command], Command]:
 def flags(given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values that shared options give to keys of the configuration; None says nothing."""
     keys = {SHARED[name].key: value for name, value in given.items() if SHARED[name].key}
+    if keys.get("score.criterion"):  # a list: the first one decides, the others are compared with it
+        first, *others = [name.strip() for name in keys["score.criterion"].split(",")]
+        keys |= {"score.criterion": first, "score.compare": others or None}
     return {key: None if value is False else value for key, value in keys.items()}
 
 

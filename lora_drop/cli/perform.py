@@ -25,6 +25,8 @@ class Summary:
     selection: Selection | None = None
     stability: list[dict[str, Any]] = field(default_factory=list)
     """Rows of `stability.json`, if the importances were bootstrapped."""
+    agreement: list[dict[str, Any]] = field(default_factory=list)
+    """Kendall's τ of every two criteria on every projection, if criteria were compared."""
     results: list[dict[str, Any]] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
     """Sentences that belong at the very end."""
@@ -57,6 +59,8 @@ def perform(
     run = _perform_one(run_dir, config, stages, force, report)
     if stages not in (["train"], ["picture"]) and needs_selection(config.method.name):
         _profile(run, summary, stages)
+        if stages[-1] in ("score", "all") and run.config.score.compare and run.file("criteria.json").is_file():
+            summary.agreement = read_json(run.file("criteria.json"))["agreement"]
     runs = [run]
     for name in compare:
         report.notice(f"now {METHODS.get(name).title}, to compare")
@@ -75,16 +79,17 @@ def _computes(stages: list[str]) -> bool:
 
 
 def _profile(run: Run, summary: Summary, stages: list[str]) -> None:
-    """Read the importances and the selection that can be shown: after `score` alone there is no selection yet."""
-    if run.file("selection.json").is_file() and stages != ["score"]:
+    """Read the importances, and the selection where it is of these: after `score` alone it is not made yet."""
+    scored_last = stages[-1] == "score"
+    if run.file("selection.json").is_file() and not scored_last:
         summary.selection = Selection.from_json(read_json(run.file("selection.json")))
         summary.remarks += _plain(summary.selection, read_scores(run.file("scores.json")))
     # the stage `select` alone leaves a bootstrap of another threshold as it was
     stability = run.file("stability.json")
-    bootstrapped = run.config.score.bootstrap and stages in (["score"], ["all"]) and stability.is_file()
+    bootstrapped = run.config.score.bootstrap and (scored_last or stages == ["all"]) and stability.is_file()
     if bootstrapped:
         summary.stability = read_json(stability)["modules"]
-    if summary.selection or (bootstrapped and stages == ["score"]):
+    if summary.selection or scored_last:
         summary.scored = read_scores(run.file("scores.json"))
 
 

@@ -53,14 +53,22 @@ class WarmupConfig:
     """TOTAL examples per optimizer step of the warm-up (the paper states none); empty: the same as train.batch_size."""
     learning_rate: float | None = positive(None)
     """Learning rate at the first step of the warm-up, which has no rise; empty: the same as train.learning_rate."""
+    adapter: str | None = None
+    """Instead of a warm-up: score this LoRA, trained elsewhere (a PEFT adapter's folder, or a run directory)."""
 
 
 @dataclass(frozen=True)
 class ScoreConfig:
-    """Extras kept beside the scores. The importances are the same with or without them."""
+    """The criterion of the importances, and extras kept beside them."""
 
+    criterion: str = "output"
+    """LoRAs are scored by this: output (the paper), output_relative, gradient, fisher, activation, weight or random."""
+    compare: tuple[str, ...] | None = None
+    """Also score the same warm-up by these criteria, and say how far all agree, in criteria.json and criteria.png; empty:
+    by none."""
     norms: bool = False
-    """Keep ‖ΔW x‖² of each example in norms.json, for the distributions of the paper's Figures 2 and 4."""
+    """Keep the value of each example (‖ΔW x‖² for output) in norms.json, for the distributions of the paper's Figures 2
+    and 4."""
     bootstrap: int = checked(0, "an integer ≥ 0", lambda value: value >= 0, minimum=0)
     """Resample the examples so many times: confidence intervals and how often each layer is retained, in
     stability.json."""
@@ -226,7 +234,7 @@ class Config:
     warmup: WarmupConfig = WarmupConfig()
     """Stage 2."""
     score: ScoreConfig = ScoreConfig()
-    """Beside the scores."""
+    """The criterion, and extras."""
     method: MethodConfig = MethodConfig()
     """The method and its hyper-parameters."""
     train: TrainConfig = TrainConfig()
@@ -239,6 +247,9 @@ class Config:
     """Fewer rows."""
 
 
+LATER_KEYS = {"score.criterion": "output", "score.compare": None, "warmup.adapter": None}
+"""Keys that came after the first results, with the values that configurations without them mean: these values are left
+out of a configuration's identity, so that it stays what it was."""
 WHERE_KEYS = ("data_dir", "device", "offline")
 """Keys that say where a run happens, not what it computes: they are left out of its identity."""
 
@@ -258,8 +269,12 @@ def to_yaml(config: Config) -> str:
 
 
 def config_hash(config: Config) -> str:
-    """Return 12 hexadecimal digits that identify what a run computes (WHERE_KEYS are left out)."""
+    """Return 12 hexadecimal digits that identify what a run computes (WHERE_KEYS are left out, and LATER_KEYS)."""
     what = {key: value for key, value in to_dict(config).items() if key not in WHERE_KEYS}
+    for dotted, meant in LATER_KEYS.items():
+        section, key = dotted.split(".")
+        if what[section][key] == meant:
+            del what[section][key]
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -295,7 +310,7 @@ def override(into: dict[str, Any], overrides: Iterable[str], flags: Mapping[str,
 
 def from_dict(values: Mapping[str, Any], errors: list[str] | None = None) -> Config:
     """Build a configuration from nested dictionaries. Raises UserError that lists every unknown key and wrong value."""
-    from lora_drop.registry import METHODS, TASKS
+    from lora_drop.registry import CRITERIA, METHODS, TASKS
 
     errors = [] if errors is None else errors
     method = values.get("method")
@@ -306,6 +321,8 @@ def from_dict(values: Mapping[str, Any], errors: list[str] | None = None) -> Con
     for key, name, known in (
         ("task", config.task, TASKS.names()),
         ("method.name", config.method.name, METHODS.names()),
+        ("score.criterion", config.score.criterion, CRITERIA.names()),
+        *(("score.compare", name, CRITERIA.names()) for name in config.score.compare or ()),
     ):
         if name not in known:
             errors.append(f"{key} = {name!r}: allowed is one of {', '.join(known)}.{closest(name, known)}")

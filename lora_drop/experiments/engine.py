@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from filelock import FileLock
@@ -82,7 +83,7 @@ def _perform_one(planned: Planned, runs: Path, results: Results, report: Reporte
     path, config = run_directory(planned, runs), planned.config
     path.parent.mkdir(parents=True, exist_ok=True)
     run = Run(path, config)
-    job = Job(run, report)
+    job = Job(run, report, others=partial(_siblings, run))
     job.check()
     with run.working(report):
         stages = plan(job, planned.experiment.until)
@@ -90,7 +91,7 @@ def _perform_one(planned: Planned, runs: Path, results: Results, report: Reporte
             if stage.shared:
                 # another process that needs the same waits for it instead of making its own
                 with FileLock(path.parent / f".{stage.name}-{inputs_digest(job, stage)}.lock"):
-                    if not adopt(job, stage, _siblings(run)):
+                    if not adopt(job, stage, job.others()):
                         perform(job, stage)
             else:
                 perform(job, stage)

@@ -17,15 +17,18 @@ from lora_drop.methods.lora import read_config
 from lora_drop.pruning.adapters import PREFIX, Lora, loras
 
 
-def adapter_folder(path: str) -> Path:
-    """Return the adapter's folder that a user names: itself, or that of a run. Raises UserError if there is none."""
+def adapter_folder(path: str, key: str = "train.start_from") -> Path:
+    """Return the adapter's folder that a user names under `key`: itself, or that of a run.
+
+    Raises UserError if there is none.
+    """
     folder = Path(path).expanduser()
     for found in (folder, folder / "adapter"):
         if (found / "adapter_config.json").is_file():
             return found
     raise UserError(
-        f"train.start_from={path} is neither a PEFT adapter nor a run with a trained one: it has no adapter_config.json. "
-        "(A whole model to start from is named as the backbone.)"
+        f"{key}={path} is neither a PEFT adapter nor a run with a trained one: it has no adapter_config.json. "
+        "(A whole model is named as the backbone.)"
     )
 
 
@@ -37,6 +40,20 @@ def check_start(method: Method, path: str) -> None:
     if not isinstance(config, LoraConfig) or config.use_dora or config.alpha_pattern or config.rank_pattern:
         raise UserError(
             f"train.start_from={path} is not a plain LoRA of one rank and one scaling, and training can start from nothing else."
+        )
+
+
+def check_adapter(path: str, kind: str) -> None:
+    """Raise UserError unless the adapter that a user names is a LoRA, and one for this kind of task."""
+    config = read_config(adapter_folder(path, "warmup.adapter"))
+    if not isinstance(config, LoraConfig):
+        raise UserError(
+            f"warmup.adapter={path} is {config.peft_type}. Layers are scored by their LoRA: name a LoRA's folder."
+        )
+    wanted = "CAUSAL_LM" if kind == "generation" else "SEQ_CLS"
+    if config.task_type not in (None, wanted):
+        raise UserError(
+            f"warmup.adapter={path} was trained as {config.task_type}, and this task needs {wanted}. Choose a task of its kind."
         )
 
 

@@ -55,10 +55,15 @@ class Lora:
         return int(self.layer.r[self.adapter])
 
     @property
+    def tensors(self) -> list[nn.Parameter]:
+        """A and B, and the bias of B where there is one."""
+        halves = (self.layer.lora_A[self.adapter], self.layer.lora_B[self.adapter])
+        return [parameter for half in halves for parameter in half.parameters()]
+
+    @property
     def parameters(self) -> int:
         """Size of the pair."""
-        halves = (self.layer.lora_A[self.adapter], self.layer.lora_B[self.adapter])
-        return sum(parameter.numel() for half in halves for parameter in half.parameters())
+        return sum(parameter.numel() for parameter in self.tensors)
 
     def project(self, x: Tensor) -> Float[Tensor, "*batch inner"]:
         """Return z = A x (`*batch inputs`), with a constant 1 behind it if B has a bias."""

@@ -1,4 +1,4 @@
-"""Stage 2: how strongly the output of each LoRA moves the frozen model (paper §3.1).
+"""Stage 2: how strongly the output of each LoRA moves the frozen model (paper §3.1), or what another criterion says.
 
 The score of LoRA i is g_i = mean over the sample of ‖ΔW_i x_i‖² with ΔW_i = scaling · B_i A_i, summed over the tokens
 of an example (paper eq. 3). With z = A x, which is r numbers a token, and the Gram matrix C = Σ z zᵀ (r × r) over all
@@ -23,8 +23,11 @@ from torch import Tensor, nn
 
 from lora_drop.errors import UserError
 from lora_drop.pruning.adapters import Lora, loras
-from lora_drop.pruning.observation import Layout, Observer, examples_in
+from lora_drop.pruning.criteria.base import Criterion, Given, Measured
+from lora_drop.pruning.criteria.output import CRITERION as OUTPUT
+from lora_drop.pruning.observation import Layout, Observer, View, examples_in
 from lora_drop.pruning.places import Place, all_places
+from lora_drop.pruning.scores import Scores
 from lora_drop.pruning.selection import Scored, normalise
 
 
@@ -56,38 +59,30 @@ class Moments:
         return Moments(gram, self.examples + other.examples, self.tokens + other.tokens, norms)
 
 
-@dataclass(frozen=True)
-class Scores:
-    """The importance of every LoRA; `rows` in model order."""
-
-    rows: tuple[Scored, ...]
-    examples: int
-    tokens: int
-    norms: dict[str, list[float]] | None = None
-    """Per module, ‖ΔW x‖² of each example, if asked for."""
-    left_out: tuple[str, ...] = ()
-    """Modules with a LoRA outside the numbered blocks (a pooler, a language model's head), which are no layers."""
-
-
 def score(
     model: nn.Module,
     batches: Iterable[Mapping[str, Any]],
     *,
+    criterion: Criterion = OUTPUT,
     per_example: bool = False,
     progress: Callable[[int], None] | None = None,
     packing: Packing | None = None,
+    seed: int = 0,
 ) -> Scores:
-    """Score every active LoRA of a PEFT model by the squared norm of its output on the data.
+    """Score every active LoRA of a PEFT model: by the squared norm of its output on the data, unless told otherwise.
 
     Args:
         model: a PEFT model with LoRA, warmed up. Its mode, hooks and gradients are as before at the end, also on
             errors.
         batches: keyword arguments of the model's forward: `input_ids` (`batch seq`), or `inputs_embeds`, `pixel_values`
-            and the like, and `attention_mask` (`batch seq`), not 0 at real tokens. Labels are not needed, but where a
-            decoder reads them. A batch without `attention_mask` is taken to have no padding.
-        per_example: also keep the norm of each example (for distributions and the bootstrap).
+            and the like, and `attention_mask` (`batch seq`), not 0 at real tokens. Labels are needed where a decoder
+            reads them, and by criteria that follow the loss. A batch without `attention_mask` is taken to have no
+            padding.
+        criterion: what LoRAs are scored by (`pruning.criteria`).
+        per_example: also keep the value of each example, for distributions and the bootstrap, if the criterion has one.
         progress: called with the number of examples seen, after each batch.
-        packing: computes the batches without padding; None is the model's own way.
+        packing: computes forward passes without padding; None is the model's own way.
+        seed: for criteria that draw.
 
     Returns:
         Scores with g_i and I_i = g_i / Σ g per projection. A module that is called several times in one pass (ALBERT)
@@ -99,8 +94,9 @@ def score(
             LoRA was ever trained (all scores 0); or a module sees inputs that are not the batch's tokens, as an expert
             does.
     """
-    moments = collect_moments(model, batches, per_example=per_example, progress=progress, packing=packing)
-    return score_moments(model, moments)
+    layers = numbered(model)
+    measured = criterion.measure(Given(model, layers, batches, seed, per_example, progress, packing))
+    return _scores(model, layers, measured, criterion)
 
 
 def collect_moments(
@@ -110,8 +106,12 @@ def collect_moments(
     per_example: bool = False,
     progress: Callable[[int], None] | None = None,
     packing: Packing | None = None,
+    view: View = Lora.project,
 ) -> Moments:
-    """Run the model once over the data, without gradients, and return the Gram matrices of z = A x; see `score`."""
+    """Run the model once over the data, without gradients, and return the Gram matrices of z = A x; see `score`.
+
+    Another `view` gives the Gram matrices of other numbers of each token; norms are those of z alone.
+    """
     layers = numbered(model)
     metrics = {name: lora.metric for name, lora in layers.items()} if per_example else {}
     moments = Moments(norms={name: [] for name in layers} if per_example else None)
@@ -125,7 +125,7 @@ def collect_moments(
             of_call = example_norms(z, metrics[name])
             norms[name] = norms[name] + of_call if name in norms else of_call
 
-    with Observer(model, layers, add) as observer, torch.no_grad():
+    with Observer(model, layers, add, view) as observer, torch.no_grad():
         for batch in batches:
             inputs = observer.prepare(batch)
             with packing.over(inputs, whole=True) if packing else nullcontext() as layout:
@@ -144,21 +144,32 @@ def collect_moments(
 
 def score_moments(model: nn.Module, moments: Moments) -> Scores:
     """Turn Gram matrices into scores: g_i = ⟨C_i, M_i⟩ / examples, normalised per projection."""
-    if moments.examples == 0:
-        raise UserError("There is nothing to score: the sample has no rows.")
     layers = numbered(model)
-    places = {place.name: place for place in all_places(model) if place.name in layers}
-    values = {
-        name: float((moments.gram[name] * wide(lora.metric).cpu()).sum()) / moments.examples
-        for name, lora in layers.items()
+    measured = Measured(contracted(moments, layers), moments.examples, moments.tokens, moments.norms)
+    return _scores(model, layers, measured, OUTPUT)
+
+
+def contracted(moments: Moments, layers: Mapping[str, Lora]) -> dict[str, float]:
+    """Return g_i = ⟨C_i, M_i⟩ / examples of each LoRA that was seen."""
+    return {
+        name: float((gram * wide(layers[name].metric).cpu()).sum()) / moments.examples
+        for name, gram in moments.gram.items()
     }
+
+
+def _scores(model: nn.Module, layers: Mapping[str, Lora], measured: Measured, criterion: Criterion) -> Scores:
+    """Put what a criterion has measured in the order of the model, with its importances."""
+    places = {place.name: place for place in all_places(model) if place.name in layers}
+    if criterion.reads and measured.examples == 0:
+        raise UserError("There is nothing to score: the sample has no rows.")
+    values = measured.values
     shares = _importances(places.values(), values)
     rows = [
         Scored(name, place.projection, place.layer, values[name], shares[name], layers[name].parameters)
         for name, place in places.items()
     ]
     left_out = tuple(name for name in loras(model) if name not in layers)
-    return Scores(tuple(rows), moments.examples, moments.tokens, moments.norms, left_out)
+    return Scores(tuple(rows), measured.examples, measured.tokens, measured.norms, left_out, criterion.name)
 
 
 def numbered(model: nn.Module) -> dict[str, Lora]:

@@ -1,5 +1,7 @@
 """Seeing z = A x of every LoRA in a forward pass, of the batch's real tokens and nothing else.
 
+(Or, for other criteria, other numbers of each token: a `View` of the module's input x.)
+
 Most modules are called once, on `batch seq width`. Others are not, and each kind has a rule:
 
 | input of a call | what counts |
@@ -25,6 +27,8 @@ from lora_drop.errors import UserError
 from lora_drop.pruning.adapters import Lora
 
 Add = Callable[[str, Tensor], None]
+View = Callable[[Lora, Tensor], Tensor]
+"""`view(lora, x)`: numbers of each token, `*batch n`, from the input of a module."""
 
 
 @runtime_checkable
@@ -42,9 +46,9 @@ class Layout(Protocol):
 class Observer:
     """Hooks on every LoRA of a model in eval mode; mode and hooks are put back at the end, also after an exception."""
 
-    def __init__(self, model: nn.Module, layers: Mapping[str, Lora], add: Add):
+    def __init__(self, model: nn.Module, layers: Mapping[str, Lora], add: Add, view: View = Lora.project):
         """Call `add(name, z)` for each call that counts; z is `batch seq rank`, zero where there is no real token."""
-        self.model, self.layers, self.add = model, layers, add
+        self.model, self.layers, self.add, self.view = model, layers, add, view
         self.base: Any = getattr(model, "get_base_model", lambda: model)()
         self.two_stacks = bool(getattr(getattr(self.base, "config", None), "is_encoder_decoder", False))
         self.device = next(model.parameters()).device
@@ -136,7 +140,7 @@ class Observer:
             x: Tensor = args[0] if args else kwargs["x"]
             call = len(self._calls[name])
             constant = self._rows == 1 and call in (self._constant or {}).get(name, ())
-            z = None if constant else self._real(lora.project(x), x, in_decoder)
+            z = None if constant else self._real(self.view(lora, x), x, in_decoder)
             self._calls[name].append(z is not None)
             if z is None:
                 self._unknown[name] = tuple(x.shape)

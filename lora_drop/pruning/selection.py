@@ -12,9 +12,15 @@ import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from lora_drop.errors import UserError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
+    from peft import LoraConfig
+    from torch.nn import Module
 
 POLICIES = ("threshold", "inverse", "random", "top")
 
@@ -46,7 +52,7 @@ class Layers:
 
 @dataclass(frozen=True)
 class Selection:
-    """The outcome of stage 3; the content of `selection.json`."""
+    """The outcome of stage 3; the content of `selection.json`. It shows itself in a notebook."""
 
     policy: str
     threshold: float
@@ -71,6 +77,60 @@ class Selection:
         return cls(
             content["policy"], content["threshold"], content["share"], projections, content["trainable_parameters"]
         )
+
+    def save(self, path: str | Path) -> None:
+        """Write the selection as JSON, as a run's `selection.json`; `load` reads it."""
+        Path(path).write_text(json.dumps(self.to_json(), indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Selection:
+        """Read what `save` wrote, or the `selection.json` of a run. Raises UserError if it holds something else."""
+        try:
+            return cls.from_json(json.loads(Path(path).read_text(encoding="utf-8")))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{path} does not hold a selection ({type(error).__name__}: {error}).") from error
+
+    def to_frame(self) -> DataFrame:
+        """Return a pandas DataFrame: a row per layer and projection, `lora` is retained, shared or none."""
+        from pandas import DataFrame
+
+        low = "shared" if self.share else "none"
+        rows = [
+            {"projection": name, "layer": layer, "lora": "retained" if layer in layers.retained else low}
+            for name, layers in self.projections.items()
+            for layer in sorted((*layers.retained, *layers.shared))
+        ]
+        return DataFrame(rows)
+
+    def plot(self, scores: HasRows, title: str = "") -> Figure:
+        """Return a matplotlib figure of the importances, retained and other layers in two colours."""
+        from lora_drop.pruning.picture import importance_figure
+
+        return importance_figure(scores.rows, self, title or f"T = {self.threshold:.3g}")
+
+    def to_lora_config(self, base: Module, rank: int = 8, low_rank: int | None = None, **options: Any) -> LoraConfig:
+        """Return a PEFT configuration of the modules that get a LoRA.
+
+        Args:
+            base: the model that it is for, before PEFT wraps it.
+            rank: of the retained layers.
+            low_rank: of the others: None is `rank` if they are to share (call `share` on the model then) and 0 if not;
+                0 leaves them without LoRA (`exclude_modules`), whatever the selection says; another number gives each a
+                smaller LoRA of its own (`rank_pattern`), with the same scaling, for tools that cannot share.
+            options: other fields of LoraConfig (`lora_alpha`, by default 2 · rank; `task_type`, `modules_to_save`, …).
+
+        Raises:
+            UserError: if the model lacks a layer of the selection, or any name or pattern hits other modules than those
+                meant (PEFT ignores patterns that hit nothing).
+        """
+        from lora_drop.pruning.lora_config import lora_config
+
+        return lora_config(self, base, rank, low_rank, **options)
+
+    def _repr_html_(self) -> str:
+        from lora_drop.pruning.notebook import selection_html
+
+        return selection_html(self)
 
 
 def normalise(scores: Mapping[int, float]) -> dict[int, float]:

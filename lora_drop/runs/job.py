@@ -5,11 +5,13 @@ Importing this module imports neither torch nor transformers, so that a stage wh
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 from lora_drop.config.schema import Config
+from lora_drop.errors import UserError
 from lora_drop.progress import SILENT, Reporter
 from lora_drop.runs.store import Run
 
@@ -29,6 +31,8 @@ class Job:
     run: Run
     report: Reporter = SILENT
     force: bool = False
+    others: Callable[[], Iterable[Run]] = tuple
+    """Runs of the same grid, whose work may be taken over."""
 
     @property
     def config(self) -> Config:
@@ -85,11 +89,14 @@ class Job:
 
     def check(self) -> None:
         """Say before work starts what would end it later. Raises UserError."""
-        from lora_drop.methods.start import check_start
+        from lora_drop.methods.start import check_adapter, check_start
         from lora_drop.models.quantization import check_quantization
 
         check_quantization(self.config, self.device)
         self.data.kind.check(self.config, self.task)
+        _check_criterion(self.config)
+        if self.config.warmup.adapter:
+            check_adapter(self.config.warmup.adapter, self.task.kind)
         if self.config.train.start_from:
             check_start(self.method, self.config.train.start_from)
 
@@ -110,6 +117,20 @@ class Job:
         from lora_drop.registry import needs_selection
 
         return needs_selection(self.config.method.name)
+
+
+def _check_criterion(config: Config) -> None:
+    """Raise UserError if values of examples are asked for, and the criterion has none."""
+    from lora_drop.registry import CRITERIA
+
+    score = config.score
+    asked = "score.bootstrap" if score.bootstrap else "score.norms" if score.norms else ""
+    if asked and not CRITERIA.get(score.criterion).additive:
+        having = [name for name in CRITERIA.names() if CRITERIA.get(name).additive]
+        raise UserError(
+            f"{asked} is about the values of single examples, and score.criterion={score.criterion} has none: it is no mean over "
+            f"examples. Leave {asked} out, or choose one of {', '.join(having)}."
+        )
 
 
 def known_sources(run: Run) -> dict[str, dict[str, str]]:

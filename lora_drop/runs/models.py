@@ -23,6 +23,8 @@ from lora_drop.models.backbones import load_model
 from lora_drop.models.checks import check_length
 from lora_drop.pruning import importance
 from lora_drop.pruning.places import fused_notice
+from lora_drop.pruning.scores import Scores
+from lora_drop.registry import CRITERIA
 from lora_drop.runs.job import Job
 from lora_drop.training import trainer
 from lora_drop.training.way import Way, find_way
@@ -112,11 +114,24 @@ def find_for_evaluation(job: Job, model: nn.Module) -> Way:
     return find_way(model, rows, job.data.collate, job.config.train, learns=False)
 
 
-def scores_content(job: Job, model: nn.Module, scores: importance.Scores) -> dict[str, Any]:
+def score(job: Job, model: nn.Module, encoded: Dataset, criterion: str, way: Way) -> Scores:
+    """Score a model on tokenised rows by a criterion."""
+    return importance.score(
+        model,
+        batches_of(job, encoded),
+        criterion=CRITERIA.get(criterion),
+        progress=lambda done: job.report.advance(done, len(encoded), f"scoring by {criterion}"),
+        packing=way,
+        seed=job.config.seed,
+    )
+
+
+def scores_content(job: Job, model: nn.Module, scores: Scores) -> dict[str, Any]:
     """Return the content of `scores.json`."""
     return {
         "backbone": job.config.backbone,
         "task": job.task.name,
+        "criterion": scores.criterion,
         "rank": next(iter(importance.numbered(model).values())).rank,
         "examples": scores.examples,
         "tokens": scores.tokens,

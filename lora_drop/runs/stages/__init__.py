@@ -1,9 +1,9 @@
 """The stages of a run, in their order. Adding one is a new file with a `Stage`, and its name here."""
 
-from lora_drop.runs.stages import evaluate, norms, picture, sample, score, select, stability, train, trained
+from lora_drop.runs.stages import criteria, evaluate, norms, picture, sample, score, select, stability, train, trained
 from lora_drop.runs.stages.base import Stage
 
 STAGES: tuple[Stage, ...] = tuple(
-    module.STAGE for module in (sample, score, norms, stability, select, picture, train, evaluate, trained)
+    module.STAGE for module in (sample, score, norms, stability, criteria, select, picture, train, evaluate, trained)
 )
 BY_NAME = {stage.name: stage for stage in STAGES}

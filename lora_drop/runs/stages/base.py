@@ -87,6 +87,16 @@ def names(job: Job) -> Values:
     return {"task": job.config.task, "quantization": job.config.quantization, "seed": job.config.seed}
 
 
+def criterion(name: str, always: bool = False) -> Values:
+    """Return name and version of a criterion; nothing for the paper's first, unless `always`: it was the only one once,
+    and what was made then stands."""
+    from lora_drop.registry import CRITERIA
+
+    if name == CRITERIA.names()[0] and CRITERIA.get(name).version == 1 and not always:
+        return {}
+    return {"criterion": [name, CRITERIA.get(name).version]}
+
+
 def precision(job: Job) -> Values:
     """Return the precision of a pass without gradients. (fp32 is not named: earlier versions knew no other.)"""
     given = job.config.train.precision

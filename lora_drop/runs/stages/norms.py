@@ -1,19 +1,20 @@
-"""Beside stage 2: ‖ΔW x‖² of each example, for the paper's Figures 2 and 4, and for the bootstrap."""
+"""Beside stage 2: the value of each example (‖ΔW x‖² for the paper's criterion), for its Figures 2 and 4, and for the bootstrap."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from lora_drop.files import write_json
-from lora_drop.runs.stages.base import Stage, Values, Work, names, precision, scored_inputs, selects
+from lora_drop.runs.stages.base import Stage, Values, Work, criterion, names, precision, scored_inputs, selects
 
 if TYPE_CHECKING:
     from lora_drop.runs.job import Job
 
 
 def settings(job: Job) -> Values:
-    """Return the length at which inputs are cut."""
-    return {**names(job), "max_length": job.config.train.max_length, **precision(job)}
+    """Return the criterion, and the length at which inputs are cut."""
+    common = {**names(job), "max_length": job.config.train.max_length, **precision(job)}
+    return {**common, **criterion(job.config.score.criterion)}
 
 
 def work(job: Job) -> Work:
@@ -22,14 +23,21 @@ def work(job: Job) -> Work:
 
     from lora_drop.data.sentences import batches
     from lora_drop.pruning import importance
-    from lora_drop.registry import METHODS
+    from lora_drop.registry import CRITERIA, METHODS
     from lora_drop.runs import models
 
     encoded = models.sampled(job)
     model = models.load_adapter(job, METHODS.get("lora"), "warmup")
     way = models.find(job, model, encoded)
     chunks = list(batches(encoded, job.data.collate, job.data.batch_size))
-    scores = importance.score(model, (batch for _, batch in chunks), per_example=True, packing=way)
+    scores = importance.score(
+        model,
+        (batch for _, batch in chunks),
+        criterion=CRITERIA.get(job.config.score.criterion),
+        per_example=True,
+        progress=lambda done: job.report.advance(done, len(encoded), "scoring"),
+        packing=way,
+    )
     order = np.argsort([row for chosen, _ in chunks for row in chosen])  # from the batches' order to the sample's
     values = [np.array(norms)[order].tolist() for norms in (scores.norms or {}).values()]
     modules = [

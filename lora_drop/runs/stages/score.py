@@ -1,27 +1,61 @@
-"""Stage 2: a warm-up LoRA on the sample, then the importance of every LoRA (paper §3.1)."""
+"""Stage 2: a warm-up LoRA on the sample, then the importance of every LoRA (paper §3.1).
+
+The criterion is an input of the scores, not of the warm-up: with another one, the warm-up that is there, or that
+another run has made from the same inputs, is scored again.
+"""
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
 
-from lora_drop.files import write_folder, write_json
-from lora_drop.runs.stages.base import Stage, Values, Work, digest_of, names, rows_of, selects, training, weights
+from lora_drop.files import digest, file_digest, read_json, write_folder, write_json
+from lora_drop.runs.stages.base import (
+    Stage,
+    Values,
+    Work,
+    criterion,
+    digest_of,
+    names,
+    precision,
+    rows_of,
+    selects,
+    training,
+    weights,
+)
 
 if TYPE_CHECKING:
+    from datasets import Dataset
+    from torch import nn
+
     from lora_drop.runs.job import Job
+    from lora_drop.runs.store import Run
+    from lora_drop.training.way import Way
+
+VERSION = 2  # the scaling of a LoRA is part of its output
 
 
 def settings(job: Job) -> Values:
-    """Return the settings of the warm-up."""
-    from lora_drop.training.warmup import warmup_settings
+    """Return the settings of the warm-up, and the criterion."""
+    return {**warmup_settings(job), **criterion(job.config.score.criterion)}
 
-    method = asdict(job.config.method)
+
+def warmup_settings(job: Job) -> Values:
+    """Return the settings of the warm-up, or what identifies the adapter that is scored instead of one."""
+    from lora_drop.training import warmup
+
+    config = job.config
+    common = {**names(job), "limit": config.limit.train}
+    if config.warmup.adapter:
+        from lora_drop.methods.start import adapter_folder
+
+        adapter = file_digest(adapter_folder(config.warmup.adapter, "warmup.adapter"))
+        return {**common, "adapter": adapter, "max_length": config.train.max_length, **precision(job)}
+    method = asdict(config.method)
     return {
-        **names(job),
-        "limit": job.config.limit.train,
-        "warmup": training(warmup_settings(job.config), "select_epoch", "save_steps"),
-        "warmup_steps": job.config.warmup.steps,
+        **common,
+        "warmup": training(warmup.warmup_settings(config), "select_epoch", "save_steps"),
+        "warmup_steps": config.warmup.steps,
         "method": {key: method[key] for key in ("rank", "alpha", "dropout", "target_projections")},
     }
 
@@ -31,48 +65,112 @@ def inputs(job: Job) -> Values:
     return {"sample": digest_of(job, "sample.json", "sample"), **rows_of(job, "train"), **weights(job)}
 
 
+@dataclass
+class Warm:
+    """A model to be scored, and the record of its warm-up."""
+
+    model: nn.Module
+    way: Way
+    steps: int = 0
+    losses: list[float] = field(default_factory=list)
+    """Of each step; none of an adapter that was trained elsewhere."""
+    computed: str = ""
+    note: str = ""
+    there: bool = False
+    """True if it is in the run directory already."""
+
+
 def work(job: Job) -> Work:
     """Train and save the warm-up, score it, and write `scores.json`."""
-    from lora_drop.pruning import importance
     from lora_drop.registry import METHODS
     from lora_drop.runs import models
-    from lora_drop.training.warmup import doubts, first_and_last, warmup_settings
+    from lora_drop.training.warmup import doubts
 
     config, lora, encoded = job.config, METHODS.get("lora"), models.sampled(job)
+    made_from = digest(["score", VERSION], warmup_settings(job), inputs(job))
+    warm = (None if job.force else _kept(job, made_from, encoded)) or _made(job, encoded)
+    scores = models.score(job, warm.model, encoded, config.score.criterion, warm.way)
+    if not warm.there:
+        with write_folder(job.run.file("warmup")) as folder:
+            lora.save(warm.model, folder)
+            write_json(folder / "losses.json", {"losses": warm.losses})
+    write_json(job.run.file("scores.json"), models.scores_content(job, warm.model, scores))
+    for doubt in doubts(warm.losses) if warm.losses else ():
+        job.report.notice(doubt)
+    note, facts = _told(warm, scores)
+    return note, {**facts, "precision": config.train.precision, "warmup_made_from": made_from}
+
+
+def _told(warm: Warm, scores: Any) -> Work:
+    from lora_drop.training.warmup import first_and_last
+
+    seen = f" on {scores.examples:,} examples, {scores.tokens:,} tokens" if scores.examples else ""
+    by = "" if scores.criterion == "output" else f" by {scores.criterion}"
+    note = f"{len(scores.rows)} LoRAs{by}{seen}, {warm.note}"
+    facts: Values = {"warmup_steps": warm.steps}
+    if warm.losses:
+        first, last = first_and_last(warm.losses)
+        note += f"after {warm.steps:,} warm-up steps (loss {first:.3f} to {last:.3f})"
+        facts["losses"] = {"first_quarter": first, "last_quarter": last}
+    return note, {**facts, "computed": warm.computed}
+
+
+def _made(job: Job, encoded: Dataset) -> Warm:
+    """Train the warm-up, or load the adapter that is scored instead of one."""
+    from lora_drop.methods.start import adapter_folder
+    from lora_drop.registry import METHODS
+    from lora_drop.runs import models
+    from lora_drop.training import warmup
+
+    config, lora = job.config, METHODS.get("lora")
+    if config.warmup.adapter:
+        folder = adapter_folder(config.warmup.adapter, "warmup.adapter")
+        model = lora.load(models.load_backbone(job), folder).to(job.device)
+        way = models.find(job, model, encoded)
+        return Warm(model, way, computed=str(way), note=f"of the adapter {config.warmup.adapter}")
     model = lora.build(models.load_backbone(job), config.method, config.seed, None)
     models.start(job, model)
     way = models.find(job, model, encoded)
-    outcome = models.fit(job, "score", lora, model, encoded, warmup_settings(config), config.warmup.steps, way=way)
-    scores = importance.score(
-        model,
-        models.batches_of(job, encoded),
-        progress=lambda done: job.report.advance(done, len(encoded), "scoring"),
-        packing=way,
-    )
-    with write_folder(job.run.file("warmup")) as folder:
-        lora.save(model, folder)
-        write_json(folder / "losses.json", {"losses": outcome.losses})
-    write_json(job.run.file("scores.json"), models.scores_content(job, model, scores))
-    for doubt in doubts(outcome.losses):
-        job.report.notice(doubt)
-    first, last = first_and_last(outcome.losses)
-    seen = f"{scores.examples:,} examples, {scores.tokens:,} tokens"
-    note = f"{len(scores.rows)} LoRAs on {seen}, after {outcome.steps:,} warm-up steps (loss {first:.3f} to {last:.3f})"
-    losses = {"first_quarter": first, "last_quarter": last}
-    facts = {"precision": config.train.precision, "warmup_steps": outcome.steps, "losses": losses}
-    return note, {**facts, "computed": outcome.computed}
+    fitted = warmup.warmup_settings(config)
+    outcome = models.fit(job, "score", lora, model, encoded, fitted, config.warmup.steps, way=way)
+    return Warm(model, way, outcome.steps, list(outcome.losses), outcome.computed)
+
+
+def _kept(job: Job, made_from: str, encoded: Dataset) -> Warm | None:
+    """Return the warm-up that this run, or another one of the grid, has made from the same inputs; None if none has."""
+    from lora_drop.registry import METHODS
+    from lora_drop.runs import models
+
+    for run in (job.run, *job.others()):
+        entry = run.entry("score")
+        if not _holds(run, entry, made_from):
+            continue
+        if run is not job.run:
+            job.run.copy(run.file("warmup"), "warmup")
+        model = METHODS.get("lora").load(models.load_backbone(job), job.run.file("warmup")).to(job.device)
+        losses = read_json(job.run.file("warmup") / "losses.json")["losses"]
+        way, note = models.find(job, model, encoded), "of the warm-up that was there, "
+        return Warm(model, way, entry["warmup_steps"], losses, entry["computed"], note, there=True)
+    return None
+
+
+def _holds(run: Run, entry: Values, made_from: str) -> bool:
+    """Return True if a run has a warm-up from these inputs. (Earlier versions knew one criterion: theirs are the entry's.)"""
+    if not entry or entry.get("warmup_made_from", entry["inputs"]) != made_from:
+        return False
+    return bool(file_digest(run.file("warmup")) == entry["outputs"]["warmup"])
 
 
 STAGE = Stage(
     name="score",
-    help="Stage 2: warm a LoRA up, then score the output of each layer.",
-    version=2,  # the scaling of a LoRA is part of its output
+    help="Stage 2: warm a LoRA up, then score each layer: by its output, or by other criteria.",
+    version=VERSION,
     outputs=("scores.json", "warmup"),
     needs=("sample",),
     settings=settings,
     inputs=inputs,
     work=work,
     wanted=selects,
-    beside=("norms", "stability"),
+    beside=("norms", "stability", "criteria"),
     shared=True,
 )

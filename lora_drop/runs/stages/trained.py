@@ -14,12 +14,11 @@ if TYPE_CHECKING:
 
 def work(job: Job) -> Work:
     """Score the adapter and write `scores_trained.json`."""
-    from lora_drop.pruning import importance
     from lora_drop.runs import models
 
     model, encoded = models.load_adapter(job, job.method, "adapter"), models.sampled(job)
     way = models.find(job, model, encoded)
-    scores = importance.score(model, models.batches_of(job, encoded), packing=way)
+    scores = models.score(job, model, encoded, job.config.score.criterion, way)
     write_json(job.run.file("scores_trained.json"), models.scores_content(job, model, scores))
     return f"{len(scores.rows)} LoRAs on {scores.examples:,} examples", {
         "precision": job.config.train.precision,

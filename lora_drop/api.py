@@ -1,0 +1,49 @@
+"""`lora_drop.score`: the criterion by its name, and a progress bar."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import nn
+
+from lora_drop.pruning import importance
+from lora_drop.pruning.scores import Scores
+from lora_drop.registry import CRITERIA
+
+
+def score(
+    model: nn.Module,
+    batches: Iterable[Mapping[str, Any]],
+    *,
+    criterion: str = "output",
+    per_example: bool = False,
+    progress: bool = True,
+    seed: int = 0,
+) -> Scores:
+    """Score every active LoRA of a PEFT model.
+
+    Args:
+        model: a PEFT model with LoRA, warmed up. It is as before at the end, also on errors.
+        batches: dicts of tensors, as the model's forward takes them (`input_ids`, `attention_mask`, …); with `labels`
+            where a decoder reads them, and for the criteria `gradient` and `fisher`. A DataLoader is fine.
+        criterion: output (the paper's: ‖ΔW x‖²), output_relative, gradient, fisher, activation, weight, random, or one
+            that a plugin or an installed package adds.
+        per_example: also keep the value of each example, if the criterion is a mean over examples.
+        progress: show a bar, in a terminal or a notebook.
+        seed: for the criterion random.
+
+    Returns:
+        Scores: g_i and I_i = g_i / Σ g per projection.
+
+    Raises:
+        UserError: for an unknown criterion, and for a model or data that cannot be scored; see
+            `pruning.importance.score`.
+    """
+    from tqdm import tqdm
+
+    chosen = CRITERIA.get(criterion)
+    hidden = not progress or (None if "ipykernel" not in sys.modules else False)  # None: unless this is a terminal
+    bar = tqdm(batches, desc=f"scoring by {criterion}", unit="batch", disable=hidden, leave=False)
+    return importance.score(model, bar, criterion=chosen, per_example=per_example, seed=seed)

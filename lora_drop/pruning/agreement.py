@@ -1,0 +1,35 @@
+"""The agreement of criteria: Kendall's τ-b of the importances that two of them give to the layers of a projection."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from typing import Any
+
+
+def agreement(modules: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    """Return the rank correlation of every two criteria on every projection.
+
+    Args:
+        modules: by criterion, a row per LoRA with `projection`, `layer` and `importance`; the same LoRAs in each.
+
+    Returns:
+        Rows `projection, one, two, tau`; tau is 1 where both rank the layers alike, -1 where one ranks them the other
+        way round, and None where it is not defined (one layer, or all equal).
+    """
+    from scipy import stats
+
+    found = []
+    for projection in dict.fromkeys(row["projection"] for rows in modules.values() for row in rows):
+        by_criterion = {name: by_layer(rows, projection) for name, rows in modules.items()}
+        for one, two in combinations(by_criterion, 2):
+            values = [(by_criterion[one][layer], by_criterion[two][layer]) for layer in sorted(by_criterion[one])]
+            tau = float(stats.kendalltau(*zip(*values, strict=True)).statistic) if len(values) > 1 else math.nan
+            found.append({"projection": projection, "one": one, "two": two, "tau": None if math.isnan(tau) else tau})
+    return found
+
+
+def by_layer(rows: Sequence[Mapping[str, Any]], projection: str) -> dict[int, float]:
+    """Return the importances of one projection by layer."""
+    return {row["layer"]: row["importance"] for row in rows if row["projection"] == projection}

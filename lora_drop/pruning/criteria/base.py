@@ -1,0 +1,64 @@
+"""The interface of a criterion: given a model and data, it returns one number per LoRA."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from lora_drop.pruning.adapters import Lora
+    from lora_drop.pruning.importance import Packing
+
+PAPER = "output"
+"""The name of the paper's criterion, which scores mean that name none."""
+
+
+@dataclass(frozen=True)
+class Given:
+    """A warmed-up model, and the data on which its LoRAs are scored."""
+
+    model: nn.Module
+    layers: Mapping[str, Lora]
+    """The LoRAs to be scored, by the name of their module."""
+    batches: Iterable[Mapping[str, Any]]
+    """Keyword arguments of the model's forward; read once."""
+    seed: int = 0
+    per_example: bool = False
+    """True if the value of each example is asked for, too."""
+    progress: Callable[[int], None] | None = None
+    """To be called with the number of examples seen, after each batch."""
+    packing: Packing | None = None
+    """Computes forward passes without padding; None is the model's own way."""
+
+
+@dataclass
+class Measured:
+    """The outcome of a criterion."""
+
+    values: dict[str, float] = field(default_factory=dict)
+    """A number ≥ 0 for each of the given LoRAs."""
+    examples: int = 0
+    """Rows that were seen; 0 if the criterion reads no data."""
+    tokens: int = 0
+    norms: dict[str, list[float]] | None = None
+    """By module, the value of each example, in the order of the data; their mean is the value of the LoRA."""
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """A way to score LoRAs."""
+
+    name: str
+    title: str
+    """A few words for tables and pictures."""
+    measure: Callable[[Given], Measured]
+    version: int = 1
+    """Raised when its numbers may change: scores of an earlier version are made anew."""
+    reads: bool = True
+    """False if it reads no data."""
+    additive: bool = False
+    """True if a value is the mean over examples, so that it can be bootstrapped; `measure` then returns `norms` when
+    asked."""

@@ -1,0 +1,32 @@
+"""Connection sensitivity, summed over the pair: what SNIP (Lee et al. 2019, arXiv 1810.02340) scores weights by.
+
+    g = Σ over the elements θ of A and B of |θ · ∂L/∂θ|,    L = the loss, mean over examples
+
+|θ · ∂L/∂θ| is, to first order, the change of the loss when θ becomes 0. The loss of a text is the sum over its learned
+tokens. LoRAs that share a pair have the pair's score each.
+"""
+
+from typing import Any
+
+from lora_drop.pruning.criteria.base import Criterion, Given, Measured
+
+
+def measure(given: Given) -> Measured:
+    """Return g of each LoRA. Raises UserError if the data have no labels."""
+    from lora_drop.pruning.criteria.passes import gradients, pairs
+
+    found, sums = Measured(), dict[Any, Any]()
+    for batch in gradients(given):
+        for parameter, gradient in batch.gradients:
+            sums[parameter] = sums[parameter] + gradient if parameter in sums else gradient
+        found.examples += batch.examples
+        found.tokens += batch.tokens
+    for name, pair in pairs(given).items():
+        total = sum(
+            float((each.detach() * sums[each]).abs().sum(dtype=sums[each].dtype)) for each in pair if each in sums
+        )
+        found.values[name] = total / max(found.examples, 1)
+    return found
+
+
+CRITERION = Criterion("gradient", "gradient Σ|θ·∂L/∂θ|", measure)

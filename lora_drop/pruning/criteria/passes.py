@@ -1,0 +1,141 @@
+"""Passes over the data that several criteria make: sums over the tokens of each example, and gradients of the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lora_drop.errors import UserError
+from lora_drop.pruning.adapters import Lora
+from lora_drop.pruning.criteria.base import Given, Measured
+from lora_drop.pruning.importance import wide
+from lora_drop.pruning.observation import Observer, examples_in
+
+View = Callable[[Lora, Tensor], Tensor]
+
+
+def sums_of_examples(given: Given, view: View, value: Callable[[Tensor], Tensor]) -> Measured:
+    """Run the model over the data and average a value of each example.
+
+    Args:
+        given: the model and the data.
+        view: `view(lora, x)`: numbers of each token (`*batch n`), from the input of the module.
+        value: the value of each example (`batch`), from the sums of these numbers over its tokens (`batch n`).
+    """
+    norms: dict[str, list[float]] = {name: [] for name in given.layers}
+    sums: dict[str, Tensor] = {}  # of the batch under way, over the calls of each module
+    found = Measured()
+
+    def add(name: str, numbers: Tensor) -> None:
+        of_call = wide(numbers.sum(dim=1))
+        sums[name] = sums[name] + of_call if name in sums else of_call
+
+    with Observer(given.model, given.layers, add, view) as observer, torch.no_grad():
+        for batch in given.batches:
+            inputs = observer.prepare(batch)
+            with given.packing.over(inputs, whole=True) if given.packing else nullcontext() as layout:
+                observer.look(inputs, layout)
+            for name, of_batch in sums.items():
+                norms[name] += value(of_batch).tolist()
+            sums.clear()
+            found.examples += examples_in(inputs)
+            found.tokens += observer.tokens
+            if given.progress:
+                given.progress(found.examples)
+    found.values = {name: sum(values) / max(len(values), 1) for name, values in norms.items()}
+    found.norms = norms if given.per_example else None
+    return found
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """Gradients of the loss, summed over some examples."""
+
+    gradients: list[tuple[nn.Parameter, Tensor]]
+    """Each parameter of the LoRAs that the loss depends on, once."""
+    examples: int
+    tokens: int
+
+
+def pairs(given: Given) -> dict[str, list[nn.Parameter]]:
+    """Return the parameters of each LoRA: A and B, and the bias of B where there is one."""
+    return {name: lora.tensors for name, lora in given.layers.items()}
+
+
+def gradients(given: Given, one_by_one: bool = False) -> Iterator[Gradients]:
+    """Yield the gradients of each batch, or of each example, without dropout; the model is left as it was.
+
+    Raises UserError for a batch without labels, and for a model that computes no loss from them.
+    """
+    parameters = list({id(each): each for pair in pairs(given).values() for each in pair}.values())
+    device = next(given.model.parameters()).device
+    seen = 0
+    with _learning(given.model, parameters):
+        for batch in given.batches:
+            if batch.get("labels") is None:
+                raise UserError(
+                    "This criterion needs the gradient of the loss, and the batches have no labels. Add them to each batch, or "
+                    "choose a criterion that reads inputs alone: output."
+                )
+            moved = {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
+            rows = examples_in(moved)
+            for part in _rows(moved, rows) if one_by_one else [moved]:
+                yield _gradients(given.model, parameters, part)
+                seen += examples_in(part)
+                if given.progress:
+                    given.progress(seen)
+
+
+def _gradients(model: nn.Module, parameters: list[nn.Parameter], inputs: dict[str, Any]) -> Gradients:
+    with torch.enable_grad():
+        loss = getattr(model(**inputs), "loss", None)
+        if loss is None:
+            raise UserError(
+                f"{type(model).__name__} computes no loss from labels. Choose a criterion that reads inputs alone: output."
+            )
+        found = torch.autograd.grad(loss.float() * _counted(model, inputs["labels"]), parameters, allow_unused=True)
+    known = [
+        (each, gradient.detach()) for each, gradient in zip(parameters, found, strict=True) if gradient is not None
+    ]
+    mask = inputs.get("attention_mask")
+    tokens = int((mask != 0).sum()) if mask is not None else int(inputs.get("input_ids", torch.empty(0)).numel())
+    return Gradients(known, examples_in(inputs), tokens)
+
+
+def _counted(model: nn.Module, labels: Tensor) -> int:
+    """Return over how many items the model's loss is a mean: examples, or learned tokens (-100 are none)."""
+    if labels.ndim == 1 or labels.is_floating_point():
+        return len(labels)
+    base: Any = getattr(model, "get_base_model", lambda: model)()
+    shifted = labels[:, 1:] if "CausalLM" in type(base).__name__ else labels
+    return int((shifted != -100).sum())
+
+
+def _rows(inputs: Mapping[str, Any], rows: int) -> Iterator[dict[str, Any]]:
+    for row in range(rows):
+        yield {
+            key: value[row : row + 1] if isinstance(value, Tensor) and value.ndim and len(value) == rows else value
+            for key, value in inputs.items()
+        }
+
+
+@contextmanager
+def _learning(model: nn.Module, parameters: list[nn.Parameter]) -> Iterator[None]:
+    """Let the model be in eval mode and only these parameters have gradients, inside the context."""
+    modes = {module: module.training for module in model.modules()}
+    learnt = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    try:
+        model.eval().requires_grad_(False)
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+        for parameter, learns in learnt.items():
+            parameter.requires_grad_(learns)

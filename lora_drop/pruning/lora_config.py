@@ -1,0 +1,93 @@
+"""A selection as PEFT's LoraConfig, for tools that take one.
+
+PEFT matches modules by names and patterns, and is silent about a pattern that matches nothing. So what a configuration
+hits is compared, by PEFT's own rules, with what it is meant to hit.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from lora_drop.errors import UserError
+from lora_drop.pruning.adapters import PREFIX
+from lora_drop.pruning.places import all_places, transposed
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+
+    from lora_drop.pruning.selection import Selection
+
+
+def lora_config(
+    selection: Selection, base: nn.Module, rank: int = 8, low_rank: int | None = None, **options: Any
+) -> LoraConfig:
+    """Return the configuration; see `Selection.to_lora_config`."""
+    from peft import LoraConfig
+
+    places = {(place.projection, place.layer): place for place in all_places(base)}
+    wanted = [
+        (name, layer) for name, layers in selection.projections.items() for layer in (*layers.retained, *layers.shared)
+    ]
+    missing = [key for key in wanted if key not in places]
+    if missing:
+        raise UserError(
+            f"The model has no {missing[0][0]} in layer {missing[0][1]}, of which the selection speaks. Was it scored with this model?"
+        )
+    low = {places[name, layer].name for name, layers in selection.projections.items() for layer in layers.shared}
+    chosen = [place for key, place in places.items() if key in wanted]
+    if low_rank is None:
+        low_rank = rank if selection.share else 0
+    if rank < 1 or low_rank < 0:
+        raise UserError(f"Ranks must be at least 1 (low_rank: at least 0), but are {rank} and {low_rank}.")
+    alpha = options.pop("lora_alpha", 2 * rank)
+    adapted = [place.name for place in chosen if low_rank or place.name not in low]
+    smaller = [name for name in adapted if name in low] if low_rank != rank else []
+    ratio = (low_rank / rank) ** (0.5 if options.get("use_rslora") else 1)  # the scaling is the same for all
+    settings: dict[str, Any] = {
+        "r": rank,
+        "lora_alpha": alpha,
+        "target_modules": adapted,
+        "exclude_modules": [place.name for place in chosen if place.name not in adapted] or None,
+        "rank_pattern": {exactly(name): low_rank for name in smaller},
+        "alpha_pattern": {exactly(name): alpha * ratio for name in smaller},
+        "fan_in_fan_out": transposed(base, chosen) if not hasattr(base, "peft_config") else False,
+    }
+    config = LoraConfig(**{**settings, **options})
+    _check(config, base, set(adapted), set(smaller))
+    return config
+
+
+def exactly(name: str) -> str:
+    """Return the pattern of PEFT that only this module matches."""
+    return f"^{re.escape(name)}"
+
+
+def _check(config: Any, base: nn.Module, adapted: set[str], smaller: set[str]) -> None:
+    """Raise UserError unless the configuration hits these modules, and its patterns those, and no others."""
+    from peft.tuners.tuners_utils import check_target_module_exists
+    from peft.utils.other import get_pattern_key
+
+    names = {name.removeprefix(PREFIX) for name, _ in base.named_modules()}
+    hit = {name for name in names if _is_match(check_target_module_exists(config, name))}
+    _equal("target_modules", hit, adapted)
+    for what, patterns in (("rank_pattern", config.rank_pattern), ("alpha_pattern", config.alpha_pattern)):
+        matches = {key: {name for name in hit if get_pattern_key([key], name) == key} for key in patterns}
+        dead = [key for key, found in matches.items() if not found]
+        if dead:
+            raise UserError(f"{what}: {dead[0]} matches no module of the LoRA, and PEFT would ignore it.")
+        _equal(what, set().union(*matches.values()), smaller)
+
+
+def _is_match(found: Any) -> bool:
+    return bool(found) and type(found).__name__ != "_ExcludedModule"
+
+
+def _equal(what: str, hit: set[str], meant: Iterable[str]) -> None:
+    different = sorted(hit ^ set(meant))
+    if different:
+        side = "is hit and not meant" if different[0] in hit else "is meant and not hit"
+        raise UserError(f"{what} does not mean the same modules to PEFT as to the selection: {different[0]} {side}.")

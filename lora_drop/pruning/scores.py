@@ -1,0 +1,71 @@
+"""The outcome of stage 2 as an object: every LoRA with its importance. It shows itself in a notebook."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lora_drop.errors import UserError
+from lora_drop.pruning.criteria.base import PAPER
+from lora_drop.pruning.selection import Scored
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The importance of every LoRA; `rows` in model order."""
+
+    rows: tuple[Scored, ...]
+    examples: int
+    tokens: int
+    norms: dict[str, list[float]] | None = None
+    """Per module, the value of each example (‖ΔW x‖² for the paper's criterion), if asked for."""
+    left_out: tuple[str, ...] = ()
+    """Modules with a LoRA outside the numbered blocks (a pooler, a language model's head), which are no layers."""
+    criterion: str = PAPER
+    """The name of the criterion that gave the scores."""
+
+    def to_frame(self) -> DataFrame:
+        """Return a pandas DataFrame: a row per LoRA with name, projection, layer, score, importance and parameters."""
+        from pandas import DataFrame
+
+        return DataFrame([asdict(row) for row in self.rows])
+
+    def plot(self, title: str = "") -> Figure:
+        """Return a matplotlib figure of the importance of each layer, a panel per projection."""
+        from lora_drop.pruning.picture import importance_figure
+
+        return importance_figure(self.rows, None, title or f"importance by {self.criterion}")
+
+    def save(self, path: str | Path) -> None:
+        """Write the scores as JSON, in the format of a run's `scores.json`; `load` reads them."""
+        content = {
+            "criterion": self.criterion,
+            "examples": self.examples,
+            "tokens": self.tokens,
+            "left_out": list(self.left_out),
+            "norms": self.norms,
+            "modules": [asdict(row) for row in self.rows],
+        }
+        Path(path).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Scores:
+        """Read what `save` wrote, or the `scores.json` of a run. Raises UserError if it holds something else."""
+        try:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            rows = tuple(Scored(**row) for row in content["modules"])
+            left_out, name = tuple(content.get("left_out", ())), content.get("criterion", PAPER)
+            return cls(rows, content["examples"], content["tokens"], content.get("norms"), left_out, name)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{path} does not hold scores ({type(error).__name__}: {error}).") from error
+
+    def _repr_html_(self) -> str:
+        from lora_drop.pruning.notebook import scores_html
+
+        return scores_html(self)

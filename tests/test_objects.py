@@ -1,0 +1,161 @@
+"""Scores and Selection as objects: shown, kept, turned into PEFT's configuration."""
+
+import re
+from html.parser import HTMLParser
+
+import pytest
+from models import backbone, inputs, trained_lora
+from peft import LoraConfig, get_peft_model
+
+import lora_drop
+from lora_drop.errors import UserError
+from lora_drop.pruning.adapters import loras
+from lora_drop.pruning.selection import Layers, Selection
+from lora_drop.pruning.sharing import ties
+
+
+@pytest.fixture(scope="module")
+def scores():
+    model, tokenizer = trained_lora("tiny:bert")
+    return lora_drop.score(model, [inputs(tokenizer)], per_example=True)
+
+
+class Cells(HTMLParser):
+    """The texts of a table's cells; fails at a tag that is closed in the wrong order."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.open, self.texts = [], []
+        self.feed(html)
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+
+def test_scores_are_kept_and_read_back(scores, tmp_path):
+    scores.save(tmp_path / "scores.json")
+    assert lora_drop.Scores.load(tmp_path / "scores.json") == scores
+    with pytest.raises(UserError, match="does not hold scores"):
+        lora_drop.Scores.load(tmp_path / "nothing.json")
+    (tmp_path / "list.json").write_text("[1]")
+    with pytest.raises(UserError, match="does not hold scores"):
+        lora_drop.Scores.load(tmp_path / "list.json")
+
+
+def test_a_selection_is_kept_and_read_back(scores, tmp_path):
+    selection = lora_drop.select(scores, 0.5)
+    selection.save(tmp_path / "selection.json")
+    assert lora_drop.Selection.load(tmp_path / "selection.json") == selection
+    with pytest.raises(UserError, match="does not hold a selection"):
+        scores.save(tmp_path / "scores.json")
+        lora_drop.Selection.load(tmp_path / "scores.json")
+
+
+def test_frames_hold_a_row_per_layer(scores):
+    frame, selection = scores.to_frame(), lora_drop.select(scores, 0.5)
+    assert list(frame.columns) == ["name", "projection", "layer", "score", "importance", "parameters"]
+    assert frame.groupby("projection")["importance"].sum().tolist() == pytest.approx([1, 1])
+    fates = selection.to_frame()
+    assert len(fates) == len(frame) and set(fates["lora"]) == {"retained", "shared"}
+    merged = frame.merge(fates, on=["projection", "layer"])
+    kept = merged[(merged.projection == "query") & (merged.lora == "retained")]
+    assert kept["importance"].sum() == pytest.approx(selection.projections["query"].coverage)
+
+
+def test_a_notebook_shows_tables_with_bars(scores):
+    texts = Cells(scores._repr_html_()).texts
+    assert "Importance of 8 LoRAs by the criterion output, 7 examples" in texts[0] and {"query", "value", "3"} <= {
+        *texts
+    }
+    for row in scores.rows:
+        assert f"{row.importance:.1%}" in texts
+    widths = [float(width) for width in re.findall(r"width:([\d.]+)em\"", scores._repr_html_())]
+    assert max(widths) == 10 and len(widths) == 8
+    selection = lora_drop.select(scores, 0.5)
+    html = selection._repr_html_()
+    texts = Cells(html).texts
+    assert f"{selection.trainable_parameters:,} parameters" in texts[0]
+    retained = sum(len(layers.retained) for layers in selection.projections.values())
+    assert html.count('title="retained"') == retained and html.count("title=") == 8
+
+
+def test_names_are_shown_as_they_are(scores):
+    selection = Selection("threshold", 0.9, True, {"<b>": Layers((0,), (1,), 0.9)}, 3)
+    assert "<b>" not in selection._repr_html_() and "<b>" in Cells(selection._repr_html_()).texts
+
+
+def test_pictures_show_themselves(scores):
+    for figure in (scores.plot(), lora_drop.select(scores, 0.5).plot(scores, "a title")):
+        assert figure._repr_png_()[:4] == b"\x89PNG" and len(figure.axes) == 2
+
+
+def test_a_bar_counts_the_batches_where_it_can_be_seen(scores, monkeypatch, capsys):
+    model, tokenizer = trained_lora("tiny:bert")
+    batch = inputs(tokenizer)
+    assert lora_drop.score(model, [batch, batch]).examples == 14 and capsys.readouterr().err == ""  # no terminal
+    monkeypatch.setitem(__import__("sys").modules, "ipykernel", object())
+    assert lora_drop.score(model, [batch, batch], criterion="output_relative").criterion == "output_relative"
+    assert "scoring by output_relative" in capsys.readouterr().err
+    lora_drop.score(model, [batch], progress=False)
+    assert capsys.readouterr().err == ""
+    with pytest.raises(UserError, match=r"Unknown criterion 'fischer'\. Did you mean 'fisher'"):
+        lora_drop.score(model, [batch], criterion="fischer")
+
+
+def ranks(model) -> dict[str, int]:
+    return {name: lora.rank for name, lora in loras(model).items()}
+
+
+@pytest.mark.parametrize("name", ["tiny:bert", "tiny:llama"])
+def test_a_configuration_hits_the_modules_that_are_meant(name):
+    model, tokenizer = trained_lora(name)
+    scores = lora_drop.score(model, [inputs(tokenizer)])
+    selection = lora_drop.select(scores, 0.5)
+    retained = {row.name for row in scores.rows if row.layer in selection.projections[row.projection].retained}
+    everything = {row.name for row in scores.rows}
+    assert everything > retained
+
+    shared = get_peft_model(backbone(name)[0], selection.to_lora_config(backbone(name)[0], task_type="SEQ_CLS"))
+    assert ranks(shared) == dict.fromkeys(everything, 8)
+    assert {each for group in ties(lora_drop.share(shared, selection)) for each in group} == everything - retained
+
+    config = selection.to_lora_config(backbone(name)[0], rank=4, low_rank=0)
+    assert set(config.exclude_modules) == everything - retained
+    assert ranks(get_peft_model(backbone(name)[0], config)) == dict.fromkeys(retained, 4)
+
+    for rslora in (False, True):
+        config = selection.to_lora_config(backbone(name)[0], low_rank=2, lora_alpha=12, use_rslora=rslora)
+        wrapped = get_peft_model(backbone(name)[0], config)
+        assert ranks(wrapped) == {each: 8 if each in retained else 2 for each in everything}
+        scalings = {lora.layer.scaling["default"] for lora in loras(wrapped).values()}
+        assert len({round(each, 9) for each in scalings}) == 1
+
+
+def test_a_selection_without_sharing_leaves_the_low_layers_out(scores):
+    model = backbone("tiny:bert")[0]
+    selection = lora_drop.select(scores, 0.5, share=False)
+    config = selection.to_lora_config(model)
+    assert isinstance(config, LoraConfig) and config.r == 8 and not config.rank_pattern
+    assert len(config.target_modules) == sum(len(layers.retained) for layers in selection.projections.values())
+
+
+def test_what_peft_would_ignore_is_refused(scores):
+    model = backbone("tiny:bert")[0]
+    selection = lora_drop.select(scores, 0.5)
+    with pytest.raises(UserError, match=r"rank_pattern: encoder\.layr matches no module"):
+        selection.to_lora_config(model, rank_pattern={"encoder.layr": 4})
+    with pytest.raises(UserError, match=r"target_modules does not mean the same modules .* is hit and not meant"):
+        selection.to_lora_config(model, target_modules=["query", "value", "key"])
+    with pytest.raises(UserError, match="is meant and not hit"):
+        selection.to_lora_config(model, target_modules="all-linar")
+    with pytest.raises(UserError, match="Was it scored with this model"):
+        selection.to_lora_config(backbone("tiny:llama")[0].model.layers[0])
+    with pytest.raises(UserError, match="at least 1"):
+        selection.to_lora_config(model, low_rank=-1)
