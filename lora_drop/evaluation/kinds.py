@@ -1,6 +1,6 @@
 """All that depends on a task's kind: tokens and batches, the loss, the evaluation.
 
-`classification` and `regression` have a classifier on the backbone; `generation` has a language model that continues a
+`classification`, `multilabel` and `regression` have a classifier on the backbone; `generation` has a language model that continues a
 prompt. The stages ask here; they do not ask for the kind.
 """
 
@@ -100,9 +100,15 @@ def _smoothed_loss(smoothing: float) -> Loss | None:
     return loss
 
 
+def _metric(config: Config) -> dict[str, Any]:
+    """Return the metrics that were named for own data; those of a task are the task's."""
+    return {"metric": config.data.metric} if config.data.metric else {}
+
+
 def _check_classifier(config: Config, task: Task) -> None:
-    if config.train.label_smoothing and task.kind == "regression":
-        raise UserError(f"train.label_smoothing is for labels, but {task.name} predicts a number. Set it to 0.")
+    if config.train.label_smoothing and task.kind != "classification":
+        what = "a number" if task.kind == "regression" else "several labels a row"
+        raise UserError(f"train.label_smoothing is for one label a row, but {task.name} predicts {what}. Set it to 0.")
 
 
 def _check_generator(config: Config, task: Task) -> None:
@@ -124,7 +130,7 @@ _CLASSIFIER = Kind(
     evaluate=lambda model, task, rows, encoded, tokenizer, config, way, progress, journal: evaluate_classifier(
         model, task, rows, encoded, collator(tokenizer), config.eval.batch_size, way, progress
     ),
-    settings=lambda config: {},
+    settings=lambda config: _metric(config),
 )
 _GENERATOR = Kind(
     causal=True,
@@ -137,5 +143,5 @@ _GENERATOR = Kind(
     evaluate=lambda model, task, rows, encoded, tokenizer, config, way, progress, journal: evaluate_generator(
         model, task, rows, encoded, tokenizer, config.generation, config.eval.batch_size, way, progress, journal
     ),
-    settings=lambda config: {"generation": vars(config.generation)},
+    settings=lambda config: {"generation": vars(config.generation), **_metric(config)},
 )
