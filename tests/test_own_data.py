@@ -6,13 +6,18 @@ from pathlib import Path
 import own_data
 import pytest
 import yaml
+from datasets import ClassLabel, Dataset, Features, Value
 
 from lora_drop.cli.app import main
 from lora_drop.config.schema import Config, DataConfig, config_hash, load_config
+from lora_drop.data.content import content_digest
 from lora_drop.errors import UserError
+from lora_drop.files import digest
 from lora_drop.progress import Reporter
 from lora_drop.tasks.base import Source
 from lora_drop.tasks.own.reading import Reading
+from lora_drop.tasks.own.splits import Named
+from lora_drop.tasks.own.tables import table_of
 from lora_drop.tasks.own.task import OwnData, own_task, stored_task
 from lora_drop.tasks.own.values import as_label, kind_of, ordered, several
 
@@ -213,6 +218,26 @@ def test_a_stored_task_reads_rows_as_the_trained_one_did(tmp_path):
     again = stored_task(record)
     assert (again.kind, again.labels, again.outputs) == (task.kind, task.labels, 5)
     assert Reading.of_record(record).text({"review": "Good."}) == ("Good.",)
+
+
+def test_classes_of_the_hub_have_their_names():
+    features = Features({"text": Value("string"), "label": ClassLabel(names=["bad", "good"])})
+    table = table_of(
+        "org/name", ["text", "label"], Named(Dataset.from_dict({"text": ["a", "b"], "label": [1, -1]}, features)), ""
+    )
+    assert list(table.rows()) == [
+        ("org/name, row 1", {"text": "a", "label": "good"}),
+        ("org/name, row 2", {"text": "b", "label": None}),
+    ]
+
+
+def test_the_hash_of_rows_is_that_of_all_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr("lora_drop.data.content.AT_A_TIME", 7)
+    for label in ("stars", "delight", "aspects"):
+        data = read(own_data.write(tmp_path / "r.jsonl", own_data.reviews(40)), label=label)
+        loaded = data.load(data.source, "train")
+        assert content_digest(loaded) == digest([loaded[:]])
+    assert content_digest(Dataset.from_dict({})) == digest([{}])
 
 
 def test_a_configuration_with_data_has_the_task_own(tmp_path):

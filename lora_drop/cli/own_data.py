@@ -40,7 +40,7 @@ def inspect(config: Config, source: Source, backbone: bool) -> dict[str, Any]:
     return {
         "data": data.splits.train.name,
         "kind": data.reading.kind,
-        "text": data.reading.template or list(data.reading.texts),
+        "text": data.reading.template or data.reading.columns,
         "label": data.reading.label,
         "rows": {split: len(part) for split, part in rows.items()},
         "labels": _labels(data, rows),
@@ -75,7 +75,7 @@ def yaml_to_paste(config: Config, data: OwnData) -> str:
 
 
 def _texts(rows: Dataset) -> Iterator[tuple[str, ...]]:
-    columns = [name for name in ("text", "text_pair", "prompt") if name in rows.column_names]
+    columns = [name for name in ("text", "text_pair", "prompt", "asked") if name in rows.column_names]
     for batch in rows.iter(AT_A_TIME):
         yield from zip(*(batch[name] for name in columns), strict=True)
 

@@ -21,13 +21,15 @@ from lora_drop.evaluation.classifier import chosen_labels
 from lora_drop.evaluation.classifier import predict as classify
 from lora_drop.evaluation.generator import generate
 from lora_drop.evaluation.kinds import get_kind
+from lora_drop.evaluation.perplexity import NAME as PERPLEXITY
 from lora_drop.progress import Reporter
 from lora_drop.runs.load import load_run, trained_task
 from lora_drop.runs.store import Run
 from lora_drop.tasks.base import Source, Task
+from lora_drop.tasks.own.chats import asked_and_answered
 from lora_drop.tasks.own.reading import Reading
 from lora_drop.tasks.own.splits import open_split
-from lora_drop.tasks.own.tables import Row, Table
+from lora_drop.tasks.own.tables import Placed, Row, Table
 from lora_drop.tasks.own.values import Label, as_label, as_text, number, several
 
 AT_A_TIME = 4096
@@ -65,21 +67,25 @@ class Predictor:
         for name in self.reading.columns:
             table.column(name, f"the text of the run {self.run.path}")
 
-    def predict(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
+    def predict(self, rows: Sequence[Placed]) -> list[dict[str, Any]]:
         """Return for each row `prediction`, and of labels `score` and `scores`: probabilities."""
-        texts = [self.reading.text(row) for row in rows]
-        columns = {"text": [text[0] for text in texts], "label": self._no_labels(len(rows))}
-        if len(self.reading.texts) == 2:
-            columns["text_pair"] = [text[1] for text in texts]
-        if self.task.kind == "generation":
-            columns = {"prompt": columns["text"]}
-        kind = get_kind(self.task)
-        encoded, _ = kind.encode_evaluation(Dataset.from_dict(columns), self.tokenizer, self.config, "new")
+        encoded, _ = get_kind(self.task).encode_evaluation(self._asked(rows), self.tokenizer, self.config, "new")
         if self.task.kind == "generation":
             written = generate(self.model, encoded, self.tokenizer, self.config.generation, self.config.eval.batch_size)
             return [{"prediction": text.strip()} for text in written]
         logits = classify(self.model, encoded, collator(self.tokenizer), self.config.eval.batch_size)
         return self._named(logits)
+
+    def _asked(self, rows: Sequence[Placed]) -> Dataset:
+        """Return rows as the task has them, without labels."""
+        if self.reading.chat is not None:
+            turns = [asked_and_answered(self.reading.conversation(place, row))[0] for place, row in rows]
+            return Dataset.from_dict({"asked": [json.dumps(asked) for asked in turns]})
+        texts = [self.reading.text(row) for _, row in rows]
+        if self.task.kind == "generation":
+            return Dataset.from_dict({"prompt": [text[0] for text in texts]})
+        pair = {"text_pair": [text[1] for text in texts]} if len(self.reading.texts) == 2 else {}
+        return Dataset.from_dict({"text": [text[0] for text in texts], **pair, "label": self._no_labels(len(rows))})
 
     def _no_labels(self, count: int) -> list[Any]:
         return [[0.0] * len(self.task.labels) if self.task.kind == "multilabel" else 0.0] * count
@@ -128,7 +134,7 @@ def predict(
     table = open_split(data, split, source)
     predictor = Predictor(run_dir, device)
     predictor.check(table)
-    labelled = predictor.reading.label in table.columns
+    labelled = bool(predictor.reading.chat) or predictor.reading.label in table.columns
     references: list[Label | None] = []
     made: list[Any] = []
     to.parent.mkdir(parents=True, exist_ok=True)
@@ -136,12 +142,12 @@ def predict(
     try:
         with temporary.open("w", encoding="utf-8", newline="") as file:
             writer = _Writer(file, to.suffix, predictor, labelled)
-            for rows in _chunks(row for _, row in table.rows()):
+            for rows in _chunks(table.rows()):
                 found = predictor.predict(rows)
-                for row, each in zip(rows, found, strict=True):
+                for (_, row), each in zip(rows, found, strict=True):
                     writer.write(row, each)
                 made += [each["prediction"] for each in found]
-                references += [as_label(row.get(predictor.reading.label)) for row in rows]
+                references += [predictor.reading.answer(place, row) for place, row in rows]
                 report.advance(len(made), len(made), "rows")
         temporary.replace(to)
     finally:
@@ -149,7 +155,7 @@ def predict(
     return Predicted(to, len(made), _metrics(predictor, made, references, report) if labelled else {})
 
 
-def _chunks(rows: Iterable[Row]) -> Iterator[list[Row]]:
+def _chunks(rows: Iterable[Placed]) -> Iterator[list[Placed]]:
     rows = iter(rows)
     while chunk := list(islice(rows, AT_A_TIME)):
         yield chunk
@@ -160,7 +166,7 @@ class _Writer:
 
     def __init__(self, file: TextIO, suffix: str, predictor: Predictor, labelled: bool):
         reading = predictor.reading
-        self.read = list(dict.fromkeys([*reading.columns, *([reading.label] if labelled else [])]))
+        self.read = list(dict.fromkeys([*reading.columns, *([reading.label] if labelled and reading.label else [])]))
         self.labels = reading.labels
         self.file, self.table = (
             file,
@@ -211,7 +217,8 @@ def _metrics(
         from lora_drop.evaluation.metrics.texts import score_texts
 
         texts, answers = [given for given, _ in pairs], [[as_text(label)] for _, label in pairs]
-        return score_texts(task.metrics, texts, answers).metrics
+        names = [name for name in task.metrics if name != PERPLEXITY]
+        return score_texts(names, texts, answers).metrics if names else {}
     if task.kind == "multilabel":
         from lora_drop.evaluation.metrics.several import evaluate_several
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from lora_drop.config.schema import DataConfig
 from lora_drop.errors import UserError
+from lora_drop.tasks.own.chats import ALPACA, OPENAI, SHAREGPT, Chat, Messages, asked_and_answered
 from lora_drop.tasks.own.tables import Row, Table
 from lora_drop.tasks.own.values import Label, as_label, as_text, kind_of, missing, number, ordered, several
 
@@ -40,11 +41,28 @@ class Reading:
     label: str
     labels: tuple[str, ...] = ()
     """Names of the classes in index order; empty for numbers and for written texts."""
+    chat: Chat | None = None
+    """Of rows that are conversations: how they hold it."""
 
     @property
     def columns(self) -> list[str]:
         """The columns that are read, without the label."""
+        if self.chat is not None:
+            return [self.chat.columns[name] for name in ("messages", "prompt") if name in self.chat.columns]
         return list(self.texts) or FIELD.findall(self.template)
+
+    def conversation(self, place: str, row: Row) -> Messages:
+        """Return the turns of a row that is a conversation. Raises UserError naming the place of a fault."""
+        assert self.chat is not None
+        return self.chat.messages(place, row)
+
+    def answer(self, place: str, row: Row) -> Label | None:
+        """Return the label of a row as it is written; of a conversation, its last answer."""
+        if self.chat is not None:
+            return asked_and_answered(self.conversation(place, row))[1] or None
+        if self.kind == "generation":
+            return as_text(row.get(self.label)) if not missing(row.get(self.label)) else None
+        return as_label(row.get(self.label))
 
     def text(self, row: Row) -> tuple[str, ...]:
         """Return the text of a row, or the two of a pair."""
@@ -67,12 +85,14 @@ class Reading:
 
     def record(self) -> dict[str, Any]:
         """Return the reading as JSON-like values."""
-        return {**vars(self), "texts": list(self.texts), "labels": list(self.labels)}
+        chat = {key: dict(value) for key, value in vars(self.chat).items()} if self.chat else None
+        return {**vars(self), "texts": list(self.texts), "labels": list(self.labels), "chat": chat}
 
     @classmethod
     def of_record(cls, record: Mapping[str, Any]) -> Reading:
         """Return the reading that `record` gave."""
-        return cls(**{**record, "texts": tuple(record["texts"]), "labels": tuple(record["labels"])})
+        chat = Chat(**record["chat"]) if record["chat"] else None
+        return cls(**{**record, "texts": tuple(record["texts"]), "labels": tuple(record["labels"]), "chat": chat})
 
 
 @dataclass
@@ -99,7 +119,7 @@ def survey(table: Table, reading: Reading) -> Survey:
     """Read a table once."""
     found = Survey()
     for place, row in table.rows():
-        label = as_label(row.get(reading.label))
+        label = reading.answer(place, row)
         if reading.empty(row):
             found.empty.append(place)
         elif label is None and reading.kind != "multilabel":
@@ -126,6 +146,9 @@ def find_columns(data: DataConfig, table: Table) -> Reading:
     Raises:
         UserError: for a column that does not exist, and where none can be found.
     """
+    written = _written_columns(data, table)
+    if written is not None:
+        return written
     template = data.template or ""
     texts = data.text or ()
     if len(texts) == 1 and texts[0] not in table.columns and FIELD.search(texts[0]):
@@ -143,7 +166,37 @@ def find_columns(data: DataConfig, table: Table) -> Reading:
         raise UserError(f"The template {template!r} has no column in braces, such as {{{table.columns[0]}}}.")
     taken = texts or tuple(FIELD.findall(template))
     label = table.column(data.label, "data.label (--label)") if data.label else _label_column(table, taken)
-    return Reading(data.kind, texts if taken else _text_columns(table, label), template, label)
+    texts = texts if taken else _text_columns(table, label)
+    if data.kind == "generation" and texts:  # a line end parts what is read from what is written
+        template, texts = "".join(f"{{{name}}}\n" for name in texts), ()
+    return Reading(data.kind, texts, template, label)
+
+
+def chat_reading(chat: Chat, table: Table) -> Reading:
+    """Return the reading of conversations. Raises UserError for a column that does not exist."""
+    if chat.columns == ALPACA and ALPACA["query"] not in table.columns:  # it is there where a question needs it
+        chat = replace(chat, columns={role: name for role, name in ALPACA.items() if role != "query"})
+    for role, name in chat.columns.items():
+        table.column(name, f"{role!r} in dataset_info.json")
+    return Reading("generation", (), "", "", chat=chat)
+
+
+def _written_columns(data: DataConfig, table: Table) -> Reading | None:
+    """Return the reading of a table whose columns have the usual names of texts to be written; else None."""
+    has = set(table.columns)
+    if data.kind not in ("auto", "generation") or data.text or data.label:
+        return None
+    for column, tags in (("messages", OPENAI), ("conversations", SHAREGPT)):
+        if column in has and not data.template:
+            return Reading("generation", (), "", "", chat=Chat({"messages": column}, tags))
+    for prompt, label in (("prompt", "completion"), ("instruction", "output")):
+        if {prompt, label} <= has:
+            alpaca = "{instruction}\n{input}\n" if "input" in has else "{instruction}\n"
+            template = data.template or (alpaca if prompt == "instruction" else "{prompt}")
+            for name in FIELD.findall(template):
+                table.column(name, "data.template")
+            return Reading("generation", (), template, label)
+    return None
 
 
 def _label_column(table: Table, texts: Sequence[str]) -> str:

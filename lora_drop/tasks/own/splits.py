@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from datasets import ClassLabel, Dataset
+
 from lora_drop.config.schema import DataConfig
 from lora_drop.errors import UserError, closest
 from lora_drop.tasks.base import Source
@@ -97,19 +99,24 @@ def _files(folder: Path) -> dict[str, list[Path]]:
 
 def _hub_split(hub: dict[str, Any], split: str, source: Source) -> Table:
     rows = HubRows(hub["name"], hub["configuration"], hub["revision"] or "main")
-    found = rows.load(source, split, "<your file>", ())
+    found = rows.load(source, split, "", ())
     commit = source.origins[split]["commit"]
-    return table_of(f"{rows}, {split}", found.column_names, _Rows(found), f"{rows} {split} {commit}")
+    return table_of(f"{rows}, {split}", found.column_names, Named(found), f"{rows} {split} {commit}")
 
 
-class _Rows(Sequence[Any]):
-    """Rows of a data set of the Hub, read one by one each time they are asked for."""
+class Named(Sequence[Any]):
+    """Rows of a data set of the Hub, read one by one each time they are asked for, classes by their names."""
 
-    def __init__(self, rows: Any):
+    def __init__(self, rows: Dataset):
         self.rows = rows
+        self.classes = {name: kind for name, kind in rows.features.items() if isinstance(kind, ClassLabel)}
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: Any) -> Any:
-        return self.rows[index]
+        row = self.rows[index]
+        for name, kind in self.classes.items():
+            number = row[name]
+            row[name] = None if number is None or number < 0 else kind.int2str(number)  # -1: a test without answers
+        return row

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import quantiles
 from typing import Any
@@ -18,7 +20,8 @@ from lora_drop.errors import UserError, closest
 from lora_drop.files import cache_root, digest, file_digest
 from lora_drop.pruning.sampling import stratified_sample
 from lora_drop.tasks.base import Source, Task
-from lora_drop.tasks.own.reading import Reading, Survey, find_columns, place_where, survey, with_kind
+from lora_drop.tasks.own.chats import asked_and_answered, described
+from lora_drop.tasks.own.reading import Reading, Survey, chat_reading, find_columns, place_where, survey, with_kind
 from lora_drop.tasks.own.splits import Splits, find_splits
 from lora_drop.tasks.own.tables import Table
 from lora_drop.tasks.own.values import Label, number, several
@@ -40,7 +43,7 @@ ALLOWED = {
     "classification": ("accuracy", "f1_macro", "f1_micro", "matthews_correlation"),
     "multilabel": ("f1_micro", "f1_macro", "accuracy"),
     "regression": ("pearson", "spearman"),
-    "generation": ("sacrebleu", "rouge_l"),
+    "generation": ("sacrebleu", "rouge_l", "perplexity"),
 }
 ALIASES = {"matthews": "matthews_correlation", "rougeL": "rouge_l", "rougel": "rouge_l"}
 
@@ -71,14 +74,18 @@ class OwnData:
     def __init__(self, data: DataConfig, source: Source):
         """Read the tables. Raises UserError."""
         self.data, self.source = data, source
+        chat = None
+        if data.dataset_info is not None:
+            known = described(data.dataset_info, str(data.name))
+            chat, data = known.chat, replace(data, path=known.path, split=known.split or data.split)
         self.splits: Splits = find_splits(data, source)
         train, validation = self.splits.train, self.splits.validation
-        columns = find_columns(data, train)
+        columns = find_columns(data, train) if chat is None else chat_reading(chat, train)
         surveys = {"train": survey(train, columns)}
         self.reading: Reading = with_kind(columns, train, surveys["train"])
         surveys["train"] = self._again(train, columns, surveys["train"])
         if validation is not None:
-            for name in (*self.reading.columns, self.reading.label):
+            for name in filter(None, (*self.reading.columns, self.reading.label)):
                 validation.column(name, "the reading of the training rows")
             surveys["validation"] = survey(validation, self.reading)
             self._check_known(validation, surveys["validation"])
@@ -106,7 +113,7 @@ class OwnData:
         """Return the rows of "train" or "validation", kept memory-mapped by the content that they are made from."""
         table, members = self.table(split), self.members[split]
         folder = Path(__file__).parent
-        code = [file_digest(folder / name) for name in ("reading.py", "tables.py", "task.py", "values.py")]
+        code = [file_digest(folder / name) for name in ("chats.py", "reading.py", "tables.py", "task.py", "values.py")]
         key = digest(table.identity, self.reading.record(), digest(members), split, code)
         wanted = set(members)
         source.origins.setdefault(split, {"file": table.name})
@@ -114,9 +121,9 @@ class OwnData:
             key,
             features(self.reading),
             (
-                example(self.reading, f"{split}-{place}", row)
-                for place, (_, row) in enumerate(table.rows())
-                if place in wanted
+                example(self.reading, f"{split}-{number}", place, row)
+                for number, (place, row) in enumerate(table.rows())
+                if number in wanted
             ),
         )
 
@@ -195,15 +202,23 @@ def features(reading: Reading) -> Features:
     """Return the columns of rows."""
     pair = {"text_pair": Value("string")} if len(reading.texts) == 2 else {}
     if reading.kind == "generation":
+        texts = ("messages", "asked") if reading.chat else ("prompt", "completion")
         return Features(
-            {name: Value("string") for name in ("id", "prompt", "completion")} | {"references": List(Value("string"))}
+            {"id": Value("string"), **{name: Value("string") for name in texts}, "references": List(Value("string"))}
         )
     label = {"classification": Value("int64"), "regression": Value("float64"), "multilabel": List(Value("float32"))}
     return Features({"id": Value("string"), "text": Value("string"), **pair, "label": label[reading.kind]})
 
 
-def example(reading: Reading, name: str, row: Mapping[str, Any]) -> dict[str, Any]:
+def example(reading: Reading, name: str, place: str, row: Mapping[str, Any]) -> dict[str, Any]:
     """Return a row of a table as a row of the task."""
+    if reading.chat is not None:
+        messages = reading.conversation(place, row)
+        asked, answer = asked_and_answered(messages)
+        texts = {
+            key: json.dumps(turns, ensure_ascii=False) for key, turns in (("messages", messages), ("asked", asked))
+        }
+        return {"id": name, **texts, "references": [answer]}
     target = reading.target(row)
     if reading.kind == "generation":
         return {"id": name, "prompt": reading.text(row)[0], "completion": target, "references": [target]}
