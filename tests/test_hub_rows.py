@@ -108,6 +108,19 @@ def test_rows_equal_those_of_the_official_files(hub, machine, official):
     assert not hub.asked("GET .*[.]py")  # the loading scripts of the main branches
 
 
+def test_own_data_may_be_a_data_set_of_the_hub(hub, machine, tmp_path):
+    run = ["run", "-d", tmp_path / "run", "-b", "tiny:bert", "-o", "train.epochs=1", "--device", "cpu"]
+    done = machine(*run, "--data", "nyu-mll/glue:rte", "--validation", "validation")
+    assert done.code == 0, done.err
+    manifest = read_json(tmp_path / "run" / "run.json")
+    commit = hub.commit("datasets", "nyu-mll/glue")
+    assert {origin["commit"] for name, origin in manifest["stages"]["eval"]["sources"].items()} == {commit}
+    record = read_json(tmp_path / "run" / "adapter" / "task.json")
+    assert record["texts"] == ["sentence1", "sentence2"] and record["labels"] == ["0", "1"]
+    missing = machine(*run, "--data", "nyu-mll/none")
+    assert missing.code == 2 and "nyu-mll/none" in missing.err
+
+
 def test_real_rows_equal_those_of_the_official_files(tmp_path, data_dir):
     write_hub(tmp_path / "hub", data_dir, TRICKY)
     with HubServer(tmp_path / "hub") as hub, Machine(hub.env(tmp_path / "home")) as machine:

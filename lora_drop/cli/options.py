@@ -50,6 +50,36 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print results only."
 Json = Annotated[bool, typer.Option("--json", help="The last line is machine-readable.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
+Backbone = Annotated[
+    str | None,
+    typer.Option(
+        "--backbone", "-b", help="A Hub id (or id@revision), a folder, packaged:NAME, shape:NAME or tiny:NAME."
+    ),
+]
+DataPath = Annotated[
+    str | None,
+    typer.Option("--data", metavar="PATH", help="Your data: csv, tsv, json, jsonl, parquet, a folder, org/name (Hub)."),
+]
+Text = Annotated[
+    list[str] | None,
+    typer.Option("--text", metavar="COLUMN", help="Column to read; twice for a pair; or a template '{title}: {body}'."),
+]
+Label = Annotated[str | None, typer.Option("--label", metavar="COLUMN", help="Column to predict.")]
+Kind = Annotated[
+    str | None, typer.Option(help="classification, regression, multilabel or generation, where it is not detected.")
+]
+Validation = Annotated[
+    str | None, typer.Option(metavar="WHICH", help="Rows to evaluate: a share (0.1), a file, or a split.")
+]
+Metric = Annotated[list[str] | None, typer.Option(metavar="NAME", help="Metric; the first chooses the best epoch.")]
+Template = Annotated[
+    str | None, typer.Option(metavar="TEXT", help="Text to read, or prompt, with columns in braces: '{title}: {body}'.")
+]
+DatasetInfo = Annotated[
+    str | None, typer.Option("--dataset-info", metavar="FILE", help="LLaMA-Factory's dataset_info.json, with --name.")
+]
+Name = Annotated[str | None, typer.Option("--name", help="Data set in --dataset-info.")]
+
 
 class Shared(NamedTuple):
     """An option of several commands."""
@@ -63,6 +93,16 @@ class Shared(NamedTuple):
 SHARED = {
     "config": Shared(ConfigFiles),
     "overrides": Shared(Overrides),
+    "backbone": Shared(Backbone, key="backbone"),
+    "data": Shared(DataPath, key="data.path"),
+    "text": Shared(Text, key="data.text"),
+    "label": Shared(Label, key="data.label"),
+    "kind": Shared(Kind, key="data.kind"),
+    "validation": Shared(Validation, key="data.validation"),
+    "metric": Shared(Metric, key="data.metric"),
+    "template": Shared(Template, key="data.template"),
+    "dataset_info": Shared(DatasetInfo, key="data.dataset_info"),
+    "name": Shared(Name, key="data.name"),
     "budget": Shared(Budget, key="method.budget"),
     "bootstrap": Shared(Bootstrap, key="score.bootstrap"),
     "criterion": Shared(Criterion, key="score.criterion"),
@@ -106,8 +146,20 @@ def flags(given: Mapping[str, Any]) -> dict[str, Any]:
 
 def configuration(given: Mapping[str, Any], run_dir: Path | None = None) -> Config:
     """Return what configuration files, or else the run directory, say; then -o, then the flags."""
-    from lora_drop.config.schema import load_config
+    from lora_drop.config.schema import OWN, load_config
 
     stored = run_dir / "config.yaml" if run_dir else None
-    files = given["config"] or ([stored] if stored is not None and stored.is_file() else [])
-    return load_config(files, given["overrides"] or [], flags(given))
+    own = given.get("data") or given.get("dataset_info")
+    found = flags(given)
+    if stored is not None and stored.is_file() and not given["config"]:
+        files: list[Any] = [stored]
+    else:
+        files = given["config"] or ([OWN] if own else [])
+    if own:  # the task is then what the flags say, whatever a file of settings names
+        found["task"] = OWN
+    return load_config(files, given["overrides"] or [], found)
+
+
+def own_run_dir(given: Mapping[str, Any]) -> Path:
+    """Return the folder of a run on data of one's own where none is named: `runs/reviews` for `reviews.csv`."""
+    return Path("runs") / (given["name"] or Path(given["data"].split(":")[0].split("@")[0]).stem)

@@ -48,11 +48,8 @@ def _key(hint: Any, item: dataclasses.Field[Any]) -> dict[str, Any]:
     kinds = alternatives(hint)
     if typing.get_origin(kinds[0]) is tuple:
         kind = TYPES[typing.get_args(kinds[0])[0]]
-        found |= {
-            "type": ["array", kind, *(["null"] if type(None) in kinds else [])],
-            "items": {"type": kind},
-            "minItems": 1,
-        }
+        empty = ["null"] if type(None) in kinds else []
+        found |= {"type": ["array", kind, *empty], "items": {"type": kind}, "minItems": 1}
     else:
         names = [TYPES.get(kind, "null") for kind in kinds]
         found["type"] = names if len(names) > 1 else names[0]

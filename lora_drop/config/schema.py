@@ -190,6 +190,41 @@ class GenerationConfig:
 
 
 @dataclass(frozen=True)
+class DataConfig:
+    """Data of your own, instead of a task's. With `data.path` the task is `own`."""
+
+    path: str | None = None
+    """A csv, tsv, json, jsonl or parquet file, a folder with such files named train, validation and test, or
+    org/name[:config][@revision] on the Hub."""
+    split: str = "train"
+    """The split that is trained on, of a folder or of the Hub."""
+    text: tuple[str, ...] | None = None
+    """The column that is read, two of them (a pair of texts), or a template such as "{title}: {body}"; empty: found."""
+    label: str | None = None
+    """The column that is predicted: names or whole numbers (classes), numbers with a fraction (regression), lists or
+    a;b (several labels a row); for generation the text that is written; empty: found."""
+    kind: str = one_of("auto", "auto", "classification", "regression", "multilabel", "generation")
+    """The kind of task; auto: what the label's values are."""
+    validation: float | str | None = None
+    """The rows that are evaluated: a share of the training file (stratified), another file, or a split; empty: the
+    split validation, else 0.2 of the rows, at most 2,000."""
+    metric: tuple[str, ...] | None = None
+    """Metrics, that which chooses the best epoch first: accuracy, f1_macro, f1_micro, matthews; pearson, spearman;
+    sacrebleu, rougeL, perplexity; empty: those that suit the kind."""
+    template: str | None = None
+    """The text that is read, with columns in braces ("{title}: {body}"); of generation, the prompt."""
+    dataset_info: str | None = None
+    """LLaMA-Factory's dataset_info.json; data.name says which of its data sets is meant."""
+    name: str | None = None
+    """The name of a data set in data.dataset_info."""
+
+    @property
+    def given(self) -> bool:
+        """True if there are data of the user's own."""
+        return self.path is not None or self.dataset_info is not None
+
+
+@dataclass(frozen=True)
 class LimitConfig:
     """Run on fewer rows. A limited run says so everywhere."""
 
@@ -229,6 +264,8 @@ class Config:
     """Where to compute; auto: the GPU if there is one."""
     offline: bool = False
     """Never ask the Hub; what is not on this machine is an error."""
+    data: DataConfig = DataConfig()
+    """Data of your own."""
     sample: SampleConfig = SampleConfig()
     """Stage 1."""
     warmup: WarmupConfig = WarmupConfig()
@@ -247,9 +284,11 @@ class Config:
     """Fewer rows."""
 
 
-LATER_KEYS = {"score.criterion": "output", "score.compare": None, "warmup.adapter": None}
+LATER_KEYS = {"train.products": "auto", "score.criterion": "output", "score.compare": None, "warmup.adapter": None}
 """Keys that came after the first results, with the values that configurations without them mean: these values are left
 out of a configuration's identity, so that it stays what it was."""
+OWN = "own"
+"""The task of a configuration with data of the user's own."""
 WHERE_KEYS = ("data_dir", "device", "offline")
 """Keys that say where a run happens, not what it computes: they are left out of its identity."""
 
@@ -257,6 +296,17 @@ WHERE_KEYS = ("data_dir", "device", "offline")
 def to_dict(config: Config) -> dict[str, Any]:
     """Return the configuration as plain nested dictionaries (tuples become lists)."""
     return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def what_is_computed(config: Config) -> dict[str, Any]:
+    """Return the part of a configuration that decides results. Data of one's own are named only where there are any."""
+    unused = WHERE_KEYS if config.data.given else (*WHERE_KEYS, "data")
+    found = {key: value for key, value in to_dict(config).items() if key not in unused}
+    for dotted, meant in LATER_KEYS.items():
+        section, key = dotted.split(".")
+        if found[section][key] == meant:
+            del found[section][key]
+    return found
 
 
 def to_yaml(config: Config) -> str:
@@ -269,13 +319,8 @@ def to_yaml(config: Config) -> str:
 
 
 def config_hash(config: Config) -> str:
-    """Return 12 hexadecimal digits that identify what a run computes (WHERE_KEYS are left out, and LATER_KEYS)."""
-    what = {key: value for key, value in to_dict(config).items() if key not in WHERE_KEYS}
-    for dotted, meant in LATER_KEYS.items():
-        section, key = dotted.split(".")
-        if what[section][key] == meant:
-            del what[section][key]
-    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
+    """Return 12 hexadecimal digits that identify what a run computes (WHERE_KEYS are left out)."""
+    return hashlib.sha256(json.dumps(what_is_computed(config), sort_keys=True).encode()).hexdigest()[:12]
 
 
 def load_config(
@@ -317,9 +362,9 @@ def from_dict(values: Mapping[str, Any], errors: list[str] | None = None) -> Con
     options = method.get("options") if isinstance(method, Mapping) else None
     if isinstance(method, Mapping):
         values = {**values, "method": {key: value for key, value in method.items() if key != "options"}}
-    config = build(Config, values, errors)
+    config = _with_own_task(build(Config, values, errors), "task" in values, errors)
     for key, name, known in (
-        ("task", config.task, TASKS.names()),
+        ("task", config.task, [*TASKS.names(), *([OWN] if config.data.given else [])]),
         ("method.name", config.method.name, METHODS.names()),
         ("score.criterion", config.score.criterion, CRITERIA.names()),
         *(("score.compare", name, CRITERIA.names()) for name in config.score.compare or ()),
@@ -332,6 +377,25 @@ def from_dict(values: Mapping[str, Any], errors: list[str] | None = None) -> Con
         count = "an error" if len(errors) == 1 else f"{len(errors)} errors"
         raise UserError(f"The configuration has {count}:\n" + "\n".join(f"  {error}" for error in errors))
     return config
+
+
+def _with_own_task(config: Config, named: bool, errors: list[str]) -> Config:
+    """Return the configuration with the task `own` if it has data of the user's own; check that its keys fit."""
+    data = config.data
+    if not data.given:
+        extra = [key for key, value in vars(data).items() if value != getattr(DataConfig(), key)]
+        if config.task == OWN or extra:
+            what = f"data.{extra[0]}" if extra else f"task = {OWN!r}"
+            errors.append(f"{what} is for data of your own, and data.path names none. Set it, or use --data FILE.")
+        return config
+    if named and config.task != OWN:
+        errors.append(f"task = {config.task!r} and data.path = {data.path!r} exclude each other. Leave one out.")
+    if (data.dataset_info is None) != (data.name is None) or (data.dataset_info and data.path):
+        errors.append(
+            "data.dataset_info and data.name go together, and take the place of data.path: "
+            "--dataset-info dataset_info.json --name NAME."
+        )
+    return replace(config, task=OWN)
 
 
 def _with_options(method: MethodConfig, declared: type | None, given: Any, errors: list[str]) -> MethodConfig:

@@ -192,7 +192,12 @@ def _convert(value: Any, hint: Any) -> Any:
     options = alternatives(hint)
     if value is None and type(None) in options:
         return None
-    (kind,) = [option for option in options if option is not type(None)]
+    kind, *others = [option for option in options if option is not type(None)]
+    if others:  # a share or a name, say: the first type that takes the value
+        try:
+            return _convert(value, kind)
+        except ValueError:
+            return _convert(value, others[0])
     if typing.get_origin(kind) is tuple:
         return _convert_list(value, typing.get_args(kind)[0])
     if typing.get_origin(kind) is dict and isinstance(value, dict):

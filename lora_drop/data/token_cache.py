@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from lora_drop.data.sentences import Encoded
 
-CODE = ("data/sentences.py", "data/completions.py", "data/token_cache.py", "evaluation/kinds.py")
+CODE = ("data/sentences.py", "data/completions.py", "data/chats.py", "data/token_cache.py", "evaluation/kinds.py")
 """The files that decide what is kept, and how: an entry of other code is not found."""
 PACKAGES = ("transformers", "tokenizers", "datasets")
 
@@ -72,6 +72,7 @@ def _content(tokenizer: PreTrainedTokenizerBase) -> list[Any]:
         tokenizer.padding_side,
         tokenizer.truncation_side,
         tokenizer.special_tokens_map,
+        tokenizer.chat_template,
     ]
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:

@@ -15,6 +15,9 @@ from lora_drop.evaluation.base import Evaluation
 from lora_drop.tasks.base import Task
 from lora_drop.training.way import Way
 
+THRESHOLD = 0.5
+"""Where a row may have several labels: the probability above which a label holds."""
+
 
 def evaluate_classifier(
     model: nn.Module,
@@ -41,24 +44,10 @@ def evaluate_classifier(
     # not before: it takes a second, and most stages need none
     from lora_drop.evaluation.metrics.classification import constant_baseline, evaluate_predictions
 
-    training = model.training
-    model.eval()
-    device = next(model.parameters()).device
-    predictions: list[float] = [0.0] * len(rows)
-    done = 0
-    with torch.no_grad():
-        for chosen, batch in batches(encoded, collate, batch_size, by_tokens=True):
-            batch.pop("labels")
-            given = {name: tensor.to(device) for name, tensor in batch.items()}
-            with way.over(given) if way else nullcontext():
-                logits = model(**given).logits.float().cpu()
-            values = logits.squeeze(-1) if task.kind == "regression" else logits.argmax(dim=-1)
-            for index, value in zip(chosen, values.tolist(), strict=True):
-                predictions[index] = value
-            done += len(chosen)
-            if progress:
-                progress(done, len(rows))
-    model.train(training)
+    logits = predict(model, encoded, collate, batch_size, way, progress)
+    if task.kind == "multilabel":
+        return _several(task, rows, logits)
+    predictions: list[float] = (logits.squeeze(-1) if task.kind == "regression" else logits.argmax(dim=-1)).tolist()
     groups = list(rows["group"]) if "group" in rows.column_names else None
     references = list(rows["label"])
     metrics = evaluate_predictions(task, predictions, references, groups)
@@ -68,4 +57,52 @@ def evaluate_classifier(
         metrics,
         [{"id": row, "prediction": name(predicted), "reference": name(actual)} for row, predicted, actual in columns],
         {"baseline": constant_baseline(task, references, groups)},
+    )
+
+
+def predict(
+    model: nn.Module,
+    encoded: Dataset,
+    collate: Collate,
+    batch_size: int,
+    way: Way | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> torch.Tensor:
+    """Return what a classifier puts out for tokenised rows, `rows outputs`, in their order; see `evaluate_classifier`."""
+    training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    found: dict[int, torch.Tensor] = {}
+    with torch.no_grad():
+        for chosen, batch in batches(encoded, collate, batch_size, by_tokens=True):
+            batch.pop("labels")
+            given = {name: tensor.to(device) for name, tensor in batch.items()}
+            with way.over(given) if way else nullcontext():
+                logits = model(**given).logits.float().cpu()
+            found |= zip(chosen, logits, strict=True)
+            if progress:
+                progress(len(found), len(encoded))
+    model.train(training)
+    return torch.stack([found[index] for index in range(len(encoded))])
+
+
+def chosen_labels(logits: torch.Tensor) -> torch.Tensor:
+    """Return which labels of a row hold (`rows labels`, 0 or 1): those whose probability is above one half."""
+    return (logits.sigmoid() > THRESHOLD).long()
+
+
+def _several(task: Task, rows: Dataset, logits: torch.Tensor) -> Evaluation:
+    """Compare several labels a row."""
+    from lora_drop.evaluation.metrics.several import constant_several, evaluate_several
+
+    predictions, references = chosen_labels(logits).tolist(), [list(map(int, row)) for row in rows["label"]]
+
+    def names(row: list[int]) -> list[str]:
+        return [name for name, on in zip(task.labels, row, strict=True) if on]
+
+    columns = zip(rows["id"], predictions, references, strict=True)
+    return Evaluation(
+        evaluate_several(task.metrics, logits.tolist(), predictions, references),
+        [{"id": row, "prediction": names(given), "reference": names(actual)} for row, given, actual in columns],
+        {"baseline": constant_several(task.metrics, references)},
     )

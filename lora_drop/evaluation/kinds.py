@@ -1,29 +1,35 @@
 """All that depends on a task's kind: tokens and batches, the loss, the evaluation.
 
-`classification` and `regression` have a classifier on the backbone; `generation` has a language model that continues a
+`classification`, `multilabel` and `regression` have a classifier on the backbone; `generation` has a language model that continues a
 prompt. The stages ask here; they do not ask for the kind.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
+from torch import nn
 from torch.nn import functional
 from transformers import PreTrainedTokenizerBase
 
 from lora_drop.config.schema import Config
+from lora_drop.data.chats import encode_chats, encode_questions
 from lora_drop.data.completions import encode_pairs, encode_prompts, pair_collator, token_loss
 from lora_drop.data.sentences import Collate, Encoded, collator, encode
 from lora_drop.errors import UserError
 from lora_drop.evaluation.base import Evaluation
 from lora_drop.evaluation.classifier import evaluate_classifier
 from lora_drop.evaluation.generator import evaluate_generator
+from lora_drop.evaluation.perplexity import NAME as PERPLEXITY
+from lora_drop.evaluation.perplexity import perplexity
 from lora_drop.tasks.base import Task
 from lora_drop.training.trainer import Loss
+from lora_drop.training.way import Way
 
 
 @dataclass(frozen=True)
@@ -71,9 +77,14 @@ def _encode_sentences(rows: Dataset, tokenizer: PreTrainedTokenizerBase, config:
     return encoded, _told(rows, what, counts)
 
 
+def _chats(rows: Dataset) -> bool:
+    """Return True for rows that are conversations."""
+    return "asked" in rows.column_names
+
+
 def _encode_pairs(rows: Dataset, tokenizer: PreTrainedTokenizerBase, config: Config, what: str) -> Encoded:
     limit = config.train.max_length
-    encoded, cut = encode_pairs(rows, tokenizer, limit)
+    encoded, cut = (encode_chats if _chats(rows) else encode_pairs)(rows, tokenizer, limit)
     counts = {
         f"prompts were cut at their beginning: train.max_length={limit}": cut.prompts,
         f"completions alone are longer and were cut at their end: train.max_length={limit}": cut.completions,
@@ -84,7 +95,7 @@ def _encode_pairs(rows: Dataset, tokenizer: PreTrainedTokenizerBase, config: Con
 def _encode_prompts(rows: Dataset, tokenizer: PreTrainedTokenizerBase, config: Config, what: str) -> Encoded:
     """Prompt and generated text are together no longer than what was trained on: there are positions enough."""
     limit = config.train.max_length - config.generation.max_new_tokens
-    encoded, cut = encode_prompts(rows, tokenizer, limit)
+    encoded, cut = (encode_questions if _chats(rows) else encode_prompts)(rows, tokenizer, limit)
     told = f"prompts were cut at their beginning: train.max_length - generation.max_new_tokens = {limit}"
     return encoded, _told(rows, what, {told: cut.prompts})
 
@@ -100,17 +111,53 @@ def _smoothed_loss(smoothing: float) -> Loss | None:
     return loss
 
 
+def _metric(config: Config) -> dict[str, Any]:
+    """Return the metrics that were named for own data; those of a task are the task's."""
+    return {"metric": config.data.metric} if config.data.metric else {}
+
+
 def _check_classifier(config: Config, task: Task) -> None:
-    if config.train.label_smoothing and task.kind == "regression":
-        raise UserError(f"train.label_smoothing is for labels, but {task.name} predicts a number. Set it to 0.")
+    if config.train.label_smoothing and task.kind != "classification":
+        what = "a number" if task.kind == "regression" else "several labels a row"
+        raise UserError(f"train.label_smoothing is for one label a row, but {task.name} predicts {what}. Set it to 0.")
 
 
 def _check_generator(config: Config, task: Task) -> None:
+    if task.primary == PERPLEXITY and config.train.select_epoch == "best":
+        raise UserError(
+            "The first metric chooses the best epoch, as the highest, and a low perplexity is better. Name another one "
+            "first, or keep the last epoch: -o train.select_epoch=last"
+        )
     if config.generation.max_new_tokens >= config.train.max_length:
         raise UserError(
             f"generation.max_new_tokens={config.generation.max_new_tokens} leaves no room for a prompt in "
             f"train.max_length={config.train.max_length}. Raise the latter or lower the former."
         )
+
+
+def _evaluate_texts(
+    model: nn.Module,
+    task: Task,
+    rows: Dataset,
+    encoded: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    config: Config,
+    way: Way | None,
+    progress: Callable[[int, int], None] | None,
+    journal: Path | None,
+) -> Evaluation:
+    """Write texts, unless perplexity alone is asked for, which needs none."""
+    compared = tuple(name for name in task.metrics if name != PERPLEXITY)
+    size = config.eval.batch_size
+    found = Evaluation({}, [])
+    if compared:
+        settings, shown = config.generation, replace(task, metrics=compared)
+        found = evaluate_generator(model, shown, rows, encoded, tokenizer, settings, size, way, progress, journal)
+    if compared == task.metrics:
+        return found
+    answers, _ = _encode_pairs(rows, tokenizer, config, "evaluation")
+    metrics = {**found.metrics, PERPLEXITY: perplexity(model, answers, tokenizer, size, way)}
+    return replace(found, metrics={name: metrics[name] for name in task.metrics if name in metrics})
 
 
 _CLASSIFIER = Kind(
@@ -124,7 +171,7 @@ _CLASSIFIER = Kind(
     evaluate=lambda model, task, rows, encoded, tokenizer, config, way, progress, journal: evaluate_classifier(
         model, task, rows, encoded, collator(tokenizer), config.eval.batch_size, way, progress
     ),
-    settings=lambda config: {},
+    settings=lambda config: _metric(config),
 )
 _GENERATOR = Kind(
     causal=True,
@@ -134,8 +181,6 @@ _GENERATOR = Kind(
     encode_evaluation=_encode_prompts,
     collate=pair_collator,
     loss=token_loss,
-    evaluate=lambda model, task, rows, encoded, tokenizer, config, way, progress, journal: evaluate_generator(
-        model, task, rows, encoded, tokenizer, config.generation, config.eval.batch_size, way, progress, journal
-    ),
-    settings=lambda config: {"generation": vars(config.generation)},
+    evaluate=_evaluate_texts,
+    settings=lambda config: {"generation": vars(config.generation), **_metric(config)},
 )

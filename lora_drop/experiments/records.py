@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from lora_drop.config.schema import WHERE_KEYS, config_hash, to_dict
+from lora_drop.config.schema import config_hash, what_is_computed
 from lora_drop.errors import UserError
 from lora_drop.experiments.grid import Planned
 from lora_drop.files import read_json
@@ -128,7 +128,7 @@ def gather(planned: Planned, run: Run, performed: Sequence[str]) -> Record:
         method=config.method.name,
         seed=config.seed,
         config_hash=config_hash(config),
-        config={key: value for key, value in to_dict(config).items() if key not in WHERE_KEYS},
+        config=what_is_computed(config),
         overrides=planned.overrides,
         deviations=planned.deviations,
         limited={part: rows for entry in stages.values() for part, rows in entry["limited"].items()},

@@ -40,6 +40,13 @@ from lora_drop.progress import SILENT, Reporter
 from lora_drop.registry import BACKBONES
 from lora_drop.tasks.base import Task
 
+PROBLEMS = {
+    "classification": "single_label_classification",
+    "multilabel": "multi_label_classification",
+    "regression": "regression",
+}
+"""transformers' names of what a classifier's output stands for."""
+
 
 def kind_of(name: str) -> BackboneKind:
     """Return the kind of a backbone."""
@@ -113,7 +120,10 @@ def load_config(backbone: Backbone, task: Task) -> PretrainedConfig:
                 "Choose another backbone."
             )
         config.num_labels = task.outputs
-        config.problem_type = "regression" if task.kind == "regression" else "single_label_classification"
+        config.problem_type = PROBLEMS[task.kind]  # type: ignore[assignment]  # one of those that it names
+        if task.record:
+            config.id2label = dict(enumerate(task.labels or ("value",)))
+            config.label2id = {name: index for index, name in config.id2label.items()}
     return config
 
 

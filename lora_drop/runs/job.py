@@ -44,6 +44,10 @@ class Job:
         """The task."""
         from lora_drop.registry import TASKS
 
+        if self.config.data.given:
+            from lora_drop.tasks.own.task import own_task
+
+            return own_task(self.config.data, self.source)
         return TASKS.get(self.config.task)
 
     @cached_property

@@ -7,10 +7,16 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from lora_drop.files import read_json
 from lora_drop.models.backbones import load_model, load_tokenizer, locate, resolve_device
 from lora_drop.registry import METHODS, TASKS
 from lora_drop.runs.job import known_sources
 from lora_drop.runs.store import Run
+from lora_drop.tasks.base import Task
+from lora_drop.tasks.own.task import stored_task
+
+TASK_FILE = "task.json"
+"""In an adapter's folder: how the rows of own data are read, and the names of the labels."""
 
 
 def load_run(path: str | Path, device: str = "auto") -> tuple[torch.nn.Module, PreTrainedTokenizerBase]:
@@ -24,10 +30,18 @@ def load_run(path: str | Path, device: str = "auto") -> tuple[torch.nn.Module, P
         UserError: if the directory is not a run or was not trained yet, or its backbone is not at hand.
     """
     run = Run(path)
-    config, task = run.config, TASKS.get(run.config.task)
-    adapter, chosen = run.require("adapter", "train"), resolve_device(device)
+    config, adapter, chosen = run.config, run.require("adapter", "train"), resolve_device(device)
+    task = trained_task(run)
     known = known_sources(run).get("backbone")
     backbone = locate(config.backbone, config.offline, config.quantization, known=known)
     tokenizer = load_tokenizer(backbone, causal=task.kind == "generation")
     model = METHODS.get(config.method.name).load(load_model(backbone, task, config.seed, tokenizer, chosen), adapter)
     return model.to(chosen).eval(), tokenizer
+
+
+def trained_task(run: Run) -> Task:
+    """Return the task that a run was trained on; of own data, what the adapter keeps of it."""
+    if not run.config.data.given:
+        task: Task = TASKS.get(run.config.task)
+        return task
+    return stored_task(read_json(run.require("adapter", "train") / TASK_FILE))

@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from peft import PeftModel
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from lora_drop.config.schema import TrainConfig
 from lora_drop.data.sentences import batches
@@ -46,6 +47,13 @@ def load_backbone(job: Job) -> PreTrainedModel:
 def load_adapter(job: Job, method: Method, artefact: str) -> nn.Module:
     """Return the backbone with an adapter that an earlier stage has written, on the device."""
     return method.load(load_backbone(job), job.run.file(artefact)).to(job.device)
+
+
+def backbone_config(model: nn.Module) -> PretrainedConfig:
+    """Return the configuration of the backbone under an adapter."""
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    found: PretrainedConfig = base.config
+    return found
 
 
 def start(job: Job, model: nn.Module) -> None:

@@ -13,10 +13,10 @@ from transformers import PreTrainedTokenizerBase
 
 from lora_drop.config.schema import Config
 from lora_drop.data.batches import split_batch
+from lora_drop.data.content import content_digest
 from lora_drop.data.sentences import Collate, Encoded, batches
 from lora_drop.data.token_cache import cache_folder, entry_key, kept_or_made
 from lora_drop.evaluation.kinds import Kind, get_kind
-from lora_drop.files import digest
 from lora_drop.models.backbones import Backbone, load_tokenizer
 from lora_drop.progress import Reporter
 from lora_drop.pruning.sampling import stratified_sample
@@ -49,12 +49,12 @@ class Data:
     @cached_property
     def train_digest(self) -> str:
         """Identifies the content of the training rows."""
-        return digest([self.train_rows[:]])
+        return content_digest(self.train_rows)
 
     @cached_property
     def eval_digest(self) -> str:
         """Identifies the content of the evaluation rows."""
-        return digest([self.eval_rows[:]])
+        return content_digest(self.eval_rows)
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:

@@ -2,9 +2,9 @@
 
 Rows are `datasets.Dataset`s with fixed columns:
 
-- classification and regression: `id` (str), `text` (str), `text_pair` (str, only for sentence pairs), `label` (int, an
-  index into `Task.labels`; float for regression), and `group` (str) where an evaluation split has parts that are also
-  reported apart (MNLI: matched, mismatched);
+- classification, multilabel and regression: `id` (str), `text` (str), `text_pair` (str, only for sentence pairs),
+  `label` (int, an index into `Task.labels`; several labels: 1.0 or 0.0 for each; float for regression), and `group`
+  (str) where an evaluation split has parts that are also reported apart (MNLI: matched, mismatched);
 - generation: `id` (str), `prompt` (str), and `completion` (str) in training rows, `references` (list of str) in
   evaluation rows; `stratum` (str) in training rows.
 """
@@ -71,7 +71,7 @@ class Task:
 
     name: str
     version: int
-    kind: Literal["classification", "regression", "generation"]
+    kind: Literal["classification", "multilabel", "regression", "generation"]
     description: str
     load: Callable[[Source, str], Dataset]
     """`load(source, split)`: the rows of "train" or of an evaluation split. Raises UserError that says what to do."""
@@ -84,7 +84,7 @@ class Task:
     title: str = ""
     """The name in tables; empty: `name`."""
     labels: tuple[str, ...] = ()
-    """Label names in index order; empty unless kind is classification."""
+    """Label names in index order; empty for numbers and texts."""
     splits: tuple[str, ...] = ("validation",)
     """Evaluation splits, the default first."""
     files: Mapping[str, str] = field(default_factory=dict)
@@ -93,11 +93,13 @@ class Task:
     """Where the rows come from without files."""
     official_rows: Mapping[str, int] = field(default_factory=dict)
     """Rows of each split in the official release."""
+    record: Mapping[str, Any] = field(default_factory=dict)
+    """Of own data: how rows are read, as JSON-like values. A trained adapter keeps it, to read other rows alike."""
 
     @property
     def outputs(self) -> int:
         """Size of the classifier's output: the number of labels, 1 for regression, 0 for generation."""
-        return {"classification": len(self.labels), "regression": 1, "generation": 0}[self.kind]
+        return {"regression": 1, "generation": 0}.get(self.kind, len(self.labels))
 
     def check_split(self, split: str) -> str:
         """Return `split` if it is one of this task's evaluation splits. Raises UserError otherwise."""

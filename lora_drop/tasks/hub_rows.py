@@ -42,7 +42,7 @@ class HubRows:
             source: says which revision, and whether the Hub may be asked. The origin of the rows is added to
                 `source.origins`.
             split: its name on the Hub.
-            file: the official file, relative to a data folder, that would do instead.
+            file: the official file, relative to a data folder, that would do instead; empty if there is none.
             columns: must be there.
             advice: what else to say where there are no rows.
 
@@ -52,10 +52,12 @@ class HubRows:
         repo = Repo(self.name, "dataset", check_revision(source.revision or self.revision), self.revision)
         forbidden = forbidden_by(source.offline)
         expected = (source.data_dir or Path("<data folder>")) / file
-        otherwise = (
-            f"Without the Hub: put the official file at {expected} and name its folder with --data-dir or LORA_DROP_DATA.{advice} "
-            "Tasks that need neither: toy-nli, toy-nlg"
-        )
+        otherwise = f"Without the Hub: name files of your own with --data.{advice}"
+        if file:
+            otherwise = (
+                f"Without the Hub: put the official file at {expected} and name its folder with --data-dir or LORA_DROP_DATA.{advice} "
+                "Tasks that need neither: toy-nli, toy-nlg"
+            )
         known = source.known.get(split, {})
         used = known["commit"] if known and known == self._origin(repo, known.get("commit", "")) else None
         commits = cached_commits(repo, used, forbidden, self._folders("*"))

@@ -30,9 +30,16 @@ def _association(
     return compute
 
 
+def _f1_of_classes(predictions: np.ndarray, references: np.ndarray, average: str) -> float:
+    """F1 of each class that occurs, averaged (macro), or of all decisions (micro)."""
+    return float(metrics.f1_score(references, predictions, average=average, zero_division=0.0))
+
+
 FUNCTIONS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
     "accuracy": lambda predictions, references: float(np.mean(predictions == references)),
     "f1": lambda predictions, references: float(metrics.f1_score(references, predictions, zero_division=0.0)),
+    "f1_macro": lambda predictions, references: _f1_of_classes(predictions, references, "macro"),
+    "f1_micro": lambda predictions, references: _f1_of_classes(predictions, references, "micro"),
     "matthews_correlation": _association(
         lambda predictions, references: metrics.matthews_corrcoef(references, predictions)
     ),

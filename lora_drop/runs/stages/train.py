@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from lora_drop.files import read_json, write_folder
+from lora_drop.files import read_json, write_folder, write_json
 from lora_drop.runs.stages.base import Stage, Values, Work, digest_of, names, rows_of, selects, training, weights
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ def work(job: Job) -> Work:
     """Train and write `adapter/`."""
     from lora_drop.pruning.selection import Selection
     from lora_drop.runs import models
+    from lora_drop.runs.load import TASK_FILE
 
     config, method = job.config, job.method
     selection = Selection.from_json(read_json(job.run.file("selection.json"))) if selects(job) else None
@@ -58,6 +59,9 @@ def work(job: Job) -> Work:
     )
     with write_folder(job.run.file("adapter")) as folder:
         method.save(model, folder)
+        if job.task.record:
+            write_json(folder / TASK_FILE, dict(job.task.record))
+            models.backbone_config(model).save_pretrained(folder)  # with the names of the labels
     kept = f"kept epoch {outcome.kept_epoch:g} ({config.train.select_epoch})"
     return f"{parameters.adapter:,} trainable parameters (head {parameters.head:,}); {kept}", {
         "trainable_parameters": asdict(parameters),

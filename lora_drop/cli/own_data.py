@@ -1,0 +1,165 @@
+"""A look at anybody's data before an hour is spent: what is detected, what will be cut, what is wrong."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import yaml
+from datasets import Dataset
+
+from lora_drop.config.schema import Config
+from lora_drop.tasks.base import Source
+from lora_drop.tasks.own.task import OwnData
+
+PERCENTS = (50, 90, 99, 100)
+AT_A_TIME = 1000
+UNLIMITED = 2**30
+
+
+def inspect(config: Config, source: Source, backbone: bool) -> dict[str, Any]:
+    """Return what is found in the data of a configuration, as JSON-like values.
+
+    Args:
+        config: with `data`.
+        source: whether the Hub may be asked.
+        backbone: count tokens of `config.backbone`, as it will read the texts; else words.
+
+    Raises:
+        UserError: for what a run would refuse, too.
+    """
+    data = OwnData(config.data, source)
+    rows = {split: data.load(source, split) for split in data.members}
+    seen = {split: [_fingerprint(row) for row in _texts(part)] for split, part in rows.items()}
+    train, validation = seen["train"], seen["validation"]
+    known = set(train)
+    return {
+        "data": data.splits.train.name,
+        "kind": data.reading.kind,
+        "text": data.reading.template or data.reading.columns,
+        "label": data.reading.label,
+        "rows": {split: len(part) for split, part in rows.items()},
+        "labels": _labels(data, rows),
+        "lengths": _lengths(config, rows["train"], data, backbone),
+        "repeated": {
+            "within train": len(train) - len(known),
+            "of validation in train": sum(one in known for one in validation),
+        },
+        "empty": [place for found in data.surveys.values() for place in found.empty],
+        "unlabelled": [place for found in data.surveys.values() for place in found.unlabelled],
+        "yaml": yaml_to_paste(config, data),
+    }
+
+
+def yaml_to_paste(config: Config, data: OwnData) -> str:
+    """Return a configuration that says what was detected."""
+    reading, given = data.reading, config.data
+    found: dict[str, Any] = {
+        key: value
+        for key, value in vars(given).items()
+        if key in ("path", "dataset_info", "name", "validation") and value is not None
+    }
+    found["kind"] = reading.kind
+    if reading.template:
+        found["template"] = reading.template
+    elif reading.texts:
+        found["text"] = reading.texts[0] if len(reading.texts) == 1 else list(reading.texts)
+    if reading.label:
+        found["label"] = reading.label
+    found["metric"] = list(data.task().metrics)
+    return yaml.safe_dump({"data": found}, sort_keys=False, allow_unicode=True)
+
+
+def _texts(rows: Dataset) -> Iterator[tuple[str, ...]]:
+    columns = [name for name in ("text", "text_pair", "prompt", "asked") if name in rows.column_names]
+    for batch in rows.iter(AT_A_TIME):
+        yield from zip(*(batch[name] for name in columns), strict=True)
+
+
+def _fingerprint(texts: Sequence[str]) -> bytes:
+    return hashlib.blake2b(json.dumps(texts).encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+def _labels(data: OwnData, rows: dict[str, Dataset]) -> dict[str, Any]:
+    """Return how many rows of each split have each label; of numbers, their range."""
+    names = data.reading.labels
+    if data.reading.kind == "generation":
+        return {}
+    if not names:
+        return {
+            split: {"least": min(part["label"]), "mean": sum(part["label"]) / len(part), "most": max(part["label"])}
+            for split, part in rows.items()
+        }
+    counts: dict[str, Any] = {}
+    for split, part in rows.items():
+        held = part["label"]
+        several = data.reading.kind == "multilabel"
+        total = Counter(index for row in held for index, on in enumerate(row) if on) if several else Counter(held)
+        counts[split] = {name: total[index] for index, name in enumerate(names)}
+    return counts
+
+
+@dataclass(frozen=True)
+class _Measure:
+    """Lengths of texts."""
+
+    unit: str
+    lengths: list[int]
+    limit: int | None
+
+    def to_json(self) -> dict[str, Any]:
+        ordered = sorted(self.lengths)
+        at = {f"{percent} %": ordered[max(0, -(-percent * len(ordered) // 100) - 1)] for percent in PERCENTS}
+        cut = {} if self.limit is None else {"max_length": self.limit, "cut": sum(one > self.limit for one in ordered)}
+        return {"unit": self.unit, **at, **cut}
+
+
+def _lengths(config: Config, rows: Dataset, data: OwnData, backbone: bool) -> dict[str, Any]:
+    """Return percentiles of the length of training rows and, by tokens, how many will be cut."""
+    if not backbone:
+        return _Measure("words", [sum(len(text.split()) for text in texts) for texts in _texts(rows)], None).to_json()
+    from lora_drop.data.batches import row_lengths
+    from lora_drop.evaluation.kinds import get_kind
+    from lora_drop.models.backbones import load_tokenizer, locate
+
+    kind = get_kind(data.task())
+    tokenizer = load_tokenizer(locate(config.backbone, config.offline, weights=False), kind.causal)
+    whole = replace(config, train=replace(config.train, max_length=UNLIMITED))
+    lengths = []
+    for start in range(0, len(rows), AT_A_TIME):
+        part = rows.select(range(start, min(start + AT_A_TIME, len(rows))))
+        lengths += row_lengths(kind.encode_training(part, tokenizer, whole, "training")[0])
+    return _Measure("tokens", lengths, config.train.max_length).to_json()
+
+
+def as_rows(found: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return what was found as a table of two columns."""
+    lengths = {key: value for key, value in found["lengths"].items() if key not in ("unit", "max_length", "cut")}
+    rows = [
+        ("data", found["data"]),
+        ("kind", found["kind"]),
+        ("text", found["text"] if isinstance(found["text"], str) else " and ".join(found["text"])),
+        ("label", found["label"] or "(the answers)"),
+        ("rows", _counted(found["rows"])),
+        *((f"labels, {split}", _counted(counts)) for split, counts in found["labels"].items()),
+        (f"{found['lengths']['unit']} a row", ", ".join(f"{name}: {value:,}" for name, value in lengths.items())),
+    ]
+    if "cut" in found["lengths"]:
+        cut, limit = found["lengths"]["cut"], found["lengths"]["max_length"]
+        rows.append(("cut", f"{cut:,} rows are longer than train.max_length={limit}"))
+    rows.append(("repeated texts", _counted(found["repeated"])))
+    for key, name in (("empty", "rows without text"), ("unlabelled", "rows without label")):
+        places = found[key]
+        more = "; …" if len(places) > 3 else ""
+        rows.append((name, f"{len(places):,}" + (f" ({'; '.join(places[:3])}{more})" if places else "")))
+    return [{"": name, "found": value} for name, value in rows]
+
+
+def _counted(counts: dict[str, Any]) -> str:
+    return ", ".join(
+        f"{name}: {value:,}" if isinstance(value, int) else f"{name}: {value:.4g}" for name, value in counts.items()
+    )

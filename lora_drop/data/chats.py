@@ -1,0 +1,118 @@
+"""Conversations to tokens, by the tokenizer's chat template. What the assistant says is learned, nothing else."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from lora_drop.data.completions import IGNORED, Cut, end_of_text
+from lora_drop.errors import UserError
+
+Messages = list[dict[str, str]]
+
+
+def encode_chats(rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> tuple[Dataset, Cut]:
+    """Tokenise training rows.
+
+    The text is what the template makes of all turns. A turn of the assistant is learned from the end of what the
+    template puts before an answer to the end of the turn. A conversation that is too long loses its beginning; only a
+    last answer that is too long by itself is cut at its end.
+
+    Args:
+        rows: with `messages`, turns as JSON, the last the assistant's.
+        tokenizer: the backbone's.
+        max_length: tokens of a conversation.
+
+    Returns:
+        Rows with `input_ids`, `attention_mask`, and `labels`, which are IGNORED where nothing is learned; and how many
+        conversations were cut.
+
+    Raises:
+        UserError: if there is no template, or one that rewrites earlier turns, so that answers cannot be found.
+    """
+    _check(tokenizer)
+    columns: dict[str, list[list[int]]] = {"input_ids": [], "attention_mask": [], "labels": []}
+    prompts = completions = 0
+    for name, text in zip(rows["id"], rows["messages"], strict=True):
+        ids, labels, last = _learned(tokenizer, json.loads(text), name)
+        if len(ids) > max_length:
+            whole = len(ids) - last < max_length
+            start = len(ids) - max_length if whole else last - 1
+            ids, labels = ids[start : start + max_length], labels[start : start + max_length]
+            prompts, completions = prompts + whole, completions + (not whole)
+        columns["input_ids"].append(ids)
+        columns["attention_mask"].append([1] * len(ids))
+        columns["labels"].append(labels)
+    return Dataset.from_dict(columns), Cut(prompts, completions)
+
+
+def encode_questions(rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> tuple[Dataset, Cut]:
+    """Tokenise evaluation rows: the turns in `asked`, as JSON, and what the template puts before an answer.
+
+    Longer ones lose their beginning. Returns rows with `input_ids` and `attention_mask`, and how many were cut.
+    """
+    _check(tokenizer)
+    texts = [_render(tokenizer, json.loads(text), True) for text in rows["asked"]]
+    ids = [_tokens(tokenizer, text) for text in texts]
+    cut = Cut(prompts=sum(len(row) > max_length for row in ids))
+    ids = [row[-max_length:] for row in ids]
+    return Dataset.from_dict({"input_ids": ids, "attention_mask": [[1] * len(row) for row in ids]}), cut
+
+
+def _check(tokenizer: PreTrainedTokenizerBase) -> None:
+    if not tokenizer.chat_template:
+        raise UserError(
+            "Conversations are read by the tokenizer's chat template, and this backbone's tokenizer has none. Choose a "
+            "model that was trained on conversations (packaged:smollm2-135m), or give columns prompt and completion."
+        )
+
+
+def _learned(tokenizer: PreTrainedTokenizerBase, messages: Messages, name: str) -> tuple[list[int], list[int], int]:
+    """Return tokens and labels of a conversation, and where its last answer begins."""
+    whole = _render(tokenizer, messages, False)
+    ids: list[int] = []
+    labels: list[int] = []
+    done = last = 0
+    for number, turn in enumerate(messages):
+        if turn["role"] != "assistant":
+            continue
+        before = _render(tokenizer, messages[:number], True)
+        after = _render(tokenizer, messages[: number + 1], False)
+        if not (whole.startswith(before) and whole.startswith(after) and len(before) < len(after)):
+            raise UserError(
+                f"Row {name}: the chat template of this tokenizer writes turn {number + 1} otherwise once others follow, so "
+                "that what is to be learned cannot be found. Give each answer a row of its own (prompt and completion)."
+            )
+        for text, learned in (
+            (whole[done : len(before)], False),
+            (_answer(tokenizer, whole[len(before) : len(after)]), True),
+        ):
+            tokens = _tokens(tokenizer, text)
+            last = len(ids)
+            ids += tokens
+            labels += tokens if learned else [IGNORED] * len(tokens)
+            done += len(text)
+    if ids[-1] != end_of_text(tokenizer):  # a template without an end of turn: the model would never stop
+        ids.append(end_of_text(tokenizer))
+        labels.append(ids[-1])
+    return ids, labels, last
+
+
+def _answer(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
+    """Return an answer up to its end of turn; the line end that templates put behind it is not the model's to write."""
+    end = str(tokenizer.eos_token)
+    return text[: text.rindex(end) + len(end)] if end in text else text
+
+
+def _render(tokenizer: PreTrainedTokenizerBase, messages: Messages, asks: bool) -> str:
+    rendered: Any = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=asks)
+    return str(rendered)
+
+
+def _tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Return the tokens of a text; the template has written all special ones."""
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids

@@ -1,0 +1,48 @@
+"""Perplexity: how well a language model foretells the answers of the evaluation rows."""
+
+from __future__ import annotations
+
+import math
+from contextlib import nullcontext
+
+import torch
+from datasets import Dataset
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from lora_drop.data.completions import IGNORED, pair_collator, token_loss
+from lora_drop.data.sentences import batches
+from lora_drop.errors import UserError
+from lora_drop.training.way import Way
+
+NAME = "perplexity"
+
+
+def perplexity(
+    model: nn.Module, encoded: Dataset, tokenizer: PreTrainedTokenizerBase, batch_size: int, way: Way | None = None
+) -> float:
+    """Return exp of the mean loss over all learned tokens; the model's mode is as before afterwards.
+
+    Args:
+        model: a causal language model, under an adapter or not.
+        encoded: tokenised as for training: `input_ids`, `attention_mask`, `labels`.
+        tokenizer: the backbone's.
+        batch_size: rows at a time.
+        way: how the model is computed; None is its own way.
+
+    Raises:
+        UserError: if the model puts out what is not a number: it has diverged.
+    """
+    training, device, loss = model.training, next(model.parameters()).device, token_loss()
+    model.eval()
+    total, count = 0.0, 0
+    with torch.no_grad(), way.over() if way else nullcontext():
+        for _, batch in batches(encoded, pair_collator(tokenizer), batch_size):
+            given = {name: tensor.to(device) for name, tensor in batch.items()}
+            labels = given.pop("labels")
+            total += float(loss(model(**given), labels, 1))
+            count += int((labels[:, 1:] != IGNORED).sum())
+    model.train(training)
+    if not math.isfinite(total):
+        raise UserError("The model predicts NaN: its training diverged. Lower train.learning_rate.")
+    return math.exp(min(total / count, 700.0))  # more than that is no number

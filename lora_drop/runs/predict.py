@@ -1,0 +1,233 @@
+"""What a trained run says of new rows."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+from datasets import Dataset
+
+from lora_drop.config.schema import Config
+from lora_drop.data.sentences import collator
+from lora_drop.errors import UserError
+from lora_drop.evaluation.classifier import chosen_labels
+from lora_drop.evaluation.classifier import predict as classify
+from lora_drop.evaluation.generator import generate
+from lora_drop.evaluation.kinds import get_kind
+from lora_drop.evaluation.perplexity import NAME as PERPLEXITY
+from lora_drop.progress import Reporter
+from lora_drop.runs.load import load_run, trained_task
+from lora_drop.runs.store import Run
+from lora_drop.tasks.base import Source, Task
+from lora_drop.tasks.own.chats import asked_and_answered
+from lora_drop.tasks.own.reading import Reading
+from lora_drop.tasks.own.splits import open_split
+from lora_drop.tasks.own.tables import Placed, Row, Table
+from lora_drop.tasks.own.values import Label, as_label, as_text, number, several
+
+AT_A_TIME = 4096
+"""Rows that are in memory together."""
+FORMATS = (".csv", ".tsv", ".jsonl")
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """Where predictions were written, how many, and their metrics where the rows have labels."""
+
+    path: Path
+    rows: int
+    metrics: dict[str, float]
+
+
+class Predictor:
+    """A trained run of own data, ready for rows."""
+
+    def __init__(self, run_dir: str | Path, device: str = "auto"):
+        """Load model and tokenizer. Raises UserError for a run of another task, and see `load_run`."""
+        self.run = Run(run_dir)
+        if not self.run.config.data.given:
+            raise UserError(
+                f"{run_dir} was trained on the task {self.run.config.task}; `predict` is for data of your own "
+                "(lora-drop run --data FILE). Its evaluation is: lora-drop eval"
+            )
+        self.config: Config = self.run.config
+        self.task: Task = trained_task(self.run)
+        self.reading: Reading = Reading.of_record(self.task.record)
+        self.model, self.tokenizer = load_run(run_dir, device)
+
+    def check(self, table: Table) -> None:
+        """Raise UserError if a table lacks a column that is read."""
+        for name in self.reading.columns:
+            table.column(name, f"the text of the run {self.run.path}")
+
+    def predict(self, rows: Sequence[Placed]) -> list[dict[str, Any]]:
+        """Return for each row `prediction`, and of labels `score` and `scores`: probabilities."""
+        encoded, _ = get_kind(self.task).encode_evaluation(self._asked(rows), self.tokenizer, self.config, "new")
+        if self.task.kind == "generation":
+            written = generate(self.model, encoded, self.tokenizer, self.config.generation, self.config.eval.batch_size)
+            return [{"prediction": text.strip()} for text in written]
+        logits = classify(self.model, encoded, collator(self.tokenizer), self.config.eval.batch_size)
+        return self._named(logits)
+
+    def _asked(self, rows: Sequence[Placed]) -> Dataset:
+        """Return rows as the task has them, without labels."""
+        if self.reading.chat is not None:
+            turns = [asked_and_answered(self.reading.conversation(place, row))[0] for place, row in rows]
+            return Dataset.from_dict({"asked": [json.dumps(asked) for asked in turns]})
+        texts = [self.reading.text(row) for _, row in rows]
+        if self.task.kind == "generation":
+            return Dataset.from_dict({"prompt": [text[0] for text in texts]})
+        pair = {"text_pair": [text[1] for text in texts]} if len(self.reading.texts) == 2 else {}
+        return Dataset.from_dict({"text": [text[0] for text in texts], **pair, "label": self._no_labels(len(rows))})
+
+    def _no_labels(self, count: int) -> list[Any]:
+        return [[0.0] * len(self.task.labels) if self.task.kind == "multilabel" else 0.0] * count
+
+    def _named(self, logits: torch.Tensor) -> list[dict[str, Any]]:
+        if self.task.kind == "regression":
+            return [{"prediction": value} for value in logits.squeeze(-1).tolist()]
+        several_hold = self.task.kind == "multilabel"
+        probabilities = logits.sigmoid() if several_hold else logits.softmax(dim=-1)
+        chosen = chosen_labels(logits).tolist()
+        rows = []
+        for scores, held in zip(probabilities.tolist(), chosen, strict=True):
+            named = dict(zip(self.task.labels, scores, strict=True))
+            best = max(named, key=lambda name: named[name])
+            names = [name for name, on in zip(self.task.labels, held, strict=True) if on]
+            rows.append({"prediction": names if several_hold else best, "score": named[best], "scores": named})
+        return rows
+
+
+def predict(
+    run_dir: str | Path,
+    data: str,
+    to: Path | None,
+    source: Source,
+    report: Reporter,
+    device: str = "auto",
+    split: str = "test",
+) -> Predicted:
+    """Write what a trained run says of new rows.
+
+    Args:
+        run_dir: the run.
+        data: a file, a folder, or a data set of the Hub, with the columns that the run read as text.
+        to: a csv, tsv or jsonl file; None: `predictions-NAME.csv` in the run directory.
+        source: whether the Hub may be asked.
+        report: hears of progress.
+        device: auto, cpu, cuda or mps.
+        split: of a folder or the Hub.
+
+    Raises:
+        UserError: for rows that cannot be read, a run that was not trained, or an unknown format.
+    """
+    to = to or Path(run_dir) / f"predictions-{Path(data).stem}.csv"
+    if to.suffix not in FORMATS:
+        raise UserError(f"Predictions cannot be written as {to.name}. Formats: {', '.join(FORMATS)}")
+    table = open_split(data, split, source)
+    predictor = Predictor(run_dir, device)
+    predictor.check(table)
+    labelled = bool(predictor.reading.chat) or predictor.reading.label in table.columns
+    references: list[Label | None] = []
+    made: list[Any] = []
+    to.parent.mkdir(parents=True, exist_ok=True)
+    temporary = to.with_name(f".{to.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8", newline="") as file:
+            writer = _Writer(file, to.suffix, predictor, labelled)
+            for rows in _chunks(table.rows()):
+                found = predictor.predict(rows)
+                for (_, row), each in zip(rows, found, strict=True):
+                    writer.write(row, each)
+                made += [each["prediction"] for each in found]
+                references += [predictor.reading.answer(place, row) for place, row in rows]
+                report.advance(len(made), len(made), "rows")
+        temporary.replace(to)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return Predicted(to, len(made), _metrics(predictor, made, references, report) if labelled else {})
+
+
+def _chunks(rows: Iterable[Placed]) -> Iterator[list[Placed]]:
+    rows = iter(rows)
+    while chunk := list(islice(rows, AT_A_TIME)):
+        yield chunk
+
+
+class _Writer:
+    """Writes texts, label, prediction and scores of one row after the other."""
+
+    def __init__(self, file: TextIO, suffix: str, predictor: Predictor, labelled: bool):
+        reading = predictor.reading
+        self.read = list(dict.fromkeys([*reading.columns, *([reading.label] if labelled and reading.label else [])]))
+        self.labels = reading.labels
+        self.file, self.table = (
+            file,
+            None
+            if suffix == ".jsonl"
+            else csv.writer(file, "excel-tab" if suffix == ".tsv" else "excel", lineterminator="\n"),
+        )
+        if self.table:
+            scores = ["score", *(f"P({name})" for name in self.labels)] if self.labels else []
+            self.table.writerow([*self.read, "prediction", *scores])
+
+    def write(self, row: Row, found: dict[str, Any]) -> None:
+        if self.table is None:
+            given = {name: row.get(name) for name in self.read}
+            self.file.write(json.dumps({**given, **found}, ensure_ascii=False, default=str) + "\n")
+            return
+        prediction = found["prediction"]
+        cells = [";".join(prediction) if isinstance(prediction, list) else prediction]
+        if self.labels:
+            cells += [f"{value:.6g}" for value in (found["score"], *found["scores"].values())]
+        self.table.writerow([*(_cell(row.get(name)) for name in self.read), *cells])
+
+
+def _cell(value: Any) -> str:
+    label = as_label(value)
+    return ";".join(label) if isinstance(label, tuple) else as_text(value)
+
+
+def _metrics(
+    predictor: Predictor, made: Sequence[Any], references: Sequence[Label | None], report: Reporter
+) -> dict[str, float]:
+    """Return the task's metrics over the rows that have a label which the model knows."""
+    task, reading = predictor.task, predictor.reading
+
+    def known(label: Label | None) -> bool:
+        if reading.kind == "multilabel":
+            return set(several(label)) <= set(reading.labels)
+        if reading.kind == "regression":
+            return number(label) is not None
+        return label is not None and (reading.kind == "generation" or label in reading.labels)
+
+    pairs = [(given, label) for given, label in zip(made, references, strict=True) if known(label)]
+    if len(pairs) < len(references):
+        report.notice(f"{len(references) - len(pairs):,} of {len(references):,} rows have no known label: not compared")
+    if not pairs:
+        return {}
+    if task.kind == "generation":
+        from lora_drop.evaluation.metrics.texts import score_texts
+
+        texts, answers = [given for given, _ in pairs], [[as_text(label)] for _, label in pairs]
+        names = [name for name in task.metrics if name != PERPLEXITY]
+        return score_texts(names, texts, answers).metrics if names else {}
+    if task.kind == "multilabel":
+        from lora_drop.evaluation.metrics.several import evaluate_several
+
+        def row(names: Iterable[str]) -> list[int]:
+            return [int(name in names) for name in reading.labels]
+
+        given, actual = [row(names) for names, _ in pairs], [row(several(label)) for _, label in pairs]
+        return evaluate_several(task.metrics, given, given, actual)
+    from lora_drop.evaluation.metrics.classification import evaluate_predictions
+
+    value = reading.labels.index if task.kind == "classification" else float
+    return evaluate_predictions(task, [value(given) for given, _ in pairs], [value(label) for _, label in pairs])  # type: ignore[arg-type]

@@ -1,0 +1,138 @@
+"""Rows that are conversations: OpenAI's `messages`, ShareGPT's `conversations`, and LLaMA-Factory's dataset_info.json."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lora_drop.errors import UserError, closest
+from lora_drop.files import read_json
+from lora_drop.tasks.own.tables import Row
+from lora_drop.tasks.own.values import as_text, missing
+
+Messages = list[dict[str, str]]
+"""Turns, each with `role` (system, user or assistant) and `content`."""
+OPENAI = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}
+SHAREGPT = {"role_tag": "from", "content_tag": "value", "user_tag": "human", "assistant_tag": "gpt"}
+ALPACA = {"prompt": "instruction", "query": "input", "response": "output"}
+"""Columns of the format alpaca where none are named."""
+REFUSED = {
+    "ranking": "pairs for preference training",
+    "images": "pictures",
+    "videos": "videos",
+    "audios": "sounds",
+    "tools": "tools",
+    "kto_tag": "pairs for preference training",
+}
+"""What LLaMA-Factory knows and a text is not learnt from."""
+
+
+@dataclass(frozen=True)
+class Chat:
+    """The way a row holds a conversation: a list of turns in one column, or question and answer in several."""
+
+    columns: Mapping[str, str]
+    """`messages` and perhaps `system`; or `prompt`, `response` and perhaps `query`, `system`, `history`."""
+    tags: Mapping[str, str] = field(default_factory=lambda: OPENAI)
+    """The names of a turn's keys, and of the roles."""
+
+    def messages(self, place: str, row: Row) -> Messages:
+        """Return the turns of a row, none of an empty one. Raises UserError naming the place of what is no turn."""
+        column = self.columns.get("messages")
+        turns = self._listed(place, column, row.get(column)) if column else self._questions(place, row)
+        system = as_text(row.get(self.columns.get("system", ""))) if "system" in self.columns else ""
+        return [*([{"role": "system", "content": system}] if system and turns else []), *turns]
+
+    def _listed(self, place: str, column: str, value: Any) -> Messages:
+        if isinstance(value, str) and value.strip():
+            try:
+                value = json.loads(value)
+            except json.JSONDecodeError as error:
+                raise UserError(f"{place}, column {column!r}: not JSON ({error.msg} at {error.colno})") from error
+        if missing(value):
+            return []
+        if not isinstance(value, list):
+            raise UserError(f"{place}, column {column!r}: a list of turns is expected, not {type(value).__name__}")
+        return [self._turn(f"{place}, column {column!r}, turn {number}", turn) for number, turn in enumerate(value, 1)]
+
+    def _turn(self, place: str, turn: Any) -> dict[str, str]:
+        role_key, content_key = self.tags["role_tag"], self.tags["content_tag"]
+        if not isinstance(turn, dict) or not isinstance(turn.get(content_key), str) or role_key not in turn:
+            raise UserError(f"{place}: an object with {role_key!r} and a text under {content_key!r} is expected")
+        roles = {
+            self.tags["user_tag"]: "user",
+            self.tags["assistant_tag"]: "assistant",
+            self.tags.get("system_tag", "system"): "system",
+        }
+        role = roles.get(turn[role_key])
+        if role is None:
+            raise UserError(f"{place}: the role {turn[role_key]!r} is none of {', '.join(roles)}")
+        return {"role": role, "content": turn[content_key]}
+
+    def _questions(self, place: str, row: Row) -> Messages:
+        """Turns of a question and its answer, after those of the history."""
+        columns = self.columns
+        asked = [as_text(row.get(columns[name])) for name in ("prompt", "query") if name in columns]
+        question = "\n".join(text for text in asked if text)
+        if not question:
+            return []
+        turns: Messages = []
+        for number, pair in enumerate(row.get(columns.get("history", "")) or [], 1):
+            if not isinstance(pair, list) or [type(part) for part in pair] != [str, str]:
+                raise UserError(f"{place}, column {columns['history']!r}, pair {number}: two texts are expected")
+            turns += [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]
+        answer = as_text(row.get(columns["response"]))
+        said = [{"role": "assistant", "content": answer}] if answer else []
+        return [*turns, {"role": "user", "content": question}, *said]
+
+
+def asked_and_answered(messages: Messages) -> tuple[Messages, str | None]:
+    """Return the turns before the last answer, and that answer; None where the last turn waits for one."""
+    if not messages or messages[-1]["role"] != "assistant":
+        return messages, None
+    return messages[:-1], messages[-1]["content"]
+
+
+@dataclass(frozen=True)
+class Described:
+    """A data set that dataset_info.json describes."""
+
+    path: str
+    split: str | None
+    chat: Chat
+
+
+def described(file: str, name: str) -> Described:
+    """Return a data set of LLaMA-Factory's dataset_info.json.
+
+    Raises:
+        UserError: for a name that is not there, and for what a text is not learnt from.
+    """
+    path = Path(file).expanduser()
+    known = read_json(path)
+    if not isinstance(known, dict) or name not in known:
+        names = list(known) if isinstance(known, dict) else []
+        raise UserError(f"{path} describes no data set {name!r}.{closest(name, names)} It has: {', '.join(names)}")
+    entry = known[name]
+    columns = dict(entry.get("columns", {}))
+    tags = dict(entry.get("tags", {}))
+    for key, what in REFUSED.items():
+        if entry.get(key) or columns.get(key):
+            raise UserError(f"{path}, {name}: {key} means {what}; only texts are learnt from here.")
+    listed = entry.get("formatting", "alpaca") == "sharegpt"
+    chat = (
+        Chat({"messages": "conversations", **columns}, {**SHAREGPT, **tags})
+        if listed
+        else Chat({**({} if columns else ALPACA), **columns})
+    )
+    if not listed and not {"prompt", "response"} <= set(chat.columns):
+        raise UserError(f"{path}, {name}: columns must name prompt and response.")
+    if "file_name" in entry:
+        return Described(str(path.parent / entry["file_name"]), None, chat)
+    if "hf_hub_url" in entry:
+        subset = f":{entry['subset']}" if entry.get("subset") else ""
+        return Described(entry["hf_hub_url"] + subset, entry.get("split"), chat)
+    raise UserError(f"{path}, {name}: neither file_name nor hf_hub_url, and nothing else is read.")

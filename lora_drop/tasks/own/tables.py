@@ -1,0 +1,183 @@
+"""Tables that people have: CSV, TSV, JSON, JSON Lines, Parquet. Read row by row; every row knows where it stands."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+from lora_drop.errors import UserError, closest
+from lora_drop.files import digest, file_digest
+from lora_drop.tasks.files import read_json_list, read_text
+
+Row = Mapping[str, Any]
+Placed = tuple[str, Row]
+"""Where a row stands ("reviews.csv, line 17"), and its values by column."""
+SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet")
+FORMATS = "csv, tsv, json, jsonl or parquet"
+LONGEST_CELL = 2**24
+"""Characters; Python's own limit of a CSV cell, 131,072, is less than a book's chapter."""
+FIRST_ROWS = 1000
+"""Rows of a JSON file whose keys are its columns."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """The rows of one split."""
+
+    name: str
+    """The name in messages."""
+    columns: tuple[str, ...]
+    rows: Callable[[], Iterator[Placed]]
+    """Reads the rows from the beginning. A missing value is None."""
+    identity: str
+    """Identifies the content."""
+
+    def column(self, name: str, role: str) -> str:
+        """Return `name` if it is a column. Raises UserError naming all of them otherwise."""
+        if name not in self.columns:
+            raise UserError(
+                f"{self.name} has no column {name!r}, which {role} names.{closest(name, list(self.columns))} "
+                f"Columns: {', '.join(self.columns)}"
+            )
+        return name
+
+
+def open_table(paths: Sequence[Path]) -> Table:
+    """Open the files of a split, one after the other.
+
+    Raises:
+        UserError: for a file of another format, without rows, without column names, or with other columns than the
+            first.
+    """
+    tables = [_open(path) for path in paths]
+    first = tables[0]
+    for other in tables[1:]:
+        if set(other.columns) != set(first.columns):
+            raise UserError(
+                f"{other.name} has other columns ({', '.join(other.columns)}) than {first.name} ({', '.join(first.columns)})."
+            )
+    name = first.name if len(tables) == 1 else f"{first.name} and {len(tables) - 1} more"
+    return Table(
+        name,
+        first.columns,
+        lambda: chain.from_iterable(table.rows() for table in tables),
+        digest([table.identity for table in tables]),
+    )
+
+
+def table_of(name: str, columns: Sequence[str], rows: Iterable[Row], identity: str) -> Table:
+    """Return the rows of a data set of the Hub as a table."""
+    return Table(
+        name,
+        tuple(columns),
+        lambda: ((f"{name}, row {number}", row) for number, row in enumerate(rows, 1)),
+        identity,
+    )
+
+
+def _open(path: Path) -> Table:
+    if path.suffix.lower() not in SUFFIXES:
+        raise UserError(f"{path} is not a table that can be read. Give {FORMATS}.")
+    reader = {".csv": _csv, ".tsv": _csv, ".parquet": _parquet}.get(path.suffix.lower(), _json)
+    columns: dict[str, None] = {}
+    try:
+        first = list(islice(reader(path), 1 if reader is _csv else FIRST_ROWS))
+    except UnicodeDecodeError:
+        read_text(path)  # says in which line
+        raise
+    if not first:
+        raise UserError(f"{path} has no rows.")
+    for _, row in first:
+        columns |= dict.fromkeys(row)
+    return Table(str(path), tuple(columns), lambda: _decoded(path, reader), file_digest(path))
+
+
+def _decoded(path: Path, reader: Callable[[Path], Iterator[Placed]]) -> Iterator[Placed]:
+    try:
+        yield from reader(path)
+    except UnicodeDecodeError:
+        read_text(path)
+        raise
+
+
+def _csv(path: Path) -> Iterator[Placed]:
+    """Rows of a file whose cells are parted by commas (tabs in .tsv; semicolons where the header has no comma)."""
+    csv.field_size_limit(LONGEST_CELL)
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        separator = "\t" if path.suffix.lower() == ".tsv" else _separator(file.readline())
+        file.seek(0)
+        reader = csv.reader(file, delimiter=separator, strict=True)
+        line = 1
+        try:
+            header = [name.strip() for name in next(reader, [])]
+            _check_header(path, header)
+            line = reader.line_num + 1
+            for cells in reader:
+                place, line = f"{path}, line {line}", reader.line_num + 1
+                if not cells:  # an empty line
+                    continue
+                if len(cells) != len(header):
+                    raise UserError(
+                        f"{place}: {len(cells)} cells where the header has {len(header)} ({', '.join(header)}). "
+                        "A text that holds the separator, quotes or line ends must be in double quotes."
+                    )
+                yield place, {name: cell or None for name, cell in zip(header, cells, strict=True)}
+        except csv.Error as error:
+            raise UserError(f"{path}, line {line}: not readable as CSV ({error}). Is a quote not closed?") from error
+
+
+def _separator(header: str) -> str:
+    return next((sign for sign in (",", ";", "\t") if sign in header), ",")
+
+
+def _check_header(path: Path, header: Sequence[str]) -> None:
+    if not any(header):
+        raise UserError(f"{path}, line 1: the first line must hold the names of the columns.")
+    twice = [name for number, name in enumerate(header) if name in header[:number]]
+    if twice:
+        raise UserError(f"{path}, line 1: two columns are named {twice[0]!r}.")
+
+
+def _json(path: Path) -> Iterator[Placed]:
+    """Objects of a JSON list, or one in each line."""
+    with path.open(encoding="utf-8-sig") as file:
+        start = next((line.lstrip()[:1] for line in file if line.strip()), "")
+    items = read_json_list(path) if start == "[" else _json_lines(path)
+    for line, item in items:
+        place = f"{path}, line {line}"
+        if not isinstance(item, dict):
+            raise UserError(f"{place}: a JSON object is expected, not {type(item).__name__}")
+        yield place, item
+
+
+def _json_lines(path: Path) -> Iterator[tuple[int, Any]]:
+    with path.open(encoding="utf-8-sig", newline="\n") as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                try:
+                    yield number, json.loads(line)
+                except json.JSONDecodeError as error:
+                    raise UserError(
+                        f"{path}, line {number}: not JSON ({error.msg} at column {error.colno}). "
+                        "A .json file holds one list, or one object in each line."
+                    ) from error
+
+
+def _parquet(path: Path) -> Iterator[Placed]:
+    import pyarrow
+    from pyarrow.parquet import ParquetFile
+
+    try:
+        with ParquetFile(path) as file:
+            number = 0
+            for batch in file.iter_batches(FIRST_ROWS):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield f"{path}, row {number}", row
+    except (pyarrow.ArrowInvalid, OSError) as error:
+        raise UserError(f"{path} is not readable as Parquet ({str(error).splitlines()[0]}).") from error

@@ -1,0 +1,274 @@
+"""A `Task` from anybody's data."""
+
+from __future__ import annotations
+
+import json
+import os
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import quantiles
+from typing import Any
+
+from datasets import Dataset, Features, List, Value
+from datasets.arrow_writer import ArrowWriter
+
+from lora_drop.config.schema import OWN, DataConfig
+from lora_drop.errors import UserError, closest
+from lora_drop.files import cache_root, digest, file_digest
+from lora_drop.pruning.sampling import stratified_sample
+from lora_drop.tasks.base import Source, Task
+from lora_drop.tasks.own.chats import asked_and_answered, described
+from lora_drop.tasks.own.reading import Reading, Survey, chat_reading, find_columns, place_where, survey, with_kind
+from lora_drop.tasks.own.splits import Splits, find_splits
+from lora_drop.tasks.own.tables import Table
+from lora_drop.tasks.own.values import Label, number, several
+
+SHARE, MOST = 0.2, 2000
+"""The share of the rows that is held out for evaluation if none is named, and the most rows that this may be."""
+SPLIT_SEED = 0
+"""Decides which rows are held out: the same for all seeds of a run, so that they are evaluated on the same rows."""
+BINS = 10
+"""Strata of numbers."""
+METRICS: dict[str, tuple[str, ...]] = {
+    "classification": ("accuracy", "f1_macro", "matthews_correlation"),
+    "multilabel": ("f1_micro", "f1_macro", "accuracy"),
+    "regression": ("spearman", "pearson"),
+    "generation": ("rouge_l", "sacrebleu"),
+}
+"""Metrics of each kind, the first chooses the best epoch."""
+ALLOWED = {
+    "classification": ("accuracy", "f1_macro", "f1_micro", "matthews_correlation"),
+    "multilabel": ("f1_micro", "f1_macro", "accuracy"),
+    "regression": ("pearson", "spearman"),
+    "generation": ("sacrebleu", "rouge_l", "perplexity"),
+}
+ALIASES = {"matthews": "matthews_correlation", "rougeL": "rouge_l", "rougel": "rouge_l"}
+
+
+def own_task(data: DataConfig, source: Source) -> Task:
+    """Return the task that `data` describes.
+
+    The tables are read once here: what they hold decides kind, labels, and the rows that are held out.
+
+    Args:
+        data: with `path`.
+        source: its Hub settings count, and it is told what is left out.
+
+    Raises:
+        UserError: for whatever cannot be read, naming file, line and column.
+    """
+    return OwnData(data, source).task()
+
+
+def stored_task(record: Mapping[str, Any]) -> Task:
+    """Return the task of a trained adapter from what the adapter keeps of it (`Task.record`), without its data."""
+    return _task(Reading.of_record(record), None)
+
+
+class OwnData:
+    """Anybody's data: tables, reading, and what is in them."""
+
+    def __init__(self, data: DataConfig, source: Source):
+        """Read the tables. Raises UserError."""
+        self.data, self.source = data, source
+        chat = None
+        if data.dataset_info is not None:
+            known = described(data.dataset_info, str(data.name))
+            chat, data = known.chat, replace(data, path=known.path, split=known.split or data.split)
+        self.splits: Splits = find_splits(data, source)
+        train, validation = self.splits.train, self.splits.validation
+        columns = find_columns(data, train) if chat is None else chat_reading(chat, train)
+        surveys = {"train": survey(train, columns)}
+        self.reading: Reading = with_kind(columns, train, surveys["train"])
+        surveys["train"] = self._again(train, columns, surveys["train"])
+        if validation is not None:
+            for name in filter(None, (*self.reading.columns, self.reading.label)):
+                validation.column(name, "the reading of the training rows")
+            surveys["validation"] = survey(validation, self.reading)
+            self._check_known(validation, surveys["validation"])
+        self.surveys: dict[str, Survey] = surveys
+        self.members = {name: found.used for name, found in surveys.items()}
+        if validation is None:
+            self._hold_out(surveys["train"])
+        for name, found in surveys.items():
+            self._tell(name, found)
+
+    def _again(self, table: Table, columns: Reading, found: Survey) -> Survey:
+        """A row without labels is one only where there may be any number of them, which is known by now."""
+        turned = self.reading.kind == "multilabel" != columns.kind and found.unlabelled
+        return survey(table, self.reading) if turned else found
+
+    def task(self) -> Task:
+        """Return the task."""
+        return _task(self.reading, self)
+
+    def table(self, split: str) -> Table:
+        """Return the table that holds the rows of a split."""
+        return self.splits.train if split == "train" or self.splits.validation is None else self.splits.validation
+
+    def load(self, source: Source, split: str) -> Dataset:
+        """Return the rows of "train" or "validation", kept memory-mapped by the content that they are made from."""
+        table, members = self.table(split), self.members[split]
+        folder = Path(__file__).parent
+        code = [file_digest(folder / name) for name in ("chats.py", "reading.py", "tables.py", "task.py", "values.py")]
+        key = digest(table.identity, self.reading.record(), digest(members), split, code)
+        wanted = set(members)
+        source.origins.setdefault(split, {"file": table.name})
+        return kept(
+            key,
+            features(self.reading),
+            (
+                example(self.reading, f"{split}-{number}", place, row)
+                for number, (place, row) in enumerate(table.rows())
+                if number in wanted
+            ),
+        )
+
+    def _hold_out(self, found: Survey) -> None:
+        """Part the training rows, stratified."""
+        total = len(found.used)
+        share = self.splits.share
+        size = min(round(SHARE * total), MOST) if share is None else round(share * total)
+        if not 1 <= size < total:
+            raise UserError(
+                f"{self.splits.train.name} has {total} usable rows: too few to hold out {SHARE if share is None else share:g} "
+                "of them for evaluation. Name a file with --validation."
+            )
+        drawn = set(stratified_sample(strata(self.reading, found.labels), size, SPLIT_SEED).indices)
+        self.members = {
+            "train": [place for index, place in enumerate(found.used) if index not in drawn],
+            "validation": [place for index, place in enumerate(found.used) if index in drawn],
+        }
+
+    def _check_known(self, table: Table, found: Survey) -> None:
+        """Raise UserError for an evaluation row that has a label which no training row has."""
+        reading = self.reading
+        if not found.counts:
+            raise UserError(f"{table.name}: none of {found.rows} rows has text and a label in {reading.label!r}.")
+
+        def unknown(label: Label | None) -> bool:
+            if reading.kind == "regression":
+                return label is not None and number(label) is None
+            names = several(label) if reading.kind == "multilabel" else () if label is None else (str(label),)
+            return bool(reading.labels) and not set(names) <= set(reading.labels)
+
+        if any(unknown(label) for label in found.counts):
+            what = "is not a number" if reading.kind == "regression" else "is not a label of the training rows"
+            raise UserError(f"{place_where(table, reading, unknown)} {what} ({self.splits.train.name}).")
+
+    def _tell(self, split: str, found: Survey) -> None:
+        for places, what in ((found.empty, "no text"), (found.unlabelled, f"no {self.reading.label!r}")):
+            if places:
+                some = "; ".join(places[:3]) + ("; …" if len(places) > 3 else "")
+                self.source.report.notice(f"{len(places):,} {split} rows have {what} and are left out ({some})")
+
+
+def _task(reading: Reading, data: OwnData | None) -> Task:
+    def load(source: Source, split: str) -> Dataset:
+        assert data is not None, "a stored task has no rows"
+        return data.load(source, split)
+
+    metrics = _metrics(reading.kind, data.data.metric if data else None)
+    return Task(
+        name=OWN,
+        version=1,
+        kind=reading.kind,  # type: ignore[arg-type]  # one of them by now
+        description=f"own data: {data.splits.train.name}" if data else "own data",
+        load=load,
+        strata=lambda rows: strata_of_rows(reading, rows),
+        metrics=metrics,
+        primary=metrics[0],
+        labels=reading.labels,
+        record=reading.record(),
+    )
+
+
+def _metrics(kind: str, named: Sequence[str] | None) -> tuple[str, ...]:
+    if not named:
+        return METRICS[kind]
+    metrics = tuple(dict.fromkeys(ALIASES.get(name, name) for name in named))
+    for name in metrics:
+        if name not in ALLOWED[kind]:
+            raise UserError(
+                f"data.metric: {name!r} is no metric of {kind}.{closest(name, list(ALLOWED[kind]))} Metrics: {', '.join(ALLOWED[kind])}"
+            )
+    return metrics
+
+
+def features(reading: Reading) -> Features:
+    """Return the columns of rows."""
+    pair = {"text_pair": Value("string")} if len(reading.texts) == 2 else {}
+    if reading.kind == "generation":
+        texts = ("messages", "asked") if reading.chat else ("prompt", "completion")
+        return Features(
+            {"id": Value("string"), **{name: Value("string") for name in texts}, "references": List(Value("string"))}
+        )
+    label = {"classification": Value("int64"), "regression": Value("float64"), "multilabel": List(Value("float32"))}
+    return Features({"id": Value("string"), "text": Value("string"), **pair, "label": label[reading.kind]})
+
+
+def example(reading: Reading, name: str, place: str, row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row of a table as a row of the task."""
+    if reading.chat is not None:
+        messages = reading.conversation(place, row)
+        asked, answer = asked_and_answered(messages)
+        texts = {
+            key: json.dumps(turns, ensure_ascii=False) for key, turns in (("messages", messages), ("asked", asked))
+        }
+        return {"id": name, **texts, "references": [answer]}
+    target = reading.target(row)
+    if reading.kind == "generation":
+        return {"id": name, "prompt": reading.text(row)[0], "completion": target, "references": [target]}
+    return {"id": name, **dict(zip(("text", "text_pair"), reading.text(row), strict=False)), "label": target}
+
+
+def strata_of_rows(reading: Reading, rows: Dataset) -> list[str]:
+    """Return the stratum of each row of the task."""
+    if reading.kind == "generation":
+        return ["all"] * len(rows)
+    labels = rows["label"]
+    if reading.kind == "classification":
+        return [reading.labels[index] for index in labels]
+    if reading.kind == "regression":
+        return _bins(list(labels))
+    names = [tuple(name for name, on in zip(reading.labels, row, strict=True) if on) for row in labels]
+    return _rarest(names)
+
+
+def strata(reading: Reading, labels: Sequence[Label | None]) -> list[str]:
+    """Return the stratum of each row from its label: the class, the bin of a number, the rarest of several labels."""
+    if reading.kind == "classification":
+        return [str(label) for label in labels]
+    if reading.kind == "regression":
+        return _bins([number(label) or 0.0 for label in labels])
+    return _rarest([several(label) for label in labels]) if reading.kind == "multilabel" else ["all"] * len(labels)
+
+
+def _bins(values: Sequence[float]) -> list[str]:
+    cuts = quantiles(values, n=BINS, method="inclusive") if len(values) > 1 else []
+    return [f"bin {bisect_right(cuts, value) + 1} of {BINS}" for value in values]
+
+
+def _rarest(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    counts = Counter(name for names in rows for name in names)
+    return [min(names, key=lambda name: (counts[name], name)) if names else "no label" for names in rows]
+
+
+def kept(key: str, columns: Features, rows: Iterator[dict[str, Any]]) -> Dataset:
+    """Return rows as a memory-mapped file in the user's cache, written once; in memory where there is no cache."""
+    root = cache_root()
+    if root is None:
+        return Dataset.from_list(list(rows), features=columns)
+    path = root / "rows" / f"{key}.arrow"
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        written = path.with_name(f"{key}-{os.getpid()}.tmp")
+        with ArrowWriter(features=columns, path=str(written)) as writer:
+            for row in rows:
+                writer.write(row)
+            writer.finalize()
+        written.replace(path)
+    return Dataset.from_file(str(path))

@@ -1,0 +1,77 @@
+"""Values of cells: as text, as labels, as numbers."""
+
+from __future__ import annotations
+
+import ast
+import json
+import math
+import re
+from collections.abc import Iterable
+from typing import Any
+
+Label = str | tuple[str, ...]
+"""A label as it is written; several where the cell holds a list."""
+WHOLE = re.compile(r"[+-]?\d+")
+SEPARATOR = ";"
+
+
+def missing(value: Any) -> bool:
+    """Return True for a cell that holds nothing: empty, blanks, null, NaN."""
+    if isinstance(value, str):
+        return not value.strip()
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def as_text(value: Any) -> str:
+    """Return a cell as text: nothing as an empty one, and what is no text as JSON writes it."""
+    if isinstance(value, str):
+        return value
+    return "" if missing(value) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def as_label(value: Any) -> Label | None:
+    """Return a cell as a label, or as several where it holds a list (also one written out); None if it is empty."""
+    if isinstance(value, (list, tuple)):
+        return tuple(as_text(item).strip() for item in value)
+    if missing(value):
+        return None
+    text = as_text(value).strip()
+    if text.startswith("[") and text.endswith("]"):
+        try:
+            items = ast.literal_eval(text)  # literals alone: nothing is executed
+        except (ValueError, SyntaxError):
+            return text
+        return tuple(str(item).strip() for item in items)
+    return text
+
+
+def several(label: Label | None) -> tuple[str, ...]:
+    """Return the labels of a row that may have any number: a list, or `a;b`."""
+    parts = label if isinstance(label, tuple) else (label or "").split(SEPARATOR)
+    return tuple(part.strip() for part in parts if part.strip())
+
+
+def number(label: Label | None) -> float | None:
+    """Return a label as a finite number; None if it is not one."""
+    try:
+        value = float(label)  # type: ignore[arg-type]  # a tuple is a TypeError
+    except (TypeError, ValueError):
+        return None
+    return value if math.isfinite(value) else None
+
+
+def kind_of(labels: Iterable[Label]) -> str:
+    """Return the kind of task that labels (at least one) are of."""
+    labels = list(labels)
+    if any(isinstance(label, tuple) or SEPARATOR in label for label in labels):
+        return "multilabel"
+    if all(WHOLE.fullmatch(str(label)) for label in labels) or any(number(label) is None for label in labels):
+        return "classification"
+    return "regression"
+
+
+def ordered(names: Iterable[str]) -> tuple[str, ...]:
+    """Return different names in order: whole numbers by size, texts by the alphabet."""
+    names = set(names)
+    whole = all(WHOLE.fullmatch(name) for name in names)
+    return tuple(sorted(names, key=lambda name: (int(name) if whole else 0, name)))

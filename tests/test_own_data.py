@@ -1,0 +1,280 @@
+"""Own data: what tables, columns and labels are taken for, and what is said of wrong ones."""
+
+import json
+from pathlib import Path
+
+import own_data
+import pytest
+import yaml
+from datasets import ClassLabel, Dataset, Features, Value
+
+from lora_drop.cli.app import main
+from lora_drop.config.schema import Config, DataConfig, config_hash, load_config
+from lora_drop.data.content import content_digest
+from lora_drop.errors import UserError
+from lora_drop.files import digest
+from lora_drop.progress import Reporter
+from lora_drop.tasks.base import Source
+from lora_drop.tasks.own.reading import Reading
+from lora_drop.tasks.own.splits import Named
+from lora_drop.tasks.own.tables import table_of
+from lora_drop.tasks.own.task import OwnData, own_task, stored_task
+from lora_drop.tasks.own.values import as_label, kind_of, ordered, several
+
+
+class Notices(Reporter):
+    def __init__(self):
+        self.texts = []
+
+    def notice(self, text):
+        self.texts.append(text)
+
+
+def read(path, report=None, **data) -> OwnData:
+    source = Source(None, offline=True, report=report or Reporter())
+    return OwnData(DataConfig(path=str(path), **data), source)
+
+
+def rows(data: OwnData, split="train"):
+    return data.load(data.source, split).to_list()
+
+
+def error(path, **data) -> str:
+    with pytest.raises(UserError) as found:
+        read(path, **data)
+    return str(found.value)
+
+
+def csv_file(tmp_path: Path, text: str, name="t.csv") -> Path:
+    path = tmp_path / name
+    path.write_bytes(text.encode())
+    return path
+
+
+@pytest.mark.parametrize(
+    ("cells", "kind"),
+    [
+        (["1", "2", "-3"], "classification"),
+        (["good", "bad"], "classification"),
+        (["1.5", "2"], "regression"),
+        (["1.0", "2.0"], "regression"),
+        (["1", "bad"], "classification"),
+        (["a;b", "a"], "multilabel"),
+        ([["a", "b"], []], "multilabel"),
+        (["['a', 'b']", "['b']"], "multilabel"),
+        ([1, 2], "classification"),
+        ([0.5, 2], "regression"),
+        ([True, False], "classification"),
+    ],
+)
+def test_the_kind_is_that_of_all_labels(cells, kind):
+    assert kind_of([as_label(cell) for cell in cells]) == kind
+
+
+def test_labels_are_ordered_as_numbers_or_by_the_alphabet():
+    assert ordered(["10", "9", "-1"]) == ("-1", "9", "10")
+    assert ordered(["10", "b", "9"]) == ("10", "9", "b")
+    assert several(as_label("a; b ;;")) == ("a", "b") and several(as_label("[1, 2]")) == ("1", "2")
+
+
+@pytest.mark.parametrize("name", ["r.csv", "r.tsv", "r.json", "r.jsonl", "r.parquet"])
+def test_every_format_gives_the_same_rows(name, tmp_path):
+    reviews = own_data.reviews(50)
+    data = read(own_data.write(tmp_path / name, reviews), text=("review",), label="stars", validation=0.2)
+    assert data.reading.kind == "classification" and data.reading.labels == ("1", "2", "3", "4", "5")
+    texts = {row["text"]: row["label"] for split in ("train", "validation") for row in rows(data, split)}
+    assert texts == {row["review"]: row["stars"] - 1 for row in reviews}
+    assert len(rows(data)) == 40 and len(rows(data, "validation")) == 10
+
+
+def test_the_held_out_rows_have_the_classes_in_proportion_and_are_the_same_each_time(tmp_path):
+    text = "text,label\n" + "".join(f"t{number},{'rare' if number % 10 == 0 else 'common'}\n" for number in range(100))
+    path = csv_file(tmp_path, text)
+    data = read(path)
+    held = rows(data, "validation")
+    assert sum(row["label"] == data.reading.labels.index("rare") for row in held) == 2 and len(held) == 20
+    assert rows(read(path), "validation") == held
+    assert not {row["text"] for row in held} & {row["text"] for row in rows(data)}
+    assert len(rows(read(path, validation=0.5), "validation")) == 50
+
+
+def test_columns_are_found_by_name_or_by_their_texts(tmp_path):
+    found = read(own_data.write(tmp_path / "p.csv", own_data.pairs(30)))
+    assert found.reading.texts == ("sentence1", "sentence2") and found.reading.label == "label"
+    assert rows(found)[0].keys() == {"id", "text", "text_pair", "label"}
+    path = csv_file(tmp_path, "no,words,stars\n" + "".join(f"{n},some words here,{n % 2}\n" for n in range(10)))
+    assert read(path).reading.texts == ("words",)
+    assert read(path, text=("words",), label="no", kind="regression").reading.label == "no"
+
+
+def test_a_template_fills_in_columns(tmp_path):
+    path = csv_file(tmp_path, "title,body,y\n" + 'A,"b, c",yes\nB,,no\n' * 6)
+    for given in ({"template": "{title}: {body}"}, {"text": ("{title}: {body}",)}):
+        assert {row["text"] for row in rows(read(path, **given))} == {"A: b, c", "B: "}
+    assert "no column 'nothing'" in error(path, template="{title} {nothing}")
+    assert "no column in braces" in error(path, template="title")
+    assert "exclude" in error(path, template="{title}", text=("body",))
+
+
+def test_numbers_are_regression_and_are_held_out_over_their_range(tmp_path):
+    path = csv_file(tmp_path, "text,score\n" + "".join(f"t{number},{number / 10}\n" for number in range(200)))
+    data = read(path)
+    held = [row["label"] for row in rows(data, "validation")]
+    assert data.task().outputs == 1 and data.task().primary == "spearman"
+    assert [sum(low <= value < low + 2 for value in held) for low in range(0, 20, 2)] == [4] * 10
+
+
+def test_several_labels_are_one_number_each(tmp_path):
+    path = csv_file(tmp_path, "text,tags\n" + "one,a;b\ntwo,b\nthree,\n" * 10)
+    data = read(path)
+    assert data.reading.kind == "multilabel" and data.reading.labels == ("a", "b")
+    assert {row["text"]: row["label"] for row in rows(data)} == {
+        "one": [1.0, 1.0],
+        "two": [0.0, 1.0],
+        "three": [0.0, 0.0],
+    }
+    assert set(data.task().strata(data.load(data.source, "train"))) == {"a", "b", "no label"}
+
+
+def test_a_folder_has_splits_and_a_file_may_be_named_for_evaluation(tmp_path):
+    reviews = own_data.reviews(60)
+    own_data.write(tmp_path / "train-0.jsonl", reviews[:20])
+    own_data.write(tmp_path / "train-1.jsonl", reviews[20:40])
+    dev = own_data.write(tmp_path / "dev.jsonl", reviews[40:])
+    folder = read(tmp_path, label="stars")
+    assert len(rows(folder)) == 40 and len(rows(folder, "validation")) == 20
+    apart = read(tmp_path / "train-0.jsonl", label="stars", validation=str(dev))
+    assert rows(apart, "validation") == rows(folder, "validation")
+    assert len(rows(read(tmp_path, label="stars", split="validation", validation="train"), "validation")) == 40
+    assert "no file of the split 'tset'" in error(tmp_path, split="tset")
+
+
+def test_rows_without_text_or_label_are_left_out_and_named(tmp_path):
+    path = csv_file(tmp_path, "text,label\n" + "".join(f"t{n},{n % 2}\n" for n in range(10)) + ",1\nt,\n")
+    notices = Notices()
+    data = read(path, notices)
+    assert len(rows(data)) + len(rows(data, "validation")) == 10
+    assert f"1 train rows have no text and are left out ({path}, line 12)" in notices.texts
+    assert f"1 train rows have no 'label' and are left out ({path}, line 13)" in notices.texts
+
+
+GOOD = "text,label\n" + "a,1\nb,2\n" * 5
+
+
+@pytest.mark.parametrize(
+    ("text", "given", "says"),
+    [
+        (GOOD + "c\n", {}, "line 12: 1 cells where the header has 2 (text, label)"),
+        (GOOD + '"c,1\n', {}, "line 12: not readable as CSV"),
+        (GOOD + '"two\nlines",1\nc\n', {}, "line 14: 1 cells"),
+        (GOOD.replace("b,2", "b,1"), {}, "all 10 rows have the label '1'"),
+        ("text,text\na,b\n", {}, "line 1: two columns are named 'text'"),
+        ("text,label\n", {}, "has no rows"),
+        ("text,label\n,1\n", {}, "none of 1 rows has text and a label in 'label' (1 have no text, 0 no label)"),
+        (GOOD, {"label": "labl"}, "no column 'labl', which data.label (--label) names. Did you mean 'label'?"),
+        (GOOD, {"text": ("txt",)}, "Did you mean 'text'?"),
+        (GOOD + "c,many\n", {"kind": "regression"}, "line 12, column 'label': 'many' is not a number"),
+        (GOOD, {"validation": 1.5}, "a share lies between 0 and 1"),
+        (GOOD, {"validation": "valid"}, "neither a share, nor a file"),
+        (GOOD, {"validation": "valid.csv"}, "valid.csv do not exist"),
+        (GOOD, {"metric": ("f1_makro",)}, "no metric of classification. Did you mean 'f1_macro'?"),
+        ("a,b\nx,y\n", {}, "Which column of"),
+        (GOOD, {"text": ("text", "label", "text")}, "More go into a template"),
+    ],
+)
+def test_faults_are_named_with_file_line_and_column(text, given, says, tmp_path):
+    path = csv_file(tmp_path, text)
+    with pytest.raises(UserError) as found:
+        own_task(DataConfig(path=str(path), **given), Source(None, offline=True))
+    assert says in str(found.value)
+    assert given or str(path) in str(found.value)
+
+
+def test_a_number_that_is_none_among_numbers_is_found(tmp_path):
+    path = csv_file(tmp_path, "text,price\n" + "".join(f"t{n},{n}.5\n" for n in range(60)) + "t,n/a\n")
+    message = error(path, label="price")
+    assert f"{path}, line 62, column 'price': 'n/a'" in message and "--kind regression" in message
+    words = csv_file(tmp_path, "text,label\n" + "".join(f"t{n},an answer {n}\n" for n in range(60)))
+    assert "For free text use --kind generation" in error(words)
+
+
+def test_other_faults_of_files(tmp_path):
+    assert "do not exist" in error(tmp_path / "none.csv")
+    assert "not a table that can be read" in error(csv_file(tmp_path, "x", "x.txt"))
+    assert "line 2: not JSON" in error(csv_file(tmp_path, '{"text": "a", "label": 1}\n{"text"', "x.jsonl"))
+    assert "line 1: a JSON object is expected, not int" in error(csv_file(tmp_path, "[1]", "x.json"))
+    assert "not readable as Parquet" in error(csv_file(tmp_path, "PAR1", "x.parquet"))
+    latin = tmp_path / "latin.csv"
+    latin.write_bytes("text,label\ncafé,1\n".encode("latin-1"))
+    assert "line 2: not UTF-8" in error(latin)
+    other = csv_file(tmp_path, GOOD + "c,3\n", "v.csv")
+    message = error(csv_file(tmp_path, GOOD), validation=str(other))
+    assert f"{other}, line 12, column 'label': '3' is not a label of the training rows" in message
+
+
+def test_a_stored_task_reads_rows_as_the_trained_one_did(tmp_path):
+    task = read(own_data.write(tmp_path / "r.csv", own_data.reviews(40)), label="aspects").task()
+    record = json.loads(json.dumps(task.record))
+    again = stored_task(record)
+    assert (again.kind, again.labels, again.outputs) == (task.kind, task.labels, 5)
+    assert Reading.of_record(record).text({"review": "Good."}) == ("Good.",)
+
+
+def test_classes_of_the_hub_have_their_names():
+    features = Features({"text": Value("string"), "label": ClassLabel(names=["bad", "good"])})
+    table = table_of(
+        "org/name", ["text", "label"], Named(Dataset.from_dict({"text": ["a", "b"], "label": [1, -1]}, features)), ""
+    )
+    assert list(table.rows()) == [
+        ("org/name, row 1", {"text": "a", "label": "good"}),
+        ("org/name, row 2", {"text": "b", "label": None}),
+    ]
+
+
+def test_the_hash_of_rows_is_that_of_all_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr("lora_drop.data.content.AT_A_TIME", 7)
+    for label in ("stars", "delight", "aspects"):
+        data = read(own_data.write(tmp_path / "r.jsonl", own_data.reviews(40)), label=label)
+        loaded = data.load(data.source, "train")
+        assert content_digest(loaded) == digest([loaded[:]])
+    assert content_digest(Dataset.from_dict({})) == digest([{}])
+
+
+def test_a_configuration_with_data_has_the_task_own(tmp_path):
+    config = load_config(overrides=["data.path=r.csv", "data.validation=0.1", "data.text=[a, b]"])
+    assert (config.task, config.data.validation) == ("own", 0.1)
+    assert load_config(overrides=["data.path=r.csv", "data.validation=dev.csv"]).data.validation == "dev.csv"
+    for wrong in (["task=own"], ["data.label=x"], ["task=rte", "data.path=r.csv"], ["data.name=x", "data.path=r.csv"]):
+        with pytest.raises(UserError, match=r"data\.path|dataset_info"):
+            load_config(overrides=wrong)
+    assert config_hash(config) != config_hash(load_config(overrides=["data.path=r.csv"]))
+
+
+def test_configurations_without_own_data_keep_their_names():
+    assert config_hash(Config()) == "3d90867bad90"
+
+
+def test_inspect_says_what_a_run_will_do(tmp_path, capsys):
+    reviews = own_data.reviews(100)
+    reviews[3] |= {"review": " "}
+    reviews[5] = reviews[4]
+    path = own_data.write(tmp_path / "r.csv", reviews)
+    arguments = ["tasks", "--inspect", str(path), "--label", "stars", "-b", "packaged:minilm-l6"]
+    main_exits([*arguments, "-o", "train.max_length=24", "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert found["kind"] == "classification" and found["rows"] == {"train": 79, "validation": 20}
+    assert sum(found["labels"]["train"].values()) == 79
+    assert sum(found["repeated"].values()) == 1 and found["empty"] == [f"{path}, line 5"]
+    assert 0 < found["lengths"]["cut"] < 79 and found["lengths"]["100 %"] > 24
+    pasted = tmp_path / "own.yaml"
+    pasted.write_text(found["yaml"])
+    assert load_config([pasted]).data.label == "stars"
+    main_exits(arguments[:-2])
+    table = capsys.readouterr().out
+    assert "rows without text" in table and yaml.safe_load(table[table.index("data:\n") :])["data"]["text"] == "review"
+
+
+def main_exits(arguments):
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    assert end.value.code == 0

@@ -1,0 +1,117 @@
+"""Runs on own data through the command line: from a file to an adapter with named labels, and predictions of new rows."""
+
+import csv
+import json
+from pathlib import Path
+
+import own_data
+import pytest
+
+from lora_drop import load_run
+from lora_drop.cli.app import main
+
+pytestmark = pytest.mark.slow
+TINY = ["-b", "tiny:bert", "-o", "train.epochs=1", "-o", "warmup.epochs=1", "-o", "train.learning_rate=5e-3", "--quiet"]
+
+
+def lora_drop(*arguments) -> int:
+    with pytest.raises(SystemExit) as end:
+        main([str(argument) for argument in arguments])
+    return end.value.code
+
+
+def read_csv(path: Path) -> list[dict]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_from_a_csv_to_predictions_of_new_rows(folder, capsys):
+    own_data.write(folder / "reviews.csv", own_data.reviews(120))
+    assert lora_drop("run", "--data", "reviews.csv", "--text", "review", "--label", "stars", *TINY, "--json") == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])["results"][0]
+    assert result["n"] == 24 and result.keys() >= {"accuracy", "f1_macro", "matthews_correlation"}
+    run = folder / "runs" / "reviews"
+    config = json.loads((run / "adapter" / "config.json").read_text())
+    assert config["id2label"] == {str(index): str(index + 1) for index in range(5)}
+    assert json.loads((run / "predictions.jsonl").read_text().splitlines()[0])["reference"] in "12345"
+    before = (run / "run.json").read_text()
+    assert lora_drop("run", "-d", run, "--quiet") == 0  # the directory knows its data
+    entries = [json.loads(text)["stages"]["train"]["inputs"] for text in (before, (run / "run.json").read_text())]
+    assert entries[0] == entries[1]
+
+    (folder / "reviews.csv").unlink()  # predictions need none of it
+    fresh = own_data.write(folder / "new.csv", own_data.reviews(30, seed=1))
+    capsys.readouterr()
+    assert lora_drop("predict", run, "--data", fresh, "--json", "--quiet") == 0
+    summary = json.loads(capsys.readouterr().out)
+    rows = read_csv(run / "predictions-new.csv")
+    assert [row["review"] for row in rows] == [row["review"] for row in own_data.reviews(30, seed=1)]
+    right = sum(row["prediction"] == row["stars"] for row in rows) / 30
+    assert summary["rows"] == 30 and summary["accuracy"] == pytest.approx(right)
+    for row in rows:
+        scores = {name: float(row[f"P({name})"]) for name in "12345"}
+        assert sum(scores.values()) == pytest.approx(1, abs=1e-4)
+        assert scores[row["prediction"]] == float(row["score"]) == max(scores.values())
+    model, _ = load_run(run, "cpu")
+    assert model.config.id2label[0] == "1"
+
+
+def test_predictions_of_evaluation_rows_are_those_of_the_run(folder):
+    own_data.write(folder / "reviews.jsonl", own_data.reviews(100))
+    own_data.write(folder / "dev.jsonl", own_data.reviews(20, seed=1))
+    data = ["--data", "reviews.jsonl", "--label", "stars", "--validation", "dev.jsonl"]
+    assert lora_drop("run", "-d", "run", *data, *TINY) == 0
+    assert lora_drop("predict", "run", "--data", "dev.jsonl", "--to", "out.jsonl", "-q") == 0
+    of_run = [json.loads(line)["prediction"] for line in Path("run/predictions.jsonl").read_text().splitlines()]
+    found = [json.loads(line) for line in Path("out.jsonl").read_text().splitlines()]
+    assert [row["prediction"] for row in found] == of_run
+    assert set(found[0]) == {"review", "stars", "prediction", "score", "scores"}
+
+
+def test_several_labels_a_row_are_learnt_with_a_decision_for_each(folder):
+    own_data.write(folder / "r.csv", own_data.reviews(100))
+    assert lora_drop("run", "-d", "run", "--data", "r.csv", "--label", "aspects", *TINY) == 0
+    metrics = json.loads(Path("run/metrics.json").read_text())
+    assert metrics["primary"] == "f1_micro" and metrics["baseline"].keys() == metrics["metrics"].keys()
+    rows = [json.loads(line) for line in Path("run/predictions.jsonl").read_text().splitlines()]
+    held = sum(len(set(row["prediction"]) & set(row["reference"])) for row in rows)
+    total = sum(len(row["prediction"]) + len(row["reference"]) for row in rows)
+    assert metrics["metrics"]["f1_micro"] == pytest.approx(2 * held / total)
+    config = json.loads(Path("run/adapter/config.json").read_text())
+    assert config["problem_type"] == "multi_label_classification"
+    assert lora_drop("predict", "run", "--data", "r.csv", "-q") == 0
+    for row in read_csv(Path("run/predictions-r.csv")):
+        scores = {name: float(row[f"P({name})"]) for name in own_data.ASPECTS}
+        assert row["prediction"] == ";".join(name for name, score in sorted(scores.items()) if score > 0.5)
+
+
+def test_numbers_and_pairs(folder, capsys):
+    own_data.write(folder / "r.parquet", own_data.reviews(100))
+    assert lora_drop("run", "-d", "run", "--data", "r.parquet", "--label", "delight", *TINY) == 0
+    assert json.loads(Path("run/metrics.json").read_text())["primary"] == "spearman"
+    assert lora_drop("predict", "run", "--data", "r.parquet", "-q") == 0
+    assert {"review", "delight", "prediction"} == set(read_csv(Path("run/predictions-r.csv"))[0])
+    own_data.write(folder / "p.tsv", own_data.pairs(100))
+    lora = ["-o", "method.name=lora", "--metric", "f1_macro", "--metric", "accuracy"]
+    assert lora_drop("run", "-d", "pairs", "--data", "p.tsv", *lora, *TINY) == 0
+    assert json.loads(Path("pairs/metrics.json").read_text())["primary"] == "f1_macro"
+    assert lora_drop("predict", "pairs", "--data", "p.tsv", "-q") == 0
+    capsys.readouterr()
+    own_data.write(folder / "other.csv", own_data.reviews(3))
+    assert lora_drop("predict", "pairs", "--data", "other.csv", "-q") == 2
+    assert "no column 'sentence1'" in " ".join(capsys.readouterr().err.split())
+
+
+def test_what_cannot_be_predicted_is_refused(folder, capsys):
+    own_data.write(folder / "r.csv", own_data.reviews(5))
+    assert lora_drop("predict", "nowhere", "--data", "r.csv") == 2
+    assert lora_drop("run", "--quiet") == 2
+    assert lora_drop("run", "--data", "r.csv", "--label", "star") == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "is not a run directory" in said and "--run-dir" in said and "Did you mean 'stars'?" in said

@@ -1,0 +1,189 @@
+"""Own data of texts to write: questions and answers, conversations, LLaMA-Factory's descriptions."""
+
+import json
+import math
+from pathlib import Path
+
+import own_data
+import pytest
+import torch
+from datasets import Dataset
+from test_own_data import error, read, rows
+from test_own_runs import lora_drop
+from torch.nn import functional
+
+from lora_drop.config.schema import DataConfig
+from lora_drop.data.chats import encode_chats, encode_questions
+from lora_drop.data.completions import IGNORED
+from lora_drop.errors import UserError
+from lora_drop.evaluation.perplexity import perplexity
+from lora_drop.models.backbones import load_model, load_tokenizer, locate
+from lora_drop.registry import TASKS
+from lora_drop.tasks.base import Source
+from lora_drop.tasks.own.task import own_task
+
+TEMPLATE = (
+    "{{ bos_token }}{% for turn in messages %}<{{ turn.role }}>{{ turn.content }}"
+    "{% if turn.role == 'assistant' %}{{ eos_token }}{% endif %}{{ '\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+TALK = [
+    {"role": "user", "content": "Hi"},
+    {"role": "assistant", "content": "Hello"},
+    {"role": "user", "content": "Bye"},
+    {"role": "assistant", "content": "See you"},
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    found = load_tokenizer(locate("tiny:llama"), causal=True)
+    found.chat_template = TEMPLATE
+    return found
+
+
+def chat_rows(*talks):
+    texts = {"messages": [json.dumps(talk) for talk in talks], "asked": [json.dumps(talk[:-1]) for talk in talks]}
+    return Dataset.from_dict({"id": [str(number) for number in range(len(talks))], **texts})
+
+
+def text(tokenizer, ids):
+    return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+
+def test_only_what_the_assistant_says_is_learned(tokenizer):
+    encoded, cut = encode_chats(chat_rows(TALK), tokenizer, 200)
+    (row,) = encoded.to_list()
+    end, begin = tokenizer.eos_token, tokenizer.bos_token
+    whole = f"{begin}<user>Hi\n<assistant>Hello{end}\n<user>Bye\n<assistant>See you{end}"
+    assert text(tokenizer, row["input_ids"]) == whole
+    learned = [token for token, label in zip(row["input_ids"], row["labels"], strict=True) if label != IGNORED]
+    assert text(tokenizer, learned) == f"Hello{end}See you{end}"
+    assert all(label in (IGNORED, token) for token, label in zip(row["input_ids"], row["labels"], strict=True))
+    asked, _ = encode_questions(chat_rows(TALK), tokenizer, 200)
+    question = asked["input_ids"][0]
+    assert row["input_ids"][: len(question)] == question and text(tokenizer, question).endswith("Bye\n<assistant>")
+    assert (cut.prompts, cut.completions) == (0, 0)
+
+
+def test_a_long_conversation_loses_its_beginning_and_a_long_answer_its_end(tokenizer):
+    answer = len("See you") + 1
+    encoded, cut = encode_chats(chat_rows(TALK), tokenizer, answer + 5)
+    assert text(tokenizer, encoded["input_ids"][0]) == f"tant>See you{tokenizer.eos_token}"
+    assert (cut.prompts, cut.completions) == (1, 0)
+    encoded, cut = encode_chats(chat_rows(TALK), tokenizer, answer)
+    assert text(tokenizer, encoded["input_ids"][0]) == ">See you" and encoded["labels"][0][0] == IGNORED
+    assert (cut.prompts, cut.completions) == (0, 1)
+    asked, cut = encode_questions(chat_rows(TALK), tokenizer, 5)
+    assert text(tokenizer, asked["input_ids"][0]) == "tant>" and cut.prompts == 1
+
+
+def test_templates_that_do_not_fit_are_refused(tokenizer):
+    tokenizer.chat_template = "{% for turn in messages %}{{ turn.content if loop.last else '-' }}{% endfor %}"
+    with pytest.raises(UserError, match="writes turn 2 otherwise"):
+        encode_chats(chat_rows(TALK), tokenizer, 200)
+    tokenizer.chat_template = None
+    with pytest.raises(UserError, match="this backbone's tokenizer has none"):
+        encode_chats(chat_rows(TALK), tokenizer, 200)
+    tokenizer.chat_template = TEMPLATE.replace("{{ eos_token }}", "")
+    encoded, _ = encode_chats(chat_rows(TALK), tokenizer, 200)
+    assert encoded["labels"][0][-1] == tokenizer.eos_token_id  # else the model would never stop
+    tokenizer.chat_template = TEMPLATE
+
+
+def test_columns_of_questions_and_answers_are_known(tmp_path):
+    alpaca = [{"instruction": f"Add {n}", "input": "to 1" if n % 2 else "", "output": f"{n + 1}"} for n in range(10)]
+    data = read(own_data.write(tmp_path / "a.json", alpaca))
+    found = {row["prompt"]: row["completion"] for row in rows(data)} | {
+        row["prompt"]: row["references"][0] for row in rows(data, "validation")
+    }
+    assert found["Add 1\nto 1\n"] == "2" and found["Add 2\n\n"] == "3" and len(found) == 10
+    plain = own_data.write(tmp_path / "p.csv", [{"prompt": f"p{n}:", "completion": f"c;{n}"} for n in range(10)])
+    assert {row["prompt"][0] for row in rows(read(plain))} == {"p"} and read(plain).reading.kind == "generation"
+    named = own_data.write(tmp_path / "q.csv", [{"q": f"q{n}", "a": f"{n}"} for n in range(10)])
+    reading = read(named, text=("q",), label="a", kind="generation").reading
+    assert reading.text({"q": "Why?"}) == ("Why?\n",)
+
+
+def test_conversations_are_read_from_messages_and_from_shared_ones(tmp_path):
+    data = read(own_data.write(tmp_path / "c.jsonl", own_data.chats(10)))
+    row = rows(data)[0]
+    assert [turn["role"] for turn in json.loads(row["asked"])] == ["user", "assistant", "user"]
+    assert json.loads(row["messages"])[-1]["content"] == row["references"][0]
+    shared = [
+        {"conversations": [{"from": "human", "value": f"{n}"}, {"from": "gpt", "value": "ok"}]} for n in range(10)
+    ]
+    data = read(own_data.write(tmp_path / "s.parquet", shared))
+    assert json.loads(rows(data)[0]["messages"])[1] == {"role": "assistant", "content": "ok"}
+    shared[3]["conversations"][1]["from"] = "bot"
+    message = error(own_data.write(tmp_path / "s.jsonl", shared))
+    assert "s.jsonl, line 4, column 'conversations', turn 2: the role 'bot' is none of human, gpt, system" in message
+
+
+def llama_factory(tmp_path, **entries):
+    questions = [{"q": f"q{n}", "more": "", "a": f"a{n}", "past": [["x", "y"]], "sys": "Be brief."} for n in range(10)]
+    own_data.write(tmp_path / "q.json", questions)
+    path = tmp_path / "dataset_info.json"
+    columns = {"prompt": "q", "query": "more", "response": "a", "history": "past", "system": "sys"}
+    path.write_text(json.dumps({"mine": {"file_name": "q.json", "columns": columns}, **entries}))
+    return path
+
+
+def described(path, name):
+    source = Source(None, offline=True)
+    return own_task(DataConfig(dataset_info=str(path), name=name), source).load(source, "train").to_list()
+
+
+def test_dataset_info_of_llama_factory_is_understood(tmp_path):
+    ranked = {"file_name": "q.json", "ranking": True}
+    path = llama_factory(tmp_path, ranked=ranked, remote={"ms_hub_url": "x/y"}, plain={"file_name": "plain.json"})
+    own_data.write(tmp_path / "plain.json", [{"instruction": f"i{n}", "output": "o"} for n in range(10)])
+    turns = json.loads(described(path, "mine")[0]["messages"])
+    assert [turn["role"] for turn in turns] == ["system", "user", "assistant", "user", "assistant"]
+    assert turns[0]["content"] == "Be brief." and turns[-1]["content"][0] == "a"
+    assert [turn["role"] for turn in json.loads(described(path, "plain")[0]["messages"])] == ["user", "assistant"]
+    for name, says in (("mein", "Did you mean 'mine'"), ("ranked", "preference training"), ("remote", "nothing else")):
+        with pytest.raises(UserError, match=says):
+            described(path, name)
+
+
+def test_perplexity_is_that_of_all_answers(tokenizer):
+    backbone = locate("tiny:llama")
+    model = load_model(backbone, TASKS.get("toy-nlg"), 0, tokenizer)
+    encoded, _ = encode_chats(chat_rows(TALK, TALK[:2]), tokenizer, 200)
+    total, count = 0.0, 0
+    for row in encoded.to_list():
+        with torch.no_grad():
+            logits = model.eval()(input_ids=torch.tensor([row["input_ids"]])).logits[0, :-1]
+        targets = torch.tensor(row["labels"][1:])
+        total += float(functional.cross_entropy(logits, targets, reduction="sum", ignore_index=IGNORED))
+        count += int((targets != IGNORED).sum())
+    for size in (1, 2):
+        assert perplexity(model, encoded, tokenizer, size) == pytest.approx(math.exp(total / count), rel=1e-5)
+
+
+@pytest.mark.slow
+def test_a_run_on_conversations_and_what_it_writes(tmp_path, monkeypatch, tokenizer, capsys):
+    monkeypatch.chdir(tmp_path)
+    backbone = locate("tiny:llama")
+    load_model(backbone, TASKS.get("toy-nlg"), 0, tokenizer).save_pretrained("model")
+    tokenizer.save_pretrained("model")
+    own_data.write(tmp_path / "c.jsonl", own_data.chats(40))
+    common = ["-b", "./model", "-q", "-o", "train.epochs=1", "-o", "warmup.epochs=1", "-o", "train.max_length=200"]
+    common += ["-o", "generation.max_new_tokens=8"]
+    given = ["--data", "c.jsonl", "--metric", "perplexity"]
+    assert lora_drop("run", *given, *common) == 2
+    assert "train.select_epoch=last" in capsys.readouterr().err
+    assert lora_drop("run", *given, *common, "-o", "train.select_epoch=last") == 0
+    metrics = json.loads(Path("runs/c/metrics.json").read_text())["metrics"]
+    assert list(metrics) == ["perplexity"] and 1 < metrics["perplexity"] < 1000
+    assert (
+        lora_drop("run", "-d", "both", "--data", "c.jsonl", "--metric", "rougeL", "--metric", "perplexity", *common)
+        == 0
+    )
+    assert list(json.loads(Path("both/metrics.json").read_text())["metrics"]) == ["rouge_l", "perplexity"]
+    assert lora_drop("predict", "both", "--data", "c.jsonl", "--to", "out.jsonl", "-q") == 0
+    assert len([json.loads(line)["prediction"] for line in Path("out.jsonl").read_text().splitlines()]) == 40
+    assert lora_drop("tasks", "--inspect", "c.jsonl", "-b", "./model", "--json") == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert found["kind"] == "generation" and found["text"] == ["messages"] and found["lengths"]["unit"] == "tokens"
