@@ -15,8 +15,8 @@ from lora_drop.cli import app as cli
 from lora_drop.files import read_json, write_json
 from lora_drop.pruning.selection import read_scores, select
 from lora_drop.registry import METHODS
-from lora_drop.report import words
 from lora_drop.report.page import render, write_page
+from lora_drop.runs import words
 from lora_drop.runs.facts import TITLES, read_facts
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

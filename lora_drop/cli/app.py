@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from lora_drop.cli.experiments import report, reproduce
+from lora_drop.cli.export import export
 from lora_drop.cli.options import RunDir, configuration, flags, options
 from lora_drop.cli.terminal import tolerate_encodings
 from lora_drop.errors import UserError
@@ -112,6 +113,7 @@ def run(
 
 app.command()(reproduce)
 app.command()(report)
+app.command()(export)
 
 
 @app.command("config")

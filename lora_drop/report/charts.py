@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from markupsafe import Markup, escape
 
-from lora_drop.report.words import Compared, measured, number
+from lora_drop.runs.words import Compared, measured, number
 
 WIDTH, HEIGHT = 560, 240
 LEFT, RIGHT, TOP, BOTTOM = 58, 16, 14, 40

@@ -13,12 +13,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from lora_drop.errors import UserError
 from lora_drop.files import write_text
 from lora_drop.pruning.selection import Selection
-from lora_drop.report import words
 from lora_drop.report.charts import line_chart, pareto
 from lora_drop.report.snippets import at_threshold, snippets
 from lora_drop.report.thresholds import slider
+from lora_drop.runs import words
 from lora_drop.runs.facts import Facts, read_facts, with_compared
-from lora_drop.training.warmup import doubts
 
 PAGE = "report.html"
 
@@ -62,7 +61,7 @@ def _topics(runs: Sequence[Facts]) -> list[dict[str, Any]]:
                 "rows": rows,
                 "pareto": pareto(rows) if len(rows) > 1 else "",
                 "profiles": [_profile(run) for run in mine if run.selection is not None and run.scored],
-                "doubts": [(run, doubt) for run in mine for doubt in doubted(run)],
+                "doubts": [(run, doubt) for run in mine for doubt in words.doubted(run)],
                 "curves": [(run, _curves(run)) for run in mine],
             }
         )
@@ -94,17 +93,10 @@ def _profile(run: Facts) -> dict[str, Any]:
         "resamples": run.stability.get("resamples", 0),
         "slider": data,
         "criterion": run.config.get("score", {}).get("criterion", "output"),
-        "snippets": snippets(run, selection),
+        "snippets": snippets(run),
         "command": at_threshold(run),
         "saves": _saves(selection, data["whole"]),
     }
-
-
-def doubted(run: Facts) -> list[str]:
-    """Return sentences about what speaks against trusting a run: rows that were left out or cut, too little warm-up."""
-    found = [f"it is {run.status}"] if run.status != "done" else []
-    found += [f"only {rows:,} {part} rows were used" for part, rows in run.limited.items()]
-    return found + run.cut + (doubts(run.warmup_losses) if run.warmup_losses else [])
 
 
 def _saves(selection: Selection, whole: int) -> str:

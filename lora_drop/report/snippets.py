@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import shlex
 
-from lora_drop.pruning.selection import Selection
 from lora_drop.runs.facts import Facts
 
 
-def snippets(run: Facts, selection: Selection) -> list[tuple[str, str]]:
+def snippets(run: Facts) -> list[tuple[str, str]]:
     """Return titles and texts."""
     folder = shlex.quote(str(run.path))
     found = [
         ("A PEFT adapter with a model card", f"lora-drop export {folder} --to peft"),
         ("The smallest file: what is shared, once", f"lora-drop export {folder} --to compact"),
         ("The whole model, merged", f"lora-drop export {folder} --to merged"),
-        ("PEFT, for a training of your own", peft_config(run, selection)),
+        ("PEFT, for a training of your own", peft_config(run)),
     ]
     return found if run.parameters else found[3:]
 
@@ -26,17 +25,11 @@ def at_threshold(run: Facts) -> str:
     return f"lora-drop run -d {shlex.quote(str(run.path))} {unset}-o method.threshold="
 
 
-def retained_modules(run: Facts, selection: Selection) -> list[str]:
-    """Return the names of the modules that retain a LoRA of their own."""
-    kept = {(name, layer) for name, layers in selection.projections.items() for layer in layers.retained}
-    return [row.name for row in run.scored if (row.projection, row.layer) in kept]
-
-
-def peft_config(run: Facts, selection: Selection) -> str:
+def peft_config(run: Facts) -> str:
     """Return Python that makes PEFT's LoRA on the retained modules; sharing needs `lora_drop.share`."""
     method = run.config["method"]
     rank = method["rank"] or 8
-    lines = [f'    "{name}",' for name in retained_modules(run, selection)]
+    lines = [f'    "{name}",' for name in run.retained_modules]
     return "\n".join(
         [
             "from peft import LoraConfig",

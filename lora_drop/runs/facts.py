@@ -106,6 +106,13 @@ class Facts:
         content = self._json("selection.json")
         return Selection.from_json(content) if content else None
 
+    @property
+    def retained_modules(self) -> list[str]:
+        """The names of the modules that retain a LoRA of their own, in model order; empty without a selection."""
+        chosen = self.selection.projections if self.selection else {}
+        kept = {(name, layer) for name, layers in chosen.items() for layer in layers.retained}
+        return [row.name for row in self.scored if (row.projection, row.layer) in kept]
+
     @cached_property
     def stability(self) -> dict[str, Any]:
         """The content of `stability.json`; empty if it belongs to another selection rule than the one in use."""

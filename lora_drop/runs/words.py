@@ -1,4 +1,4 @@
-"""Sentences and numbers of the page."""
+"""Sentences and numbers about runs, for pages and cards."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from statistics import fmean, stdev
 from typing import Any
 
 from lora_drop.pruning.selection import Selection
-from lora_drop.runs.facts import Facts, differences
-
-WITH_A_PATH = ("data_dir", "data", "train.start_from")
+from lora_drop.runs.facts import Facts, differences, flat
+from lora_drop.training.warmup import doubts
 
 
 @dataclass(frozen=True)
@@ -71,16 +70,9 @@ def _title(run: Facts, others: Sequence[Facts]) -> str:
     """Return the method's title, with the settings in which runs of the same method differ from this one."""
     namesakes = [other for other in others if other is not run and other.method == run.method]
     keys = list(dict.fromkeys(key for other in namesakes for key in differences(run, other) if key != "seed"))
-    values = dict(flat_values(run))
+    values = dict(flat(run.config))
     told = [f"{key.removeprefix('method.')} {shown(values.get(key))}" for key in keys]
     return f"{run.title} ({', '.join(told)})" if told else run.title
-
-
-def flat_values(run: Facts) -> list[tuple[str, Any]]:
-    """Return the settings of a run by dotted key."""
-    from lora_drop.runs.facts import flat
-
-    return list(flat(run.config))
 
 
 def shown(value: Any) -> str:
@@ -126,6 +118,13 @@ def spans(numbers: Sequence[int]) -> str:
     for group in groups:
         parts += [f"{group[0]} to {group[-1]}"] if len(group) > 2 else map(str, group)
     return ", ".join(parts)
+
+
+def doubted(run: Facts) -> list[str]:
+    """Return sentences about what speaks against trusting a run: rows that were left out or cut, too little warm-up."""
+    found = [f"it is {run.status}"] if run.status != "done" else []
+    found += [f"only {rows:,} {part} rows were used" for part, rows in run.limited.items()]
+    return found + run.cut + (doubts(run.warmup_losses) if run.warmup_losses else [])
 
 
 def verdict(rows: Sequence[Compared]) -> str:
