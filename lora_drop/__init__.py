@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lora_drop.api import score
+    from lora_drop.methods.lora_drop import load_adapter
     from lora_drop.pruning.scores import Scores
     from lora_drop.pruning.selection import Selection, select
     from lora_drop.pruning.sharing import share
@@ -24,9 +25,10 @@ _HOMES = {
     "select": "pruning.selection",
     "share": "pruning.sharing",
     "load_run": "runs.load",
+    "load_adapter": "methods.lora_drop",
 }
 
-__all__ = ["Scores", "Selection", "__version__", "load_run", "score", "select", "share"]
+__all__ = ["Scores", "Selection", "__version__", "load_adapter", "load_run", "score", "select", "share"]
 
 
 def __dir__() -> list[str]:

@@ -7,6 +7,8 @@
 A commit is the hash of a revision's files. It stays when the files change: history is kept while the server lives.
 Large files (by their suffix) are redirected to `localhost`, another host than 127.0.0.1, as the Hub redirects to its CDN.
 
+What is uploaded goes into the branch "main" of a model.
+
     with HubServer(root) as hub:
         hub.fault("GET .*safetensors", status=403)
         subprocess.run(command, env={**os.environ, **hub.env(tmp_path / "home")})
@@ -16,6 +18,7 @@ huggingface_hub, transformers and datasets read HF_ENDPOINT and HF_HOME when the
 such as a Machine, which is started once for many commands.
 """
 
+import base64
 import hashlib
 import json
 import os
@@ -35,6 +38,7 @@ API = re.compile(
     f"/api/(?P<kind>models|datasets)/{NAME}(?:/(?P<what>revision|tree|paths-info)/(?P<revision>[^/]+)(?:/(?P<rest>.+))?)?"
 )
 FILE = re.compile(f"/(?P<kind>datasets/)?{NAME}/resolve/(?P<revision>[^/]+)/(?P<rest>.+)")
+UPLOAD = re.compile("/api/models/(?P<name>[^/]+/[^/]+)/(?P<what>preupload|commit)/main")
 Files = dict[str, bytes]
 
 
@@ -140,7 +144,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def answer(self) -> None:
         length = int(self.headers.get("Content-Length") or 0)
-        self.form = parse_qs(self.rfile.read(length).decode())
+        self.body = self.rfile.read(length)
+        self.form = parse_qs(self.body.decode())
         line, host = f"{self.command} {self.path}", self.headers["Host"].partition(":")[0]
         self.token = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
         self.server.requests.append((line, host, self.token))
@@ -152,13 +157,40 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             if self.fault.status:
                 return self.send(self.fault.status, self.fault.text.encode(), **self.fault.headers)
-            self.route(urlsplit(self.path).path)
+            if self.command != "POST" or not self.take(urlsplit(self.path).path):
+                self.route(urlsplit(self.path).path)
         except Refusal as refusal:
             self.send(refusal.status, b'{"error": "refused"}', **refusal.headers)
         except (BrokenPipeError, ConnectionResetError):
             self.close_connection = True
 
     do_GET = do_HEAD = do_POST = answer
+
+    def take(self, path: str) -> bool:
+        """Answer what belongs to an upload; every file comes in the commit itself. False for other requests."""
+        models, upload = self.server.root / "models", UPLOAD.fullmatch(path)
+        if path == "/api/validate-yaml":
+            self.send_json({"errors": [], "warnings": []})
+        elif path == "/api/repos/create":
+            asked = json.loads(self.body)
+            name = "/".join(part for part in (asked.get("organization"), asked["name"]) if part)
+            (models / name).mkdir(parents=True, exist_ok=True)
+            self.send_json({"url": f"{self.server.url}/{name}", "name": name})
+        elif upload and upload["what"] == "preupload":
+            files = json.loads(self.body)["files"]
+            self.send_json(
+                {"files": [{"path": each["path"], "uploadMode": "regular", "shouldIgnore": False} for each in files]}
+            )
+        elif upload:
+            for entry in map(json.loads, self.body.splitlines()):
+                if entry["key"] == "file":
+                    file = models / upload["name"] / entry["value"]["path"]
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                    file.write_bytes(base64.b64decode(entry["value"]["content"]))
+            commit = self.server.commit("models", upload["name"])
+            url = f"{self.server.url}/{upload['name']}/commit/{commit}"
+            self.send_json({"success": True, "commitOid": commit, "commitUrl": url})
+        return bool(upload) or path in ("/api/validate-yaml", "/api/repos/create")
 
     def route(self, path: str) -> None:
         if path.startswith("/_large/"):

@@ -12,7 +12,9 @@ from typing import Annotated, Any
 import typer
 
 from lora_drop.cli.experiments import report, reproduce
+from lora_drop.cli.export import export
 from lora_drop.cli.options import RunDir, configuration, flags, options, own_run_dir
+from lora_drop.cli.runs import runs
 from lora_drop.cli.terminal import tolerate_encodings
 from lora_drop.errors import UserError
 from lora_drop.runs.stages import STAGES
@@ -179,6 +181,8 @@ def run(
 
 app.command()(reproduce)
 app.command()(report)
+app.command()(export)
+app.command()(runs)
 
 
 @app.command("config")

@@ -1,4 +1,4 @@
-"""The commands over many runs: `reproduce` and `report`."""
+"""The commands over many runs: `reproduce` and `report`, which also makes the page of runs."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lora_drop.cli.options import flags, options
+from lora_drop.errors import UserError
 
 if TYPE_CHECKING:
     from lora_drop.experiments.estimate import Estimate
@@ -81,18 +82,58 @@ def _list(as_json: bool) -> None:
 
 @options("quiet", "as_json", "debug")
 def report(
-    experiments: Annotated[
-        list[str] | None, typer.Argument(help="Names of experiments; none: all that have results.")
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[RUN|EXPERIMENT]...",
+            help="Run directories: their page, report.html. Or experiments: their tables; none: all with results.",
+        ),
     ] = None,
     results: Folder = Path("results"),
-    figures: Annotated[bool, typer.Option(help="Also draw the figures.")] = True,
+    figures: Annotated[bool, typer.Option(help="Also draw the figures of experiments.")] = True,
+    page: Annotated[
+        Path | None, typer.Option("--out", help="File of the page; else in the run's folder, or here for several runs.")
+    ] = None,
     **given: Any,
 ) -> None:
-    """Make tables and figures from the results, and from nothing else. Tables are Markdown, CSV and LaTeX."""
+    """Make the page of a run or of several (report.html), or the tables and figures of experiments from results."""
+    runs = [Path(name) for name in names or [] if _is_run(name)]
+    if runs:
+        _write_page(runs, names or [], page, given)
+    elif wrong := [name for name in names or [] if "/" in name]:
+        raise UserError(
+            f"{wrong[0]} is not a run directory: it has no run.json. (Experiments are named without a path.)"
+        )
+    elif page is not None:
+        raise UserError("--out names the page of runs. Name run directories, too: lora-drop report RUN --out FILE")
+    else:
+        _write_tables(results, names or [], figures, given)
+
+
+def _is_run(name: str) -> bool:
+    return (Path(name) / "run.json").is_file()
+
+
+def _write_page(runs: list[Path], names: list[str], page: Path | None, given: dict[str, Any]) -> None:
+    from lora_drop.cli.console import out
+    from lora_drop.report.page import PAGE, write_page
+
+    others = [name for name in names if not _is_run(name)]
+    if others:
+        raise UserError(f"{others[0]} is not a run directory (it has no run.json), as the other names are.")
+    target = page or (runs[0] / PAGE if len(runs) == 1 else Path(PAGE))
+    write_page(runs, target)
+    if given["as_json"]:
+        typer.echo(json.dumps({"page": str(target)}))
+    else:
+        out.print(f"Page: {target}", soft_wrap=True)
+
+
+def _write_tables(results: Path, experiments: list[str], figures: bool, given: dict[str, Any]) -> None:
     from lora_drop.cli.console import out
     from lora_drop.experiments.report import report as write
 
-    written = write(results, experiments or [], figures)
+    written = write(results, experiments, figures)
     for folder, tables in written.items():
         _show_tables(tables)
         if not given["quiet"]:
@@ -104,8 +145,9 @@ def report(
 def _perform(planned: list[Planned], runs: Path, results: Results, quiet: bool, as_json: bool) -> dict[str, str]:
     from lora_drop.cli.console import ConsoleGridReporter, err, out
     from lora_drop.cli.perform import quiet_libraries
-    from lora_drop.experiments.engine import perform_grid
+    from lora_drop.experiments.engine import perform_grid, run_directory
     from lora_drop.experiments.report import report as write
+    from lora_drop.report.page import PAGE, write_page
 
     quiet_libraries()
     with ConsoleGridReporter(err, quiet) as reporter:
@@ -114,6 +156,9 @@ def _perform(planned: list[Planned], runs: Path, results: Results, quiet: bool, 
         err.print(f"{len(outcome.busy)} runs are being performed by another process.")
     for name, message in outcome.failed.items():
         err.print(f"Failed: {name}: {message}", soft_wrap=True)
+    for run in planned:
+        if run.name in outcome.performed:
+            write_page([run_directory(run, runs)], run_directory(run, runs) / PAGE)
     folders = sorted({results.path(run).parent for run in planned})
     present = [folder for folder in folders if any(folder.glob("*.json"))]
     for folder in present:
@@ -183,8 +228,6 @@ def _split(text: str | None) -> list[str]:
 
 
 def _numbers(text: str | None) -> list[int]:
-    from lora_drop.errors import UserError
-
     try:
         return [int(part) for part in _split(text)]
     except ValueError as error:

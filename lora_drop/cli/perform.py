@@ -68,9 +68,18 @@ def perform(
         runs.append(_perform_one(run_dir / "compare" / name, other, stages, force, report))
     if stages in (["all"], ["eval"]):
         summary.results = [_result(run) for run in runs]
+        _write_pages([run.path for run in reversed(runs)])
     if stages == ["select"] and not run.file("importance.png").is_file():
         summary.remarks.append(f"the picture of this selection is drawn by: lora-drop picture -d {run_dir}")
     return summary
+
+
+def _write_pages(folders: list[Path]) -> None:
+    """Write report.html of each run; that of the run which others are compared with shows them, too, and is the last."""
+    from lora_drop.report.page import PAGE, write_page
+
+    for folder in folders:
+        write_page([folder], folder / PAGE)
 
 
 def _computes(stages: list[str]) -> bool:

@@ -15,12 +15,13 @@ import torch
 from peft import AdaLoraConfig, LoraConfig, PeftConfig, PeftModel, VeraConfig, get_peft_model, set_peft_model_state_dict
 from peft.utils import load_peft_weights
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lora_drop.config.schema import MethodConfig
 from lora_drop.errors import UserError
 from lora_drop.methods.base import Method, heads, outermost
+from lora_drop.methods.compact import is_compact
 from lora_drop.pruning.places import Place, find_places, transposed
 from lora_drop.pruning.selection import Selection
 
@@ -91,7 +92,12 @@ def load(backbone: PreTrainedModel, folder: Path) -> PeftModel:
 
 
 def read_config(folder: Path) -> PeftConfig:
-    """Read a saved adapter's configuration. Raises UserError if it is missing or damaged."""
+    """Read a saved adapter's configuration. Raises UserError if it is missing or damaged, or of the compact form."""
+    if is_compact(folder):
+        raise UserError(
+            f"{folder} is a compact LoRA-drop adapter: it holds one copy of what layers share, and fits no model whose layers "
+            "are not tied. Load it into the plain backbone with lora_drop.load_adapter, which ties them."
+        )
     try:
         config = PeftConfig.from_pretrained(str(folder))
     except (OSError, ValueError, TypeError, KeyError) as error:
@@ -99,19 +105,22 @@ def read_config(folder: Path) -> PeftConfig:
             f"{folder} holds no readable PEFT adapter ({type(error).__name__}). Train it again with --force."
         ) from error
     config.inference_mode = False
+    config.base_model_name_or_path = None  # the model tells its own; PEFT warns of every other name
     if isinstance(config, LoraConfig | AdaLoraConfig | VeraConfig):
         # adapters saved by earlier versions name the parts of a head beside the head
         config.modules_to_save = outermost(config.modules_to_save or ()) or None
     return config
 
 
-def fill(model: PeftModel, folder: Path) -> None:
+def fill(model: PeftModel, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
     """Load saved weights into a model of the same structure. Raises UserError unless they fit exactly.
+
+    `weights` are those of the folder, if they were read already.
 
     A file without the copies of shared tensors would silently leave a LoRA at its initial values; it is refused.
     """
     try:
-        weights = load_peft_weights(str(folder), device="cpu")
+        weights = weights or load_peft_weights(str(folder), device="cpu")
         outcome: Any = set_peft_model_state_dict(model, weights)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{folder} holds no adapter for this model: {str(error).splitlines()[0]}") from error

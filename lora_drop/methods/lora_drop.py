@@ -20,12 +20,11 @@ from lora_drop.config.schema import MethodConfig
 from lora_drop.errors import UserError
 from lora_drop.methods import lora
 from lora_drop.methods.base import Method
+from lora_drop.methods.compact import TIES, is_compact, read_compact
 from lora_drop.pruning.adapters import loras
 from lora_drop.pruning.places import Place, find_places
 from lora_drop.pruning.selection import Selection
 from lora_drop.pruning.sharing import share, tie, ties
-
-TIES = "lora_drop.json"
 
 
 def build(backbone: PreTrainedModel, config: MethodConfig, seed: int, selection: Selection | None) -> nn.Module:
@@ -47,8 +46,33 @@ def save(model: nn.Module, folder: Path) -> None:
     (folder / TIES).write_text(json.dumps({"version": 1, "tied": ties(model)}, indent=2) + "\n", encoding="utf-8")
 
 
+def load_adapter(model: PreTrainedModel, folder: str | Path) -> PeftModel:
+    """Put a saved LoRA-drop adapter on its backbone, tied as it was trained: `adapter/` of a run, or an export.
+
+    Args:
+        model: the plain pretrained model, with a head of the same size if it has one; it is changed in place.
+        folder: as PEFT saves it, with `lora_drop.json`, or of the compact form.
+
+    Raises:
+        UserError: if the model has an adapter already (whose layers would not be tied), or the folder is damaged or
+            does not fit.
+    """
+    if isinstance(model, PeftModel):
+        raise UserError(
+            "The model has an adapter already, whose layers share nothing. Give the plain pretrained model: load_adapter "
+            "puts the adapter on it and ties the layers that share."
+        )
+    return load(model, Path(folder))
+
+
 def load(backbone: PreTrainedModel, folder: Path) -> PeftModel:
     """Build the adapter, tie it as it was, and fill it. Raises UserError for a file that is damaged or untied."""
+    if is_compact(folder):
+        config, groups, weights = read_compact(folder)
+        model = lora.wrap(backbone, config, seed=0)
+        _tie_all(model, groups, folder)
+        lora.fill(model, folder, weights)
+        return model
     model = lora.wrap(backbone, lora.read_config(folder), seed=0)
     try:
         groups = json.loads((folder / TIES).read_text(encoding="utf-8"))["tied"]
@@ -56,15 +80,19 @@ def load(backbone: PreTrainedModel, folder: Path) -> PeftModel:
         raise UserError(
             f"{folder / TIES} is missing or damaged: it says which layers share a LoRA. Train it again with --force."
         ) from error
+    _tie_all(model, groups, folder)
+    lora.fill(model, folder)
+    _check_copies(load_peft_weights(str(folder), device="cpu"), groups, folder)
+    return model
+
+
+def _tie_all(model: PeftModel, groups: list[list[str]], folder: Path) -> None:
     known = loras(model)
     unknown = [name for group in groups for name in group if name not in known]
     if unknown:
         raise UserError(f"{folder / TIES} speaks of {unknown[0]}, which has no LoRA in {folder}.")
     for group in groups:
         tie(model, group)
-    lora.fill(model, folder)
-    _check_copies(load_peft_weights(str(folder), device="cpu"), groups, folder)
-    return model
 
 
 def _check_copies(weights: dict[str, Tensor], groups: list[list[str]], folder: Path) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lora_drop.errors import UserError
 from lora_drop.methods.base import Method, is_head
+from lora_drop.methods.compact import is_compact
 from lora_drop.methods.lora import read_config
 from lora_drop.pruning.adapters import PREFIX, Lora, loras
 
@@ -23,6 +24,11 @@ def adapter_folder(path: str, key: str = "train.start_from") -> Path:
     Raises UserError if there is none.
     """
     folder = Path(path).expanduser()
+    if is_compact(folder):
+        raise UserError(
+            f"train.start_from={path} is a compact LoRA-drop adapter. Start from the run itself, or from its PEFT form "
+            "(lora-drop export RUN --to peft)."
+        )
     for found in (folder, folder / "adapter"):
         if (found / "adapter_config.json").is_file():
             return found

@@ -33,7 +33,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from lora_drop.errors import UserError, closest
-from lora_drop.models.base import Backbone, BackboneKind, Request, prefix_of
+from lora_drop.models.base import Backbone, BackboneKind, Request, prefix_of, public_name
 from lora_drop.models.checks import Notice, check_tokenizer, check_weights
 from lora_drop.models.packaged import PACKAGED as PACKAGED
 from lora_drop.progress import SILENT, Reporter
@@ -148,6 +148,9 @@ def load_model(
     model, report = kind_of(backbone.name).model(backbone, _auto(task), config, device)
     if report is not None:
         model.fresh_modules = check_weights(backbone.name, model, report, task.outputs, notice)
+    name = public_name(backbone.name, backbone.origin)
+    if name:  # an adapter names what it was made for, on any machine
+        model.name_or_path = model.config.name_or_path = name
     if task.kind == "generation":
         # a checkpoint's own settings for sampling must not leak into decoding, nor be saved with it
         special = ("bos_token_id", "eos_token_id", "pad_token_id")

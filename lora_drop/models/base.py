@@ -73,6 +73,24 @@ class BackboneKind:
     """`model(backbone, kind, config, device)`: of transformers' `kind`, an Auto class; torch is seeded."""
 
 
+HUB_NAMES = {
+    "packaged:minilm-l6": "sentence-transformers/all-MiniLM-L6-v2",
+    "packaged:mpnet-base": "sentence-transformers/all-mpnet-base-v2",
+    "packaged:smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct",
+}
+"""The repositories that packaged models come from."""
+
+
+def public_name(name: str, origin: Mapping[str, str]) -> str | None:
+    """Return the name under which another machine finds a backbone; None for a folder of this one.
+
+    `origin` is that of the backbone as it was located (`Backbone.origin`, or `run.json`).
+    """
+    if "hub" in origin:
+        return origin["hub"]
+    return HUB_NAMES.get(name) or (name if prefix_of(name) else None)
+
+
 def prefix_of(name: str) -> str:
     """Return the kind that a backbone's name begins with; empty for a folder or a name on the Hub."""
     prefix, colon, _ = name.partition(":")

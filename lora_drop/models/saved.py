@@ -81,10 +81,8 @@ def load_model(backbone: Backbone, kind: Any, config: PretrainedConfig, device: 
     options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
     if backbone.quantization != "none":
         options |= {"quantization_config": nf4(), "device_map": {"": device or "cuda"}}
-    model, report = from_pretrained(kind, backbone, **options)
-    if backbone.origin:  # an adapter names what it was made for, on any machine
-        model.name_or_path = model.config.name_or_path = backbone.origin["hub"]
-    return model, report
+    loaded: Loaded = from_pretrained(kind, backbone, **options)
+    return loaded
 
 
 def from_pretrained(kind: Any, backbone: Backbone, **options: Any) -> Any:

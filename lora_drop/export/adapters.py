@@ -1,0 +1,52 @@
+"""`--to peft` and `--to compact`: the adapter without its backbone."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from lora_drop.errors import UserError
+from lora_drop.export.source import Source
+from lora_drop.files import read_json
+from lora_drop.methods.compact import TIES, WEIGHTS, write_compact
+
+PEFT_WEIGHTS, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+
+
+def peft(source: Source, folder: Path) -> str:
+    """Write the PEFT adapter, naming its backbone as other machines do; return its size in words."""
+    _check(source)
+    shutil.copytree(source.adapter, folder, dirs_exist_ok=True)
+    config = {**read_json(folder / PEFT_CONFIG), **_named(source)}
+    (folder / PEFT_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    return f"{PEFT_WEIGHTS} has {_bytes(folder / PEFT_WEIGHTS):,} bytes"
+
+
+def compact(source: Source, folder: Path) -> str:
+    """Write the form that holds what layers share once; return its size in words."""
+    _check(source)
+    if not (source.adapter / TIES).is_file() or not read_json(source.adapter / TIES)["tied"]:
+        raise UserError(
+            f"In {source.run.path} no layers share a LoRA ({source.facts.title}), so that there is nothing to make compact. "
+            "Use --to peft."
+        )
+    write_compact(source.adapter, folder)
+    content = read_json(folder / TIES)
+    content["adapter_config"] |= _named(source)
+    (folder / TIES).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    whole = _bytes(source.adapter / PEFT_WEIGHTS)
+    return f"{WEIGHTS} has {_bytes(folder / WEIGHTS):,} bytes; as a PEFT adapter, {whole:,}"
+
+
+def _check(source: Source) -> None:
+    if not (source.adapter / PEFT_CONFIG).is_file():
+        raise UserError(f"{source.facts.title} is no PEFT adapter. Use --to merged, where the method can be merged.")
+
+
+def _named(source: Source) -> dict[str, str | None]:
+    return {"base_model_name_or_path": source.base, "revision": source.revision}
+
+
+def _bytes(path: Path) -> int:
+    return path.stat().st_size

@@ -1,0 +1,46 @@
+"""`--to merged`: the whole model with the adapter in its weights, as transformers reads it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import PreTrainedModel
+
+from lora_drop.errors import UserError
+from lora_drop.export.source import Source
+from lora_drop.models.backbones import load_model, load_tokenizer, locate
+from lora_drop.registry import METHODS
+
+
+def merged(source: Source, folder: Path) -> str:
+    """Write model and tokenizer; return size and precision in words.
+
+    An adapter that was trained on 4-bit weights is merged into the unquantized ones, in bf16: 4-bit weights cannot
+    hold the sum.
+    """
+    config, task = source.run.config, source.task
+    quantized = config.quantization != "none"
+    backbone = locate(config.backbone, config.offline, known=source.origin or None)
+    tokenizer = load_tokenizer(backbone, causal=task.kind == "generation")
+    plain = load_model(backbone, task, config.seed, tokenizer)
+    model: Any = METHODS.get(config.method.name).load(plain, source.adapter)
+    if quantized:
+        model = model.to(torch.bfloat16)
+    if isinstance(model, PeftModel):
+        model = model.merge_and_unload()
+    if not isinstance(model, PreTrainedModel) or any("tied" in type(part).__name__.lower() for part in model.modules()):
+        raise UserError(f"{source.facts.title} cannot be merged into the weights of its backbone.")
+    if task.labels:
+        model.config.id2label = dict(enumerate(task.labels))
+        model.config.label2id = {label: index for index, label in enumerate(task.labels)}
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    precision = str(next(model.parameters()).dtype).removeprefix("torch.")
+    trained = (
+        "; trained on 4-bit weights, merged into the unquantized ones: outputs differ a little" if quantized else ""
+    )
+    return f"{size:,} bytes of {precision} weights{trained}"

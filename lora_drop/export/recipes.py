@@ -1,0 +1,114 @@
+"""`--to config`, axolotl, llamafactory and trl: the layers that were found, for a training elsewhere.
+
+PEFT's configuration cannot say that layers share a LoRA. The recipes put one on the retained layers alone (the paper's
+ablation "w/o share"); that for TRL also makes the others share one.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import yaml
+
+from lora_drop.errors import UserError
+from lora_drop.export.source import Source
+from lora_drop.files import read_json
+
+ALONE = "The layers that lora-drop retained. All others have no LoRA: a configuration cannot say that they share one."
+
+
+def config(source: Source) -> str:
+    """Return the JSON of a PEFT LoraConfig on the retained modules."""
+    return json.dumps(lora_config(source), indent=2, sort_keys=True) + "\n"
+
+
+def lora_config(source: Source) -> dict[str, Any]:
+    """Return the warm-up's configuration on the modules that are retained. Raises UserError without a selection."""
+    source.run.require("selection.json", "select")
+    stored: dict[str, Any] = read_json(source.run.require("warmup/adapter_config.json", "score"))
+    stored |= {"target_modules": source.facts.retained_modules, "inference_mode": False}
+    return stored | {"base_model_name_or_path": source.base, "revision": source.revision}
+
+
+def axolotl(source: Source) -> str:
+    """Return the part of an Axolotl configuration that is about the model and its LoRA."""
+    found = _of_a_language_model(source, "Axolotl")
+    content = {
+        "base_model": source.base,
+        "adapter": "lora",
+        "lora_r": found["r"],
+        "lora_alpha": found["lora_alpha"],
+        "lora_dropout": found["lora_dropout"],
+        "lora_target_modules": found["target_modules"],
+        "sequence_len": source.run.config.train.max_length,
+    }
+    return f"# {ALONE}\n# Add your data sets and hyper-parameters.\n{_yaml(content)}"
+
+
+def llamafactory(source: Source) -> str:
+    """Return the part of a LLaMA-Factory configuration that is about the model and its LoRA."""
+    found = _of_a_language_model(source, "LLaMA-Factory")
+    content = {
+        "model_name_or_path": source.base,
+        "stage": "sft",
+        "do_train": True,
+        "finetuning_type": "lora",
+        "lora_rank": found["r"],
+        "lora_alpha": found["lora_alpha"],
+        "lora_dropout": found["lora_dropout"],
+        "lora_target": ",".join(found["target_modules"]),
+        "cutoff_len": source.run.config.train.max_length,
+    }
+    return f"# {ALONE}\n# Add your data sets and hyper-parameters.\n{_yaml(content)}"
+
+
+def trl(source: Source) -> str:
+    """Return a script for TRL's SFTTrainer in which the low-importance layers share a LoRA."""
+    found = _of_a_language_model(source, "TRL's SFTTrainer")
+    assert source.facts.selection is not None
+    selection = json.dumps(json.dumps(source.facts.selection.to_json()))
+    modules = "".join(f'    "{row.name}",\n' for row in source.facts.scored)
+    return TRL.format(
+        base=source.base,
+        rank=found["r"],
+        alpha=found["lora_alpha"],
+        dropout=found["lora_dropout"],
+        modules=modules,
+        selection=selection,
+    )
+
+
+def _of_a_language_model(source: Source, what: str) -> dict[str, Any]:
+    if source.task.kind != "generation":
+        raise UserError(
+            f"{what} trains language models, and {source.task.name} is a classification. Use --to config, for PEFT."
+        )
+    return lora_config(source)
+
+
+def _yaml(content: dict[str, Any]) -> str:
+    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=10**6)
+
+
+TRL = '''"""LoRA-drop in TRL: retained layers have a LoRA of their own, the others of a projection share one."""
+
+import json
+
+import lora_drop
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
+from trl import SFTTrainer
+
+MODULES = [
+{modules}]
+SELECTION = lora_drop.Selection.from_json(json.loads({selection}))
+
+model = AutoModelForCausalLM.from_pretrained("{base}")
+config = LoraConfig(
+    r={rank}, lora_alpha={alpha}, lora_dropout={dropout}, target_modules=MODULES, task_type="CAUSAL_LM"
+)
+model = lora_drop.share(get_peft_model(model, config), SELECTION)
+trainer = SFTTrainer(model=model, train_dataset=...)  # your rows; no peft_config: the model has its adapter
+trainer.train()
+'''

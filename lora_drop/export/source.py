@@ -1,0 +1,65 @@
+"""The run that is exported, and the name of its backbone on other machines."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lora_drop.errors import UserError
+from lora_drop.models.base import public_name
+from lora_drop.registry import TASKS
+from lora_drop.runs.facts import Facts, read_facts
+from lora_drop.runs.job import known_sources
+from lora_drop.runs.store import Run
+
+if TYPE_CHECKING:
+    from lora_drop.tasks.base import Task
+
+
+@dataclass(frozen=True)
+class Source:
+    """A run directory that is to be exported."""
+
+    run: Run
+    facts: Facts
+    given: str | None = None
+    """Name of the backbone that the user gives."""
+
+    @classmethod
+    def open(cls, path: str | Path, base: str | None = None) -> Source:
+        """Open a run directory. Raises UserError if it is none."""
+        facts = read_facts(path)
+        return cls(Run(path), facts, base)
+
+    @cached_property
+    def origin(self) -> dict[str, str]:
+        """Repository and commit of a backbone of the Hub; empty for others."""
+        return known_sources(self.run).get("backbone", {})
+
+    @cached_property
+    def base(self) -> str:
+        """The name under which another machine finds the backbone. Raises UserError for a folder of this machine."""
+        name = self.given or public_name(self.run.config.backbone, self.origin)
+        if name is None:
+            raise UserError(
+                f"The backbone of {self.run.path} is the folder {self.run.config.backbone}, which no other machine has. Name "
+                "the model that it is with --base organisation/name (or the same folder, if it is for this machine)."
+            )
+        return name
+
+    @property
+    def revision(self) -> str | None:
+        """The commit of the backbone's repository, if it is known."""
+        return None if self.given else self.origin.get("commit")
+
+    @property
+    def task(self) -> Task:
+        """The task."""
+        return TASKS.get(self.run.config.task)
+
+    @property
+    def adapter(self) -> Path:
+        """The folder of the trained adapter. Raises UserError if there is none."""
+        return self.run.require("adapter", "train")

@@ -1,0 +1,74 @@
+"""The forms of an export, by name, and writing one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from lora_drop.errors import UserError, closest
+from lora_drop.files import write_folder, write_text
+
+FOLDERS = ("peft", "compact", "merged")
+"""Forms that are a folder with a model card."""
+TEXTS = ("config", "axolotl", "llamafactory", "trl")
+"""Forms that are one text."""
+
+
+def check_target(name: str) -> None:
+    """Raise UserError for a form that does not exist."""
+    known = [*FOLDERS, *TEXTS]
+    if name not in known:
+        raise UserError(f"--to {name}: allowed is one of {', '.join(known)}.{closest(name, known)}")
+
+
+def export_folder(run: Path, target: str, folder: Path | None, base: str | None) -> tuple[Path, str]:
+    """Write a form that is a folder, whole or not at all.
+
+    Args:
+        run: the run directory.
+        target: one of FOLDERS.
+        folder: a new or empty folder; None: `export/TARGET` of the run, which is replaced.
+        base: name of the backbone on other machines, where it is not known.
+
+    Returns:
+        The folder, and its size in words.
+
+    Raises:
+        UserError: if the run is not trained, has no such form, or its backbone no name; or the folder is in use.
+    """
+    from lora_drop.export.adapters import compact, peft
+    from lora_drop.export.card import card
+    from lora_drop.export.source import Source
+
+    source = Source.open(run, base)
+    source.base  # noqa: B018 - asked first: an export without the name of its backbone is refused before any work
+    if folder is not None and (folder.is_file() or (folder.is_dir() and any(folder.iterdir()))):
+        raise UserError(f"{folder} is not an empty folder. Remove it, or name another with --out.")
+    write: Callable[[Source, Path], str]
+    if target == "merged":
+        from lora_drop.export.merged import merged as write
+    else:
+        write = {"peft": peft, "compact": compact}[target]
+    place = folder or source.run.path / "export" / target
+    try:
+        with write_folder(place) as made:
+            said = write(source, made)
+            (made / "README.md").write_text(card(source, target, said), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{place} cannot be written ({error.strerror or error}). Name another with --out.") from error
+    return place, said
+
+
+def export_text(run: Path, target: str, file: Path | None, base: str | None) -> str:
+    """Return a form that is a text, and write it to `file` if one is named. Raises UserError, as `export_folder`."""
+    from lora_drop.export import recipes
+    from lora_drop.export.source import Source
+
+    texts = {"axolotl": recipes.axolotl, "llamafactory": recipes.llamafactory, "trl": recipes.trl}
+    text = {**texts, "config": recipes.config}[target](Source.open(run, base))
+    if file is not None:
+        try:
+            write_text(file, text)
+        except OSError as error:
+            raise UserError(f"{file} cannot be written ({error.strerror}). Name another with --out.") from error
+    return text

@@ -1,0 +1,77 @@
+"""The compact form of a LoRA-drop adapter: what layers share is stored once.
+
+A folder with `lora_drop.safetensors` and `lora_drop.json`, which says what is tied and holds PEFT's configuration.
+Neither file has a name that PEFT looks for: PEFT ignores tensors that are missing, so that a model whose layers are
+not tied would silently keep the initial values of all but one of them.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from peft import LoraConfig
+from peft.utils import load_peft_weights
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from lora_drop.errors import UserError
+from lora_drop.pruning.adapters import PREFIX
+
+WEIGHTS, TIES = "lora_drop.safetensors", "lora_drop.json"
+HALVES = ("lora_A", "lora_B")
+
+
+def is_compact(folder: Path) -> bool:
+    """Return True if a folder holds an adapter in the compact form."""
+    return (folder / WEIGHTS).is_file()
+
+
+def write_compact(adapter: Path, folder: Path) -> None:
+    """Write the compact form of a saved LoRA-drop adapter into an empty folder.
+
+    `adapter` is a folder as `methods.lora_drop` writes it. Raises UserError if it is damaged.
+    """
+    try:
+        groups = json.loads((adapter / TIES).read_text(encoding="utf-8"))["tied"]
+        config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+        weights = load_peft_weights(str(adapter), device="cpu")
+        for name in _copies(groups):
+            del weights[name]
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise UserError(f"{adapter} holds no whole LoRA-drop adapter ({type(error).__name__}: {error}).") from error
+    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+    content = {"version": 1, "compact": True, "tied": groups, "adapter_config": config}
+    (folder / TIES).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def read_compact(folder: Path) -> tuple[LoraConfig, list[list[str]], dict[str, Tensor]]:
+    """Return PEFT's configuration, the groups that are tied, and all tensors, those of a group for each of its modules.
+
+    Raises UserError if the folder is damaged.
+    """
+    try:
+        content: dict[str, Any] = json.loads((folder / TIES).read_text(encoding="utf-8"))
+        weights, groups = load_file(folder / WEIGHTS), content["tied"]
+        config = LoraConfig.from_peft_type(
+            **{**content["adapter_config"], "inference_mode": False, "base_model_name_or_path": None}
+        )
+        for first, *others in groups:
+            for half in HALVES:
+                weights |= {_key(name, half): weights[_key(first, half)].clone() for name in others}
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise UserError(
+            f"{folder} holds no whole compact adapter ({type(error).__name__}: {error}). Export it again."
+        ) from error
+    assert isinstance(config, LoraConfig)
+    return config, groups, weights
+
+
+def _copies(groups: list[list[str]]) -> list[str]:
+    return [_key(name, half) for _, *others in groups for name in others for half in HALVES]
+
+
+def _key(name: str, half: str) -> str:
+    return f"{PREFIX}{name}.{half}.weight"

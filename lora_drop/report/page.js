@@ -1,0 +1,109 @@
+"use strict";
+// Stage 3 again, at any threshold: the same comparisons as lora_drop/pruning/selection.py, on sums that Python made.
+
+/** The layers of a projection that are retained at threshold T. */
+function retained(projection, T) {
+  const layers = projection.sums.length;
+  let count = T >= 1 ? layers : 1;
+  while (count < layers && projection.sums[count - 1] < T - 1e-12) count += 1;
+  return projection.orders[count - 1];
+}
+
+/** Bytes of a safetensors file with these tensors, all float32: 8 bytes, the header in steps of 8, the numbers. */
+function fileSize(tensors) {
+  const sorted = [...tensors].sort((a, b) => (a[0] < b[0] ? -1 : a[0] > b[0] ? 1 : 0));
+  const header = { __metadata__: { format: "pt" } };
+  let end = 0;
+  for (const [name, shape] of sorted) {
+    const begin = end;
+    end += 4 * shape.reduce((product, size) => product * size, 1);
+    header[name] = { dtype: "F32", shape, data_offsets: [begin, end] };
+  }
+  const length = new TextEncoder().encode(JSON.stringify(header)).length;
+  return 8 + 8 * Math.ceil(length / 8) + end;
+}
+
+/** Names and shapes of the tensors of LoRAs and of all that belongs to none. */
+function tensorsOf(tensors, wanted) {
+  const named = tensors.pairs.filter(wanted).flatMap((pair) =>
+    ["lora_A", "lora_B"].map((half, index) => [`${tensors.prefix}${pair.name}.${half}.weight`, pair.shapes[index]]));
+  return named.concat(tensors.others);
+}
+
+/** The selection at threshold T, and what it costs. */
+function select(data, T) {
+  const projections = data.projections.map((projection) => {
+    const kept = retained(projection, T);
+    const rest = projection.layers.filter((each) => !kept.includes(each.layer));
+    const owners = [...kept, ...(data.share && rest.length ? [rest[0].layer] : [])];
+    const own = projection.layers.filter((each) => owners.includes(each.layer));
+    const coverage = projection.layers.filter((each) => kept.includes(each.layer))
+      .reduce((sum, each) => sum + each.importance, 0);
+    return { name: projection.name, kept, rest: rest.map((each) => each.layer), owners, coverage,
+      parameters: own.reduce((sum, each) => sum + each.parameters, 0) };
+  });
+  const of = Object.fromEntries(projections.map((each) => [each.name, each]));
+  const parameters = projections.reduce((sum, each) => sum + each.parameters, 0);
+  if (!data.tensors) return { projections, parameters };
+  const compact = fileSize(tensorsOf(data.tensors, (pair) => of[pair.projection].owners.includes(pair.layer)));
+  const peft = data.share ? fileSize(tensorsOf(data.tensors, () => true)) : compact;
+  return { projections, parameters, peft, compact };
+}
+
+const grouped = (value) => value.toLocaleString("en-US");
+const percent = (value) => `${(100 * value).toFixed(0)} %`;
+
+/** Ascending numbers with runs of three and more as spans: "0, 3 to 7". */
+function spans(numbers) {
+  const groups = [];
+  for (const number of numbers) {
+    const last = groups.at(-1);
+    if (last && number === last.at(-1) + 1) last.push(number);
+    else groups.push([number]);
+  }
+  return groups.map((group) => (group.length > 2 ? `${group[0]} to ${group.at(-1)}` : group.join(", "))).join(", ");
+}
+
+/** Show the selection at threshold T in a profile. */
+function show(profile, data, T) {
+  const chosen = select(data, T);
+  const put = (name, text) => profile.querySelectorAll(`[data-out="${name}"]`).forEach((each) => { each.textContent = text; });
+  put("parameters", grouped(chosen.parameters));
+  put("share", percent(chosen.parameters / data.whole));
+  if (data.tensors) { put("compact", grouped(chosen.compact)); put("peft", grouped(chosen.peft)); }
+  put("threshold", String(T));
+  for (const each of chosen.projections) {
+    put(`kept-${each.name}`, spans(each.kept));
+    put(`count-${each.name}`, `${each.kept.length} of ${each.kept.length + each.rest.length}`);
+    put(`coverage-${each.name}`, percent(each.coverage));
+  }
+  for (const cell of profile.querySelectorAll("td[data-layer]")) {
+    const own = chosen.projections.find((each) => each.name === cell.dataset.projection).kept.includes(Number(cell.dataset.layer));
+    cell.classList.toggle("own", own);
+    cell.querySelector(".fate").textContent = own ? "own" : data.share ? "shared" : "none";
+  }
+}
+
+for (const profile of document.querySelectorAll(".profile[data-slider]")) {
+  const data = JSON.parse(document.getElementById(profile.dataset.slider).textContent);
+  const [range, field] = [profile.querySelector("input[type=range]"), profile.querySelector("input[type=number]")];
+  const change = (value, other) => {
+    const T = Number(value);
+    if (!(T > 0 && T <= 1)) return;
+    other.value = value;
+    show(profile, data, T);
+  };
+  range.addEventListener("input", () => change(range.value, field));
+  field.addEventListener("input", () => change(field.value, range));
+  profile.querySelector("button.reset").addEventListener("click", () => { field.value = data.threshold; change(data.threshold, range); });
+  change(data.threshold, range);
+}
+
+for (const button of document.querySelectorAll("button.copy")) {
+  button.addEventListener("click", async () => {
+    const code = button.parentElement.querySelector("code");
+    getSelection().selectAllChildren(code); // where the clipboard is closed, Ctrl-C copies it
+    try { await navigator.clipboard.writeText(code.textContent); button.textContent = "copied"; } catch { button.textContent = "selected"; }
+    setTimeout(() => { button.textContent = "copy"; }, 2000);
+  });
+}

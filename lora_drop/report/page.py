@@ -1,0 +1,140 @@
+"""Runs to one HTML file that holds everything it shows: no script, font or picture comes from elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+
+from lora_drop.errors import UserError
+from lora_drop.files import write_text
+from lora_drop.pruning.selection import Selection
+from lora_drop.report.charts import line_chart, pareto
+from lora_drop.report.snippets import at_threshold, snippets
+from lora_drop.report.thresholds import slider
+from lora_drop.runs import words
+from lora_drop.runs.facts import Facts, read_facts, with_compared
+
+PAGE = "report.html"
+
+
+def write_page(folders: Sequence[Path], target: Path) -> None:
+    """Write the page of run directories, those of `run --compare` inside them included.
+
+    Args:
+        folders: at least one.
+        target: the file.
+
+    Raises:
+        UserError: if a folder is no run, a file of it is damaged, or the page cannot be written there.
+    """
+    runs = [run for folder in folders for run in with_compared(read_facts(folder))]
+    try:
+        write_text(target, render(list({run.path.resolve(): run for run in runs}.values())))
+    except OSError as error:
+        raise UserError(f"{target} cannot be written ({error.strerror}). Name another file with --out.") from error
+
+
+def render(runs: Sequence[Facts]) -> str:
+    """Return the page of runs; the same runs give the same page."""
+    return _template().render(topics=_topics(runs), words=words, css=_read("page.css"), script=_read("page.js"))
+
+
+def _topics(runs: Sequence[Facts]) -> list[dict[str, Any]]:
+    """Return what is shown of each task and backbone."""
+    topics: dict[tuple[str, str], list[Facts]] = {}
+    for run in runs:
+        topics.setdefault((run.task, run.backbone), []).append(run)
+    found = []
+    for (task, backbone), mine in topics.items():
+        rows = words.compared(mine)
+        found.append(
+            {
+                "task": task,
+                "backbone": backbone,
+                "runs": mine,
+                "verdict": words.verdict(rows),
+                "rows": rows,
+                "pareto": pareto(rows) if len(rows) > 1 else "",
+                "profiles": [_profile(run) for run in mine if run.selection is not None and run.scored],
+                "doubts": [(run, doubt) for run in mine for doubt in words.doubted(run)],
+                "curves": [(run, _curves(run)) for run in mine],
+            }
+        )
+    return found
+
+
+def _profile(run: Facts) -> dict[str, Any]:
+    """Return what is shown of a selection: its cells by layer and projection, and what the slider reads."""
+    selection = run.selection
+    assert selection is not None
+    intervals = {(row["projection"], row["layer"]): row for row in run.stability.get("modules", [])}
+    cells = {(row.projection, row.layer): row for row in run.scored}
+    widest = max(row.importance for row in run.scored)
+    layers = sorted({row.layer for row in run.scored})
+    names = list(dict.fromkeys(row.projection for row in run.scored))
+    table = []
+    for layer in layers:
+        line = [(name, cells.get((name, layer)), intervals.get((name, layer))) for name in names]
+        table.append((layer, line))
+    data = slider(run)
+    return {
+        "run": run,
+        "answer": words.answer(run),
+        "selection": selection,
+        "whole": data["whole"],
+        "layers": [(name, selection.projections[name]) for name in names],
+        "table": table,
+        "widest": widest,
+        "resamples": run.stability.get("resamples", 0),
+        "slider": data,
+        "criterion": run.config.get("score", {}).get("criterion", "output"),
+        "snippets": snippets(run),
+        "command": at_threshold(run),
+        "saves": _saves(selection, data["whole"]),
+    }
+
+
+def _saves(selection: Selection, whole: int) -> str:
+    return f"{1 - selection.trainable_parameters / whole:.0%}"
+
+
+def _curves(run: Facts) -> list[tuple[str, Any]]:
+    """Return the titles and charts of the losses and metrics that a run has."""
+    charts = []
+    if run.warmup_losses:
+        points = [(float(step), loss) for step, loss in enumerate(run.warmup_losses, 1)]
+        told = f"loss of the warm-up, {points[0][1]:.3f} at the first and {points[-1][1]:.3f} at the last step"
+        charts.append(("warm-up", line_chart(points, f"step of {len(points):,}", "loss", told)))
+    for key, title in (("loss", "training"), (run.primary, "evaluation after each epoch")):
+        points = [(epoch["epoch"], epoch[key]) for epoch in run.epochs if key in epoch]
+        if len(points) > 1:
+            told = f"{key} from {points[0][1]:.3f} after the first epoch to {points[-1][1]:.3f} after the last"
+            charts.append((title, line_chart(points, "epoch", key, told)))
+    return charts
+
+
+def as_yaml(values: Any) -> str:
+    """Return nested values as YAML."""
+    return str(yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(
+        loader=PackageLoader("lora_drop.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["yaml"] = as_yaml
+    return environment.get_template("page.html.j2")
+
+
+def _read(name: str) -> str:
+    return (Path(__file__).parent / name).read_text(encoding="utf-8")

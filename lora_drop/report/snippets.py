@@ -1,0 +1,42 @@
+"""What one copies from the page: commands and configurations for the layers that are retained."""
+
+from __future__ import annotations
+
+import shlex
+
+from lora_drop.runs.facts import Facts
+
+
+def snippets(run: Facts) -> list[tuple[str, str]]:
+    """Return titles and texts."""
+    folder = shlex.quote(str(run.path))
+    found = [
+        ("A PEFT adapter with a model card", f"lora-drop export {folder} --to peft"),
+        ("The smallest file: what is shared, once", f"lora-drop export {folder} --to compact"),
+        ("The whole model, merged", f"lora-drop export {folder} --to merged"),
+        ("PEFT, for a training of your own", peft_config(run)),
+    ]
+    return found if run.parameters else found[3:]
+
+
+def at_threshold(run: Facts) -> str:
+    """Return the command that trains again under another threshold, without the threshold at its end."""
+    unset = "-o method.budget=null " if run.config["method"].get("budget") is not None else ""
+    return f"lora-drop run -d {shlex.quote(str(run.path))} {unset}-o method.threshold="
+
+
+def peft_config(run: Facts) -> str:
+    """Return Python that makes PEFT's LoRA on the retained modules; sharing needs `lora_drop.share`."""
+    method = run.config["method"]
+    rank = method["rank"] or 8
+    lines = [f'    "{name}",' for name in run.retained_modules]
+    return "\n".join(
+        [
+            "from peft import LoraConfig",
+            "",
+            "# the retained layers alone; lora_drop.share(model, selection) also lets the others share one",
+            f"config = LoraConfig(r={rank}, lora_alpha={method['alpha'] or 2 * rank:g}, target_modules=[",
+            *lines,
+            "])",
+        ]
+    )

@@ -1,0 +1,64 @@
+"""Everything that the page's slider needs to do what stage 3 does, at any threshold.
+
+Sums of importances are made here, by the same exact sum as in `pruning.selection`; the page only compares and counts.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from lora_drop.pruning.selection import Scored, Selection, select
+from lora_drop.runs.facts import Facts, tensors_of
+
+PREFIX = "base_model.model."
+
+
+def slider(run: Facts) -> dict[str, Any]:
+    """Return what the page recomputes a selection from.
+
+    Returns:
+        `threshold`, `share`, `whole` (LoRA's parameters); `projections`, each with `name`, `sums` (of the largest
+        1, 2, … importances), and layers with `layer`, `importance`, `parameters`; `orders`, the retained layers for
+        each count of them; and `tensors` for the size of the file, None if the warm-up's is not there.
+    """
+    assert run.selection is not None
+    projections = []
+    for name in run.selection.projections:
+        rows = sorted((row for row in run.scored if row.projection == name), key=lambda row: row.layer)
+        ranked = sorted(rows, key=lambda row: (-row.importance, row.layer))
+        sums = [math.fsum(row.importance for row in ranked[:count]) for count in range(1, len(ranked) + 1)]
+        layers = [{"layer": row.layer, "importance": row.importance, "parameters": row.parameters} for row in rows]
+        orders = _orders(rows, sums, run.selection, run.seed)
+        projections.append({"name": name, "sums": sums, "layers": layers, "orders": orders})
+    return {
+        "threshold": run.selection.threshold,
+        "share": run.selection.share,
+        "whole": sum(row.parameters for row in run.scored),
+        "projections": projections,
+        "tensors": _tensors(run),
+    }
+
+
+def _orders(rows: list[Scored], sums: list[float], selection: Selection, seed: int) -> list[list[int]]:
+    """Return the layers that the policy retains where the threshold asks for 1, 2, … of them."""
+    below_one = [
+        min(total, math.nextafter(1.0, 0.0)) for total in sums
+    ]  # at 1 layers of importance 0 are retained, too
+    thresholds = [*below_one[:-1], 1.0]
+    chosen = (select(rows, each, None, selection.policy, selection.share, seed).projections for each in thresholds)
+    return [list(projections[rows[0].projection].retained) for projections in chosen]
+
+
+def _tensors(run: Facts) -> dict[str, Any] | None:
+    """Return shapes of the warm-up's tensors: those of each LoRA by projection and layer, and the others."""
+    file = run.path / "warmup" / "adapter_model.safetensors"
+    if not file.is_file():
+        return None
+    found = tensors_of(file)
+    pairs: list[dict[str, Any]] = []
+    for row in run.scored:
+        names = [f"{PREFIX}{row.name}.{half}.weight" for half in ("lora_A", "lora_B")]
+        shapes = [found.pop(name)[1] for name in names]
+        pairs.append({"projection": row.projection, "layer": row.layer, "name": row.name, "shapes": shapes})
+    return {"prefix": PREFIX, "pairs": pairs, "others": [[name, shape] for name, (_, shape) in found.items()]}

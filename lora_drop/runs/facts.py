@@ -1,0 +1,224 @@
+"""All that the files of a run directory say, finished or not: for listings, comparisons and pages.
+
+Reads JSON and YAML only; neither torch nor a model is imported, and nothing is written.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock, Timeout
+
+from lora_drop.config.schema import WHERE_KEYS
+from lora_drop.errors import UserError
+from lora_drop.files import digest, read_json
+from lora_drop.pruning.selection import Scored, Selection, read_scores
+
+TITLES = {"lora_drop": "LoRA-drop", "lora": "LoRA", "full": "Full-FT", "sparse_adapter": "Sparse Adapter"}
+TITLES |= {"vera": "VeRA", "tied_lora": "Tied-LoRA", "adalora": "AdaLoRA"}
+"""Of the package's methods, whose files import torch; one of a plugin is shown by its name."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """A run directory, read."""
+
+    path: Path
+    config: dict[str, Any]
+    """The resolved configuration, nested."""
+    manifest: dict[str, Any]
+    """`run.json`."""
+
+    @property
+    def task(self) -> str:
+        """The task."""
+        return str(self.config["task"])
+
+    @property
+    def backbone(self) -> str:
+        """The backbone."""
+        return str(self.config["backbone"])
+
+    @property
+    def method(self) -> str:
+        """The name of the method."""
+        return str(self.config["method"]["name"])
+
+    @property
+    def title(self) -> str:
+        """The method as tables name it."""
+        return TITLES.get(self.method, self.method)
+
+    @property
+    def seed(self) -> int:
+        """The seed."""
+        return int(self.config["seed"])
+
+    @property
+    def stages(self) -> dict[str, dict[str, Any]]:
+        """The entries of the stages that were done."""
+        found: dict[str, dict[str, Any]] = self.manifest.get("stages", {})
+        return found
+
+    @cached_property
+    def status(self) -> str:
+        """Return done, failed, running or interrupted (which a run is, too, whose process was killed)."""
+        stored = str(self.manifest.get("status", "new"))
+        return "interrupted" if stored == "running" and not _held(self.path / ".lock") else stored
+
+    @property
+    def parameters(self) -> dict[str, int]:
+        """Trainable parameters, `adapter` and `head`; empty before training."""
+        found: dict[str, int] = self.stages.get("train", {}).get("trainable_parameters", {})
+        return found
+
+    @cached_property
+    def metrics(self) -> dict[str, Any]:
+        """The content of `metrics.json`; empty before the evaluation."""
+        return self._json("metrics.json")
+
+    @property
+    def primary(self) -> str:
+        """The metric that counts; empty before the evaluation."""
+        return str(self.metrics.get("primary", ""))
+
+    @property
+    def score(self) -> float | None:
+        """The value of the primary metric."""
+        return self.metrics["metrics"][self.primary] if self.metrics else None
+
+    @cached_property
+    def scored(self) -> list[Scored]:
+        """The rows of `scores.json`; empty if nothing was scored."""
+        path = self.path / "scores.json"
+        return read_scores(path) if path.is_file() else []
+
+    @cached_property
+    def selection(self) -> Selection | None:
+        """The selection of layers, if there is one."""
+        content = self._json("selection.json")
+        return Selection.from_json(content) if content else None
+
+    @property
+    def retained_modules(self) -> list[str]:
+        """The names of the modules that retain a LoRA of their own, in model order; empty without a selection."""
+        chosen = self.selection.projections if self.selection else {}
+        kept = {(name, layer) for name, layers in chosen.items() for layer in layers.retained}
+        return [row.name for row in self.scored if (row.projection, row.layer) in kept]
+
+    @cached_property
+    def stability(self) -> dict[str, Any]:
+        """The content of `stability.json`; empty if it belongs to another selection rule than the one in use."""
+        content, method = self._json("stability.json"), self.config["method"]
+        rule = {key: method.get(key) for key in ("threshold", "budget", "share")}
+        return content if all(content.get(key) == value for key, value in rule.items()) else {}
+
+    @cached_property
+    def warmup_losses(self) -> list[float]:
+        """The loss of each step of the warm-up; empty if it is not there."""
+        found: list[float] = self._json("warmup/losses.json").get("losses", [])
+        return found
+
+    @property
+    def epochs(self) -> list[dict[str, float]]:
+        """Loss and metrics of each epoch of the training."""
+        found: list[dict[str, float]] = self.stages.get("train", {}).get("epochs", [])
+        return found
+
+    @property
+    def seconds(self) -> float:
+        """What all stages took."""
+        return float(sum(entry.get("seconds", 0.0) for entry in self.stages.values()))
+
+    @property
+    def limited(self) -> dict[str, int]:
+        """Rows that the run was limited to, by part."""
+        return {part: rows for entry in self.stages.values() for part, rows in entry.get("limited", {}).items()}
+
+    @property
+    def cut(self) -> list[str]:
+        """Sentences about what was cut of the rows, each once."""
+        told = [note for entry in self.stages.values() for notes in entry.get("cut", {}).values() for note in notes]
+        return list(dict.fromkeys(told))
+
+    @cached_property
+    def group(self) -> str:
+        """Identifies what was computed but for the seed: runs of one group are repetitions."""
+        return digest({key: value for key, value in self.config.items() if key not in (*WHERE_KEYS, "seed")})
+
+    def _json(self, name: str) -> dict[str, Any]:
+        path = self.path / name
+        return read_json(path) if path.is_file() else {}
+
+
+def read_facts(path: str | Path) -> Facts:
+    """Read a run directory. Raises UserError if it is none, or its files are damaged."""
+    folder = Path(path)
+    stored = folder / "config.yaml"
+    if not stored.is_file() or not (folder / "run.json").is_file():
+        raise UserError(f"{folder} is not a run directory: it has no config.yaml and run.json.")
+    try:
+        config = yaml.safe_load(stored.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{stored} is not valid YAML ({str(error).splitlines()[0]}).") from error
+    manifest = read_json(folder / "run.json")
+    named = isinstance(config, dict) and isinstance(config.get("method"), dict)
+    if not named or not {"task", "backbone", "seed"} <= config.keys() or not isinstance(manifest, dict):
+        raise UserError(f"{folder} is damaged: its config.yaml or run.json does not describe a run.")
+    return Facts(folder, config, manifest)
+
+
+def with_compared(run: Facts) -> list[Facts]:
+    """Return a run and those that `run --compare` has put into its folder."""
+    return [run, *(read_facts(folder) for folder in find_runs(run.path / "compare"))]
+
+
+def find_runs(folder: Path) -> list[Path]:
+    """Return the run directories at or below a folder, those inside another run included, by path."""
+    found = [path.parent for path in folder.rglob("run.json") if (path.parent / "config.yaml").is_file()]
+    return sorted(found, key=lambda path: path.parts)
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the entries of nested mappings by dotted key."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def differences(one: Facts, other: Facts) -> dict[str, tuple[Any, Any]]:
+    """Return the settings that differ between two runs, by dotted key; where they ran is none."""
+    first, second = dict(flat(one.config)), dict(flat(other.config))
+    keys = [key for key in (first | second) if key not in WHERE_KEYS]
+    return {key: (first.get(key), second.get(key)) for key in keys if first.get(key) != second.get(key)}
+
+
+def tensors_of(path: Path) -> dict[str, tuple[str, list[int]]]:
+    """Return type and shape of each tensor of a safetensors file, from its header. Raises UserError if damaged."""
+    try:
+        with path.open("rb") as file:
+            (size,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(size))
+        return {name: (each["dtype"], each["shape"]) for name, each in header.items() if name != "__metadata__"}
+    except (OSError, ValueError, KeyError, TypeError, struct.error, MemoryError, OverflowError) as error:
+        raise UserError(f"{path} is no readable safetensors file ({error}).") from error
+
+
+def _held(lock: Path) -> bool:
+    """Return True if a process holds a lock file (asking creates none)."""
+    if not lock.is_file():
+        return False
+    try:
+        with FileLock(lock, timeout=0):
+            return False
+    except Timeout:
+        return True

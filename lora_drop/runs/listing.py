@@ -1,0 +1,142 @@
+"""Many runs: a row for each, what differs between two, and what of them can be removed."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from lora_drop.errors import UserError
+from lora_drop.runs.facts import Facts, differences, find_runs, read_facts
+from lora_drop.runs.words import shown, spans
+
+Rows = list[dict[str, Any]]
+
+
+def read_all(folder: Path) -> tuple[list[Facts], list[str]]:
+    """Return the runs at or below a folder, and a sentence for each that is damaged. Raises UserError if there is none."""
+    if not folder.is_dir():
+        raise UserError(f"The folder {folder} does not exist. Name the one that holds run directories.")
+    found, damaged = [], []
+    for path in find_runs(folder):
+        try:
+            found.append(read_facts(path))
+        except UserError as error:
+            damaged.append(str(error))
+    if not found and not damaged:
+        raise UserError(f"{folder} holds no run. Make one with: lora-drop run --run-dir {folder}/NAME")
+    return found, damaged
+
+
+def row(run: Facts, folder: Path) -> dict[str, Any]:
+    """Return what a listing of `folder` says of a run; None where there is nothing to say yet."""
+    threshold = run.selection.threshold if run.selection else None
+    try:
+        score = round(run.score, 4) if run.score is not None else None
+    except UserError:  # a damaged file is shown by its status
+        score = None
+    return {
+        "run": run.path.relative_to(folder).as_posix() if run.path != folder else run.path.name or ".",
+        "task": run.task,
+        "backbone": run.backbone,
+        "method": run.method,
+        "seed": run.seed,
+        "T": round(threshold, 4) if threshold is not None else None,
+        "parameters": run.parameters.get("adapter"),
+        "metric": run.primary or None,
+        "score": score,
+        "time": round(run.seconds, 1),
+        "status": run.status,
+    }
+
+
+def compare(one: Facts, other: Facts) -> dict[str, Rows]:
+    """Return what differs between two runs.
+
+    Returns:
+        Rows of `what`, `a` and `b` under `configuration`, `result` (parameters, metrics, time) and `layers` (those that
+        retain a LoRA of their own, by projection).
+    """
+    settings = [(key, shown(a), shown(b)) for key, (a, b) in differences(one, other).items()]
+    return {
+        "configuration": _rows(settings),
+        "result": _rows(_results(one, other)),
+        "layers": _rows(_layers(one, other)),
+    }
+
+
+def _rows(values: Sequence[tuple[str, Any, Any]]) -> Rows:
+    return [{"what": what, "a": a, "b": b} for what, a, b in values if a != b]
+
+
+def _results(one: Facts, other: Facts) -> list[tuple[str, Any, Any]]:
+    found: list[tuple[str, Any, Any]] = [("status", one.status, other.status)]
+    found.append(("parameters", one.parameters.get("adapter"), other.parameters.get("adapter")))
+    first, second = (run.metrics.get("metrics", {}) for run in (one, other))
+    found += [(name, first.get(name), second.get(name)) for name in first | second]
+    found.append(("seconds", round(one.seconds, 1), round(other.seconds, 1)))
+    return found
+
+
+def _layers(one: Facts, other: Facts) -> list[tuple[str, Any, Any]]:
+    first, second = (run.selection.projections if run.selection else {} for run in (one, other))
+    kept = [{name: spans(layers.retained) for name, layers in each.items()} for each in (first, second)]
+    return [(name, kept[0].get(name), kept[1].get(name)) for name in kept[0] | kept[1]]
+
+
+@dataclass(frozen=True)
+class Removable:
+    """A folder that can be removed."""
+
+    path: Path
+    run: Path
+    why: str
+    size: int
+    """Bytes."""
+
+
+def removable(folder: Path, exports: bool = False, unfinished: bool = False) -> list[Removable]:
+    """Return what can be removed of the runs at or below a folder, none of it of a run that is under way.
+
+    That are checkpoints of runs that are done. Those of an interrupted run stay, since it continues from them.
+
+    Args:
+        folder: where to look.
+        exports: also what `export` wrote into runs.
+        unfinished: also runs that failed or were interrupted, entirely, unless another run lies inside them.
+    """
+    found, _ = read_all(folder)
+    lost = [run for run in found if unfinished and run.status in ("failed", "interrupted")]
+    lost = [run for run in lost if not any(run.path in other.path.parents for other in found)]
+    parts = [Removable(run.path, run.path, f"{run.status} run", size_of(run.path)) for run in lost]
+    for run in found:
+        kinds = [("export", "export")] if exports and run not in lost and run.status != "running" else []
+        kinds += [("checkpoints", "checkpoints of a run that is done")] if run.status == "done" else []
+        parts += [Removable(run.path / name, run.path, why, size_of(run.path / name)) for name, why in kinds]
+    return [part for part in parts if part.size]
+
+
+def clean(parts: Sequence[Removable]) -> None:
+    """Remove folders. Raises UserError, with all others left, at one whose run another process has begun to work in."""
+    for part in parts:
+        lock = FileLock(part.run / ".lock")
+        try:
+            with lock.acquire(timeout=0):
+                shutil.rmtree(part.path)
+        except Timeout as error:
+            raise UserError(f"Another process is working in {part.run}: {part.path} was left.") from error
+        except OSError as error:
+            raise UserError(f"{part.path} cannot be removed ({error.strerror}).") from error
+
+
+def size_of(folder: Path) -> int:
+    """Return the bytes of all files in a folder."""
+    return sum(path.stat().st_size for path in _files(folder))
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    return (path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())

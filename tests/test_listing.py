@@ -1,0 +1,112 @@
+"""Runs as objects: listed, compared, and cleaned."""
+
+import io
+import json
+
+import pytest
+from filelock import FileLock
+from run_folders import write_run
+
+from lora_drop.cli import app as cli
+from lora_drop.files import read_json, write_json
+
+
+def command(*arguments) -> int:
+    with pytest.raises(SystemExit) as end:
+        cli.main([str(argument) for argument in arguments])
+    return end.value.code
+
+
+def set_status(run, status) -> None:
+    write_json(run / "run.json", {**read_json(run / "run.json"), "status": status})
+
+
+def put(run, name, size=1000) -> None:
+    (run / name).parent.mkdir(parents=True, exist_ok=True)
+    (run / name).write_bytes(b"x" * size)
+
+
+def test_runs_are_listed_with_their_state(tmp_path, capsys):
+    done = write_run(tmp_path / "a", score=0.75)
+    write_run(done / "compare" / "lora", name="lora", score=0.5)
+    killed, working = write_run(tmp_path / "b" / "killed", score=None), write_run(tmp_path / "working", score=None)
+    for run in (killed, working):
+        set_status(run, "running")
+    (killed / ".lock").touch()
+    with FileLock(working / ".lock"):
+        assert command("runs", tmp_path, "--json") == 0
+    rows = {row["run"]: row for row in json.loads(capsys.readouterr().out)}
+    assert {name: row["status"] for name, row in rows.items()} == {
+        "a": "done",
+        "a/compare/lora": "done",
+        "b/killed": "interrupted",
+        "working": "running",
+    }
+    assert rows["a"]["score"] == 0.75 and rows["a"]["T"] == 0.9 and rows["a/compare/lora"]["parameters"] == 10_000
+    assert rows["b/killed"]["score"] is None and rows["b/killed"]["metric"] is None
+    assert command("runs", tmp_path) == 0
+    told = capsys.readouterr().out
+    assert "interrupted" in told and "None" not in told
+
+
+def test_a_damaged_run_is_said_beside_the_others(tmp_path, capsys):
+    write_run(tmp_path / "a"), write_run(tmp_path / "b")
+    (tmp_path / "b" / "run.json").write_text("{")
+    assert command("runs", tmp_path) == 0
+    told = capsys.readouterr()
+    assert "is not valid JSON" in told.err and "toy-nli" in told.out
+
+
+def test_two_runs_are_told_apart(tmp_path, capsys):
+    write_run(tmp_path / "a", score=0.75), write_run(tmp_path / "b", score=0.8, threshold=0.5)
+    assert command("runs", "compare", tmp_path / "a", tmp_path / "b", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["configuration"] == [{"what": "method.threshold", "a": "0.9", "b": "0.5"}]
+    assert {row["what"] for row in found["result"]} == {"parameters", "accuracy"}
+    assert {row["what"] for row in found["layers"]} == {"query", "value"}
+    assert command("runs", "compare", tmp_path / "a", tmp_path / "a") == 0
+    assert "do not differ" in capsys.readouterr().out
+
+
+def test_clean_says_how_much_asks_and_keeps_what_is_needed(tmp_path, capsys, monkeypatch):
+    done, killed = write_run(tmp_path / "done"), write_run(tmp_path / "killed")
+    set_status(killed, "interrupted")
+    for run in (done, killed):
+        put(run, "checkpoints/train/model.safetensors", 2_000_000)
+        put(run, "export/peft/adapter_model.safetensors", 1_000_000)
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    assert command("runs", "clean", tmp_path) == 2  # nobody answers
+    told = capsys.readouterr()
+    assert "1 to remove, 2.0 MB" in told.out and "Say --yes" in told.err
+    assert (done / "checkpoints").is_dir()
+    assert command("runs", "clean", tmp_path, "--yes") == 0
+    assert not (done / "checkpoints").exists() and (killed / "checkpoints").is_dir() and (done / "export").is_dir()
+    capsys.readouterr()
+    assert command("runs", "clean", tmp_path, "--yes", "--exports", "--unfinished", "--json") == 0
+    removed = json.loads(capsys.readouterr().out)
+    assert set(removed["removed"]) == {str(done / "export"), str(killed)} and removed["bytes"] > 4_000_000
+    assert (done / "metrics.json").is_file() and not killed.exists()
+
+
+def test_a_run_that_holds_another_is_not_removed(tmp_path):
+    outer = write_run(tmp_path / "outer")
+    set_status(outer, "failed")
+    write_run(outer / "compare" / "lora", name="lora")
+    assert command("runs", "clean", tmp_path, "--yes", "--unfinished") == 0
+    assert (outer / "run.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["{}/nowhere"], "does not exist"),
+        (["{}"], "holds no run"),
+        (["compare", "a"], "Name two run directories"),
+        (["compare", "{}", "{}"], "is not a run directory"),
+        (["clean", "a", "b"], "clean [DIR]"),
+        (["a", "b"], "compare A B"),
+    ],
+)
+def test_wrong_requests_are_refused(arguments, message, tmp_path, capsys):
+    assert command("runs", *(each.format(tmp_path) for each in arguments)) == 2
+    assert message in capsys.readouterr().err

@@ -1,0 +1,213 @@
+"""The page of a run: what it says, that it needs nothing else, and that its slider does what stage 3 does."""
+
+import html
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import pytest
+from run_folders import head, pair, scores, write_run
+from safetensors.torch import save
+
+from lora_drop.cli import app as cli
+from lora_drop.files import read_json, write_json
+from lora_drop.pruning.selection import read_scores, select
+from lora_drop.registry import METHODS
+from lora_drop.report.page import render, write_page
+from lora_drop.runs import words
+from lora_drop.runs.facts import TITLES, read_facts
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+DRIVER = """
+<script>
+const told = [], profile = document.querySelector(".profile"), field = profile.querySelector("input[type=number]");
+const read = (name) => [...profile.querySelectorAll(`[data-out^="${name}"]`)].map((each) => each.textContent);
+for (const T of THRESHOLDS) {
+  field.value = T;
+  field.dispatchEvent(new Event("input"));
+  told.push([read("parameters")[0], read("kept-"), read("compact")[0], read("peft")[0],
+    profile.querySelectorAll("td.own").length, profile.querySelector("input[type=range]").value]);
+}
+document.body.innerHTML = "";
+document.body.append(Object.assign(document.createElement("pre"), { id: "told", textContent: JSON.stringify(told) }));
+</script>
+"""
+
+
+def lora_drop(*arguments) -> int:
+    with pytest.raises(SystemExit) as end:
+        cli.main([str(argument) for argument in arguments])
+    return end.value.code
+
+
+def text_of(page: str) -> str:
+    """The words of a page without its scripts and styles."""
+    seen = re.sub(r"<(script|style).*?</\1>", " ", page, flags=re.DOTALL)
+    return " ".join(html.unescape(re.sub(r"<[^>]+>", " ", seen)).split())
+
+
+class Structure(HTMLParser):
+    """Checks that elements close in order, and collects attributes."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.open, self.attributes, self.ids = [], [], []
+        self.feed(page)
+        assert not self.open, self.open
+
+    def handle_starttag(self, tag, attrs):
+        if tag not in ("meta", "input", "br", "circle", "path", "polyline"):
+            self.open.append(tag)
+        self.attributes += [(tag, *each) for each in attrs]
+
+    def handle_endtag(self, tag):
+        if tag not in ("circle", "path", "polyline"):
+            assert self.open.pop() == tag
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs a browser: chromium")
+@pytest.mark.parametrize(
+    "method",
+    [{}, {"share": False}, {"policy": "inverse"}, {"policy": "random"}, {"policy": "top", "share": False}],
+    ids=str,
+)
+def test_the_slider_selects_as_stage_3_does_at_a_hundred_thresholds(method, tmp_path):
+    run = write_run(tmp_path / "run", scores(17, seed=3), seed=3, **method)
+    rows = read_scores(run / "scores.json")
+    thresholds = [round(0.01 * number, 2) for number in range(1, 101)]
+    page = render([read_facts(run)]).replace(
+        "</body>", DRIVER.replace("THRESHOLDS", json.dumps(thresholds)) + "</body>"
+    )
+    (tmp_path / "page.html").write_text(page, encoding="utf-8")
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+    command += ["--dump-dom", (tmp_path / "page.html").as_uri()]
+    seen = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=120, check=True).stdout
+    told = json.loads(html.unescape(re.search(r'<pre id="told">(.*?)</pre>', seen)[1]))
+    assert len(told) == 100
+    for threshold, (parameters, kept, compact, peft, marked, moved) in zip(thresholds, told, strict=True):
+        chosen = select(rows, threshold, None, method.get("policy", "threshold"), method.get("share", True), 3)
+        assert kept == [words.spans(layers.retained) for layers in chosen.projections.values()], threshold
+        assert int(parameters.replace(",", "")) == chosen.trainable_parameters and float(moved) == threshold
+        assert marked == sum(len(layers.retained) for layers in chosen.projections.values())
+        sizes = [len(save(tensors, {"format": "pt"})) for tensors in files(rows, chosen)]
+        assert [int(size.replace(",", "")) for size in (compact, peft)] == sizes, threshold
+
+
+def files(rows, chosen):
+    """The tensors of the compact file and of PEFT's."""
+    owners = {
+        (name, layer)
+        for name, layers in chosen.projections.items()
+        for layer in (*layers.retained, *(layers.shared[:1] if chosen.share else ()))
+    }
+    compact = {n: t for row in rows if (row.projection, row.layer) in owners for n, t in pair(row).items()} | head()
+    whole = {n: t for row in rows for n, t in pair(row).items()} | head()
+    return compact, whole if chosen.share else compact
+
+
+def test_a_page_answers_in_sentences_and_needs_nothing_else(tmp_path):
+    run = write_run(tmp_path / "run", threshold=0.6, score=0.91)
+    write_run(run / "compare" / "lora", name="lora", score=0.9)
+    write_page([run], tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    chosen, told = select(scores(), 0.6), text_of(page)
+    query = chosen.projections["query"]
+    assert f"{len(query.retained)} of 12 query layers ({words.spans(query.retained)})" in told
+    assert f"LoRA-drop reaches accuracy 0.9100 with {chosen.trainable_parameters:,} parameters, LoRA 0.9000" in told
+    assert "One seed each" in told and "The most frequent label for every row would give 0.5000" in told
+    assert "lora-drop export" in told and "loss of the warm-up" in page and len(page) < 300_000
+    found = Structure(page)
+    assert not [each for each in found.attributes if each[1] in ("src", "href", "srcset")]
+    assert "url(" not in page and "@import" not in page and "fetch(" not in page
+    labelled = {
+        value for tag, name, value in found.attributes if name in ("aria-labelledby", "aria-describedby", "for")
+    }
+    assert labelled and labelled <= {value for _, name, value in found.attributes if name == "id"}
+    write_page([run], tmp_path / "again.html")
+    assert (tmp_path / "again.html").read_text(encoding="utf-8") == page
+
+
+def test_seeds_are_repetitions_and_settings_tell_runs_apart(tmp_path):
+    runs = [write_run(tmp_path / f"s{seed}", seed=seed, score=0.8 + seed / 100) for seed in range(3)]
+    runs += [write_run(tmp_path / "low", threshold=0.5, score=0.7), write_run(tmp_path / "l", name="lora", score=0.9)]
+    rows = words.compared([read_facts(run) for run in runs])
+    assert [row.title for row in rows] == ["LoRA-drop (threshold 0.9)", "LoRA-drop (threshold 0.5)", "LoRA"]
+    assert words.measured(rows[0]) == "0.8100 ± 0.0100" and rows[0].seeds == "0, 1, 2"
+    page = render([read_facts(run) for run in runs])
+    assert Structure(page) and "0.8100 ± 0.0100" in text_of(page) and page.count('class="profile"') == 4
+
+
+def test_intervals_and_doubts_are_shown(tmp_path):
+    run = write_run(tmp_path / "run", losses=[0.7] * 8)
+    modules = [
+        {
+            "projection": row.projection,
+            "layer": row.layer,
+            "importance": row.importance,
+            "low": 0.0123,
+            "high": 0.2,
+            "retained": 0.87,
+        }
+        for row in scores()
+    ]
+    content = {"resamples": 300, "threshold": 0.9, "budget": None, "share": True, "modules": modules}
+    write_json(run / "stability.json", content)
+    manifest = read_json(run / "run.json")
+    manifest["stages"]["train"]["limited"] = {"train": 200}
+    manifest["stages"]["train"]["cut"] = {"train": ["7 of 200 inputs were cut at 128 tokens"]}
+    write_json(run / "run.json", {**manifest, "status": "failed"})
+    told = text_of(render([read_facts(run)]))
+    assert told.count("1.2 to 20.0 % retained in 87 %") == 24 and "300 resamples" in told
+    for doubt in (
+        "it is failed",
+        "only 200 train rows",
+        "7 of 200 inputs were cut",
+        "only 8 optimizer steps",
+        "did not fall",
+    ):
+        assert doubt in told
+    write_json(run / "stability.json", {**content, "threshold": 0.8})  # of another selection
+    assert "resamples" not in text_of(render([read_facts(run)]))
+
+
+def test_names_and_paths_are_text_not_markup(tmp_path):
+    folder = tmp_path / "<b>a & 'b'" / "</script>"
+    page = render([read_facts(write_run(folder))])
+    assert (
+        Structure(page)
+        and "<b>a" not in page
+        and "</script>" not in page.split('type="application/json"')[1].split("</script>")[0]
+    )
+    assert f"lora-drop export '{tmp_path}/<b>a & '\"'\"'b'\"'\"'/</script>' --to peft" in text_of(page)
+
+
+def test_a_run_without_a_selection_has_a_page_too(tmp_path):
+    run = write_run(tmp_path / "run", name="full", score=None)
+    assert Structure(page := render([read_facts(run)])) and "Nothing was trained yet" in text_of(page)
+
+
+def test_layers_in_a_row_are_told_as_spans():
+    assert words.spans([0, 3, 4, 5, 7, 8]) == "0, 3 to 5, 7, 8" and words.spans([]) == "" and words.spans([2]) == "2"
+
+
+def test_the_titles_are_those_of_the_methods():
+    assert {name: METHODS.get(name).title for name in METHODS.names()} == TITLES
+
+
+def test_the_command_makes_pages_and_refuses_what_is_no_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_run(tmp_path / "a"), write_run(tmp_path / "b", seed=1)
+    assert lora_drop("report", "a") == 0 and (tmp_path / "a" / "report.html").is_file()
+    assert lora_drop("report", "a", "b", "--json") == 0 and (tmp_path / "report.html").is_file()
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == {"page": "report.html"}
+    assert lora_drop("report", "a", "--out", "x/y.html") == 0 and (tmp_path / "x" / "y.html").is_file()
+    for arguments, message in (
+        (["a", "figure2"], "figure2 is not a run directory"),
+        (["./c"], "./c is not a run directory"),
+        (["--out", "x.html"], "--out names the page of runs"),
+    ):
+        assert lora_drop("report", *arguments) == 2 and message in capsys.readouterr().err
+    (tmp_path / "a" / "scores.json").write_text("{")
+    assert lora_drop("report", "a") == 2 and "does not hold scores" in capsys.readouterr().err
