@@ -125,7 +125,7 @@ def collect_moments(
             of_call = example_norms(z, metrics[name])
             norms[name] = norms[name] + of_call if name in norms else of_call
 
-    with Observer(model, layers, add, view) as observer, torch.no_grad():
+    with Observer(model, layers, add, view, by_example=per_example) as observer, torch.no_grad():
         for batch in batches:
             inputs = observer.prepare(batch)
             with packing.over(inputs, whole=True) if packing else nullcontext() as layout:

@@ -46,9 +46,19 @@ class Layout(Protocol):
 class Observer:
     """Hooks on every LoRA of a model in eval mode; mode and hooks are put back at the end, also after an exception."""
 
-    def __init__(self, model: nn.Module, layers: Mapping[str, Lora], add: Add, view: View = Lora.project):
-        """Call `add(name, z)` for each call that counts; z is `batch seq rank`, zero where there is no real token."""
-        self.model, self.layers, self.add, self.view = model, layers, add, view
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: Mapping[str, Lora],
+        add: Add,
+        view: View = Lora.project,
+        by_example: bool = True,
+    ):
+        """Call `add(name, z)` for each call that counts; z is `batch seq rank`, zero where there is no real token.
+
+        Not `by_example`, z may be `1 tokens rank`: of a batch without padding it need not be put back into rows.
+        """
+        self.model, self.layers, self.add, self.view, self.by_example = model, layers, add, view, by_example
         self.base: Any = getattr(model, "get_base_model", lambda: model)()
         self.two_stacks = bool(getattr(getattr(self.base, "config", None), "is_encoder_decoder", False))
         self.device = next(model.parameters()).device
@@ -153,7 +163,9 @@ class Observer:
         """Return z as `batch seq rank`, zero where there is no real token; None if these are not the batch's tokens."""
         dims = tuple(z.shape[:-1])
         if self._layout is not None:
-            return self._layout.restore(z) if dims == (1, self._layout.tokens) else None
+            if dims != (1, self._layout.tokens):
+                return None
+            return self._layout.restore(z) if self.by_example else z
         reads_encoder = self._encoder_output is not None and x.data_ptr() == self._encoder_output.data_ptr()
         mask = self._decoder_mask if in_decoder and not reads_encoder else self._mask
         if mask is None:
