@@ -54,10 +54,12 @@ class GroupedAttention(torch.autograd.Function):
             q = _gather(query, group, ctx.heads, read_only)
             k, v = (_gather(tensor, group, ctx.heads) for tensor in (key, value))
             scores = _product(q, k.transpose(1, 2), scoring.scaling)
+            if scores.dtype == torch.bfloat16:  # exponentials and their sums in fp32, which is faster, too
+                scores = scores.float()
             bent = [] if scoring.softcap is None else [scores.div_(scoring.softcap).tanh_()]
             scores = scores if scoring.softcap is None else scores * scoring.softcap
             _hide(scores, group, scoring, read_only)
-            weights = torch.softmax(scores, -1)
+            weights = torch.softmax(scores, -1).to(q.dtype)
             saved += [q, k, v, weights]
             if p > 0:
                 mask, ctx.factor = keep_mask(weights.shape, p, weights.dtype)
@@ -91,7 +93,7 @@ class GroupedAttention(torch.autograd.Function):
                 inner = masked(inner, mask, ctx.factor)
             inner = torch._softmax_backward_data(inner, weights, -1, weights.dtype)
             if bent is not None:
-                inner = inner * (1 - bent * bent)
+                inner = (inner * (1 - bent * bent)).to(k.dtype)
             if d_query is not None:
                 _scatter(_product(inner, k, ctx.scoring.scaling), d_query, group, read_only)
             if d_key is not None:
