@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from torch import nn
@@ -19,7 +19,7 @@ def score(
     *,
     criterion: str = "output",
     per_example: bool = False,
-    progress: bool = True,
+    progress: bool | Callable[[int], None] = True,
     seed: int = 0,
 ) -> Scores:
     """Score every active LoRA of a PEFT model.
@@ -31,7 +31,7 @@ def score(
         criterion: output (the paper's: ‖ΔW x‖²), output_relative, gradient, fisher, activation, weight, random, or one
             that a plugin or an installed package adds.
         per_example: also keep the value of each example, if the criterion is a mean over examples.
-        progress: show a bar, in a terminal or a notebook.
+        progress: show a bar, in a terminal or a notebook; or a function that is called with the number of examples seen.
         seed: for the criterion random.
 
     Returns:
@@ -44,6 +44,9 @@ def score(
     from tqdm import tqdm
 
     chosen = CRITERIA.get(criterion)
-    hidden = not progress or (None if "ipykernel" not in sys.modules else False)  # None: unless this is a terminal
+    told = progress if callable(progress) else None
+    hidden = (
+        bool(told) or not progress or (None if "ipykernel" not in sys.modules else False)
+    )  # None: unless this is a terminal
     bar = tqdm(batches, desc=f"scoring by {criterion}", unit="batch", disable=hidden, leave=False)
-    return importance.score(model, bar, criterion=chosen, per_example=per_example, seed=seed)
+    return importance.score(model, bar, criterion=chosen, per_example=per_example, progress=told, seed=seed)

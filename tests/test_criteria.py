@@ -228,3 +228,20 @@ def test_explained_variance_of_known_data():
     rows = torch.cat([x, torch.ones(4, 1, dtype=torch.float64)], dim=1)
     assert explained(rows.T @ rows, 1) == pytest.approx(0.9)
     assert explained(rows.T @ rows, 8) == pytest.approx(1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["bert", "llama", "gpt2", "mpnet", "deberta"])
+@pytest.mark.parametrize("name", ["output_relative", "activation"])
+def test_a_criterion_is_the_same_without_padding(kind, name):
+    from test_own_attention import adapted
+    from test_packing import labelled as of_any_length
+    from test_packing import prepare
+
+    model = adapted(kind)
+    batch = of_any_length(trained_lora("tiny:bert")[1], 9)
+    packing, how = prepare(model, of_any_length(trained_lora("tiny:bert")[1], 3))
+    assert packing is not None, how
+    stock, packed = (score(model, [batch], criterion=CRITERIA.get(name), packing=given) for given in (None, packing))
+    assert [row.score for row in packed.rows] == pytest.approx([row.score for row in stock.rows], rel=1e-4)
+    assert stock.tokens == packed.tokens

@@ -247,3 +247,17 @@ def test_what_is_no_adapter_for_the_task_is_said(tmp_path):
     with pytest.raises(UserError, match="was trained as CAUSAL_LM, and this task needs SEQ_CLS"):
         at(tmp_path / "run", f"warmup.adapter={tmp_path / 'adapter'}", stages=["sample"])
     assert not Job(Run(tmp_path / "run", load_config([], SMALLEST))).others()
+
+
+def test_selecting_by_another_criterion_imports_no_torch(copy, tmp_path):
+    from test_cli import HEAVY, imported_by
+
+    model, _ = trained_lora("tiny:bert")
+    model.save_pretrained(tmp_path / "adapter")
+    for overrides in (
+        ["score.criterion=gradient"],
+        [f"warmup.adapter={tmp_path / 'adapter'}", "score.criterion=weight"],
+    ):
+        at(copy, *overrides)
+        options = [part for each in (*SMALLEST, *overrides) for part in ("-o", each)]
+        assert imported_by("select", "-d", str(copy), "-q", *options, among=HEAVY) == (0, set())

@@ -17,7 +17,7 @@ import lora_drop
 from lora_drop.cli import app as cli
 from lora_drop.errors import UserError
 from lora_drop.files import read_json, write_json
-from lora_drop.methods.start import adapter_folder
+from lora_drop.methods.folder import adapter_folder
 from lora_drop.models.backbones import load_model, load_tokenizer, locate
 from lora_drop.pruning.sharing import ties
 from lora_drop.registry import TASKS

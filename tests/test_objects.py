@@ -103,7 +103,10 @@ def test_a_bar_counts_the_batches_where_it_can_be_seen(scores, monkeypatch, caps
     monkeypatch.setitem(__import__("sys").modules, "ipykernel", object())
     assert lora_drop.score(model, [batch, batch], criterion="output_relative").criterion == "output_relative"
     assert "scoring by output_relative" in capsys.readouterr().err
+    seen = []
     lora_drop.score(model, [batch], progress=False)
+    lora_drop.score(model, [batch, batch], progress=seen.append)
+    assert seen == [7, 14]
     assert capsys.readouterr().err == ""
     with pytest.raises(UserError, match=r"Unknown criterion 'fischer'\. Did you mean 'fisher'"):
         lora_drop.score(model, [batch], criterion="fischer")

@@ -1,12 +1,18 @@
 """The pages for training loops of one's own are run, block after block, in one folder."""
 
+import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 import torch
-from models import backbone
+import yaml
+from models import backbone, trained_lora
+from small_files import write_small_files
 
+from lora_drop.cli import app as cli
+from lora_drop.pruning.importance import score
 from lora_drop.pruning.sharing import ties
 
 pytestmark = pytest.mark.slow
@@ -49,6 +55,34 @@ def test_trainer_and_reload(place):
     folder = saved(place / "backbone", "tiny:bert")
     trains_shared(run("trainer.md", {"folder": folder, "texts": TEXTS, "labels": [0, 1] * 12}))
     run("reload.md", {"folder": folder})
+
+
+def test_the_commands_of_the_page_on_criteria(place, monkeypatch):
+    """With a tiny backbone; the runs that they speak of are those of docs/commands.md."""
+    write_small_files(place / "data")
+    monkeypatch.setenv("LORA_DROP_DATA", str(place / "data"))
+    page = (DOCS / "criteria.md").read_text(encoding="utf-8")
+    lines = [shlex.split(line[2:], comments=True)[1:] for line in page.splitlines() if line.startswith("$ lora-drop ")]
+    assert len(lines) == 4
+    small = ["-o", "backbone=tiny:bert", "-o", "train.epochs=1", "-q"]
+    for words in (["run", "-c", "glue/cola", "-c", "minilm-cpu", "-d", "runs/cola", "--compare", "lora"], *lines):
+        added = ["--backbone", "tiny:bert", "--seeds", "0", "-q"] if words[0] == "reproduce" else small
+        with pytest.raises(SystemExit) as end:
+            cli.main([*words, *added])
+        assert end.value.code == 0, words
+    agreed = json.loads((place / "runs" / "cola" / "criteria.json").read_text())
+    assert list(agreed["criteria"]) == ["output", "gradient", "weight"]
+    theirs = yaml.safe_load((place / "runs" / "theirs" / "config.yaml").read_text())
+    assert theirs["warmup"]["adapter"].endswith("runs/cola/compare/lora") and theirs["task"] == "cola"
+
+
+def test_the_criterion_of_the_page_scores():
+    names = run("criteria.md", {})
+    model, _ = trained_lora("tiny:bert")
+    scores = score(model, [], criterion=names["SIZE_OF_B"])
+    first = scores.rows[0]
+    weight = model.base_model.model.get_submodule(first.name).lora_B["default"].weight
+    assert first.score == pytest.approx(float(weight.detach().norm())) and scores.criterion == "size_of_b"
 
 
 def test_accelerate(place):

@@ -9,7 +9,7 @@ from lora_drop.experiments.grid import Choice, expand, load_experiment
 from lora_drop.experiments.records import Record, versions_of
 from lora_drop.experiments.results import Results
 from lora_drop.files import read_json, write_json
-from lora_drop.registry import METHODS, TASKS
+from lora_drop.registry import CRITERIA, METHODS, TASKS
 from lora_drop.runs.stages import BY_NAME
 
 STAGES = ("sample", "score", "select", "picture", "train", "eval")
@@ -50,6 +50,7 @@ def test_a_result_of_todays_versions_is_done(planned, tmp_path):
     [
         ({"stage_score": 0}, "stage score", BY_NAME["score"].version),
         ({"task_toy-nli": 0}, "task toy-nli", TASKS.get("toy-nli").version),
+        ({"criterion_output": 0}, "criterion output", 1),
         ({"method_lora_drop": 0}, "method lora_drop", METHODS.get("lora_drop").version),
     ],
 )
@@ -65,7 +66,7 @@ def test_a_result_of_an_older_version_is_not_done_unless_it_is_kept(older, named
 def test_versions_are_those_on_which_numbers_rest():
     """A drawing has none, and an experiment that ends before training does not rest on the method."""
     found = versions_of("toy-nli", "lora_drop", ["sample", "score", "select", "picture"])
-    assert found.keys() == {"stage sample", "stage score", "stage select", "task toy-nli"}
+    assert found.keys() == {"stage sample", "stage score", "stage select", "task toy-nli", "criterion output"}
     assert {"stage train", "method lora_drop"} <= versions().keys()
 
 
@@ -83,3 +84,14 @@ def test_asked_for_in_another_way_only_a_result_that_counts_is_joined(planned, t
     results.join(other)
     assert read_json(results.path(other))["made_by"] == versions() and results.has(other)
     assert read_json(results.path(other))["overrides"] == other.overrides
+
+
+def test_a_record_that_knows_no_criterion_is_of_the_papers_first_version(planned, tmp_path, monkeypatch):
+    results = Results(tmp_path)
+    made_by = {name: version for name, version in versions().items() if not name.startswith("criterion")}
+    config = to_dict(planned.config)
+    del config["score"]["criterion"], config["score"]["compare"]
+    store(results, planned, made_by=made_by, config=config)
+    assert results.has(planned)
+    monkeypatch.setitem(CRITERIA.added, "output", replace(CRITERIA.get("output"), version=2))
+    assert not results.has(planned) and "criterion output: 1, now 2" in results.notices([planned])[0]

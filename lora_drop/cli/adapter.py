@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_drop.errors import UserError
-from lora_drop.methods.start import adapter_folder
+from lora_drop.methods.folder import adapter_folder
 
 
 def named(adapter: str, task: str | None, given: Mapping[str, Any], run_dir: Path) -> dict[str, Any]:

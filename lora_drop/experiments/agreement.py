@@ -10,6 +10,7 @@ import numpy as np
 
 from lora_drop.experiments.records import Record
 from lora_drop.experiments.table import Table
+from lora_drop.pruning.agreement import kendall as tau
 
 
 def scored(table: Table) -> list[Record]:
@@ -53,16 +54,10 @@ def mean_importances(records: Sequence[Record], projection: str) -> np.ndarray:
 def kendall(table: Table, projection: str) -> dict[tuple[str, str], float]:
     """Return the rank correlation (Kendall τ-b) of the layers' importances for every two rows, by their titles."""
     means = {title: mean_importances(records, projection) for title, records in scored_by_row(table).items()}
-    return {(one, two): _tau(means[one], means[two]) for one, two in combinations(means, 2)}
+    return {(one, two): tau(list(means[one]), list(means[two])) for one, two in combinations(means, 2)}
 
 
 def between_seeds(records: Sequence[Record], projection: str) -> list[float]:
     """Return the rank correlation of the layers' importances for every two runs, which differ in their seed."""
     found = [importances_of(record.scores, projection) for record in records]
-    return [_tau(one, two) for one, two in combinations(found, 2)]
-
-
-def _tau(one: Sequence[float] | np.ndarray, two: Sequence[float] | np.ndarray) -> float:
-    from scipy import stats
-
-    return float(stats.kendalltau(one, two).statistic)
+    return [tau(one, two) for one, two in combinations(found, 2)]

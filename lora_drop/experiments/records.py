@@ -14,7 +14,8 @@ from lora_drop.config.schema import config_hash, what_is_computed
 from lora_drop.errors import UserError
 from lora_drop.experiments.grid import Planned
 from lora_drop.files import read_json
-from lora_drop.registry import METHODS, TASKS
+from lora_drop.pruning.criteria.base import PAPER
+from lora_drop.registry import CRITERIA, METHODS, TASKS
 from lora_drop.runs.stages import BY_NAME
 from lora_drop.runs.store import Run
 
@@ -103,10 +104,12 @@ class Record:
     """Of this format."""
 
 
-def versions_of(task: str, method: str, stages: Iterable[str]) -> dict[str, int]:
-    """Return the versions on which the numbers of these stages rest: their own, the task's and the method's."""
+def versions_of(task: str, method: str, stages: Iterable[str], criterion: str = PAPER) -> dict[str, int]:
+    """Return the versions on which the numbers of these stages rest: their own, the task's, method's and criterion's."""
     found = {f"stage {name}": BY_NAME[name].version for name in stages if name in BY_NAME and not BY_NAME[name].draws}
     found[f"task {task}"] = TASKS.get(task).version
+    if "score" in stages:
+        found[f"criterion {criterion}"] = CRITERIA.get(criterion).version
     if "train" in stages:
         found[f"method {method}"] = METHODS.get(method).version
     return found
@@ -133,7 +136,7 @@ def gather(planned: Planned, run: Run, performed: Sequence[str]) -> Record:
         deviations=planned.deviations,
         limited={part: rows for entry in stages.values() for part, rows in entry["limited"].items()},
         stages=stages,
-        made_by=versions_of(config.task, config.method.name, performed),
+        made_by=versions_of(config.task, config.method.name, performed, config.score.criterion),
         **_layers(run, performed),
         **(_trained(run, task.kind) if "eval" in performed else {}),
     )

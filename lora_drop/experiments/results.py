@@ -12,6 +12,7 @@ from lora_drop.errors import UserError
 from lora_drop.experiments.grid import Planned, slug
 from lora_drop.experiments.records import gather, versions_of
 from lora_drop.files import read_json, write_json
+from lora_drop.pruning.criteria.base import PAPER
 from lora_drop.runs.store import Run
 
 
@@ -84,6 +85,8 @@ def _same(stored: dict[str, Any], config: Config) -> bool:
 
 def _older(content: dict[str, Any]) -> list[str]:
     """Return the versions that made a record and are no longer today's; nothing if it does not say them."""
-    made_by = content.get("made_by", {})
-    now = versions_of(content["task"], content["method"], content["stages"])
+    made_by, criterion = content.get("made_by", {}), content["config"]["score"].get("criterion", PAPER)
+    if made_by and "score" in content["stages"]:
+        made_by = {f"criterion {criterion}": 1, **made_by}  # records that know no criterion are of the first version
+    now = versions_of(content["task"], content["method"], content["stages"], criterion)
     return [f"{name}: {made_by[name]}, now {now[name]}" for name in made_by if made_by[name] != now.get(name)]

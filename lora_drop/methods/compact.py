@@ -18,9 +18,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lora_drop.errors import UserError
+from lora_drop.methods.folder import COMPACT
 from lora_drop.pruning.adapters import PREFIX
 
-WEIGHTS, TIES = "lora_drop.safetensors", "lora_drop.json"
+WEIGHTS, TIES = COMPACT, "lora_drop.json"
 HALVES = ("lora_A", "lora_B")
 
 

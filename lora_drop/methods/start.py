@@ -13,29 +13,9 @@ from torch import Tensor, nn
 
 from lora_drop.errors import UserError
 from lora_drop.methods.base import Method, is_head
-from lora_drop.methods.compact import is_compact
+from lora_drop.methods.folder import adapter_folder
 from lora_drop.methods.lora import read_config
 from lora_drop.pruning.adapters import PREFIX, Lora, loras
-
-
-def adapter_folder(path: str, key: str = "train.start_from") -> Path:
-    """Return the adapter's folder that a user names under `key`: itself, or that of a run.
-
-    Raises UserError if there is none.
-    """
-    folder = Path(path).expanduser()
-    if is_compact(folder):
-        raise UserError(
-            f"train.start_from={path} is a compact LoRA-drop adapter. Start from the run itself, or from its PEFT form "
-            "(lora-drop export RUN --to peft)."
-        )
-    for found in (folder, folder / "adapter"):
-        if (found / "adapter_config.json").is_file():
-            return found
-    raise UserError(
-        f"{key}={path} is neither a PEFT adapter nor a run with a trained one: it has no adapter_config.json. "
-        "(A whole model is named as the backbone.)"
-    )
 
 
 def check_start(method: Method, path: str) -> None:

@@ -18,16 +18,21 @@ def agreement(modules: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[s
         Rows `projection, one, two, tau`; tau is 1 where both rank the layers alike, -1 where one ranks them the other
         way round, and None where it is not defined (one layer, or all equal).
     """
-    from scipy import stats
-
     found = []
     for projection in dict.fromkeys(row["projection"] for rows in modules.values() for row in rows):
         by_criterion = {name: by_layer(rows, projection) for name, rows in modules.items()}
         for one, two in combinations(by_criterion, 2):
             values = [(by_criterion[one][layer], by_criterion[two][layer]) for layer in sorted(by_criterion[one])]
-            tau = float(stats.kendalltau(*zip(*values, strict=True)).statistic) if len(values) > 1 else math.nan
+            tau = kendall(*zip(*values, strict=True))
             found.append({"projection": projection, "one": one, "two": two, "tau": None if math.isnan(tau) else tau})
     return found
+
+
+def kendall(one: Sequence[float], two: Sequence[float]) -> float:
+    """Return Kendall's τ-b of two lists of values; NaN where it is not defined."""
+    from scipy import stats
+
+    return float(stats.kendalltau(one, two).statistic) if len(one) > 1 else math.nan
 
 
 def by_layer(rows: Sequence[Mapping[str, Any]], projection: str) -> dict[int, float]:

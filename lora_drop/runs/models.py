@@ -19,7 +19,8 @@ from lora_drop.data.sentences import batches
 from lora_drop.evaluation.base import Evaluation
 from lora_drop.files import read_json
 from lora_drop.methods.base import Method
-from lora_drop.methods.start import adapter_folder, start_from
+from lora_drop.methods.folder import adapter_folder
+from lora_drop.methods.start import start_from
 from lora_drop.models.backbones import load_model
 from lora_drop.models.checks import check_length
 from lora_drop.pruning import importance

@@ -1,4 +1,4 @@
-"""Distribution of ‖ΔW x‖² over the examples of the sample, per layer, of one run."""
+"""Distribution of ‖ΔW x‖² (or what else the criterion measures) over the examples of the sample, per layer, of one run."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from matplotlib.figure import Figure as Drawing
 from lora_drop.experiments.plots import DARK, LIGHT, Figure, layer_axis, projection_panels
 from lora_drop.experiments.records import Record
 from lora_drop.experiments.table import Table
+from lora_drop.pruning.criteria.base import PAPER
 from lora_drop.pruning.picture import plain
 
 
@@ -14,7 +15,9 @@ def draw(table: Table, records: list[Record]) -> Drawing:
     """Draw the first run: boxes hold the middle half of the examples, whiskers 5 to 95 %."""
     record = records[0]
     projections = list(dict.fromkeys(row["projection"] for row in record.norms))
-    figure, axes = projection_panels(projections, "‖ΔWx‖² of an example")
+    criterion = record.config["score"].get("criterion", PAPER)
+    what = "‖ΔWx‖²" if criterion == PAPER else criterion
+    figure, axes = projection_panels(projections, f"{what} of an example")
     for axis, projection in zip(axes, projections, strict=True):
         rows = sorted((row for row in record.norms if row["projection"] == projection), key=lambda row: row["layer"])
         axis.boxplot(

@@ -114,7 +114,7 @@ def training(train: TrainConfig, *unused: str) -> Values:
     """Return settings of a training; an adapter that it starts from counts by its content, not by its name."""
     settings = {key: value for key, value in asdict(train).items() if key not in unused}
     if train.start_from:
-        from lora_drop.methods.start import adapter_folder
+        from lora_drop.methods.folder import adapter_folder
 
         settings["start_from"] = file_digest(adapter_folder(train.start_from))
     return settings

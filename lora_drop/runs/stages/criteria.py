@@ -56,10 +56,7 @@ def work(job: Job) -> Work:
     titles = {name: CRITERIA.get(name).title for name in modules}
     figure = criteria_figure(modules, titles, taus, f"{job.config.task}, {job.config.backbone}")
     save_figure(figure, job.run.file("criteria.png"))
-    return f"{', '.join(modules)}: scored on one warm-up", {
-        "precision": job.config.train.precision,
-        "computed": str(way),
-    }
+    return f"{', '.join(modules)}: scored on one warm-up", {}
 
 
 STAGE = Stage(

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lora_drop.files import read_json
-from lora_drop.runs.stages.base import Stage, Work, digest_of, selects
+from lora_drop.runs.stages.base import Stage, Work, criterion, digest_of, selects
 
 if TYPE_CHECKING:
     from lora_drop.runs.job import Job
@@ -21,9 +21,14 @@ def work(job: Job) -> Work:
 
     scored = read_scores(job.run.file("scores.json"))
     selection = Selection.from_json(read_json(job.run.file("selection.json")))
-    figure = importance_figure(scored, selection, f"{job.config.task}, {job.config.backbone}")
+    figure = importance_figure(scored, selection, ", ".join(_title(job)))
     save_figure(figure, job.run.file("importance.png"))
     return "importance.png", {}
+
+
+def _title(job: Job) -> list[str]:
+    by = job.config.score.criterion
+    return [job.config.task, job.config.backbone, *([f"by {by}"] if criterion(by) else [])]
 
 
 STAGE = Stage(
@@ -32,7 +37,7 @@ STAGE = Stage(
     version=1,
     outputs=("importance.png",),
     needs=("score", "select"),
-    settings=lambda job: {"title": [job.config.task, job.config.backbone]},
+    settings=lambda job: {"title": _title(job)},
     inputs=lambda job: {
         "scores": digest_of(job, "scores.json", "score"),
         "selection": digest_of(job, "selection.json", "select"),

@@ -1,0 +1,30 @@
+"""The folder of a saved adapter. (Apart from what reads it, so that asking imports no torch.)"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lora_drop.errors import UserError
+
+COMPACT = "lora_drop.safetensors"
+"""The weights of an adapter in the compact form (`compact.py`)."""
+
+
+def adapter_folder(path: str, key: str = "train.start_from") -> Path:
+    """Return the adapter's folder that a user names under `key`: itself, or that of a run.
+
+    Raises UserError if there is none.
+    """
+    folder = Path(path).expanduser()
+    if (folder / COMPACT).is_file():
+        raise UserError(
+            f"{key}={path} is a compact LoRA-drop adapter. Start from the run itself, or from its PEFT form "
+            "(lora-drop export RUN --to peft)."
+        )
+    for found in (folder, folder / "adapter"):
+        if (found / "adapter_config.json").is_file():
+            return found
+    raise UserError(
+        f"{key}={path} is neither a PEFT adapter nor a run with a trained one: it has no adapter_config.json. "
+        "(A whole model is named as the backbone.)"
+    )
