@@ -12,7 +12,9 @@ from lora_drop.cli.app import main
 from lora_drop.config.schema import Config, DataConfig, config_hash, load_config
 from lora_drop.data.content import content_digest
 from lora_drop.errors import UserError
+from lora_drop.evaluation import kinds
 from lora_drop.files import digest
+from lora_drop.models.backbones import load_tokenizer, locate
 from lora_drop.progress import Reporter
 from lora_drop.tasks.base import Source
 from lora_drop.tasks.own.reading import Reading
@@ -278,3 +280,18 @@ def main_exits(arguments):
     with pytest.raises(SystemExit) as end:
         main(arguments)
     assert end.value.code == 0
+
+
+@pytest.mark.parametrize("name", ["p.csv", "q.csv"])
+def test_rows_tokenised_in_parts_are_those_tokenised_at_once(name, tmp_path, monkeypatch):
+    questions = [{"prompt": f"{'long ' * n}:", "completion": f"answer {n}"} for n in range(30)]
+    data = read(own_data.write(tmp_path / name, own_data.pairs(30) if name == "p.csv" else questions))
+    kind, loaded = kinds.get_kind(data.task()), data.load(data.source, "train")
+    config = load_config(overrides=["train.max_length=40", "generation.max_new_tokens=8"])
+    tokenizer = load_tokenizer(locate("tiny:llama" if kind.causal else "tiny:bert"), kind.causal)
+    for encode in (kind.encode_training, kind.encode_evaluation):
+        whole, told = encode(loaded, tokenizer, config, "some")
+        monkeypatch.setattr(kinds, "PART", 7)
+        parts, told_of_parts = encode(loaded, tokenizer, config, "some")
+        monkeypatch.undo()
+        assert parts.to_list() == whole.to_list() and told == told_of_parts != []
