@@ -99,7 +99,14 @@ def test_numbers_and_pairs(folder, capsys):
     assert lora_drop("run", "-d", "run", "--data", "r.parquet", "--label", "delight", *TINY) == 0
     assert json.loads(Path("run/metrics.json").read_text())["primary"] == "spearman"
     assert lora_drop("predict", "run", "--data", "r.parquet", "-q") == 0
-    assert {"review", "delight", "prediction"} == set(read_csv(Path("run/predictions-r.csv"))[0])
+    predicted = read_csv(Path("run/predictions-r.csv"))
+    assert {"review", "delight", "prediction"} == set(predicted[0])
+    delight = [row["delight"] for row in own_data.reviews(100)]
+    assert [float(row["delight"]) for row in predicted] == delight
+    assert min(delight) < sum(float(row["prediction"]) for row in predicted) / 100 < max(delight)
+    references = [json.loads(line)["reference"] for line in Path("run/predictions.jsonl").read_text().splitlines()]
+    assert set(references) <= set(delight)
+    assert lora_drop("predict", "run", "--data", "r.parquet", "--to", "r.parquet") == 2
     own_data.write(folder / "p.tsv", own_data.pairs(100))
     lora = ["-o", "method.name=lora", "--metric", "f1_macro", "--metric", "accuracy"]
     assert lora_drop("run", "-d", "pairs", "--data", "p.tsv", *lora, *TINY) == 0
