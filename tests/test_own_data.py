@@ -12,7 +12,9 @@ from lora_drop.cli.app import main
 from lora_drop.config.schema import Config, DataConfig, config_hash, load_config
 from lora_drop.data.content import content_digest
 from lora_drop.errors import UserError
+from lora_drop.evaluation import kinds
 from lora_drop.files import digest
+from lora_drop.models.backbones import load_tokenizer, locate
 from lora_drop.progress import Reporter
 from lora_drop.tasks.base import Source
 from lora_drop.tasks.own.reading import Reading
@@ -98,6 +100,17 @@ def test_the_held_out_rows_have_the_classes_in_proportion_and_are_the_same_each_
     assert len(rows(read(path, validation=0.5), "validation")) == 50
 
 
+def test_a_kept_copy_that_is_damaged_is_made_anew(tmp_path, monkeypatch):
+    monkeypatch.setenv("LORA_DROP_CACHE", str(tmp_path / "cache"))
+    path = own_data.write(tmp_path / "r.csv", own_data.reviews(20))
+    before = rows(read(path, label="stars"))
+    (copy,) = (tmp_path / "cache" / "rows").glob("*")
+    copy.write_bytes(copy.read_bytes()[:100])
+    assert rows(read(path, label="stars")) == before and copy.stat().st_size > 100
+    monkeypatch.setenv("LORA_DROP_CACHE", str(path))  # a file, in which no folder can be made
+    assert rows(read(path, label="stars")) == before
+
+
 def test_columns_are_found_by_name_or_by_their_texts(tmp_path):
     found = read(own_data.write(tmp_path / "p.csv", own_data.pairs(30)))
     assert found.reading.texts == ("sentence1", "sentence2") and found.reading.label == "label"
@@ -119,8 +132,11 @@ def test_a_template_fills_in_columns(tmp_path):
 def test_numbers_are_regression_and_are_held_out_over_their_range(tmp_path):
     path = csv_file(tmp_path, "text,score\n" + "".join(f"t{number},{number / 10}\n" for number in range(200)))
     data = read(path)
-    held = [row["label"] for row in rows(data, "validation")]
+    held = [data.task().number(row["label"]) for row in rows(data, "validation")]
     assert data.task().outputs == 1 and data.task().primary == "spearman"
+    both = [row["label"] for split in ("train", "validation") for row in rows(data, split)]
+    assert sum(both) == pytest.approx(0, abs=1e-9) and sum(value**2 for value in both) == pytest.approx(200)
+    assert set(held) <= {number / 10 for number in range(200)}  # in the unit of the file
     assert [sum(low <= value < low + 2 for value in held) for low in range(0, 20, 2)] == [4] * 10
 
 
@@ -172,6 +188,7 @@ GOOD = "text,label\n" + "a,1\nb,2\n" * 5
         ("text,label\n", {}, "has no rows"),
         ("text,label\n,1\n", {}, "none of 1 rows has text and a label in 'label' (1 have no text, 0 no label)"),
         (GOOD, {"label": "labl"}, "no column 'labl', which data.label (--label) names. Did you mean 'label'?"),
+        (GOOD, {"text": ("text",), "label": "text"}, "both the text and the label"),
         (GOOD, {"text": ("txt",)}, "Did you mean 'text'?"),
         (GOOD + "c,many\n", {"kind": "regression"}, "line 12, column 'label': 'many' is not a number"),
         (GOOD, {"validation": 1.5}, "a share lies between 0 and 1"),
@@ -201,6 +218,8 @@ def test_a_number_that_is_none_among_numbers_is_found(tmp_path):
 def test_other_faults_of_files(tmp_path):
     assert "do not exist" in error(tmp_path / "none.csv")
     assert "not a table that can be read" in error(csv_file(tmp_path, "x", "x.txt"))
+    half = csv_file(tmp_path, '{"text": "a", "label": 1}\n{"text": "\\ud83d", "label": 2}\n', "h.jsonl")
+    assert f"{half}, line 2, column 'text': half a character" in error(half)
     assert "line 2: not JSON" in error(csv_file(tmp_path, '{"text": "a", "label": 1}\n{"text"', "x.jsonl"))
     assert "line 1: a JSON object is expected, not int" in error(csv_file(tmp_path, "[1]", "x.json"))
     assert "not readable as Parquet" in error(csv_file(tmp_path, "PAR1", "x.parquet"))
@@ -278,3 +297,18 @@ def main_exits(arguments):
     with pytest.raises(SystemExit) as end:
         main(arguments)
     assert end.value.code == 0
+
+
+@pytest.mark.parametrize("name", ["p.csv", "q.csv"])
+def test_rows_tokenised_in_parts_are_those_tokenised_at_once(name, tmp_path, monkeypatch):
+    questions = [{"prompt": f"{'long ' * n}:", "completion": f"answer {n}"} for n in range(30)]
+    data = read(own_data.write(tmp_path / name, own_data.pairs(30) if name == "p.csv" else questions))
+    kind, loaded = kinds.get_kind(data.task()), data.load(data.source, "train")
+    config = load_config(overrides=["train.max_length=40", "generation.max_new_tokens=8"])
+    tokenizer = load_tokenizer(locate("tiny:llama" if kind.causal else "tiny:bert"), kind.causal)
+    for encode in (kind.encode_training, kind.encode_evaluation):
+        whole, told = encode(loaded, tokenizer, config, "some")
+        monkeypatch.setattr(kinds, "PART", 7)
+        parts, told_of_parts = encode(loaded, tokenizer, config, "some")
+        monkeypatch.undo()
+        assert parts.to_list() == whole.to_list() and told == told_of_parts != []

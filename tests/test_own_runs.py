@@ -2,6 +2,8 @@
 
 import csv
 import json
+import re
+import shlex
 from pathlib import Path
 
 import own_data
@@ -9,6 +11,7 @@ import pytest
 
 from lora_drop import load_run
 from lora_drop.cli.app import main
+from lora_drop.config.schema import load_config
 
 pytestmark = pytest.mark.slow
 TINY = ["-b", "tiny:bert", "-o", "train.epochs=1", "-o", "warmup.epochs=1", "-o", "train.learning_rate=5e-3", "--quiet"]
@@ -96,7 +99,14 @@ def test_numbers_and_pairs(folder, capsys):
     assert lora_drop("run", "-d", "run", "--data", "r.parquet", "--label", "delight", *TINY) == 0
     assert json.loads(Path("run/metrics.json").read_text())["primary"] == "spearman"
     assert lora_drop("predict", "run", "--data", "r.parquet", "-q") == 0
-    assert {"review", "delight", "prediction"} == set(read_csv(Path("run/predictions-r.csv"))[0])
+    predicted = read_csv(Path("run/predictions-r.csv"))
+    assert {"review", "delight", "prediction"} == set(predicted[0])
+    delight = [row["delight"] for row in own_data.reviews(100)]
+    assert [float(row["delight"]) for row in predicted] == delight
+    assert min(delight) < sum(float(row["prediction"]) for row in predicted) / 100 < max(delight)
+    references = [json.loads(line)["reference"] for line in Path("run/predictions.jsonl").read_text().splitlines()]
+    assert set(references) <= set(delight)
+    assert lora_drop("predict", "run", "--data", "r.parquet", "--to", "r.parquet") == 2
     own_data.write(folder / "p.tsv", own_data.pairs(100))
     lora = ["-o", "method.name=lora", "--metric", "f1_macro", "--metric", "accuracy"]
     assert lora_drop("run", "-d", "pairs", "--data", "p.tsv", *lora, *TINY) == 0
@@ -115,3 +125,21 @@ def test_what_cannot_be_predicted_is_refused(folder, capsys):
     assert lora_drop("run", "--data", "r.csv", "--label", "star") == 2
     said = " ".join(capsys.readouterr().err.split())
     assert "is not a run directory" in said and "--run-dir" in said and "Did you mean 'stars'?" in said
+
+
+def test_the_commands_of_the_page_run_as_they_are_written(folder, capsys):
+    page = (Path(__file__).parent.parent / "docs" / "own-data.md").read_text(encoding="utf-8")
+    commands = [
+        shlex.split(line[2:], comments=True)[1:] for line in page.splitlines() if line.startswith("$ lora-drop")
+    ]
+    assert [command[0] for command in commands] == ["tasks", "run", "run", "predict"]
+    own_data.write(folder / "reviews.csv", own_data.reviews(100))
+    own_data.write(folder / "new.csv", own_data.reviews(10, seed=1))
+    for command in commands:
+        small = TINY if "--text" in command else ["--quiet"] if command[0] == "run" else []  # but for the model
+        assert lora_drop(*command, *small) == 0, command
+    said = capsys.readouterr()
+    assert "runs/reviews/predictions-new.csv" in said.out and "LoRA-drop" in said.out
+    (settings,) = re.findall(r"```yaml\n(.*?)```", page, flags=re.DOTALL)
+    (folder / "mine.yaml").write_text(settings)
+    assert load_config(["own", folder / "mine.yaml"]).data.metric == ("f1_macro", "accuracy")

@@ -14,6 +14,7 @@ import typer
 from lora_drop.cli.experiments import report, reproduce
 from lora_drop.cli.export import export
 from lora_drop.cli.options import RunDir, configuration, flags, options, own_run_dir
+from lora_drop.cli.own import OWN_DATA, predict, show_data
 from lora_drop.cli.runs import runs
 from lora_drop.cli.terminal import tolerate_encodings
 from lora_drop.errors import UserError
@@ -35,7 +36,6 @@ app = typer.Typer(
 )
 COMMON = ("quiet", "as_json", "debug")
 WHERE = ("seed", "device", "offline", "force", *COMMON)
-OWN_DATA = ("data", "text", "label", "kind", "validation", "metric", "template", "dataset_info", "name")
 RUN = (
     "config",
     "overrides",
@@ -131,34 +131,6 @@ def _score_file(task: str, predictions: Path, split: str | None, given: dict[str
 
 
 @app.command()
-@options("offline", "device", "quiet", "as_json", "debug")
-def predict(
-    run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run that was trained on data of yours.")],
-    data: Annotated[str, typer.Option("--data", metavar="PATH", help="New rows: a file, a folder, or org/name (Hub).")],
-    to: Annotated[
-        Path | None, typer.Option("--to", metavar="FILE", help="csv, tsv or jsonl; else predictions-NAME.csv in RUN.")
-    ] = None,
-    split: Annotated[str, typer.Option(help="Split of a folder or of the Hub.")] = "test",
-    **given: Any,
-) -> None:
-    """Write what a trained run says of new rows: texts, labels, scores; and metrics where the rows have labels."""
-    from lora_drop.cli.console import ConsoleReporter, err, out, print_rows
-    from lora_drop.cli.perform import quiet_libraries
-    from lora_drop.runs.predict import predict as write_predictions
-    from lora_drop.tasks.base import Source
-
-    quiet_libraries()
-    with ConsoleReporter(err, given["quiet"]) as reporter:
-        source = Source(None, given["offline"], report=reporter)
-        done = write_predictions(run_dir, data, to, source, reporter, given["device"] or "auto", split)
-    row = {"predictions": str(done.path), "rows": done.rows, **done.metrics}
-    if given["as_json"]:
-        typer.echo(json.dumps(row))
-    else:
-        print_rows(out, [row])
-
-
-@app.command()
 @options("criterion", *RUN)
 def run(
     run_dir: Annotated[
@@ -179,6 +151,7 @@ def run(
     _perform(run_dir or own_run_dir(given), ["all"], given, compare or [])
 
 
+app.command()(predict)
 app.command()(reproduce)
 app.command()(report)
 app.command()(export)
@@ -220,7 +193,7 @@ def tasks(
     from lora_drop.cli.inspection import list_tasks
 
     if inspect is not None or given["dataset_info"]:
-        _inspect({**given, "data": inspect})
+        show_data({**given, "data": inspect})
         return
 
     _show(list_tasks(given["data_dir"], given["offline"]), given["as_json"])
@@ -261,23 +234,6 @@ def doctor(**given: Any) -> None:
     from lora_drop.cli.inspection import diagnose
 
     _show(diagnose(given["data_dir"], given["offline"]), given["as_json"])
-
-
-def _inspect(given: dict[str, Any]) -> None:
-    from lora_drop.cli.console import ConsoleReporter, err, out, print_rows
-    from lora_drop.cli.own_data import as_rows, inspect
-    from lora_drop.cli.perform import quiet_libraries
-    from lora_drop.tasks.base import Source
-
-    config = configuration(given)
-    quiet_libraries()
-    with ConsoleReporter(err, quiet=True) as reporter:
-        found = inspect(config, Source(None, config.offline, report=reporter), bool(given["backbone"]))
-    if given["as_json"]:
-        typer.echo(json.dumps(found))
-        return
-    print_rows(out, as_rows(found))
-    out.print(f"\n{found['yaml']}", end="", soft_wrap=True)
 
 
 def _show(rows: list[dict[str, Any]], as_json: bool) -> None:

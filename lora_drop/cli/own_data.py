@@ -7,6 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from statistics import mean
 from typing import Any
 
 import yaml
@@ -86,12 +87,12 @@ def _fingerprint(texts: Sequence[str]) -> bytes:
 
 def _labels(data: OwnData, rows: dict[str, Dataset]) -> dict[str, Any]:
     """Return how many rows of each split have each label; of numbers, their range."""
-    names = data.reading.labels
+    names, number = data.reading.labels, data.task().number
     if data.reading.kind == "generation":
         return {}
     if not names:
         return {
-            split: {"least": min(part["label"]), "mean": sum(part["label"]) / len(part), "most": max(part["label"])}
+            split: {name: number(of(part["label"])) for name, of in (("least", min), ("mean", mean), ("most", max))}
             for split, part in rows.items()
         }
     counts: dict[str, Any] = {}

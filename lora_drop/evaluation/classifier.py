@@ -51,7 +51,7 @@ def evaluate_classifier(
     groups = list(rows["group"]) if "group" in rows.column_names else None
     references = list(rows["label"])
     metrics = evaluate_predictions(task, predictions, references, groups)
-    name: Callable[[Any], Any] = (lambda index: task.labels[int(index)]) if task.labels else float
+    name: Callable[[Any], Any] = (lambda index: task.labels[int(index)]) if task.labels else task.number
     columns = zip(rows["id"], predictions, references, strict=True)
     return Evaluation(
         metrics,

@@ -6,13 +6,13 @@ prompt. The stages ask here; they do not ask for the kind.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from torch import nn
 from torch.nn import functional
 from transformers import PreTrainedTokenizerBase
@@ -30,6 +30,9 @@ from lora_drop.evaluation.perplexity import perplexity
 from lora_drop.tasks.base import Task
 from lora_drop.training.trainer import Loss
 from lora_drop.training.way import Way
+
+PART = 5000
+"""Rows that are tokenised at a time."""
 
 
 @dataclass(frozen=True)
@@ -67,9 +70,26 @@ def _told(rows: Dataset, what: str, counts: Mapping[str, int]) -> list[str]:
     return [f"{count:,} of {len(rows):,} {what} {text}" for text, count in counts.items() if count]
 
 
+def _in_parts(
+    rows: Dataset, encode_some: Callable[[Dataset], tuple[Dataset, Sequence[int]]]
+) -> tuple[Dataset, list[int]]:
+    """Tokenise rows part by part, as tokens in Python's lists take fifty times their room; add up what is counted."""
+    parts = [
+        encode_some(rows.select(range(start, min(start + PART, len(rows)))))
+        for start in range(0, max(len(rows), 1), PART)
+    ]
+    counted = zip(*(counts for _, counts in parts), strict=True)
+    return concatenate_datasets([encoded for encoded, _ in parts]), [sum(counts) for counts in counted]
+
+
 def _encode_sentences(rows: Dataset, tokenizer: PreTrainedTokenizerBase, config: Config, what: str) -> Encoded:
     limit = config.train.max_length
-    encoded, cut, empty = encode(rows, tokenizer, limit)
+
+    def some(part: Dataset) -> tuple[Dataset, Sequence[int]]:
+        encoded, *counts = encode(part, tokenizer, limit)
+        return encoded, counts
+
+    encoded, (cut, empty) = _in_parts(rows, some)
     counts = {
         f"inputs are longer than train.max_length={limit} and were cut": cut,
         "inputs are empty for this tokenizer; the end of a text stands for them": empty,
@@ -84,10 +104,15 @@ def _chats(rows: Dataset) -> bool:
 
 def _encode_pairs(rows: Dataset, tokenizer: PreTrainedTokenizerBase, config: Config, what: str) -> Encoded:
     limit = config.train.max_length
-    encoded, cut = (encode_chats if _chats(rows) else encode_pairs)(rows, tokenizer, limit)
+
+    def some(part: Dataset) -> tuple[Dataset, Sequence[int]]:
+        encoded, cut = (encode_chats if _chats(rows) else encode_pairs)(part, tokenizer, limit)
+        return encoded, (cut.prompts, cut.completions)
+
+    encoded, (prompts, completions) = _in_parts(rows, some)
     counts = {
-        f"prompts were cut at their beginning: train.max_length={limit}": cut.prompts,
-        f"completions alone are longer and were cut at their end: train.max_length={limit}": cut.completions,
+        f"prompts were cut at their beginning: train.max_length={limit}": prompts,
+        f"completions alone are longer and were cut at their end: train.max_length={limit}": completions,
     }
     return encoded, _told(rows, what, counts)
 
@@ -95,9 +120,14 @@ def _encode_pairs(rows: Dataset, tokenizer: PreTrainedTokenizerBase, config: Con
 def _encode_prompts(rows: Dataset, tokenizer: PreTrainedTokenizerBase, config: Config, what: str) -> Encoded:
     """Prompt and generated text are together no longer than what was trained on: there are positions enough."""
     limit = config.train.max_length - config.generation.max_new_tokens
-    encoded, cut = (encode_questions if _chats(rows) else encode_prompts)(rows, tokenizer, limit)
+
+    def some(part: Dataset) -> tuple[Dataset, Sequence[int]]:
+        encoded, cut = (encode_questions if _chats(rows) else encode_prompts)(part, tokenizer, limit)
+        return encoded, (cut.prompts,)
+
+    encoded, (prompts,) = _in_parts(rows, some)
     told = f"prompts were cut at their beginning: train.max_length - generation.max_new_tokens = {limit}"
-    return encoded, _told(rows, what, {told: cut.prompts})
+    return encoded, _told(rows, what, {told: prompts})
 
 
 def _smoothed_loss(smoothing: float) -> Loss | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -92,7 +93,7 @@ class Predictor:
 
     def _named(self, logits: torch.Tensor) -> list[dict[str, Any]]:
         if self.task.kind == "regression":
-            return [{"prediction": value} for value in logits.squeeze(-1).tolist()]
+            return [{"prediction": self.task.number(value)} for value in logits.squeeze(-1).tolist()]
         several_hold = self.task.kind == "multilabel"
         probabilities = logits.sigmoid() if several_hold else logits.softmax(dim=-1)
         chosen = chosen_labels(logits).tolist()
@@ -131,10 +132,14 @@ def predict(
     to = to or Path(run_dir) / f"predictions-{Path(data).stem}.csv"
     if to.suffix not in FORMATS:
         raise UserError(f"Predictions cannot be written as {to.name}. Formats: {', '.join(FORMATS)}")
+    if Path(data).exists() and to.resolve() == Path(data).resolve():
+        raise UserError(f"--to names the data themselves ({to}); predictions must not take their place.")
     table = open_split(data, split, source)
     predictor = Predictor(run_dir, device)
     predictor.check(table)
     labelled = bool(predictor.reading.chat) or predictor.reading.label in table.columns
+    began = time.perf_counter()
+    report.start("predict")
     references: list[Label | None] = []
     made: list[Any] = []
     to.parent.mkdir(parents=True, exist_ok=True)
@@ -152,6 +157,7 @@ def predict(
         temporary.replace(to)
     finally:
         temporary.unlink(missing_ok=True)
+    report.finish("predict", time.perf_counter() - began, f"{len(made):,} rows")
     return Predicted(to, len(made), _metrics(predictor, made, references, report) if labelled else {})
 
 

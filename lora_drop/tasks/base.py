@@ -93,6 +93,10 @@ class Task:
     """Where the rows come from without files."""
     official_rows: Mapping[str, int] = field(default_factory=dict)
     """Rows of each split in the official release."""
+    center: float = 0.0
+    """Of a regression whose rows hold (value - center) / spread: the mean; a model learns numbers of any size so."""
+    spread: float = 1.0
+    """The standard deviation; see `center`."""
     record: Mapping[str, Any] = field(default_factory=dict)
     """Of own data: how rows are read, as JSON-like values. A trained adapter keeps it, to read other rows alike."""
 
@@ -100,6 +104,10 @@ class Task:
     def outputs(self) -> int:
         """Size of the classifier's output: the number of labels, 1 for regression, 0 for generation."""
         return {"regression": 1, "generation": 0}.get(self.kind, len(self.labels))
+
+    def number(self, value: float) -> float:
+        """Return a value of the rows, or a prediction, in the unit of the data."""
+        return value if (self.center, self.spread) == (0.0, 1.0) else float(f"{value * self.spread + self.center:.10g}")
 
     def check_split(self, split: str) -> str:
         """Return `split` if it is one of this task's evaluation splits. Raises UserError otherwise."""

@@ -1,4 +1,4 @@
-"""The reading of a table: which columns are text, which is the label, and what kind of task that makes."""
+"""The reading of a table: how its rows give texts and labels, and what kind of task the labels make."""
 
 from __future__ import annotations
 
@@ -6,28 +6,16 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from statistics import mean, pstdev
 from typing import Any
 
-from lora_drop.config.schema import DataConfig
 from lora_drop.errors import UserError
-from lora_drop.tasks.own.chats import ALPACA, OPENAI, SHAREGPT, Chat, Messages, asked_and_answered
+from lora_drop.tasks.own.chats import Chat, Messages, asked_and_answered
 from lora_drop.tasks.own.tables import Row, Table
 from lora_drop.tasks.own.values import Label, as_label, as_text, kind_of, missing, number, ordered, several
 
-TEXT_NAMES = ("text", "review", "review_text", "sentence", "content", "body", "comment", "message", "tweet", "document")
-PAIR_NAMES = (
-    ("sentence1", "sentence2"),
-    ("text1", "text2"),
-    ("premise", "hypothesis"),
-    ("question1", "question2"),
-    ("text", "text_pair"),
-    ("question", "sentence"),
-)
-LABEL_NAMES = ("label", "labels", "stars", "rating", "sentiment", "class", "category", "target", "score", "tags", "y")
+HALF = re.compile(r"[\ud800-\udfff]")
 FIELD = re.compile(r"\{([^{}]+)\}")
-SEEN_ROWS = 200
-"""Rows by which a column of texts is recognised."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +31,10 @@ class Reading:
     """Names of the classes in index order; empty for numbers and for written texts."""
     chat: Chat | None = None
     """Of rows that are conversations: how they hold it."""
+    center: float = 0.0
+    """Of numbers: their mean over the training file."""
+    spread: float = 1.0
+    """Of numbers: their standard deviation there."""
 
     @property
     def columns(self) -> list[str]:
@@ -81,7 +73,9 @@ class Reading:
             return self.labels.index(str(label))
         if self.kind == "multilabel":
             return [float(name in several(label)) for name in self.labels]
-        return number(label) if self.kind == "regression" else as_text(row.get(self.label))
+        if self.kind == "regression":
+            return ((number(label) or 0.0) - self.center) / self.spread
+        return as_text(row.get(self.label))
 
     def record(self) -> dict[str, Any]:
         """Return the reading as JSON-like values."""
@@ -116,10 +110,13 @@ class Survey:
 
 
 def survey(table: Table, reading: Reading) -> Survey:
-    """Read a table once."""
+    """Read a table once. Raises UserError naming the place of what is no text."""
     found = Survey()
     for place, row in table.rows():
         label = reading.answer(place, row)
+        for name in (*reading.columns, reading.label):
+            if HALF.search(as_text(row.get(name))):
+                raise UserError(f"{place}, column {name!r}: half a character (a lone surrogate such as \\ud83d)")
         if reading.empty(row):
             found.empty.append(place)
         elif label is None and reading.kind != "multilabel":
@@ -138,94 +135,6 @@ def place_where(table: Table, reading: Reading, holds: Callable[[Label | None], 
         if holds(label) and not reading.empty(row):
             return f"{place}, column {reading.label!r}: {as_text(row.get(reading.label))!r}"
     return table.name
-
-
-def find_columns(data: DataConfig, table: Table) -> Reading:
-    """Return the columns to read, those that are named or those that names and contents suggest; the kind may be auto.
-
-    Raises:
-        UserError: for a column that does not exist, and where none can be found.
-    """
-    written = _written_columns(data, table)
-    if written is not None:
-        return written
-    template = data.template or ""
-    texts = data.text or ()
-    if len(texts) == 1 and texts[0] not in table.columns and FIELD.search(texts[0]):
-        template, texts = texts[0], ()
-    if template and texts:
-        raise UserError("data.text and data.template exclude each other: leave one out.")
-    if len(texts) > 2:
-        raise UserError(
-            f"data.text names {len(texts)} columns: one, or two for a pair. More go into a template: "
-            f'--template "{" ".join("{" + name + "}" for name in texts)}"'
-        )
-    for name in (*texts, *FIELD.findall(template)):
-        table.column(name, "data.template" if template else "data.text (--text)")
-    if template and not FIELD.search(template):
-        raise UserError(f"The template {template!r} has no column in braces, such as {{{table.columns[0]}}}.")
-    taken = texts or tuple(FIELD.findall(template))
-    label = table.column(data.label, "data.label (--label)") if data.label else _label_column(table, taken)
-    texts = texts if taken else _text_columns(table, label)
-    if data.kind == "generation" and texts:  # a line end parts what is read from what is written
-        template, texts = "".join(f"{{{name}}}\n" for name in texts), ()
-    return Reading(data.kind, texts, template, label)
-
-
-def chat_reading(chat: Chat, table: Table) -> Reading:
-    """Return the reading of conversations. Raises UserError for a column that does not exist."""
-    if chat.columns == ALPACA and ALPACA["query"] not in table.columns:  # it is there where a question needs it
-        chat = replace(chat, columns={role: name for role, name in ALPACA.items() if role != "query"})
-    for role, name in chat.columns.items():
-        table.column(name, f"{role!r} in dataset_info.json")
-    return Reading("generation", (), "", "", chat=chat)
-
-
-def _written_columns(data: DataConfig, table: Table) -> Reading | None:
-    """Return the reading of a table whose columns have the usual names of texts to be written; else None."""
-    has = set(table.columns)
-    if data.kind not in ("auto", "generation") or data.text or data.label:
-        return None
-    for column, tags in (("messages", OPENAI), ("conversations", SHAREGPT)):
-        if column in has and not data.template:
-            return Reading("generation", (), "", "", chat=Chat({"messages": column}, tags))
-    for prompt, label in (("prompt", "completion"), ("instruction", "output")):
-        if {prompt, label} <= has:
-            alpaca = "{instruction}\n{input}\n" if "input" in has else "{instruction}\n"
-            template = data.template or (alpaca if prompt == "instruction" else "{prompt}")
-            for name in FIELD.findall(template):
-                table.column(name, "data.template")
-            return Reading("generation", (), template, label)
-    return None
-
-
-def _label_column(table: Table, texts: Sequence[str]) -> str:
-    left = [name for name in table.columns if name not in texts]
-    named = [name for wanted in LABEL_NAMES for name in left if name.lower() == wanted]
-    if named or (texts and len(left) == 1):
-        return (named or left)[0]
-    raise UserError(
-        f"Which column of {table.name} is to be predicted? Name it with --label. Columns: {', '.join(table.columns)}"
-    )
-
-
-def _text_columns(table: Table, label: str) -> tuple[str, ...]:
-    left = [name for name in table.columns if name != label]
-    lower = {name.lower(): name for name in left}
-    for pair in PAIR_NAMES:
-        if all(name in lower for name in pair):
-            return tuple(lower[name] for name in pair)
-    for name in TEXT_NAMES:
-        if name in lower:
-            return (lower[name],)
-    lengths: Counter[str] = Counter()
-    for _, row in islice(table.rows(), SEEN_ROWS):
-        lengths.update({name: len(row[name]) for name in left if isinstance(row.get(name), str)})
-    if not lengths:
-        raise UserError(
-            f"Which column of {table.name} is the text? Name it with --text. Columns: {', '.join(table.columns)}"
-        )
-    return (lengths.most_common(1)[0][0],)
 
 
 def with_kind(reading: Reading, table: Table, found: Survey) -> Reading:
@@ -247,7 +156,8 @@ def with_kind(reading: Reading, table: Table, found: Survey) -> Reading:
         if wrong:
             place = place_where(table, reading, lambda label: label in wrong)
             raise UserError(f"{place} is not a number, and kind is regression.")
-        return reading
+        values = [number(label) or 0.0 for label in found.labels]
+        return replace(reading, center=mean(values), spread=pstdev(values) or 1.0)
     if kind == "classification" and any(isinstance(label, tuple) for label in counts):
         place = place_where(table, reading, lambda label: isinstance(label, tuple))
         raise UserError(f"{place} is a list, and kind is classification. Use --kind multilabel.")

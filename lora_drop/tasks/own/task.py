@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import json
-import os
-from bisect import bisect_right
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from statistics import quantiles
 from typing import Any
 
-from datasets import Dataset, Features, List, Value
-from datasets.arrow_writer import ArrowWriter
+from datasets import Dataset
 
 from lora_drop.config.schema import OWN, DataConfig
 from lora_drop.errors import UserError, closest
-from lora_drop.files import cache_root, digest, file_digest
+from lora_drop.files import digest, file_digest
 from lora_drop.pruning.sampling import stratified_sample
 from lora_drop.tasks.base import Source, Task
-from lora_drop.tasks.own.chats import asked_and_answered, described
-from lora_drop.tasks.own.reading import Reading, Survey, chat_reading, find_columns, place_where, survey, with_kind
+from lora_drop.tasks.own.chats import described
+from lora_drop.tasks.own.columns import chat_reading, find_columns
+from lora_drop.tasks.own.reading import Reading, Survey, place_where, survey, with_kind
+from lora_drop.tasks.own.rows import example, features, kept, strata, strata_of_rows
 from lora_drop.tasks.own.splits import Splits, find_splits
 from lora_drop.tasks.own.tables import Table
 from lora_drop.tasks.own.values import Label, number, several
@@ -30,8 +26,6 @@ SHARE, MOST = 0.2, 2000
 """The share of the rows that is held out for evaluation if none is named, and the most rows that this may be."""
 SPLIT_SEED = 0
 """Decides which rows are held out: the same for all seeds of a run, so that they are evaluated on the same rows."""
-BINS = 10
-"""Strata of numbers."""
 METRICS: dict[str, tuple[str, ...]] = {
     "classification": ("accuracy", "f1_macro", "matthews_correlation"),
     "multilabel": ("f1_micro", "f1_macro", "accuracy"),
@@ -113,14 +107,14 @@ class OwnData:
         """Return the rows of "train" or "validation", kept memory-mapped by the content that they are made from."""
         table, members = self.table(split), self.members[split]
         folder = Path(__file__).parent
-        code = [file_digest(folder / name) for name in ("chats.py", "reading.py", "tables.py", "task.py", "values.py")]
+        code = [file_digest(folder / name) for name in ("chats.py", "reading.py", "rows.py", "tables.py", "values.py")]
         key = digest(table.identity, self.reading.record(), digest(members), split, code)
         wanted = set(members)
         source.origins.setdefault(split, {"file": table.name})
         return kept(
             key,
             features(self.reading),
-            (
+            lambda: (
                 example(self.reading, f"{split}-{number}", place, row)
                 for number, (place, row) in enumerate(table.rows())
                 if number in wanted
@@ -183,6 +177,8 @@ def _task(reading: Reading, data: OwnData | None) -> Task:
         primary=metrics[0],
         labels=reading.labels,
         record=reading.record(),
+        center=reading.center,
+        spread=reading.spread,
     )
 
 
@@ -196,79 +192,3 @@ def _metrics(kind: str, named: Sequence[str] | None) -> tuple[str, ...]:
                 f"data.metric: {name!r} is no metric of {kind}.{closest(name, list(ALLOWED[kind]))} Metrics: {', '.join(ALLOWED[kind])}"
             )
     return metrics
-
-
-def features(reading: Reading) -> Features:
-    """Return the columns of rows."""
-    pair = {"text_pair": Value("string")} if len(reading.texts) == 2 else {}
-    if reading.kind == "generation":
-        texts = ("messages", "asked") if reading.chat else ("prompt", "completion")
-        return Features(
-            {"id": Value("string"), **{name: Value("string") for name in texts}, "references": List(Value("string"))}
-        )
-    label = {"classification": Value("int64"), "regression": Value("float64"), "multilabel": List(Value("float32"))}
-    return Features({"id": Value("string"), "text": Value("string"), **pair, "label": label[reading.kind]})
-
-
-def example(reading: Reading, name: str, place: str, row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a row of a table as a row of the task."""
-    if reading.chat is not None:
-        messages = reading.conversation(place, row)
-        asked, answer = asked_and_answered(messages)
-        texts = {
-            key: json.dumps(turns, ensure_ascii=False) for key, turns in (("messages", messages), ("asked", asked))
-        }
-        return {"id": name, **texts, "references": [answer]}
-    target = reading.target(row)
-    if reading.kind == "generation":
-        return {"id": name, "prompt": reading.text(row)[0], "completion": target, "references": [target]}
-    return {"id": name, **dict(zip(("text", "text_pair"), reading.text(row), strict=False)), "label": target}
-
-
-def strata_of_rows(reading: Reading, rows: Dataset) -> list[str]:
-    """Return the stratum of each row of the task."""
-    if reading.kind == "generation":
-        return ["all"] * len(rows)
-    labels = rows["label"]
-    if reading.kind == "classification":
-        return [reading.labels[index] for index in labels]
-    if reading.kind == "regression":
-        return _bins(list(labels))
-    names = [tuple(name for name, on in zip(reading.labels, row, strict=True) if on) for row in labels]
-    return _rarest(names)
-
-
-def strata(reading: Reading, labels: Sequence[Label | None]) -> list[str]:
-    """Return the stratum of each row from its label: the class, the bin of a number, the rarest of several labels."""
-    if reading.kind == "classification":
-        return [str(label) for label in labels]
-    if reading.kind == "regression":
-        return _bins([number(label) or 0.0 for label in labels])
-    return _rarest([several(label) for label in labels]) if reading.kind == "multilabel" else ["all"] * len(labels)
-
-
-def _bins(values: Sequence[float]) -> list[str]:
-    cuts = quantiles(values, n=BINS, method="inclusive") if len(values) > 1 else []
-    return [f"bin {bisect_right(cuts, value) + 1} of {BINS}" for value in values]
-
-
-def _rarest(rows: Sequence[tuple[str, ...]]) -> list[str]:
-    counts = Counter(name for names in rows for name in names)
-    return [min(names, key=lambda name: (counts[name], name)) if names else "no label" for names in rows]
-
-
-def kept(key: str, columns: Features, rows: Iterator[dict[str, Any]]) -> Dataset:
-    """Return rows as a memory-mapped file in the user's cache, written once; in memory where there is no cache."""
-    root = cache_root()
-    if root is None:
-        return Dataset.from_list(list(rows), features=columns)
-    path = root / "rows" / f"{key}.arrow"
-    if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        written = path.with_name(f"{key}-{os.getpid()}.tmp")
-        with ArrowWriter(features=columns, path=str(written)) as writer:
-            for row in rows:
-                writer.write(row)
-            writer.finalize()
-        written.replace(path)
-    return Dataset.from_file(str(path))

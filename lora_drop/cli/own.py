@@ -1,0 +1,58 @@
+"""The commands for data of one's own: predictions of new rows, and a look at a file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lora_drop.cli.options import configuration, options
+
+OWN_DATA = ("data", "text", "label", "kind", "validation", "metric", "template", "dataset_info", "name")
+
+
+@options("offline", "device", "quiet", "as_json", "debug")
+def predict(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run that was trained on data of yours.")],
+    data: Annotated[str, typer.Option("--data", metavar="PATH", help="New rows: a file, a folder, or org/name (Hub).")],
+    to: Annotated[
+        Path | None, typer.Option("--to", metavar="FILE", help="csv, tsv or jsonl; else predictions-NAME.csv in RUN.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="Split of a folder or of the Hub.")] = "test",
+    **given: Any,
+) -> None:
+    """Write what a trained run says of new rows: texts, labels, scores; and metrics where the rows have labels."""
+    from lora_drop.cli.console import ConsoleReporter, err, out, print_rows
+    from lora_drop.cli.perform import quiet_libraries
+    from lora_drop.runs.predict import predict as write_predictions
+    from lora_drop.tasks.base import Source
+
+    quiet_libraries()
+    with ConsoleReporter(err, given["quiet"]) as reporter:
+        source = Source(None, given["offline"], report=reporter)
+        done = write_predictions(run_dir, data, to, source, reporter, given["device"] or "auto", split)
+    row = {"predictions": str(done.path), "rows": done.rows, **done.metrics}
+    if given["as_json"]:
+        typer.echo(json.dumps(row))
+    else:
+        print_rows(out, [row])
+
+
+def show_data(given: dict[str, Any]) -> None:
+    """Print what is found in the data that options name."""
+    from lora_drop.cli.console import ConsoleReporter, err, out, print_rows
+    from lora_drop.cli.own_data import as_rows, inspect
+    from lora_drop.cli.perform import quiet_libraries
+    from lora_drop.tasks.base import Source
+
+    config = configuration(given)
+    quiet_libraries()
+    with ConsoleReporter(err, quiet=True) as reporter:
+        found = inspect(config, Source(None, config.offline, report=reporter), bool(given["backbone"]))
+    if given["as_json"]:
+        typer.echo(json.dumps(found))
+        return
+    print_rows(out, as_rows(found))
+    out.print(f"\n{found['yaml']}", end="", soft_wrap=True)

@@ -1,0 +1,107 @@
+"""Rows of a task from rows of a table: their columns, their strata, and the file that keeps them."""
+
+from __future__ import annotations
+
+import json
+import os
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from statistics import quantiles
+from typing import Any
+
+from datasets import Dataset, Features, List, Value
+from datasets.arrow_writer import ArrowWriter
+
+from lora_drop.files import cache_root
+from lora_drop.tasks.own.chats import asked_and_answered
+from lora_drop.tasks.own.reading import Reading
+from lora_drop.tasks.own.values import Label, number, several
+
+BINS = 10
+"""Strata of numbers."""
+
+
+def features(reading: Reading) -> Features:
+    """Return the columns of rows."""
+    pair = {"text_pair": Value("string")} if len(reading.texts) == 2 else {}
+    if reading.kind == "generation":
+        texts = ("messages", "asked") if reading.chat else ("prompt", "completion")
+        return Features(
+            {"id": Value("string"), **{name: Value("string") for name in texts}, "references": List(Value("string"))}
+        )
+    label = {"classification": Value("int64"), "regression": Value("float64"), "multilabel": List(Value("float32"))}
+    return Features({"id": Value("string"), "text": Value("string"), **pair, "label": label[reading.kind]})
+
+
+def example(reading: Reading, name: str, place: str, row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row of a table as a row of the task."""
+    if reading.chat is not None:
+        messages = reading.conversation(place, row)
+        asked, answer = asked_and_answered(messages)
+        texts = {
+            key: json.dumps(turns, ensure_ascii=False) for key, turns in (("messages", messages), ("asked", asked))
+        }
+        return {"id": name, **texts, "references": [answer]}
+    target = reading.target(row)
+    if reading.kind == "generation":
+        return {"id": name, "prompt": reading.text(row)[0], "completion": target, "references": [target]}
+    return {"id": name, **dict(zip(("text", "text_pair"), reading.text(row), strict=False)), "label": target}
+
+
+def strata_of_rows(reading: Reading, rows: Dataset) -> list[str]:
+    """Return the stratum of each row of the task."""
+    if reading.kind == "generation":
+        return ["all"] * len(rows)
+    labels = rows["label"]
+    if reading.kind == "classification":
+        return [reading.labels[index] for index in labels]
+    if reading.kind == "regression":
+        return _bins(list(labels))
+    names = [tuple(name for name, on in zip(reading.labels, row, strict=True) if on) for row in labels]
+    return _rarest(names)
+
+
+def strata(reading: Reading, labels: Sequence[Label | None]) -> list[str]:
+    """Return the stratum of each row from its label: the class, the bin of a number, the rarest of several labels."""
+    if reading.kind == "classification":
+        return [str(label) for label in labels]
+    if reading.kind == "regression":
+        return _bins([number(label) or 0.0 for label in labels])
+    return _rarest([several(label) for label in labels]) if reading.kind == "multilabel" else ["all"] * len(labels)
+
+
+def _bins(values: Sequence[float]) -> list[str]:
+    cuts = quantiles(values, n=BINS, method="inclusive") if len(values) > 1 else []
+    return [f"bin {bisect_right(cuts, value) + 1} of {BINS}" for value in values]
+
+
+def _rarest(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    counts = Counter(name for names in rows for name in names)
+    return [min(names, key=lambda name: (counts[name], name)) if names else "no label" for names in rows]
+
+
+def kept(key: str, columns: Features, rows: Callable[[], Iterator[dict[str, Any]]]) -> Dataset:
+    """Return rows as a memory-mapped file in the user's cache, written once; in memory where it cannot be written."""
+    root = cache_root()
+    if root is None:
+        return Dataset.from_list(list(rows()), features=columns)
+    path = root / "rows" / f"{key}.arrow"
+    try:
+        return Dataset.from_file(str(path))
+    except (OSError, ValueError):  # not there yet, or damaged
+        pass
+    written = path.with_name(f"{key}-{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with ArrowWriter(features=columns, path=str(written)) as writer:
+            for row in rows():
+                writer.write(row)
+            writer.finalize()
+        written.replace(path)
+        return Dataset.from_file(str(path))
+    except OSError:
+        return Dataset.from_list(list(rows()), features=columns)
+    finally:
+        if written.exists():
+            written.unlink()
