@@ -4,6 +4,7 @@ import csv
 import io
 import re
 from dataclasses import asdict, replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from lora_drop.experiments.agreement import kendall
 from lora_drop.experiments.claims import interval, judge
 from lora_drop.experiments.grid import experiment_names, load_experiment
 from lora_drop.experiments.learnt import MAJORITY, nothing_learnt
+from lora_drop.experiments.plots import OWN, shade
 from lora_drop.experiments.published import load_published
 from lora_drop.experiments.records import Record, read_records
 from lora_drop.experiments.render import to_csv, to_latex, to_markdown
@@ -264,10 +266,23 @@ def test_the_importance_figure_counts_seeds_not_rows():
     assert next(axis.get_title() for axis in figure.axes) == "RTE (n = 2 seeds)"
 
 
-def test_the_tradeoff_names_every_row_in_its_legend():
-    records = [record("full", "rte", 0, 0.8), record("full", "mrpc", 0, 0.8), record("lora", "mrpc", 0, 0.8)]
-    (legend,) = FIGURES.get("tradeoff").of(build_tables(records)[0]).legends
-    assert [text.get_text() for text in legend.get_texts()] == ["Full-FT", "LoRA"]
+def test_the_tradeoff_names_every_row():
+    records = [record("full", "rte", 0, 0.8), record("full", "mrpc", 0, 0.8), record("lora_drop", "mrpc", 0, 0.8)]
+    figure = FIGURES.get("tradeoff").of(build_tables(records)[0])
+    names = [{(text.get_text(), text.get_color()) for text in axis.texts} for axis in figure.axes]
+    assert names == [{("Full-FT", "black")}, {("LoRA-drop", OWN), ("Full-FT", "black")}] and not figure.legends
+    assert {bar.lines[0].get_color() for bar in figure.axes[1].containers} >= {OWN}
+    table = build_tables(read_records(RESULTS / "minilm" / "packaged-minilm-l6"))[0]
+    measured = [row.title for row in table.rows if row.cells]
+    (legend,) = FIGURES.get("tradeoff").of(table).legends  # too many for names at the points
+    assert len(measured) > 8 and [text.get_text() for text in legend.get_texts()] == measured
+
+
+def test_ratios_are_told_apart_by_lightness():
+    from matplotlib.colors import to_rgb
+
+    lightness = [np.dot(to_rgb(shade(number, 10)), [0.2126, 0.7152, 0.0722]) for number in range(10)]
+    assert all(one > other + 0.02 for one, other in pairwise(lightness))
 
 
 def test_kendall_is_that_of_the_rankings():

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from matplotlib import colormaps
 from matplotlib.figure import Figure as Drawing
 from matplotlib.ticker import MaxNLocator
 
@@ -13,6 +14,8 @@ from lora_drop.experiments.records import Record
 from lora_drop.experiments.table import Table
 
 DARK, MIDDLE, LIGHT = "#1f4e79", "#6b8fb3", "#d9b38c"
+OWN = "#d95f02"
+"""LoRA-drop among other methods."""
 MARKERS = "osD^vP*Xd<>p"
 
 
@@ -31,6 +34,11 @@ class Figure:
         """Draw the figure of a table, or return None if it has no record to draw it from."""
         records = [record for record in table.records if self.reads(record)]
         return self.draw(table, records) if records else None
+
+
+def shade(number: int, total: int) -> Any:
+    """Return a colour of a sequential map, from light to dark, in which lightness alone tells the order, too."""
+    return colormaps["viridis_r"](0.15 + 0.85 * number / max(total - 1, 1))
 
 
 def grey(number: int, total: int) -> str:

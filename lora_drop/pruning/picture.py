@@ -1,4 +1,4 @@
-"""Figures, readable in grey: what is retained is dark, what is shared is light and hatched."""
+"""Figures, readable in grey: what is retained is dark or framed, what is shared is light, and hatched where it is a bar."""
 
 from __future__ import annotations
 
@@ -8,19 +8,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
+from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from lora_drop.pruning.agreement import by_layer
-from lora_drop.pruning.selection import Layers, Scored, Selection
+from lora_drop.pruning.selection import Scored, Selection, select
 
 RETAINED: dict[str, Any] = {"color": "#1f4e79"}
 SHARED: dict[str, Any] = {"color": "#d9b38c", "hatch": "///", "edgecolor": "white"}
-
+FRAME = "#b35900"
+BARS_PROJECTIONS, BARS_LAYERS = 2, 16
+"""More projections or layers than these are drawn as a heat strip."""
+Doubts = Mapping[tuple[str, int], Mapping[str, Any]]
+"""Rows of a bootstrap (`low`, `high`, `retained`) by projection and layer."""
 
 _NO_DATES: dict[str, dict[str, Any]] = {
     ".png": {"Software": None},
@@ -37,86 +38,110 @@ class Picture(Figure):
         return content.getvalue()
 
 
-def importance_figure(scored: Sequence[Scored], selection: Selection | None, title: str) -> Figure:
-    """Draw the importance of each layer, one panel per projection, retained and low-importance layers in two colours.
+def importance_figure(
+    scored: Sequence[Scored], selection: Selection | None, title: str, stability: Sequence[Mapping[str, Any]] = ()
+) -> Figure:
+    """Draw the importance of each layer, and which are retained: bars, or a heat strip where these would be too many.
 
-    Without a selection all layers have one colour.
+    Args:
+        scored: every LoRA, in model order.
+        selection: what was selected of them; None shows all layers alike.
+        title: the first words above the figure; T and the saved parameters of a selection follow.
+        stability: rows of `stability.bootstrap`, if there are any: 95 % intervals, and layers on the edge.
     """
-    panels = list(dict.fromkeys(row.projection for row in scored) if selection is None else selection.projections)
-    figure = Picture(figsize=(max(4.2 * len(panels), 6.0), 3.2), layout="constrained")
+    doubts: Doubts = {(row["projection"], row["layer"]): row for row in stability}
+    layers = 1 + max(row.layer for row in scored)
+    shown = selection or select(scored, threshold=1.0)
+    bars = len(shown.projections) <= BARS_PROJECTIONS and layers <= BARS_LAYERS
+    figure = (_bars if bars else _strip)(scored, shown, doubts)
+    figure.suptitle(plain(f"{title}\n{_saved(scored, selection)}" if selection else title), fontsize=11)
+    return figure
+
+
+def _saved(scored: Sequence[Scored], selection: Selection) -> str:
+    whole, left = sum(row.parameters for row in scored), selection.trainable_parameters
+    rule = f"T = {selection.threshold:.3g}" + (f" ({selection.policy})" if selection.policy != "threshold" else "")
+    return f"{rule}, {left:,} of {whole:,} parameters ({1 - left / whole:.0%} saved)"
+
+
+def _bars(scored: Sequence[Scored], selection: Selection, doubts: Doubts) -> Figure:
+    """Draw a panel of bars for each projection."""
+    panels = list(dict.fromkeys(row.projection for row in scored))
+    figure = Picture(figsize=(max(4.2 * len(panels), 6.0), 3.6), layout="constrained")
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for axis, projection in zip(axes, panels, strict=True):
+        layers = selection.projections[projection]
         importances = {row.layer: row.importance for row in scored if row.projection == projection}
-        whole = Layers(tuple(sorted(importances)), (), 1.0)
-        layers = whole if selection is None else selection.projections[projection]
         axis.bar(layers.retained, [importances[layer] for layer in layers.retained], **RETAINED)
         axis.bar(layers.shared, [importances[layer] for layer in layers.shared], **SHARED)
-        held = f": {len(layers.retained)} of {len(importances)} layers hold {layers.coverage:.0%}" if selection else ""
-        axis.set_title(projection + held, fontsize=10)
+        for layer, value in importances.items():
+            if (projection, layer) in doubts:
+                row = doubts[projection, layer]
+                below, above = max(value - row["low"], 0), max(row["high"] - value, 0)
+                axis.errorbar(layer, value, [[below], [above]], color="black", linewidth=1, capsize=2)
+        axis.set_title(_counted(projection, selection), fontsize=10)
         axis.set_xlabel("layer")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=16))
         axis.spines[["top", "right"]].set_visible(False)
-    axes[0].set_ylabel("importance")
-    if selection is not None:
-        rest = "shared" if selection.share else "without LoRA"
-        patches = [
-            Patch(**RETAINED, label="retained"),
-            Patch(facecolor=SHARED["color"], hatch="///", edgecolor="white", label=rest),
-        ]
-        axes[-1].legend(handles=patches, frameon=False, fontsize=9)
-    figure.suptitle(plain(title), fontsize=11)
+    axes[0].set_ylabel("importance" + (", 95 % interval" if doubts else ""))
+    rest = "shared" if selection.share else "without LoRA"
+    patches = [
+        Patch(**RETAINED, label="retained"),
+        Patch(facecolor=SHARED["color"], hatch="///", edgecolor="white", label=rest),
+    ]
+    axes[-1].legend(handles=patches, frameon=False, fontsize=9)
     return figure
 
 
-def criteria_figure(
-    modules: Mapping[str, Sequence[Mapping[str, Any]]],
-    titles: Mapping[str, str],
-    taus: Sequence[Mapping[str, Any]],
-    title: str,
-) -> Figure:
-    """Draw what several criteria say of each layer, and how far they agree; a column per projection.
+def _counted(projection: str, selection: Selection) -> str:
+    layers = selection.projections[projection]
+    total = len(layers.retained) + len(layers.shared)
+    return plain(f"{projection}: {len(layers.retained)} of {total} layers hold {layers.coverage:.0%}")
 
-    Args:
-        modules: by criterion, a row per LoRA with `projection`, `layer` and `importance`.
-        titles: of the criteria.
-        taus: Kendall's τ, as `agreement` returns them.
-        title: of the whole.
 
-    Above, a strip per criterion: the darker a layer, the more important (black: the most important of its row). Below,
-    the rank correlation of every two.
-    """
-    names = list(modules)
-    projections = list(dict.fromkeys(row["projection"] for row in modules[names[0]]))
-    height = 0.32 * len(names) + 0.9
-    figure = Picture(figsize=(1.6 + 4.2 * len(projections), 2 * height + 1.2), layout="constrained")
-    axes = figure.subplots(2, len(projections), squeeze=False, sharey="row")
-    for column, projection in enumerate(projections):
-        strips = [by_layer(modules[name], projection) for name in names]
-        layers = sorted(strips[0])
-        heat = [[strip[layer] / max(strip.values()) for layer in layers] for strip in strips]
-        above, below = axes[0][column], axes[1][column]
-        above.imshow(heat, cmap="Greys", vmin=0, vmax=1, aspect="auto")
-        above.set_title(plain(projection), fontsize=10)
-        above.set_xlabel("layer")
-        step = max(1, len(layers) // 12)
-        above.set_xticks(range(0, len(layers), step), layers[::step])
-        _tau_matrix(below, names, [row for row in taus if row["projection"] == projection])
-    for row in axes:
-        row[0].set_yticks(range(len(names)), [plain(titles[name]) for name in names], fontsize=8)
-    figure.suptitle(f"{plain(title)}: importance by criterion (above), Kendall τ (below)", fontsize=11)
+def _strip(scored: Sequence[Scored], selection: Selection, doubts: Doubts) -> Figure:
+    """Draw a row of cells for each projection, a column for each layer; the darker, the more important."""
+    rows = list(dict.fromkeys(row.projection for row in scored))
+    columns, wide = 1 + max(row.layer for row in scored), max(row.importance for row in scored)
+    roomy = columns <= BARS_LAYERS
+    width, height = (0.62 if roomy else 0.3) * columns + 3.4, (0.55 if roomy else 0.4) * len(rows) + 1.9
+    figure = Picture(figsize=(max(width, 7.5), height), layout="constrained")
+    axis = figure.subplots()
+    cells = [[float("nan")] * columns for _ in rows]
+    for each in scored:
+        cells[rows.index(each.projection)][each.layer] = each.importance
+    image = axis.imshow(cells, cmap="Blues", vmin=0, vmax=wide, aspect="auto")
+    for each in scored:
+        kept = each.layer in selection.projections[each.projection].retained
+        place = (each.layer, rows.index(each.projection))
+        if kept:
+            corner = (place[0] - 0.44, place[1] - 0.42)
+            axis.add_patch(Rectangle(corner, 0.88, 0.84, fill=False, edgecolor=FRAME, linewidth=2))
+        row = doubts.get((each.projection, each.layer))
+        text = _text(each.importance, row, roomy)
+        colour = "white" if each.importance > 0.55 * wide else "black"
+        axis.text(*place, text, ha="center", va="center", fontsize=7, color=colour)
+    axis.set_yticks(range(len(rows)), [_counted(name, selection) for name in rows], fontsize=9)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=16))
+    rest = "the others share one" if selection.share else "the others have none"
+    legend = f"framed: a LoRA of its own; {rest}" + ("" if not doubts else _explained(roomy))
+    axis.set_xlabel(f"layer\n{legend}")
+    axis.tick_params(length=0)
+    axis.spines[:].set_visible(False)
+    figure.colorbar(image, ax=axis, label="importance", pad=0.01)
     return figure
 
 
-def _tau_matrix(axis: Axes, names: Sequence[str], taus: Sequence[Mapping[str, Any]]) -> None:
-    values = np.eye(len(names))
-    for row in taus:
-        one, two = names.index(row["one"]), names.index(row["two"])
-        values[one, two] = values[two, one] = np.nan if row["tau"] is None else row["tau"]
-    axis.imshow(values, cmap="Blues", vmin=-1, vmax=1, aspect="auto")
-    for (one, two), value in np.ndenumerate(values):
-        said = "–" if np.isnan(value) else f"{value:.2f}"
-        axis.text(two, one, said, ha="center", va="center", fontsize=8, color="white" if value > 0.6 else "black")
-    axis.set_xticks(range(len(names)), names, rotation=30, ha="right", fontsize=8)
+def _text(importance: float, doubt: Mapping[str, Any] | None, roomy: bool) -> str:
+    """Return what is written into a cell: its importance and interval, or in a narrow one a mark for a layer on the edge."""
+    if not roomy:
+        return "?" if doubt is not None and 0.05 < doubt["retained"] < 0.95 else ""
+    interval = f"\n{100 * doubt['low']:.0f}–{100 * doubt['high']:.0f}" if doubt is not None else ""
+    return f"{importance:.0%}{interval}"
+
+
+def _explained(roomy: bool) -> str:
+    return ", below: 95 % interval" if roomy else "; ?: retained in 5 to 95 % of resamples"
 
 
 def plain(text: str) -> str:

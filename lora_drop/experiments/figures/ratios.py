@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure as Drawing
 
 from lora_drop.experiments.agreement import kendall, mean_importances, projections_of, scored_by_row
-from lora_drop.experiments.plots import MARKERS, Figure, grey, layer_axis, projection_panels
+from lora_drop.experiments.plots import MARKERS, Figure, layer_axis, projection_panels, shade
 from lora_drop.experiments.records import Record
 from lora_drop.experiments.table import Table
 from lora_drop.pruning.picture import plain
@@ -19,8 +19,8 @@ def draw(table: Table, records: list[Record]) -> Drawing:
     for axis, projection in zip(axes, projections, strict=True):
         for number, (title, mine) in enumerate(by_row.items()):
             values = mean_importances(mine, projection)
-            shade, marker = grey(len(by_row) - 1 - number, len(by_row)), MARKERS[number % len(MARKERS)]
-            axis.plot(values, marker=marker, color=shade, markersize=4, linewidth=1, label=plain(title))
+            colour, marker = shade(number, len(by_row)), MARKERS[number % len(MARKERS)]
+            axis.plot(values, marker=marker, color=colour, markersize=4, linewidth=1, label=plain(title))
         taus = [tau for tau in kendall(table, projection).values() if not np.isnan(tau)]
         agreement = f": Kendall τ {np.mean(taus):.2f} on average, at least {min(taus):.2f}" if taus else ""
         axis.set_title(f"{projection}{agreement}", fontsize=10)

@@ -1,4 +1,6 @@
-"""Score against trainable parameters: a panel per task, a marker per row; bars are standard deviations over seeds."""
+"""Score against trainable parameters: a panel per task, a marker per row, LoRA-drop in colour; bars are standard
+deviations over seeds.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +9,13 @@ from typing import Any
 from matplotlib.figure import Figure as Drawing
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
-from lora_drop.experiments.plots import MARKERS, Figure, grey, panels
+from lora_drop.experiments.plots import MARKERS, OWN, Figure, grey, panels
 from lora_drop.experiments.records import Record
 from lora_drop.experiments.table import Table
 from lora_drop.pruning.picture import plain
+
+LABELLED = 8
+"""Up to so many rows have their names at the points; more would cover each other, and are in a legend."""
 
 
 def draw(table: Table, records: list[Record]) -> Drawing:
@@ -18,33 +23,56 @@ def draw(table: Table, records: list[Record]) -> Drawing:
     columns = [column for column in table.columns if any(column.key in row.cells for row in table.rows)]
     sizes = [row.parameters for row in table.rows if row.parameters]
     ticks = (1.0,) if max(sizes) > 100 * min(sizes) else (1.0, 3.0)
-    figure, axes = panels(1, len(columns), width=3.2, height=3.4, sharex=True)
-    shown = {}
+    figure, axes = panels(1, len(columns), width=3.6, height=3.4, sharex=True)
+    ours = {record.row for record in records if record.method == "lora_drop"}
+    measured = [row for row in table.rows if row.cells and row.parameters is not None]
+    labelled, shown = len(measured) <= LABELLED, {}
     for axis, column in zip(axes[0], columns, strict=True):
+        points = []
         for number, row in enumerate(table.rows):
             cell = row.cells.get(column.key)
             if cell is None or row.parameters is None:
                 continue
-            style: dict[str, Any] = {"fmt": MARKERS[number % len(MARKERS)], "color": grey(number, len(table.rows))}
+            colour = OWN if row.name in ours else grey(number, len(table.rows))
+            style: dict[str, Any] = {"fmt": MARKERS[number % len(MARKERS)], "color": colour}
             style |= {"markeredgecolor": "black", "markersize": 7, "capsize": 3, "label": plain(row.title)}
             shown[row.title] = axis.errorbar(row.parameters, cell.mean, yerr=cell.deviation, **style)
-        axis.set_xscale("log")
-        axis.xaxis.set_major_locator(LogLocator(subs=ticks))
-        axis.xaxis.set_major_formatter(EngFormatter(sep=""))
-        axis.xaxis.set_minor_formatter(NullFormatter())
+            points.append((row.parameters, cell.mean, plain(row.title), OWN if row.name in ours else "black"))
+        if labelled:
+            _label(axis, points)
+        _scale(axis, ticks)
         axis.set_title(plain(column.title), fontsize=10)
         axis.set_xlabel("trainable parameters")
     axes[0][0].set_ylabel("score")
     titles = [row.title for row in table.rows if row.title in shown]  # one may be missing in a panel: it was not run
-    figure.legend(
-        [shown[title] for title in titles],
-        list(map(plain, titles)),
-        loc="outside lower center",
-        ncols=int(figure.get_figwidth() / 1.5),
-        frameon=False,
-        fontsize=8,
-    )
+    if not labelled:
+        figure.legend(
+            [shown[title] for title in titles],
+            list(map(plain, titles)),
+            loc="outside lower center",
+            ncols=int(figure.get_figwidth() / 1.5),
+            frameon=False,
+            fontsize=8,
+        )
     return figure
+
+
+def _label(axis: Any, points: list[tuple[float, float, str, str]]) -> None:
+    """Write the names beside the points, by turns above and below; those in the right half to the left."""
+    points.sort()
+    axis.margins(x=0.15, y=0.15)
+    for number, (x, y, text, colour) in enumerate(points):
+        right = len(points) > 1 and number >= len(points) / 2
+        shift = (-7 if right else 7, 6 if number % 2 == 0 else -11)
+        style = {"fontsize": 7.5, "color": colour, "ha": "right" if right else "left"}
+        axis.annotate(text, (x, y), xytext=shift, textcoords="offset points", **style)
+
+
+def _scale(axis: Any, ticks: tuple[float, ...]) -> None:
+    axis.set_xscale("log")
+    axis.xaxis.set_major_locator(LogLocator(subs=ticks))
+    axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axis.xaxis.set_minor_formatter(NullFormatter())
 
 
 FIGURE = Figure("tradeoff", reads=lambda record: record.metrics, draw=draw)

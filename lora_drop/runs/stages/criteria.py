@@ -36,7 +36,8 @@ def settings(job: Job) -> Values:
 def work(job: Job) -> Work:
     """Score the warm-up by each of the other criteria; write `criteria.json` and `criteria.png`."""
     from lora_drop.pruning.agreement import agreement
-    from lora_drop.pruning.picture import criteria_figure, save_figure
+    from lora_drop.pruning.criteria_picture import criteria_figure
+    from lora_drop.pruning.picture import save_figure
     from lora_drop.registry import CRITERIA, METHODS
     from lora_drop.runs import models
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lora_drop.files import read_json
+from lora_drop.files import file_digest, read_json
 from lora_drop.runs.stages.base import Stage, Work, criterion, digest_of, selects
 
 if TYPE_CHECKING:
@@ -18,10 +18,12 @@ def work(job: Job) -> Work:
     """Draw `importance.png`."""
     from lora_drop.pruning.picture import importance_figure, save_figure
     from lora_drop.pruning.selection import Selection, read_scores
+    from lora_drop.runs.facts import read_facts
 
     scored = read_scores(job.run.file("scores.json"))
     selection = Selection.from_json(read_json(job.run.file("selection.json")))
-    figure = importance_figure(scored, selection, ", ".join(_title(job)))
+    rows = read_facts(job.run.path).stability.get("modules", [])
+    figure = importance_figure(scored, selection, ", ".join(_title(job)), rows)
     save_figure(figure, job.run.file("importance.png"))
     return "importance.png", {}
 
@@ -34,13 +36,14 @@ def _title(job: Job) -> list[str]:
 STAGE = Stage(
     name="picture",
     help="Draw importance.png: each layer under the selection.",
-    version=1,
+    version=2,  # intervals, and a heat strip for many layers
     outputs=("importance.png",),
     needs=("score", "select"),
     settings=lambda job: {"title": _title(job)},
     inputs=lambda job: {
         "scores": digest_of(job, "scores.json", "score"),
         "selection": digest_of(job, "selection.json", "select"),
+        "stability": file_digest(job.run.file("stability.json")),
     },
     work=work,
     model=False,
