@@ -15,6 +15,8 @@ from lora_drop.cli.experiments import report, reproduce
 from lora_drop.cli.options import RunDir, configuration, flags, options
 from lora_drop.cli.terminal import tolerate_encodings
 from lora_drop.errors import UserError
+from lora_drop.faults import as_sentences
+from lora_drop.interruption import stoppable
 from lora_drop.runs.stages import STAGES
 
 app = typer.Typer(
@@ -237,12 +239,16 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def execute(command: Callable[[list[str]], object], arguments: list[str]) -> None:
-    """Run a command line: exit code 0 done, 2 a mistake in the input, 1 a failure of ours, 130 after Ctrl-C."""
+    """Run a command line: exit code 0 done, 2 a mistake in the input, 1 a failure of ours, 130 after Ctrl-C.
+
+    After SIGTERM it is 143, after SIGHUP 129.
+    """
     tolerate_encodings()
     # a notebook's, perhaps of another installation: figures are only written to files
     os.environ.pop("MPLBACKEND", None)
     try:
-        command(arguments)
+        with stoppable(), as_sentences(""):
+            command(arguments)
     except UserError as error:
         if "--debug" in arguments:
             raise

@@ -89,10 +89,10 @@ def report(
     **given: Any,
 ) -> None:
     """Make tables and figures from the results, and from nothing else. Tables are Markdown, CSV and LaTeX."""
-    from lora_drop.cli.console import out
+    from lora_drop.cli.console import err, out
     from lora_drop.experiments.report import report as write
 
-    written = write(results, experiments or [], figures)
+    written = write(results, experiments or [], figures, tell=lambda text: err.print(f"note: {text}", soft_wrap=True))
     for folder, tables in written.items():
         _show_tables(tables)
         if not given["quiet"]:
@@ -117,7 +117,12 @@ def _perform(planned: list[Planned], runs: Path, results: Results, quiet: bool, 
     folders = sorted({results.path(run).parent for run in planned})
     present = [folder for folder in folders if any(folder.glob("*.json"))]
     for folder in present:
-        (tables,) = write(results.folder, [folder.parent.name], backbones=[folder.name]).values()
+        (tables,) = write(
+            results.folder,
+            [folder.parent.name],
+            backbones=[folder.name],
+            tell=lambda text: err.print(f"note: {text}", soft_wrap=True),
+        ).values()
         _show_tables(tables)
         out.print(f"Files: {folder}", soft_wrap=True)
     if as_json:

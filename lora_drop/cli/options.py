@@ -96,6 +96,9 @@ def configuration(given: Mapping[str, Any], run_dir: Path | None = None) -> Conf
     """Return what configuration files, or else the run directory, say; then -o, then the flags."""
     from lora_drop.config.schema import load_config
 
-    stored = run_dir / "config.yaml" if run_dir else None
-    files = given["config"] or ([stored] if stored is not None and stored.is_file() else [])
-    return load_config(files, given["overrides"] or [], flags(given))
+    stored = None
+    if run_dir is not None and not given["config"]:
+        from lora_drop.runs.store import stored_config
+
+        stored = stored_config(run_dir)
+    return load_config(given["config"] or [], given["overrides"] or [], flags(given), stored)
