@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from lora_drop.errors import UserError
+
+OURS = re.compile(r"\..+\.\d+(\.old|\.gone)?\.tmp", re.DOTALL)
+"""Names of what is half written, or half removed: the name that it is for, and the process."""
 
 
 def write_text(path: Path, text: str) -> None:
@@ -26,6 +30,47 @@ def write_text(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
+    sync_folder(path.parent)
+
+
+def write_through(path: Path) -> None:
+    """Wait until the content of a file is on the disk."""
+    with path.open("r+b") as stream:  # Windows syncs only what may be written
+        os.fsync(stream.fileno())
+
+
+def sync_folder(path: Path) -> None:
+    """Wait until the names in a folder are on the disk, where the system can do that."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder, if it is there; a folder disappears at once, under a name that `sweep` removes.
+
+    Of a link only the link is removed.
+    """
+    if path.is_symlink() or not path.is_dir():
+        path.unlink(missing_ok=True)
+        return
+    doomed = path
+    if not OURS.fullmatch(path.name):
+        doomed = path.with_name(f".{path.name}.{os.getpid()}.gone.tmp")
+        remove(doomed)
+        path.rename(doomed)
+    shutil.rmtree(doomed)
+
+
+def sweep(folder: Path) -> None:
+    """Remove from a folder what a killed process has left half written, or half removed."""
+    for leftover in folder.glob(".*.tmp"):
+        if OURS.fullmatch(leftover.name):
+            remove(leftover)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -39,7 +84,9 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist.") from error
-    except ValueError as error:
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.") from error
+    except (ValueError, RecursionError) as error:
         raise UserError(
             f"{path} is not valid JSON ({error}). Remove it and repeat the stage that writes it."
         ) from error
@@ -59,20 +106,20 @@ def write_folder(path: Path) -> Iterator[Path]:
     """Yield an empty folder that takes the place of `path` when the block ends without an exception."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     replaced = path.with_name(f".{path.name}.{os.getpid()}.old.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
+    remove(temporary)
     temporary.mkdir(parents=True)
     try:
         yield temporary
         for file in temporary.rglob("*"):
             if file.is_file():
-                with file.open("r+b") as stream:  # Windows syncs only what may be written
-                    os.fsync(stream.fileno())
-        if path.exists():
+                write_through(file)
+        if path.is_symlink() or path.exists():
             path.rename(replaced)
         temporary.rename(path)
+        sync_folder(path.parent)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(replaced, ignore_errors=True)
+        remove(temporary)
+        remove(replaced)
 
 
 def digest(*parts: Any) -> str:
@@ -93,8 +140,24 @@ def file_digest(path: Path) -> str:
         return ""
     total = hashlib.sha256()
     for file in files:
-        total.update(file.relative_to(path).as_posix().encode())
-        with file.open("rb") as stream:
-            while block := stream.read(2**20):
-                total.update(block)
+        total.update(file.relative_to(path).as_posix().encode(errors="surrogateescape"))
+        _add(file, total)
     return total.hexdigest()[:16]
+
+
+def digests_below(folder: Path) -> dict[str, str]:
+    """Return the sha256 of each file of a folder, by name; a link or a folder in it has none. Raises OSError."""
+    found = {}
+    for path in sorted(folder.iterdir()):
+        plain = path.is_file() and not path.is_symlink()
+        total = hashlib.sha256()
+        if plain:
+            _add(path, total)
+        found[path.name] = total.hexdigest() if plain else ""
+    return found
+
+
+def _add(path: Path, total: hashlib._Hash) -> None:
+    with path.open("rb") as stream:
+        while block := stream.read(2**20):
+            total.update(block)

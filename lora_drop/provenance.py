@@ -95,9 +95,12 @@ def commit() -> str | None:
         return None
 
     def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(root), *arguments], capture_output=True, text=True, encoding="utf-8", check=False
-        ).stdout.strip()
+        try:
+            return subprocess.run(
+                ["git", "-C", str(root), *arguments], capture_output=True, text=True, encoding="utf-8", check=False
+            ).stdout.strip()
+        except OSError:  # git is not installed
+            return ""
 
     found = git("rev-parse", "HEAD")
     return found + "+altered" * bool(git("status", "--porcelain", "--", *CODE)) if found else None

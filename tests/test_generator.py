@@ -115,7 +115,26 @@ def test_a_killed_evaluation_continues_after_the_last_whole_batch(writer, tmp_pa
         model, encoded, tokenizer, GREEDY, 2, progress=lambda done, total: shown.append(done), journal=journal
     )
     assert continued == undisturbed and shown == [2, 4, 6] and len(generated) == 1
-    assert [len(json.loads(line)) for line in journal.read_text().splitlines()] == [2, 2, 2]
+    assert [len(texts) for texts in read_journal(journal)] == [2, 2, 2]
+
+
+def test_a_line_of_a_journal_that_was_altered_ends_it(writer, tmp_path):
+    model, tokenizer, encoded = writer
+    journal = tmp_path / "texts.jsonl"
+    undisturbed = generate(model, encoded, tokenizer, GREEDY, 2, journal=journal)
+    lines = journal.read_bytes().splitlines(keepends=True)
+    other = json.dumps(["wrong", "text"]).encode() + b"\n"
+    for content in (
+        b"".join([lines[1], *lines[1:]]),
+        b"".join([lines[0], lines[1][:65] + other, lines[2]]),
+        b"".join([lines[0], other]),
+        b"\xff\n" + b"".join(lines),
+        b"\n" + b"".join(lines),
+        bytes(100),
+    ):
+        journal.write_bytes(content)
+        assert generate(model, encoded, tokenizer, GREEDY, 2, journal=journal) == undisturbed
+        assert journal.read_bytes() == b"".join(lines)
 
 
 def test_texts_are_compared_with_all_references(writer):

@@ -1,4 +1,5 @@
 import os
+import shutil
 import signal
 
 import pytest
@@ -13,9 +14,12 @@ from lora_drop.config.schema import TrainConfig
 from lora_drop.data.batches import LengthGroups, split_batch
 from lora_drop.data.sentences import batches, collator, encode
 from lora_drop.errors import UserError
+from lora_drop.interruption import Stopped
 from lora_drop.progress import Reporter
 from lora_drop.registry import TASKS
 from lora_drop.tasks.base import Source
+from lora_drop.training.checkpoints import newest
+from lora_drop.training.nested import load_nested, save_nested
 from lora_drop.training.trainer import fit
 
 pytestmark = pytest.mark.slow
@@ -79,10 +83,11 @@ def test_an_input_that_fits_exactly_is_not_cut(pair):
     assert encode(rows, tokenizer, whole[3])[1] == 0
 
 
-def train(folder, epochs=3.0, seed=0, report=None, best=None, dropout=True, **settings):
+def train(folder, epochs=3.0, seed=0, report=None, best=None, dropout=True, killed_in=0, **settings):
     """Train a tiny LoRA on 48 rows in three steps an epoch; returns its weights and what `fit` says.
 
-    The metric is a number that depends on the weights, or is highest in epoch `best`.
+    The metric is a number that depends on the weights, or is highest in epoch `best`; in the evaluation of epoch
+    `killed_in` the process ends.
     """
     model, tokenizer = backbone(seed=seed)
     if not dropout:
@@ -102,6 +107,8 @@ def train(folder, epochs=3.0, seed=0, report=None, best=None, dropout=True, **se
                 report.advance(done, total, note)
 
     def evaluator(current):
+        if steps[0] == 3 * killed_in:
+            raise Killed
         if best is not None:
             return {"accuracy": -abs(steps[0] / 3 - best)}
         total = sum(weight.detach().double().sum() for weight in current.parameters() if weight.requires_grad)
@@ -165,14 +172,14 @@ def test_accumulation_gives_the_same_training(tmp_path):
 
 
 class Interrupt(Reporter):
-    """Sends the process a Ctrl-C at a step."""
+    """Sends the process a signal at a step."""
 
-    def __init__(self, step):
-        self.step = step
+    def __init__(self, step, number=signal.SIGINT):
+        self.step, self.number = step, number
 
     def advance(self, done, total, note=""):
         if done == self.step:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), self.number)
 
 
 @pytest.fixture
@@ -210,6 +217,116 @@ def test_checkpoints_between_epochs(tmp_path):
         train(tmp_path / "b", save_steps=2, report=Kill())
     assert (tmp_path / "b" / "checkpoint-4").exists()
     assert same(undisturbed, train(tmp_path / "b", save_steps=2)[0])
+
+
+def test_sigterm_and_sighup_save_and_give_their_exit_codes(tmp_path):
+    undisturbed, _ = train(tmp_path / "a", best=1)
+    before = signal.getsignal(signal.SIGTERM)
+    for number, step in ((signal.SIGTERM, 4), (signal.SIGHUP, 7)):
+        with pytest.raises(Stopped) as stopped:
+            train(tmp_path / "b", best=1, report=Interrupt(step, number))
+        assert stopped.value.code == 128 + number and (tmp_path / "b" / f"checkpoint-{step}").exists()
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert same(undisturbed, train(tmp_path / "b", best=1)[0])
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize(("epoch", "save_steps"), [(1, 3), (2, 1), (3, None)])
+def test_a_kill_in_an_evaluation_keeps_the_same_epoch(epoch, save_steps, tmp_path):
+    undisturbed, expected = train(tmp_path / "a", best=2, save_steps=save_steps)
+    with pytest.raises(Killed):
+        train(tmp_path / "b", best=2, save_steps=save_steps, killed_in=epoch)
+    resumed, outcome = train(tmp_path / "b", best=2, save_steps=save_steps)
+    assert same(undisturbed, resumed) and outcome.kept_epoch == expected.kept_epoch == 2
+    assert [entry["accuracy"] for entry in outcome.epochs] == [entry["accuracy"] for entry in expected.epochs]
+
+
+def damage_of(content: bytes):
+    """As after a power loss, or by a faulty disk."""
+    middle = len(content) // 2
+    yield from (b"", content[:middle], bytes(len(content)), content[:middle] + bytes(len(content) - middle))
+    yield content[:middle] + bytes([content[middle] ^ 8]) + content[middle + 1 :]
+    yield None
+
+
+class Notices(Reporter):
+    def __init__(self):
+        self.told = []
+
+    def notice(self, text):
+        self.told.append(text)
+
+
+def half_trained(folder):
+    """A training that was killed in step 8: the best epoch, and a step after it, have a checkpoint."""
+
+    class Kill(Reporter):
+        def advance(self, done, total, note=""):
+            if done == 8:
+                raise Killed
+
+    with pytest.raises(Killed):
+        train(folder, best=1, save_steps=7, report=Kill())
+    assert [path.name for path in sorted(folder.iterdir())] == ["checkpoint-3", "checkpoint-7"]
+
+
+@pytest.mark.parametrize("which", ["checkpoint-7", "checkpoint-3"])
+def test_a_damaged_checkpoint_is_never_taken(which, tmp_path):
+    half_trained(tmp_path / "half")
+    files = sorted(path.name for path in (tmp_path / "half" / which).iterdir())
+    assert files == sorted(
+        ["manifest.json", "random.safetensors", "state.safetensors", "trainable.safetensors", "trainer_state.json"]
+    )
+    for name in files:
+        for number, content in enumerate(damage_of((tmp_path / "half" / which / name).read_bytes())):
+            folder = shutil.copytree(tmp_path / "half", tmp_path / f"{name}{number}")
+            (folder / which / name).unlink()
+            if content is not None:
+                (folder / which / name).write_bytes(content)
+            reporter = Notices()
+            start = newest(folder, reporter, best=True)
+            if which == "checkpoint-7":  # the one before it is taken
+                assert start == folder / "checkpoint-3"
+            else:  # the best epoch is lost, and with it the way to the end
+                assert start is None and "training starts again" in reporter.told
+            assert any(text.startswith(f"{which} is not used: ") for text in reporter.told)
+
+
+def test_a_file_too_many_or_a_link_is_no_checkpoint(tmp_path):
+    half_trained(tmp_path / "half")
+    (tmp_path / "half" / "checkpoint-7" / "optimizer.pt").write_bytes(b"a pickle")
+    weights = tmp_path / "half" / "checkpoint-3" / "trainable.safetensors"
+    weights.rename(tmp_path / "elsewhere")
+    weights.symlink_to(tmp_path / "elsewhere")
+    assert newest(tmp_path / "half", Reporter(), best=True) is None
+    assert not list((tmp_path / "half").iterdir()) and (tmp_path / "elsewhere").exists()
+
+
+def test_no_file_of_a_checkpoint_is_a_pickle(tmp_path):
+    half_trained(tmp_path)
+    for path in tmp_path.rglob("*"):
+        if path.suffix == ".safetensors":
+            load_file(path)
+        else:
+            assert path.is_dir() or path.suffix == ".json"
+
+
+@pytest.mark.parametrize("value", [1, 0.1, float("inf"), None, True, "a", [1, (2, [])], {0: {"a": ()}, "b": (None,)}])
+def test_nested_values_come_back_as_they_were(value, tmp_path):
+    tensors = {"weights": (torch.arange(6).reshape(2, 3).T, torch.tensor(2.5)), 3: [torch.tensor([True])]}
+    save_nested([value, tensors], tmp_path / "x.safetensors")
+    plain, read = load_nested(tmp_path / "x.safetensors")
+    assert plain == value and type(plain) is type(value)
+    assert torch.equal(read["weights"][0], tensors["weights"][0]) and torch.equal(read[3][0], tensors[3][0])
+    assert read["weights"][1] == 2.5 and isinstance(read["weights"], tuple)
+
+
+def test_what_is_no_value_is_not_saved(tmp_path):
+    with pytest.raises(TypeError, match="object cannot be part of a checkpoint"):
+        save_nested({"a": object()}, tmp_path / "x.safetensors")
 
 
 def test_an_unfinished_checkpoint_is_not_resumed_from(tmp_path):

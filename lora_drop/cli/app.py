@@ -18,6 +18,8 @@ from lora_drop.cli.own import OWN_DATA, predict, show_data
 from lora_drop.cli.runs import runs
 from lora_drop.cli.terminal import tolerate_encodings
 from lora_drop.errors import UserError
+from lora_drop.faults import as_sentences
+from lora_drop.interruption import stoppable
 from lora_drop.runs.stages import STAGES
 
 app = typer.Typer(
@@ -293,12 +295,16 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def execute(command: Callable[[list[str]], object], arguments: list[str]) -> None:
-    """Run a command line: exit code 0 done, 2 a mistake in the input, 1 a failure of ours, 130 after Ctrl-C."""
+    """Run a command line: exit code 0 done, 2 a mistake in the input, 1 a failure of ours, 130 after Ctrl-C.
+
+    After SIGTERM it is 143, after SIGHUP 129.
+    """
     tolerate_encodings()
     # a notebook's, perhaps of another installation: figures are only written to files
     os.environ.pop("MPLBACKEND", None)
     try:
-        command(arguments)
+        with stoppable(), as_sentences(""):
+            command(arguments)
     except UserError as error:
         if "--debug" in arguments:
             raise

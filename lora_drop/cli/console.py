@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from lora_drop.interruption import Stopped
 from lora_drop.progress import GridReporter, Reporter
 
 if TYPE_CHECKING:
@@ -31,7 +32,8 @@ err = Console(stderr=True, **PLAIN)
 class ConsoleReporter(Reporter):
     """One line per stage: a live bar in a terminal, a plain line when it ends elsewhere, nothing if quiet.
 
-    As a context it removes the bar at the end of the work, and turns Ctrl-C into exit code 130.
+    As a context it removes the bar at the end of the work, turns Ctrl-C into exit code 130, and says that the same
+    command continues.
     """
 
     def __init__(self, console: Console, quiet: bool = False):
@@ -45,8 +47,9 @@ class ConsoleReporter(Reporter):
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.close()
-        if kind is KeyboardInterrupt:
+        if kind in (KeyboardInterrupt, Stopped):
             self.console.print("Interrupted. The same command continues where it stopped.")
+        if kind is KeyboardInterrupt:
             raise typer.Exit(130)
 
     def start(self, stage: str) -> None:

@@ -130,10 +130,10 @@ def _write_page(runs: list[Path], names: list[str], page: Path | None, given: di
 
 
 def _write_tables(results: Path, experiments: list[str], figures: bool, given: dict[str, Any]) -> None:
-    from lora_drop.cli.console import out
+    from lora_drop.cli.console import err, out
     from lora_drop.experiments.report import report as write
 
-    written = write(results, experiments, figures)
+    written = write(results, experiments, figures, tell=lambda text: err.print(f"note: {text}", soft_wrap=True))
     for folder, tables in written.items():
         _show_tables(tables)
         if not given["quiet"]:
@@ -162,7 +162,12 @@ def _perform(planned: list[Planned], runs: Path, results: Results, quiet: bool, 
     folders = sorted({results.path(run).parent for run in planned})
     present = [folder for folder in folders if any(folder.glob("*.json"))]
     for folder in present:
-        (tables,) = write(results.folder, [folder.parent.name], backbones=[folder.name]).values()
+        (tables,) = write(
+            results.folder,
+            [folder.parent.name],
+            backbones=[folder.name],
+            tell=lambda text: err.print(f"note: {text}", soft_wrap=True),
+        ).values()
         _show_tables(tables)
         out.print(f"Files: {folder}", soft_wrap=True)
     if as_json:

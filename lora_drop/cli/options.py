@@ -148,16 +148,17 @@ def configuration(given: Mapping[str, Any], run_dir: Path | None = None) -> Conf
     """Return what configuration files, or else the run directory, say; then -o, then the flags."""
     from lora_drop.config.schema import OWN, load_config
 
-    stored = run_dir / "config.yaml" if run_dir else None
     own = given.get("data") or given.get("dataset_info")
     found = flags(given)
-    if stored is not None and stored.is_file() and not given["config"]:
-        files: list[Any] = [stored]
-    else:
-        files = given["config"] or ([OWN] if own else [])
+    stored = None
+    if run_dir is not None and not given["config"]:
+        from lora_drop.runs.store import stored_config
+
+        stored = stored_config(run_dir)
+    files = given["config"] or ([OWN] if own and stored is None else [])
     if own:  # the task is then what the flags say, whatever a file of settings names
         found["task"] = OWN
-    return load_config(files, given["overrides"] or [], found)
+    return load_config(files, given["overrides"] or [], found, stored)
 
 
 def own_run_dir(given: Mapping[str, Any]) -> Path:

@@ -14,6 +14,7 @@ from lora_drop.pruning.selection import Scored, Selection, read_scores
 from lora_drop.registry import METHODS, needs_selection
 from lora_drop.runs.job import Job
 from lora_drop.runs.pipeline import perform_all, perform_one
+from lora_drop.runs.stages import BY_NAME
 from lora_drop.runs.store import Run
 
 
@@ -88,18 +89,22 @@ def _computes(stages: list[str]) -> bool:
 
 
 def _profile(run: Run, summary: Summary, stages: list[str]) -> None:
-    """Read the importances, and the selection where it is of these: after `score` alone it is not made yet."""
+    """Read the importances and the selection that can be shown: after `score` alone there is no selection yet."""
     scored_last = stages[-1] == "score"
-    if run.file("selection.json").is_file() and not scored_last:
+    if _whole(run, "select") and _whole(run, "score") and not scored_last:
         summary.selection = Selection.from_json(read_json(run.file("selection.json")))
         summary.remarks += _plain(summary.selection, read_scores(run.file("scores.json")))
     # the stage `select` alone leaves a bootstrap of another threshold as it was
     stability = run.file("stability.json")
-    bootstrapped = run.config.score.bootstrap and (scored_last or stages == ["all"]) and stability.is_file()
+    bootstrapped = run.config.score.bootstrap and (scored_last or stages == ["all"]) and _whole(run, "stability")
     if bootstrapped:
         summary.stability = read_json(stability)["modules"]
     if summary.selection or scored_last:
         summary.scored = read_scores(run.file("scores.json"))
+
+
+def _whole(run: Run, stage: str) -> bool:
+    return run.whole(stage, BY_NAME[stage].outputs)
 
 
 def _plain(selection: Selection, scored: list[Scored]) -> list[str]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from lora_drop.config.strict_yaml import parse
 from lora_drop.errors import UserError, closest
+
+SEAL = "# written by lora-drop; sha256 of the lines above: "
 
 
 def find_config(name: str | Path) -> Path:
@@ -35,11 +37,32 @@ def config_folders() -> list[Path]:
 def read_yaml(path: Path) -> dict[str, Any]:
     """Return the keys and values of a YAML file, empty if it is. Raises UserError for any other content."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not readable YAML: {error}") from error
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise UserError(f"{path} must hold keys and values, but holds a {type(content).__name__}.")
-    return content
+        return parse(path.read_bytes(), str(path))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.") from error
+
+
+def sealed(text: str) -> str:
+    """Return the content of a configuration file with a last line by which `read_sealed` knows that it is whole."""
+    return f"{text}{SEAL}{_seal(text)}\n"
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """Return the keys and values of a file that was written with a seal. Raises UserError if it is not as written."""
+    try:
+        text = path.read_bytes().decode()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.") from error
+    except UnicodeDecodeError:
+        text = ""
+    body, _, seal = text.rpartition(SEAL)
+    if seal.strip() != _seal(body):
+        raise UserError(
+            f"{path} is not as lora-drop wrote it: it is damaged, was edited, or is of an older version. If it says what "
+            f"you want, give it as -c {path}, else another configuration."
+        )
+    return parse(body.encode(), str(path))
+
+
+def _seal(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

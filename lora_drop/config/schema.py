@@ -17,8 +17,9 @@ from typing import Any
 import yaml
 
 from lora_drop.config.files import config_folders as config_folders
-from lora_drop.config.files import find_config, read_yaml
+from lora_drop.config.files import find_config, read_sealed, read_yaml
 from lora_drop.config.strict import (
+    MOST_ERRORS,
     apply_override,
     build,
     checked,
@@ -324,11 +325,15 @@ def config_hash(config: Config) -> str:
 
 
 def load_config(
-    files: Iterable[str | Path] = (), overrides: Iterable[str] = (), flags: Mapping[str, Any] | None = None
+    files: Iterable[str | Path] = (),
+    overrides: Iterable[str] = (),
+    flags: Mapping[str, Any] | None = None,
+    stored: Path | None = None,
 ) -> Config:
     """Build a configuration from YAML files, overrides and flags; later ones win.
 
     Args:
+        stored: a run directory's own configuration, before all others.
         files: paths, or names of packaged files (`glue/rte`).
         overrides: `dotted.key=value`, read as the key's type asks for.
         flags: values by dotted key, taken as they are; None says nothing.
@@ -337,7 +342,7 @@ def load_config(
         UserError: with every mistake found.
     """
     errors: list[str] = []
-    merged: dict[str, Any] = {}
+    merged: dict[str, Any] = read_sealed(stored) if stored is not None else {}
     for name in files:
         merge(merged, read_yaml(find_config(name)))
     override(merged, overrides, flags or {}, errors)
@@ -375,7 +380,8 @@ def from_dict(values: Mapping[str, Any], errors: list[str] | None = None) -> Con
             config = replace(config, method=_with_options(config.method, METHODS.get(name).options, options, errors))
     if errors:
         count = "an error" if len(errors) == 1 else f"{len(errors)} errors"
-        raise UserError(f"The configuration has {count}:\n" + "\n".join(f"  {error}" for error in errors))
+        told = [*errors[:MOST_ERRORS], *([f"and {len(errors) - MOST_ERRORS} more"] if errors[MOST_ERRORS:] else [])]
+        raise UserError(f"The configuration has {count}:\n" + "\n".join(f"  {error}" for error in told))
     return config
 
 

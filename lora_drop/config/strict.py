@@ -13,13 +13,20 @@ import textwrap
 import types
 import typing
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any, TypeVar
 
 import yaml
 
+from lora_drop.config.strict_yaml import DEEPEST, value_of
 from lora_drop.errors import closest
 
 T = TypeVar("T")
+LARGEST = 10**9
+"""No number of a configuration is larger, unless its rule says so: work without end is a mistake."""
+LONGEST = 200
+MOST_ERRORS = 20
+"""Mistakes that are told one by one."""
 
 
 def checked(default: Any, allowed: str, check: Callable[[Any], bool], **keywords: Any) -> Any:
@@ -52,9 +59,14 @@ def portion(default: Any) -> Any:
 
 def describe(cls: type) -> dict[str, str]:
     """Return the docstring under each field of a dataclass, and of those that it extends, by field name."""
+    return _texts(cls)
+
+
+@cache
+def _texts(cls: Any) -> dict[str, str]:
     texts = {}
     for owner in filter(dataclasses.is_dataclass, reversed(cls.__mro__)):
-        (definition,) = ast.parse(textwrap.dedent(inspect.getsource(owner))).body
+        (definition,) = ast.parse(textwrap.dedent(inspect.getsource(typing.cast(type, owner)))).body
         assert isinstance(definition, ast.ClassDef)
         for statement, following in zip(definition.body, definition.body[1:], strict=False):
             text = following.value if isinstance(following, ast.Expr) else None
@@ -89,6 +101,9 @@ def apply_override(into: dict[str, Any], override: str, errors: list[str], root:
     if not separator:
         errors.append(f"{override!r} is not of the form key=value (example: train.epochs=3)")
         return
+    if key.count(".") > DEEPEST:
+        errors.append(f"{shown(key)}: no such key.")
+        return
     put(into, key.strip(), _read(text, _hint(root, key.strip())))
 
 
@@ -109,11 +124,9 @@ def _read(text: str, hint: Any) -> Any:
     options = alternatives(hint)
     if str in options:
         return None if type(None) in options and text in ("", "null") else text
-    if int in options and text.isdecimal():
-        return int(text)
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
+        return int(text) if int in options and text.isdecimal() else value_of(text)
+    except (yaml.YAMLError, ValueError):
         return text
 
 
@@ -144,20 +157,35 @@ def build(cls: type[T], values: Any, errors: list[str], prefix: str = "", root: 
     root = root or cls
     if not isinstance(values, Mapping):
         names = ", ".join(item.name for item in dataclasses.fields(cls))  # type: ignore[arg-type]
-        errors.append(f"{prefix.rstrip('.')} = {values!r}: needs keys under it ({names})")
+        errors.append(f"{prefix.rstrip('.')} = {_repr(values)}: needs keys under it ({names})")
         return cls()
     hints = typing.get_type_hints(cls)
     fields = {item.name: item for item in dataclasses.fields(cls)}  # type: ignore[arg-type]
     arguments: dict[str, Any] = {}
     for key, value in values.items():
         dotted = f"{prefix}{key}"
-        if key not in fields:
+        if key not in fields and len(errors) > MOST_ERRORS:
+            errors.append(f"{shown(dotted)}: no such key.")
+        elif key not in fields:
             errors.append(_unknown_key(root, dotted, str(key), prefix, list(fields)))
         elif dataclasses.is_dataclass(hints[key]):
             arguments[key] = build(hints[key], value, errors, f"{dotted}.", root)
         else:
             _check_leaf(fields[key], hints[key], value, dotted, arguments, errors)
     return cls(**arguments)
+
+
+def _repr(value: Any) -> str:
+    """Return a value for a message."""
+    try:
+        return shown(repr(value))
+    except ValueError:
+        return "a number of thousands of digits"
+
+
+def shown(text: str) -> str:
+    """Return a text for a message: its beginning, where it is long."""
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
 
 
 def _unknown_key(root: type, dotted: str, key: str, prefix: str, siblings: list[str]) -> str:
@@ -177,12 +205,16 @@ def _check_leaf(
     try:
         converted = _convert(value, hint)
     except ValueError as error:
-        errors.append(f"{dotted} = {value!r}: must be {error}")
+        errors.append(f"{dotted} = {_repr(value)}: must be {error}")
+        return
+    bounded = "maximum" in item.metadata.get("schema", {})
+    if isinstance(converted, (int, float)) and not bounded and abs(converted) > LARGEST:
+        errors.append(f"{dotted} = {_repr(value)}: no number above {LARGEST:,} is allowed")
         return
     check = item.metadata.get("check")
     if check is not None and converted is not None and not check(converted):
         nearest = closest(str(value), item.metadata["schema"].get("enum", []))
-        errors.append(f"{dotted} = {value!r}: allowed is {item.metadata['allowed']}.{nearest}")
+        errors.append(f"{dotted} = {_repr(value)}: allowed is {item.metadata['allowed']}.{nearest}")
         return
     arguments[item.name] = converted
 
@@ -210,11 +242,11 @@ def _convert(value: Any, hint: Any) -> Any:
     if kind is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
         try:
             number = float(value)
-        except ValueError:
+        except (ValueError, OverflowError):
             number = math.nan
         if math.isfinite(number):
             return number
-    if kind is str and isinstance(value, str):
+    if kind is str and isinstance(value, str) and "\0" not in value:
         return value
     names = {bool: "true or false", int: "a whole number", float: "a number", str: "a text (in quotes)"}
     raise ValueError(names.get(kind, "keys and values") + (" or empty" if type(None) in options else ""))

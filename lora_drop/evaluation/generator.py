@@ -6,6 +6,7 @@ checkpoint may bring along.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -103,7 +104,7 @@ def generate(
                 inputs = {name: tensor.to(device) for name, tensor in batch.items()}
                 written = _continue(model, inputs, tokenizer, decoding, settings.no_repeat_ngram_size)
                 if journal:
-                    _append(journal, written)
+                    _append(journal, number, written)
             for index, text in zip(chosen, written, strict=True):
                 texts[index] = text
             done += len(chosen)
@@ -160,19 +161,34 @@ def _decode(tokenizer: PreTrainedTokenizerBase, ids: list[int], end: int) -> str
 
 
 def read_journal(path: Path) -> list[list[str]]:
-    """Return the texts of each finished batch; a last line that a kill has cut off is removed from the file."""
+    """Return the texts of each finished batch; the first line that is not as written, and all after it, are removed.
+
+    A kill cuts a line off. Each begins with the digest of its number and texts.
+    """
     if not path.is_file():
         return []
+    found: list[list[str]] = []
     content = path.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    if len(whole) < len(content):
-        os.truncate(path, len(whole))
-    return [json.loads(line) for line in whole.splitlines()]
+    length = 0
+    for line in content.splitlines(keepends=True):
+        seal, _, texts = line.partition(b" ")
+        if not line.endswith(b"\n") or seal != _seal(len(found), texts[:-1]):
+            break
+        found.append(json.loads(texts))
+        length += len(line)
+    if length < len(content):
+        os.truncate(path, length)
+    return found
 
 
-def _append(path: Path, texts: list[str]) -> None:
+def _seal(number: int, texts: bytes) -> bytes:
+    return hashlib.sha256(b"%d %s" % (number, texts)).hexdigest().encode()
+
+
+def _append(path: Path, number: int, texts: list[str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8", newline="\n") as file:
-        file.write(json.dumps(texts) + "\n")
+    line = json.dumps(texts).encode()
+    with path.open("ab") as file:
+        file.write(_seal(number, line) + b" " + line + b"\n")
         file.flush()
         os.fsync(file.fileno())

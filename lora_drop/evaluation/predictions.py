@@ -3,7 +3,7 @@
 | file | holds | order |
 |---|---|---|
 | text | one prediction a line | that of the official file's items |
-| JSONL | objects with `prediction`, perhaps `id` (as in a run's `predictions.jsonl`) | by `id` if these are the task's, else that of the items |
+| JSONL | objects with `prediction`, perhaps `id` (as in a run's `predictions.jsonl`) | by `id`; without ids, that of the items |
 | TSV (task e2e) | `MR<TAB>output`, with or without that header, cells perhaps in quotes | that of the items; the MRs are compared |
 """
 
@@ -108,7 +108,10 @@ def _is_json(text: str) -> bool:
 
 
 def _from_jsonl(path: Path, ids: Sequence[str]) -> list[Any]:
-    """Return the predictions by `id` if those are the rows' ids, else in the order of the file."""
+    """Return the predictions by `id`, or in the order of the file if no line has one.
+
+    Raises UserError for ids that are not the rows': taken by order, each prediction could be another row's.
+    """
     named: dict[str, Any] = {}
     predictions = []
     for line, row in read_jsonl(path):
@@ -118,7 +121,18 @@ def _from_jsonl(path: Path, ids: Sequence[str]) -> list[Any]:
         name = row.get("id")
         if isinstance(name, str) and name in named:
             raise UserError(f"{path}, line {line}: a second prediction for {name!r}")
-        named[str(name)] = row["prediction"]
+        if name is not None:
+            named[str(name)] = row["prediction"]
+        if len(named) not in (0, len(predictions)):
+            raise UserError(f"{path}, line {line}: some predictions have an id, and others have none")
+    if not named:
+        return predictions
+    if len(named) == len(ids) and set(named) != set(ids):
+        strange = next(name for name in named if name not in set(ids))
+        raise UserError(
+            f"{path}: the id {strange!r} is none of the split's (such as {ids[0]!r}). Give its ids, or leave all ids out "
+            "to say that the predictions are in the order of the official file."
+        )
     return [named[name] for name in ids] if set(named) == set(ids) else predictions
 
 

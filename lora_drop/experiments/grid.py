@@ -148,6 +148,8 @@ def _mistakes(experiment: Experiment, packaged: bool) -> list[str]:
 
     if not (experiment.rows and experiment.tasks):
         return ["an experiment needs rows and tasks"]
+    if slug(experiment.name) != experiment.name:
+        return [f"name = {experiment.name!r}: it names a folder, so only letters, digits, '.', '_' and '-' are allowed"]
     known: dict[str, tuple[Iterable[str], Iterable[str]]] = {
         "tasks": (experiment.tasks, TASKS.names()),
         "task_set": (experiment.task_set, experiment.tasks),

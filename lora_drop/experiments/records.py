@@ -5,14 +5,15 @@ Tables and figures are made from these files alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lora_drop.config.schema import config_hash, what_is_computed
 from lora_drop.errors import UserError
 from lora_drop.experiments.grid import Planned
+from lora_drop.experiments.record_checks import fault_of
 from lora_drop.files import read_json
 from lora_drop.pruning.criteria.base import PAPER
 from lora_drop.registry import CRITERIA, METHODS, TASKS
@@ -190,21 +191,36 @@ def _trained(run: Run, kind: str) -> dict[str, Any]:
     }
 
 
-def read_records(folder: Path) -> list[Record]:
+def read_records(folder: Path, tell: Callable[[str], None] | None = None) -> list[Record]:
     """Read the results of one experiment on one backbone, in the order of their file names.
 
-    Raises UserError for a file of another format.
+    A file that is no record of this version is left out, and `tell` told of it. Raises UserError instead without it.
     """
-    known, records = {item.name for item in fields(Record)}, []
+    records = []
     for path in sorted(folder.glob("*.json")):
-        content = _upgraded(read_json(path))
-        if not isinstance(content, dict) or content.get("version") != VERSION or set(content) - known:
-            raise UserError(
-                f"{path} is not a result of this version of lora-drop (format {VERSION}). "
-                "Remove it, and repeat the run with lora-drop reproduce."
-            )
-        records.append(Record(**content))
+        try:
+            records.append(Record(**read_record(path)))
+        except UserError as error:
+            if tell is None:
+                raise
+            tell(f"left out: {error}")
     return records
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Return the content of a record's file in today's format. Raises UserError if it is not one."""
+    content = read_json(path)
+    try:
+        content = _upgraded(content)
+    except (TypeError, KeyError, AttributeError):
+        content = None
+    fault = fault_of(content, Record, VERSION)
+    if fault:
+        raise UserError(
+            f"{path} is not a result of this version of lora-drop: {fault}. "
+            "Remove it, and repeat the run with lora-drop reproduce."
+        )
+    return content
 
 
 def _upgraded(content: Any) -> Any:

@@ -58,7 +58,12 @@ def _csv_lines(table: Table, row: Row) -> Iterator[list[object]]:
         seeds = [len(cell.seeds) or "", " ".join(map(str, cell.seeds))]
         epochs = (cell.mean, cell.deviation, cell.best, cell.last)
         numbers = (*epochs, row.parameters, row.head, cell.published, cell.difference)
-        yield [*head, *seeds, *map(_exact, numbers), cell.flags]
+        yield [*map(_harmless, head), *seeds, *map(_exact, numbers), cell.flags]
+
+
+def _harmless(text: str) -> str:
+    """Return a cell that no spreadsheet takes for a formula."""
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
 
 
 def _exact(value: float | None) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lora_drop.errors import UserError, closest
@@ -16,7 +16,11 @@ TEXTS = {"table.md": to_markdown, "table.csv": to_csv, "table.tex": to_latex}
 
 
 def report(
-    results: Path, experiments: Sequence[str] = (), figures: bool = True, backbones: Sequence[str] = ()
+    results: Path,
+    experiments: Sequence[str] = (),
+    figures: bool = True,
+    backbones: Sequence[str] = (),
+    tell: Callable[[str], None] | None = None,
 ) -> dict[Path, list[Table]]:
     """Write `table.md`, `table.csv`, `table.tex` and the figures of each experiment and backbone, beside its records.
 
@@ -25,6 +29,7 @@ def report(
         experiments: names; empty means all.
         figures: True to draw them, too.
         backbones: names of the backbones' folders; empty means all.
+        tell: told of files that are no results, and left out; without it they are an error.
 
     Returns:
         The tables by folder.
@@ -44,7 +49,7 @@ def report(
     written = {}
     for folder in found:
         if (not experiments or folder.parent.name in experiments) and (not backbones or folder.name in backbones):
-            written[folder] = build_tables(read_records(folder))
+            written[folder] = build_tables(read_records(folder, tell))
             for name, render in TEXTS.items():
                 write_text(folder / name, render(written[folder]))
             if figures:

@@ -10,8 +10,8 @@ from typing import Any
 from lora_drop.config.schema import WHERE_KEYS, Config, from_dict
 from lora_drop.errors import UserError
 from lora_drop.experiments.grid import Planned, slug
-from lora_drop.experiments.records import gather, versions_of
-from lora_drop.files import read_json, write_json
+from lora_drop.experiments.records import gather, read_record, versions_of
+from lora_drop.files import write_json
 from lora_drop.pruning.criteria.base import PAPER
 from lora_drop.runs.store import Run
 
@@ -55,7 +55,7 @@ class Results:
         found = [[content for _, content in self._equal(run)] for run in planned]
         old = [contents for contents in found if contents and all(map(_older, contents))]
         unknown = [contents for contents in found if contents and not any(each.get("made_by") for each in contents)]
-        told = []
+        told = [f"not counted: {fault}" for fault in self._faults(planned)]
         if old:
             versions = "; ".join(dict.fromkeys(text for contents in old for each in contents for text in _older(each)))
             fate = "they are kept" if self.keep_old else "these runs are performed again, unless --keep-old is given"
@@ -64,13 +64,24 @@ class Results:
             told.append(f"{len(unknown)} results do not say which versions made them; they count as done")
         return told
 
+    def _faults(self, planned: Sequence[Planned]) -> Iterator[str]:
+        for folder in sorted({self.path(run).parent for run in planned}):
+            for path in sorted(folder.glob("*.json")):
+                try:
+                    read_record(path)
+                except UserError as error:
+                    yield str(error)
+
     def _valid(self, planned: Planned) -> list[dict[str, Any]]:
         return [content for _, content in self._equal(planned) if self.keep_old or not _older(content)]
 
     def _equal(self, planned: Planned) -> Iterator[tuple[Path, dict[str, Any]]]:
         pattern = f"{slug(planned.row)}-{planned.config.task}-s{planned.config.seed}-*.json"
         for path in sorted(self.path(planned).parent.glob(pattern)):
-            content = read_json(path)
+            try:
+                content = read_record(path)
+            except UserError:  # named in `notices`; the run is performed, and its record takes the place of this one
+                continue
             if _same(content["config"], planned.config):
                 yield path, content
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from peft import LoraConfig
-from peft.utils import load_peft_weights
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -38,7 +37,7 @@ def write_compact(adapter: Path, folder: Path) -> None:
     try:
         groups = json.loads((adapter / TIES).read_text(encoding="utf-8"))["tied"]
         config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
-        weights = load_peft_weights(str(adapter), device="cpu")
+        weights = load_file(adapter / "adapter_model.safetensors")
         for name in _copies(groups):
             del weights[name]
     except (OSError, ValueError, KeyError, SafetensorError) as error:

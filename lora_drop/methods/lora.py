@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 from peft import AdaLoraConfig, LoraConfig, PeftConfig, PeftModel, VeraConfig, get_peft_model, set_peft_model_state_dict
-from peft.utils import load_peft_weights
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -99,8 +99,10 @@ def read_config(folder: Path) -> PeftConfig:
             "are not tied. Load it into the plain backbone with lora_drop.load_adapter, which ties them."
         )
     try:
-        config = PeftConfig.from_pretrained(str(folder))
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        if not (folder / "adapter_config.json").is_file():  # PEFT would take the path for a name on the Hub
+            raise FileNotFoundError("adapter_config.json")
+        config = PeftConfig.from_pretrained(str(folder.absolute()))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise UserError(
             f"{folder} holds no readable PEFT adapter ({type(error).__name__}). Train it again with --force."
         ) from error
@@ -112,6 +114,14 @@ def read_config(folder: Path) -> PeftConfig:
     return config
 
 
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """Return the tensors of a saved adapter; no other file is looked for, as PEFT would: not a pickle, nor on the Hub.
+
+    Raises OSError or SafetensorError.
+    """
+    return load_file(folder / "adapter_model.safetensors")
+
+
 def fill(model: PeftModel, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
     """Load saved weights into a model of the same structure. Raises UserError unless they fit exactly.
 
@@ -120,7 +130,7 @@ def fill(model: PeftModel, folder: Path, weights: dict[str, Tensor] | None = Non
     A file without the copies of shared tensors would silently leave a LoRA at its initial values; it is refused.
     """
     try:
-        weights = weights or load_peft_weights(str(folder), device="cpu")
+        weights = weights or read_weights(folder)
         outcome: Any = set_peft_model_state_dict(model, weights)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{folder} holds no adapter for this model: {str(error).splitlines()[0]}") from error

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
-from peft.utils import load_peft_weights
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -82,7 +81,7 @@ def load(backbone: PreTrainedModel, folder: Path) -> PeftModel:
         ) from error
     _tie_all(model, groups, folder)
     lora.fill(model, folder)
-    _check_copies(load_peft_weights(str(folder), device="cpu"), groups, folder)
+    _check_copies(lora.read_weights(folder), groups, folder)
     return model
 
 

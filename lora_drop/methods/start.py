@@ -7,14 +7,13 @@ from typing import Any
 
 import torch
 from peft import LoraConfig
-from peft.utils import load_peft_weights
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from lora_drop.errors import UserError
 from lora_drop.methods.base import Method, is_head
 from lora_drop.methods.folder import adapter_folder
-from lora_drop.methods.lora import read_config
+from lora_drop.methods.lora import read_config, read_weights
 from lora_drop.pruning.adapters import PREFIX, Lora, loras
 
 
@@ -53,7 +52,7 @@ def start_from(model: nn.Module, folder: Path) -> str:
         UserError: if the file cannot be read, ranks or scalings differ, or no LoRA of it is on a module of this model.
     """
     try:
-        weights = load_peft_weights(str(folder), device="cpu")
+        weights = read_weights(folder)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{folder} holds no readable adapter: {str(error).splitlines()[0]}") from error
     config: Any = read_config(folder)

@@ -43,8 +43,9 @@ def _locate_folder(name: str, folder: Path, weights: bool) -> Backbone:
             )
         raise UserError(f"{folder} holds no transformers model: it has no config.json.")
     _check_no_adapter(folder)
+    local = {"local_files_only": True}  # a folder is never a name on the Hub
     if not weights:
-        return Backbone(name, str(folder), "")
+        return Backbone(name, str(folder), "", local)
     files = loaded_files(folder)
     if not any(file.endswith(".safetensors") for file in files):
         raise UserError(
@@ -54,7 +55,7 @@ def _locate_folder(name: str, folder: Path, weights: bool) -> Backbone:
     for file in files:
         if not (folder / file).is_file():
             raise UserError(f"{folder} lacks {file}, which the index of its weights names. Copy it there.")
-    return Backbone(name, str(folder), sha256_of_all(folder / file for file in files))
+    return Backbone(name, str(folder), sha256_of_all(folder / file for file in files), local)
 
 
 def _check_no_adapter(folder: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from lora_drop.errors import UserError
 from lora_drop.files import read_json
 from lora_drop.models.backbones import load_model, load_tokenizer, locate, resolve_device
 from lora_drop.registry import METHODS, TASKS
@@ -31,6 +32,8 @@ def load_run(path: str | Path, device: str = "auto") -> tuple[torch.nn.Module, P
     """
     run = Run(path)
     config, adapter, chosen = run.config, run.require("adapter", "train"), resolve_device(device)
+    if not run.whole("train", ("adapter",)):
+        raise UserError(f"{adapter} is not as the stage train has written it. Train it again with: lora-drop train")
     task = trained_task(run)
     known = known_sources(run).get("backbone")
     backbone = locate(config.backbone, config.offline, config.quantization, known=known)

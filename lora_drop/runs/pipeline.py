@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Iterable
 from typing import Any
 
 from lora_drop.errors import UserError
+from lora_drop.faults import as_sentences
 from lora_drop.files import digest
 from lora_drop.provenance import commit, other_versions, peak_memory_mb, release_memory, reset_peak_memory, versions
 from lora_drop.runs.job import Job
 from lora_drop.runs.stages import BY_NAME, STAGES
 from lora_drop.runs.stages.base import Stage
 from lora_drop.runs.store import Run
+
+MEMORY = (
+    "Lower train.device_batch_size (in an evaluation, eval.batch_size) or train.max_length, or set "
+    "train.gradient_checkpointing=true. The same command continues."
+)
 
 
 def plan(job: Job, until: str = "") -> list[Stage]:
@@ -28,7 +33,10 @@ def plan(job: Job, until: str = "") -> list[Stage]:
 
 def perform_all(job: Job) -> None:
     """Perform every stage that the run has."""
-    for stage in plan(job):
+    stages = plan(job)
+    if any("eval" in stage.rows(job) for stage in stages):
+        _ = job.data.eval_rows  # a fault in them must not show after an hour of training
+    for stage in stages:
         perform(job, stage)
 
 
@@ -59,19 +67,22 @@ def perform(job: Job, stage: Stage | str) -> None:
     run, report = job.run, job.report
     key, entry = inputs_digest(job, stage), run.entry(stage.name)
     if entry.get("inputs") == key and run.whole(stage.name, stage.outputs) and not job.force:
+        run.remove_checkpoints(stage.name)  # a kill may have left them
         report.skip(stage.name, f"unchanged ({entry['note']})")
         others = other_versions(entry["versions"])
         if others and stage.rows(job):
             report.notice(f"{stage.name} was done with {others}; what it made stands. To repeat it here: --force")
         return
+    if stage.name in run.damaged:
+        report.notice(f"run.json is damaged where it speaks of the stage {stage.name}, which is done again")
     report.start(stage.name)
     resumed = run.keep_checkpoints_of(stage.name, key, job.force)
     release_memory()
     reset_peak_memory()
     began = time.perf_counter()
-    note, facts = stage.work(job)
+    with as_sentences(MEMORY):
+        note, facts = stage.work(job)
     seconds = time.perf_counter() - began
-    shutil.rmtree(run.checkpoints(stage.name), ignore_errors=True)
     made = {"inputs": key, "settings": digest(stage.settings(job)), "outputs": run.digests(stage.outputs), "note": note}
     cost = {"seconds": round(seconds, 2), "peak_memory_mb": peak_memory_mb()}
     again = {"resumed": True} if resumed else {}  # then the cost is that of the last process
@@ -79,6 +90,7 @@ def perform(job: Job, stage: Stage | str) -> None:
         stage.name,
         {**made, **cost, "commit": commit(), "versions": versions(), **_circumstances(job, stage), **facts, **again},
     )
+    run.remove_checkpoints(stage.name)
     report.finish(stage.name, seconds, note)
 
 

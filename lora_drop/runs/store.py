@@ -14,23 +14,29 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from filelock import FileLock, Timeout
 
+from lora_drop.config.files import read_sealed, sealed
 from lora_drop.config.schema import Config, config_hash, from_dict, to_yaml
 from lora_drop.errors import UserError
-from lora_drop.files import file_digest, read_json, write_folder, write_json, write_text
+from lora_drop.files import digest, file_digest, read_json, remove, sweep, write_folder, write_json, write_text
 from lora_drop.progress import SILENT, Reporter
 from lora_drop.provenance import commit
 from lora_drop.training.environment import neutral_environment
 
-FORMAT = 2
-"""Of `run.json`. An older one did not say what each stage was computed with, so that its stages are done anew."""
+FORMAT = 3
+"""Of `run.json`. An older one did not seal the entries of its stages, so that these are done anew."""
+OUTPUTS = (
+    *("sample.json", "scores.json", "selection.json", "metrics.json", "predictions.jsonl", "norms.json"),
+    *("warmup", "adapter", "checkpoints", "compare"),
+)
+SEAL = "seal"
+"""Key of a stage's entry: the digest of all its others, by which an entry that was altered is known."""
 
 
 class Busy(UserError):
@@ -43,22 +49,20 @@ class Run:
     def __init__(self, path: str | Path, config: Config | None = None):
         """Open `path`. Raises UserError if there is no configuration, neither given nor in the directory."""
         self.path = Path(path)
-        stored = self.path / "config.yaml"
         if config is None:
-            if not stored.is_file():
+            stored = stored_config(self.path)
+            if stored is None:
                 raise UserError(
                     f"{self.path} is not a run directory: it has no config.yaml. "
                     "Give a configuration with -c or -o key=value."
                 )
-            config = from_dict(yaml.safe_load(stored.read_text(encoding="utf-8")) or {})
+            config = from_dict(read_sealed(stored))
         self.config = config
         self._read_manifest()
 
     def _read_manifest(self) -> None:
-        manifest = self.path / "run.json"
-        stored = read_json(manifest) if manifest.is_file() else {}
-        fresh = {"format": FORMAT, "status": "new", "stages": {}}
-        self.manifest: dict[str, Any] = stored if stored.get("format") == FORMAT else fresh
+        self.manifest: dict[str, Any]
+        self.manifest, self.damaged = read_manifest(self.path)
 
     def file(self, name: str) -> Path:
         """Return the path of an artefact."""
@@ -94,6 +98,7 @@ class Run:
             raise UserError(
                 f"The run directory {self.path} cannot be made ({error.strerror}). Name another with --run-dir."
             ) from error
+        _refuse_foreign(self.path)
         lock = FileLock(self.path / ".lock")
         try:
             lock.acquire(timeout=0)
@@ -102,20 +107,21 @@ class Run:
                 f"Another process is working in {self.path}. Wait for it, or name another directory with --run-dir."
             ) from error
         try:
-            _sweep(self.path)
+            sweep(self.path)
             self._read_manifest()  # it may have been opened before another process worked here
             commit()  # asked now: see there
             if store_config:  # but what holds for this command and this machine alone
-                write_text(self.file("config.yaml"), to_yaml(replace(self.config, device="auto", offline=False)))
+                stored = to_yaml(replace(self.config, device="auto", offline=False))
+                write_text(self.file("config.yaml"), sealed(stored))
                 self.record(**_identity(self.config))
             self.record(status="running", error=None)
             yield
             self.record(status="done")
-        except KeyboardInterrupt:
-            self.record(status="interrupted")
+        except (KeyboardInterrupt, SystemExit):
+            self._record_end(status="interrupted")
             raise
         except BaseException as error:
-            self.record(status="failed", error=f"{type(error).__name__}: {error}")
+            self._record_end(status="failed", error=f"{type(error).__name__}: {error}")
             raise
         finally:
             lock.release()
@@ -139,7 +145,8 @@ class Run:
 
     def enter(self, stage: str, entry: dict[str, Any]) -> None:
         """Write what the manifest is to say of a stage."""
-        self.manifest["stages"][stage] = entry
+        self.manifest["stages"][stage] = {**entry, SEAL: _seal(entry)}
+        self.damaged = [name for name in self.damaged if name != stage]
         self.record()
 
     def forget(self, stage: str, outputs: Sequence[str]) -> None:
@@ -147,16 +154,27 @@ class Run:
         if self.manifest["stages"].pop(stage, None):
             self.record()
         for name in outputs:
-            self.file(name).unlink(missing_ok=True)
+            remove(self.file(name))
 
     def keep_checkpoints_of(self, stage: str, key: str, force: bool) -> bool:
         """Remove checkpoints made from other inputs; return True if there are others to continue from."""
         folder = self.checkpoints(stage)
         owner = folder / "inputs"
-        if force or not owner.is_file() or owner.read_text(encoding="utf-8") != key:
-            shutil.rmtree(folder, ignore_errors=True)
+        if force or not _holds(owner, key):
+            self.remove_checkpoints(stage)
             write_text(owner, key)
         return any(path != owner for path in folder.iterdir())
+
+    def remove_checkpoints(self, stage: str) -> None:
+        """Remove what a stage has kept to continue from. Raises UserError if `checkpoints` is a link to elsewhere."""
+        folder = self.checkpoints(stage)
+        if folder.parent.is_symlink():
+            raise UserError(
+                f"{folder.parent} is a link. Only what is in the run directory itself is ever removed: make it a folder."
+            )
+        if folder.parent.is_dir():
+            sweep(folder.parent)
+        remove(folder)
 
     def copy(self, source: Path, name: str) -> None:
         """Copy an artefact of another run."""
@@ -166,16 +184,80 @@ class Run:
         else:
             write_text(self.file(name), source.read_text(encoding="utf-8"))
 
+    def _record_end(self, **values: Any) -> None:
+        """Write how the work ended, unless the reason is that nothing can be written (a full disk)."""
+        with suppress(OSError):
+            self.record(**values)
+
     def record(self, **values: Any) -> None:
         """Write the manifest, with these values of the run itself."""
         self.manifest |= values
         write_json(self.path / "run.json", self.manifest)
 
 
-def _sweep(path: Path) -> None:
-    """Remove what a killed process has left half-written."""
-    for leftover in path.glob(".*.tmp"):
-        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+def stored_config(path: Path) -> Path | None:
+    """Return the configuration of a run directory; None where there is no run yet.
+
+    Raises UserError for a run without one, as another configuration would take its place unseen.
+    """
+    stored = path / "config.yaml"
+    if stored.exists():
+        return stored
+    if (path / "run.json").exists():
+        raise UserError(f"{path} holds a run, but its config.yaml is missing. Give the configuration with -c FILE.")
+    return None
+
+
+def _refuse_foreign(path: Path) -> None:
+    """Raise UserError for a folder that is no run directory and has something of a name that a run would replace."""
+    if any((path / name).exists() for name in (".lock", "run.json", "config.yaml")):
+        return
+    for name in OUTPUTS:
+        if (path / name).exists():
+            raise UserError(
+                f"{path.absolute()} is no run directory, but has {name}. Name another folder with --run-dir."
+            )
+
+
+def read_manifest(path: Path) -> tuple[dict[str, Any], list[str]]:
+    """Return what `run.json` says, and the stages whose entry is not as it was written: these count as not done.
+
+    Raises UserError if it is no manifest at all.
+    """
+    fresh: dict[str, Any] = {"format": FORMAT, "status": "new", "stages": {}}
+    file = path / "run.json"
+    stored = read_json(file) if file.exists() else fresh
+    if not isinstance(stored, dict) or not isinstance(stored.get("stages", {}), dict):
+        raise UserError(f"{file} is damaged. Remove it, and repeat the run: what it says of each stage is lost.")
+    if stored.get("format") != FORMAT:
+        return fresh, []
+    stages = stored.get("stages", {})
+    whole = {
+        name: entry for name, entry in stages.items() if isinstance(entry, dict) and entry.get(SEAL) == _seal(entry)
+    }
+    return {**stored, "stages": whole}, [name for name in stages if name not in whole]
+
+
+def status_of(path: Path) -> str:
+    """Return the status of a run directory: "running" only while a process holds it; killed ones are "interrupted"."""
+    status = str(read_manifest(path)[0].get("status", "new"))
+    if status != "running":
+        return status
+    lock = FileLock(path / ".lock")
+    try:
+        with lock.acquire(timeout=0):
+            return "interrupted"
+    except Timeout:
+        return "running"
+
+
+def _seal(entry: dict[str, Any]) -> str:
+    return digest({key: value for key, value in entry.items() if key != SEAL})
+
+
+def _holds(path: Path, text: str) -> bool:
+    """Return True if a file is there and its content is `text`."""
+    return path.is_file() and not path.is_symlink() and path.read_bytes() == text.encode()
 
 
 def _identity(config: Config) -> dict[str, Any]:

@@ -4,16 +4,13 @@ What differs from a stock Trainer, and why:
 
 - rows are grouped by length, in an order that depends on seed and epoch alone, so that a resumed run sees the same batches;
 - a batch is computed without padding where the model allows it (`packing/`);
-- a checkpoint holds the trainable tensors once each, not the model, so it is small and cannot break a tie of modules;
-- a checkpoint that a kill has left unfinished is recognised and not resumed from.
+- checkpoints are those of `checkpoints.py`: small, whole or not there, without a pickle;
+- a signal that asks to end (Ctrl-C, SIGTERM, SIGHUP) is answered with a checkpoint first.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import shutil
-import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +18,9 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import Sampler
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, TrainerControl, TrainerState
 from transformers.trainer_utils import IntervalStrategy
 
@@ -32,15 +28,15 @@ from lora_drop.config.schema import TrainConfig
 from lora_drop.data.batches import LengthGroups, row_lengths, split_batch
 from lora_drop.data.sentences import Collate
 from lora_drop.errors import UserError
-from lora_drop.methods.base import Stepper, trainable
+from lora_drop.interruption import first_signal, raise_for
+from lora_drop.methods.base import Stepper
 from lora_drop.progress import SILENT, Reporter
+from lora_drop.training.checkpoints import WEIGHTS, Checkpointed, load_trainable, newest, path_of
 from lora_drop.training.way import Way, find_way
 
 Evaluator = Callable[[nn.Module], dict[str, float]]
 Loss = Callable[..., torch.Tensor]
 """`loss(outputs, labels, num_items_in_batch)`: the part that a forward pass has in the loss of the whole batch, which has that many labels."""
-WEIGHTS = "trainable.safetensors"
-STEPPER = "stepper.safetensors"
 
 
 @dataclass(frozen=True)
@@ -103,6 +99,7 @@ def fit(
     Raises:
         UserError: if the batch size cannot be split over the devices.
         KeyboardInterrupt: after Ctrl-C, when a checkpoint has been written.
+        Stopped: in the same way, after SIGTERM or SIGHUP.
     """
     model.to(device)
     best = primary if evaluator is not None and config.select_epoch == "best" else None
@@ -128,12 +125,13 @@ def fit(
         way=way,
     )
     trainer.remove_callback(PrinterCallback)  # ours reports instead
-    with history.interruptible():
-        trainer.train(resume_from_checkpoint=_last_checkpoint(folder))
-    history.raise_if_interrupted()
+    start = newest(folder, report, best=best is not None)
+    with first_signal(history.interrupt):
+        trainer.train(resume_from_checkpoint=str(start) if start else None)
+    raise_for(history.interrupted)
     kept = trainer.state.best_global_step if best and trainer.state.best_global_step else trainer.state.global_step
     if kept != trainer.state.global_step:
-        load_trainable(model, folder / f"checkpoint-{kept}" / WEIGHTS)
+        load_trainable(model, path_of(folder, kept) / WEIGHTS)
     return history.outcome(trainer.state, kept, str(way))
 
 
@@ -179,11 +177,9 @@ def _arguments(
         save_strategy="epoch",
         logging_steps=1,
         logging_nan_inf_filter=False,
-        # the Trainer notes the best epoch and protects its checkpoint; `fit` loads it, since the Trainer would do so after Ctrl-C, too, and
-        # with a limit of 1 would then remove the newest checkpoint
+        # the Trainer notes the best epoch; `fit` loads it, since the Trainer would do so after Ctrl-C, too
         metric_for_best_model=best,
         greater_is_better=True if best else None,
-        save_total_limit=2,
         dataloader_pin_memory=device.type == "cuda",
         disable_tqdm=True,
         report_to=[],
@@ -201,13 +197,12 @@ def _checkpointing(wanted: bool) -> dict[str, Any]:
     return {name: True, f"{name}_kwargs": {"use_reentrant": False}} if wanted else {}
 
 
-class _Trainer(Trainer):
-    """The Trainer with our row order, our evaluation, batches without padding, and checkpoints of the trainable tensors alone."""
+class _Trainer(Checkpointed):
+    """The Trainer with our row order, our evaluation, and batches without padding."""
 
-    def __init__(self, *, evaluator: Evaluator | None, stepper: Stepper | None, way: Way, **options: Any):
+    def __init__(self, *, evaluator: Evaluator | None, way: Way, **options: Any):
         super().__init__(**options)
-        self.evaluator, self.stepper, self.way = evaluator, stepper, way
-        self.trained: nn.Module = options["model"]
+        self.evaluator, self.way = evaluator, way
         # A sequence classifier's loss is a mean over its batch and ignores the number of items that the Trainer would pass it; without this the
         # Trainer would not divide by the accumulation steps, and gradients would be that many times too large. A loss of ours is given the
         # number of items whatever this says, and is not divided.
@@ -230,30 +225,9 @@ class _Trainer(Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        folder = Path(output_dir or str(self.args.output_dir))
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file({name: tensor.detach().contiguous() for name, tensor in trainable(self.trained)}, folder / WEIGHTS)
-        if self.stepper is not None:
-            save_file(self.stepper.state(), folder / STEPPER)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        folder = Path(resume_from_checkpoint)
-        load_trainable(self.trained, folder / WEIGHTS)
-        if self.stepper is not None:
-            self.stepper.restore(load_file(folder / STEPPER))
-
-
-def load_trainable(model: nn.Module, path: Path) -> None:
-    """Copy saved tensors into the trainable parameters of the same names."""
-    stored = load_file(path)
-    with torch.no_grad():
-        for name, parameter in trainable(model):
-            parameter.copy_(stored[name])
-
 
 class _History(TrainerCallback):
-    """Records each epoch, reports progress, and turns Ctrl-C into a checkpoint and a stop."""
+    """Records each epoch, reports progress, and turns a signal into a checkpoint and a stop."""
 
     def __init__(
         self,
@@ -265,15 +239,13 @@ class _History(TrainerCallback):
     ):
         self.report, self.epochs, self.steps_per_epoch, self.save_steps = report, epochs, steps_per_epoch, save_steps
         self.stepper = stepper
-        self.interrupted = self.cut = False
+        self.interrupted = 0
+        """The signal that asked training to end."""
+        self.cut = False
 
-    def interruptible(self) -> _Interruptible:
-        """Return a context in which the first Ctrl-C only asks training to stop; the second one stops it."""
-        return _Interruptible(self)
-
-    def raise_if_interrupted(self) -> None:
-        if self.interrupted:
-            raise KeyboardInterrupt
+    def interrupt(self, number: int) -> None:
+        """Ask training to write a checkpoint and to end; a second signal ends it at once."""
+        self.interrupted = number
 
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -284,10 +256,11 @@ class _History(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         epoch = math.ceil(state.global_step / self.steps_per_epoch)
         self.report.advance(state.global_step, state.max_steps, f"epoch {epoch}/{self.epochs:g}")
+        if state.global_step % self.steps_per_epoch == 0 or state.global_step >= state.max_steps:
+            return  # at the end of an epoch its evaluation comes first: a checkpoint says that the epoch is over
         if self.save_steps and state.global_step % self.save_steps == 0:
             control.should_save = True
-        # at the end of an epoch its evaluation comes first: the checkpoint would say that the epoch is over
-        if self.interrupted and state.global_step % self.steps_per_epoch and state.global_step < state.max_steps:
+        if self.interrupted:
             self.cut = control.should_save = control.should_training_stop = True
 
     def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -319,36 +292,3 @@ class _History(TrainerCallback):
 
     def _epoch(self, step: int) -> float:
         return round(step / self.steps_per_epoch, 4)
-
-
-class _Interruptible:
-    """Catches the first SIGINT, where signals can be caught (the main thread)."""
-
-    def __init__(self, history: _History):
-        self.history = history
-
-    def __enter__(self) -> None:
-        try:
-            self.previous = signal.signal(signal.SIGINT, self._stop)
-        except ValueError:  # not the main thread: Ctrl-C is not ours to handle
-            self.previous = None
-
-    def _stop(self, *_: Any) -> None:
-        self.history.interrupted = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    def __exit__(self, *_: Any) -> None:
-        if self.previous is not None:
-            signal.signal(signal.SIGINT, self.previous)
-
-
-def _last_checkpoint(folder: Path) -> str | None:
-    """Return the newest whole checkpoint; the Trainer writes its state last, so one without it was cut off and is removed."""
-    found = sorted(folder.glob("checkpoint-*"), key=lambda path: -int(path.name.split("-")[1]))
-    for path in found:
-        try:
-            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
-            return str(path)
-        except (OSError, ValueError):
-            shutil.rmtree(path)
-    return None

@@ -1,0 +1,73 @@
+"""YAML read strictly: no key twice, nothing too large or too deep, and every fault a sentence."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+from lora_drop.errors import UserError
+
+MOST_BYTES = 2**18
+MOST_VALUES = 20_000
+"""With every alias written out: a few lines of aliases of aliases would be billions."""
+DEEPEST = 20
+
+
+class _Loader(yaml.SafeLoader):
+    """The safe loader, which takes the last of several equal keys, made to refuse them."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        names = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for key in names:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is there twice", key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def parse(content: bytes, name: str) -> dict[str, Any]:
+    """Return the keys and values of a YAML text, empty if it is. Raises UserError, which names it, for anything else."""
+    if len(content) > MOST_BYTES:
+        raise UserError(f"{name} has {len(content):,} bytes: more than {MOST_BYTES:,} are no configuration.")
+    try:
+        value = value_of(content.decode())
+    except UnicodeDecodeError as error:
+        raise UserError(f"{name} is not readable YAML: {error}") from error
+    except (yaml.YAMLError, ValueError) as error:
+        raise UserError(f"{name} is not readable YAML: {error}") from error
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise UserError(f"{name} must hold keys and values, but holds a {type(value).__name__}.")
+    return value
+
+
+def value_of(text: str) -> Any:
+    """Return what a YAML text stands for. Raises yaml.YAMLError, and ValueError for what is too large."""
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _size(node, {}, 0)
+        return loader.construct_document(node)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    finally:
+        loader.dispose()
+
+
+def _size(node: yaml.Node, known: dict[int, int], depth: int) -> int:
+    """Return the number of values in a node, aliases written out. Raises ValueError for too many."""
+    if depth > DEEPEST:
+        raise ValueError(f"it is nested more than {DEEPEST} deep")
+    if id(node) not in known:
+        children = node.value if isinstance(node, yaml.SequenceNode) else []
+        if isinstance(node, yaml.MappingNode):
+            children = [each for pair in node.value for each in pair]
+        known[id(node)] = 1 + sum(_size(child, known, depth + 1) for child in children)
+    if known[id(node)] > MOST_VALUES:
+        raise ValueError(f"it holds more than {MOST_VALUES:,} values")
+    return known[id(node)]

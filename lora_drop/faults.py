@@ -1,0 +1,54 @@
+"""Failures of the machine as sentences: no memory, no room on the disk, no permission."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from safetensors import SafetensorError
+
+from lora_drop.errors import UserError
+
+REMEDIES = {
+    errno.ENOSPC: "Make room there, or name a folder on another disk. The same command continues.",
+    errno.EDQUOT: "Make room there, or name a folder on another disk. The same command continues.",
+    errno.EROFS: "Name a folder that can be written to.",
+    errno.EACCES: "Change its permissions, or name another.",
+    errno.EPERM: "Change its permissions, or name another.",
+    errno.ENAMETOOLONG: "Give a shorter name.",
+    errno.EIO: "The disk has a fault. Name a folder on another one.",
+    errno.EISDIR: "A file was expected there, and it is a folder.",
+    errno.ENOTDIR: "A folder was expected there, and it is a file.",
+    errno.EEXIST: "Remove it, or name another.",
+    errno.ENOTEMPTY: "Another process writes there. Wait for it, or name another folder.",
+    errno.ELOOP: "A link there leads back to itself.",
+    errno.EMFILE: "The limit of open files is too low: raise it with ulimit -n.",
+    errno.ENOMEM: "Close other programs, or take a machine with more memory.",
+}
+
+
+@contextmanager
+def as_sentences(memory: str) -> Iterator[None]:
+    """Raise a UserError for a failure of the machine in the block; `memory` says what to lower if memory is short."""
+    try:
+        yield
+    except (OSError, MemoryError, RuntimeError, SafetensorError) as error:
+        told = sentence(error, memory)
+        if told is None:
+            raise
+        raise UserError(told) from error
+
+
+def sentence(error: BaseException, memory: str = "") -> str | None:
+    """Return what a failure of the machine means and what to do; None for any other."""
+    if isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error):
+        return f"Out of memory. {memory or REMEDIES[errno.ENOMEM]}"
+    number = getattr(error, "errno", None)
+    if number is None:  # libraries in Rust and C++ say it in words
+        number = next((each for each in REMEDIES if f"os error {each})" in str(error)), None)
+    if number not in REMEDIES:
+        return None
+    where = getattr(error, "filename", None)
+    return f"{f'{where}: ' if where else ''}{os.strerror(number)}. {REMEDIES[number]}"

@@ -1,0 +1,66 @@
+"""The signals that ask a process to end: Ctrl-C (SIGINT), a scheduler's SIGTERM, a lost terminal's SIGHUP."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+ENDING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+"""SIGHUP is not on Windows."""
+
+
+class Stopped(SystemExit):
+    """SIGTERM or SIGHUP came; the exit code is the one that shells give a process ended by it: 143 or 129."""
+
+    def __init__(self, number: int):
+        """`number`: of the signal."""
+        super().__init__(128 + number)
+        self.signal = signal.Signals(number).name
+
+
+def raise_for(number: int) -> None:
+    """Raise what a signal stands for: KeyboardInterrupt for Ctrl-C, Stopped for another; nothing for 0."""
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    if number:
+        raise Stopped(number)
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP raise Stopped, as Ctrl-C raises KeyboardInterrupt, while the block runs."""
+    with _caught(ENDING[1:], lambda number, _: raise_for(number)):
+        yield
+
+
+@contextmanager
+def first_signal(answer: Callable[[int], None]) -> Iterator[None]:
+    """Hand the first signal that comes while the block runs to `answer`; a second one ends the work at once."""
+
+    def first(number: int, _: Any) -> None:
+        answer(number)
+        for each in ENDING:
+            if signal.getsignal(each) is first:
+                signal.signal(each, lambda number, _: raise_for(number))
+
+    with _caught(ENDING, first):
+        yield
+
+
+@contextmanager
+def _caught(numbers: Sequence[int], handler: Callable[[int, Any], None]) -> Iterator[None]:
+    """Handle signals, but for those that are ignored (nohup), where signals can be handled: in the main thread."""
+    before = {}
+    try:
+        for number in numbers:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                before[number] = signal.signal(number, handler)
+    except ValueError:  # another thread
+        pass
+    try:
+        yield
+    finally:
+        for number, previous in before.items():
+            signal.signal(number, previous)

@@ -1,0 +1,192 @@
+"""Checkpoints of a training: whole or not there, known by their content, and without a pickle.
+
+A checkpoint is written beside the others under a name that is never read. When all its files are on the disk, a
+manifest with a digest of each joins them, and the folder gets its name in one step. One that differs from its manifest
+is not resumed from: the one before it is, else training starts again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import Trainer
+
+from lora_drop.files import digests_below, read_json, remove, sweep, sync_folder, write_json, write_through
+from lora_drop.methods.base import Stepper, trainable
+from lora_drop.progress import Reporter
+from lora_drop.training.nested import load_nested, save_nested
+
+WEIGHTS = "trainable.safetensors"
+STEPPER = "stepper.safetensors"
+STATE = "state.safetensors"
+"""Optimizer, schedule, and the scaler of fp16."""
+RANDOM = "random.safetensors"
+MANIFEST = "manifest.json"
+PROGRESS = "trainer_state.json"
+"""transformers' own: the step, and the log up to it."""
+
+
+def path_of(folder: Path, step: int) -> Path:
+    """Return the checkpoint of a step."""
+    return folder / f"checkpoint-{step}"
+
+
+def load_trainable(model: nn.Module, path: Path) -> None:
+    """Copy saved tensors into the trainable parameters of the same names."""
+    stored = load_file(path)
+    with torch.no_grad():
+        for name, parameter in trainable(model):
+            parameter.copy_(stored[name])
+
+
+@contextmanager
+def writing(folder: Path, step: int) -> Iterator[Path]:
+    """Yield a folder; `checkpoint-STEP`, which the block writes into it, is a checkpoint when the block ends."""
+    staging = folder / f".writing.{os.getpid()}.tmp"
+    remove(staging)
+    staging.mkdir(parents=True)
+    yield staging
+    made = path_of(staging, step)
+    for file in made.iterdir():
+        write_through(file)
+    write_json(made / MANIFEST, digests_below(made))
+    sync_folder(made)
+    made.rename(path_of(folder, step))
+    sync_folder(folder)
+    remove(staging)
+
+
+def fault_of(path: Path) -> str:
+    """Return how a checkpoint differs from what was written; empty if it does not."""
+    try:
+        written = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        found = digests_below(path)
+    except (OSError, ValueError, RecursionError):
+        return "its manifest cannot be read"
+    if not isinstance(written, dict):
+        return "its manifest is damaged"
+    found.pop(MANIFEST, None)
+    names = sorted(name for name in {*written, *found} if written.get(name) != found.get(name))
+    return f"{', '.join(names)} {'is' if len(names) == 1 else 'are'} not as written" if names else ""
+
+
+def steps_of(folder: Path) -> list[int]:
+    """Return the steps that have a checkpoint, whole or not, the newest first."""
+    found = (re.fullmatch(r"checkpoint-(\d{1,18})", path.name) for path in folder.glob("checkpoint-*"))
+    return sorted((int(match[1]) for match in found if match), reverse=True)
+
+
+def newest(folder: Path, report: Reporter, best: bool) -> Path | None:
+    """Return the newest checkpoint that training can continue from, and remove those that are damaged, with a notice.
+
+    With `best`, the checkpoint of the epoch that was best so far must be whole, too: its weights may be kept in the
+    end.
+    """
+    sweep(folder)
+    faults = {step: fault_of(path_of(folder, step)) for step in steps_of(folder)}
+    whole = [step for step, fault in faults.items() if not fault]
+    for step in list(whole):
+        kept = read_json(path_of(folder, step) / PROGRESS).get("best_global_step") if best else None
+        if kept and kept not in whole:
+            faults[step] = f"the best epoch so far, checkpoint-{kept}, is missing or damaged"
+            whole.remove(step)
+    for step, fault in faults.items():
+        if fault:
+            report.notice(f"checkpoint-{step} is not used: {fault}")
+            remove(path_of(folder, step))
+    if any(faults.values()):
+        report.notice(f"training continues from checkpoint-{whole[0]}" if whole else "training starts again")
+    return path_of(folder, whole[0]) if whole else None
+
+
+def retire(folder: Path, best: int | None) -> None:
+    """Remove all checkpoints but the newest and the best, or the one before the newest if that is the best."""
+    older = steps_of(folder)[1:]
+    second = best if best in older else max(older, default=None)
+    for step in older:
+        if step != second:
+            remove(path_of(folder, step))
+
+
+class Checkpointed(Trainer):
+    """The Trainer with checkpoints of this module, which hold the trainable tensors once each, not the model."""
+
+    def __init__(self, *, stepper: Stepper | None, **options: Any):
+        super().__init__(**options)
+        self.stepper = stepper
+        self.trained: nn.Module = options["model"]
+        self._staging: Path | None = None
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self._staging or self.args.output_dir)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        folder = Path(str(self.args.output_dir))
+        with writing(folder, self.state.global_step) as self._staging:
+            super()._save_checkpoint(model, trial)
+            self.state.best_model_checkpoint = None  # where it was written; its step is known
+            self.state.save_to_json(str(path_of(self._staging, self.state.global_step) / PROGRESS))
+        self._staging = None
+        retire(folder, self.state.best_global_step)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        folder = Path(str(output_dir))
+        folder.mkdir(parents=True)
+        save_file({name: tensor.detach().contiguous() for name, tensor in trainable(self.trained)}, folder / WEIGHTS)
+        if self.stepper is not None:
+            save_file(self.stepper.state(), folder / STEPPER)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        folder = Path(resume_from_checkpoint)
+        load_trainable(self.trained, folder / WEIGHTS)
+        if self.stepper is not None:
+            self.stepper.restore(load_file(folder / STEPPER))
+
+    def _states(self) -> dict[str, Any]:
+        """Return what has a state of its own, by name."""
+        scaler = getattr(self.accelerator, "scaler", None)
+        found = {"optimizer": self.optimizer, "schedule": self.lr_scheduler, "scaler": scaler}
+        return {name: each for name, each in found.items() if each is not None}
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        save_nested({name: each.state_dict() for name, each in self._states().items()}, Path(output_dir) / STATE)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            stored = load_nested(Path(checkpoint) / STATE)
+            for name, each in self._states().items():
+                each.load_state_dict(stored[name])
+
+    def _save_scaler(self, output_dir: str) -> None:
+        """Do nothing: it is saved with the optimizer."""
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        """Do nothing: it is loaded with the optimizer."""
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        name, words, *rest = cast(tuple[Any, ...], np.random.get_state(legacy=True))
+        states = {"python": random.getstate(), "numpy": (name, words.tolist(), *rest), "cpu": torch.get_rng_state()}
+        if self.args.device.type == "cuda":
+            states["cuda"] = torch.cuda.get_rng_state(self.args.device)
+        save_nested(states, Path(output_dir) / RANDOM)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return
+        states = load_nested(Path(checkpoint) / RANDOM)
+        random.setstate(states["python"])
+        np.random.set_state(states["numpy"])
+        torch.set_rng_state(states["cpu"])
+        if self.args.device.type == "cuda":
+            torch.cuda.set_rng_state(states["cuda"], self.args.device)

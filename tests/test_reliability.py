@@ -1,0 +1,312 @@
+"""Damage, hostile input and failures of the machine: a sentence each, and nothing believed unseen."""
+
+import errno
+import os
+import time
+
+import pytest
+import yaml
+from safetensors import SafetensorError
+
+from lora_drop.cli import app as cli
+from lora_drop.config.schema import Config, from_dict, load_config
+from lora_drop.config.strict_yaml import parse
+from lora_drop.errors import UserError
+from lora_drop.faults import as_sentences
+from lora_drop.files import read_json, remove, sweep, write_json, write_text
+from lora_drop.interruption import Stopped, stoppable
+from lora_drop.methods import lora
+from lora_drop.progress import Reporter
+from lora_drop.runs import pipeline
+from lora_drop.runs.job import Job
+from lora_drop.runs.stages.base import Stage
+from lora_drop.runs.store import Run, status_of
+
+
+def stage(work, name="a") -> Stage:
+    """A stage that reads no rows and writes `a.txt`."""
+    return Stage(
+        name=name,
+        help="",
+        version=1,
+        outputs=("a.txt",),
+        needs=(),
+        settings=lambda job: {},
+        inputs=lambda job: {},
+        work=work,
+        rows=lambda job: (),
+    )
+
+
+def write(job):
+    write_text(job.run.file("a.txt"), "x")
+    return "a note", {"fact": 1}
+
+
+def finished(path, work=write) -> Run:
+    run = Run(path, Config())
+    with run.working():
+        pipeline.perform(Job(run), stage(work))
+    return run
+
+
+def call(*arguments) -> int:
+    try:
+        cli.main([str(each) for each in arguments])
+    except SystemExit as ended:
+        return ended.code or 0
+    return 0
+
+
+# what a run directory says of itself
+
+
+def damaged(content: bytes):
+    middle = len(content) // 2
+    yield from (b"", content[:middle], bytes(len(content)), content[:middle] + bytes(len(content) - middle), b"[]")
+    yield content + b"\x00garbage"
+    for place in range(0, len(content), max(1, len(content) // 40)):
+        yield content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
+
+
+def test_a_damaged_configuration_is_never_another_one(tmp_path, capsys):
+    finished(tmp_path)
+    stored = tmp_path / "config.yaml"
+    for content in damaged(stored.read_bytes()):
+        stored.write_bytes(content)
+        with pytest.raises(UserError, match=r"config\.yaml is not as lora-drop wrote it"):
+            Run(tmp_path)
+        assert call("select", "-d", tmp_path) == 2 and stored.read_bytes() == content
+    stored.unlink()
+    assert call("run", "-d", tmp_path) == 2
+    assert "its config.yaml is missing" in capsys.readouterr().err
+    stored.mkdir()
+    assert call("run", "-d", tmp_path) == 2
+
+
+def test_a_configuration_that_was_edited_can_be_given(tmp_path):
+    finished(tmp_path)
+    stored = tmp_path / "config.yaml"
+    stored.write_text(stored.read_text().replace("seed: 0", "seed: 5"))
+    assert load_config([stored]).seed == 5
+
+
+def test_what_was_altered_in_the_manifest_is_done_again(tmp_path):
+    run = finished(tmp_path)
+    manifest = read_json(tmp_path / "run.json")
+    for change in ({"fact": 2}, {"note": "other"}, {"outputs": {}}, {"inputs": 3}, {"seal": "x"}):
+        entry = {**manifest["stages"]["a"], **change}
+        write_json(tmp_path / "run.json", {**manifest, "stages": {"a": entry}})
+        again, told = Run(tmp_path), []
+        assert again.entry("a") == {} and again.damaged == ["a"]
+        reporter = Reporter()
+        reporter.notice = told.append
+        pipeline.perform(Job(again, reporter), stage(write))
+        assert "run.json is damaged where it speaks of the stage a" in told[0]
+        assert again.entry("a")["outputs"] == run.entry("a")["outputs"] and again.damaged == []
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"null", b'{"stages": 1}', b"[" * 100_000, b"\xff", b"9" * 5000])
+def test_a_manifest_that_is_none_is_a_sentence(tmp_path, content):
+    finished(tmp_path)
+    (tmp_path / "run.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"run\.json"):
+        Run(tmp_path)
+
+
+def test_a_killed_run_is_not_shown_as_running(tmp_path):
+    run = Run(tmp_path, Config())
+    with run.working():
+        assert status_of(tmp_path) == "running"
+    assert status_of(tmp_path) == "done"
+    run.record(status="running")  # as a kill leaves it
+    assert status_of(tmp_path) == "interrupted"
+
+
+def test_checkpoints_go_when_the_manifest_says_that_the_stage_is_done(tmp_path):
+    kept = tmp_path / "checkpoints" / "a" / "x"
+
+    def work(job):
+        write_text(kept, "")
+        return write(job)
+
+    run = finished(tmp_path, work)
+    assert not kept.exists()
+    write_text(kept, "")  # as a kill between the two leaves it
+    pipeline.perform(Job(run), stage(work))
+    assert not kept.parent.exists()
+
+
+# removing
+
+
+def test_removing_follows_no_link_and_takes_only_what_is_ours(tmp_path):
+    write_text(tmp_path / "theirs" / "a", "")
+    (tmp_path / "run").mkdir()
+    link = tmp_path / "run" / ".adapter.1.tmp"
+    link.symlink_to(tmp_path / "theirs")
+    write_text(tmp_path / "run" / ".mine.tmp", "")
+    write_text(tmp_path / "run" / ".scores.json.12.gone.tmp" / "a", "")
+    sweep(tmp_path / "run")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [".mine.tmp"]
+    (tmp_path / "run" / "checkpoints").symlink_to(tmp_path / "theirs")
+    with pytest.raises(UserError, match="is a link"):
+        Run(tmp_path / "run", Config()).remove_checkpoints("a")
+    remove(tmp_path / "run" / "checkpoints")
+    assert (tmp_path / "theirs" / "a").exists()
+
+
+def test_a_folder_of_others_is_left_alone(tmp_path):
+    write_text(tmp_path / "adapter" / "mine", "")
+    with pytest.raises(UserError, match="is no run directory, but has adapter"), Run(tmp_path, Config()).working():
+        pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter"]
+
+
+# configurations
+
+BOMB = "a: &a [1, 1, 1]\n" + "\n".join(
+    f"a{n}: &a{n} [{', '.join([f'*a{n - 1}' if n else '*a'] * 9)}]" for n in range(9)
+)
+"""Ten lines that would be billions of values."""
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("seed: 1\nseed: 2", "'seed' is there twice"),
+        ("train: {epochs: 1, epochs: 2}", "'epochs' is there twice"),
+        ("[" * 100_000, "nested too deeply"),
+        ("a: " + "[" * 50 + "]" * 50, "more than 20 deep"),
+        ("seed: " + "9" * 5000, "not readable YAML"),
+        (BOMB, "more than 20,000 values"),
+        ("a: &a [*a]", "nested more than"),
+        ("x: " + "y" * 300_000, "no configuration"),
+        ("? [1]\n: 2", "not readable YAML"),
+        ("!!python/object/apply:os.system [ls]", "not readable YAML"),
+        ("\x00", "not readable YAML"),
+    ],
+    ids=range(11),
+)
+def test_hostile_yaml_is_a_sentence_at_once(text, message):
+    began = time.perf_counter()
+    with pytest.raises(UserError, match=message):
+        parse(text.encode(), "a.yaml")
+    assert time.perf_counter() - began < 5
+
+
+@pytest.mark.parametrize("value", [10**400, -(10**400), 1e300, "1e999", 10**12, "9" * 5000])
+@pytest.mark.parametrize("key", ["train.epochs", "train.batch_size", "score.bootstrap", "seed"])
+def test_huge_numbers_are_refused(key, value):
+    with pytest.raises(UserError, match=key):
+        load_config(flags={key: value})
+
+
+def test_many_mistakes_are_told_at_once():
+    began = time.perf_counter()
+    with pytest.raises(UserError, match=r"2000 errors(.|\n)*and 1980 more"):
+        from_dict({f"trian{number}": 1 for number in range(2000)})
+    assert time.perf_counter() - began < 5
+    with pytest.raises(UserError, match="no such key"):
+        load_config(overrides=[".".join("a" * 3000) + "=1"])
+    with pytest.raises(UserError, match="must be a text"):
+        load_config(flags={"data_dir": "a\0b"})
+
+
+def test_the_safe_loader_reads_what_it_did():
+    text = "a: [1, 2.5, x]\nb: {c: null, d: true}\ne: 1e-3\nf: &x {g: 1}\nh: {<<: *x, i: 2}\n"
+    assert parse(text.encode(), "") == yaml.safe_load(text)
+
+
+# the machine
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(errno.ENOSPC, "", "/x/run.json"), r"/x/run\.json: No space left on device\. Make room"),
+        (PermissionError(errno.EACCES, "", "/x"), "/x: Permission denied"),
+        (OSError(errno.EROFS, "", "/x"), "Read-only file system"),
+        (OSError(errno.ENAMETOOLONG, "", "/x"), "shorter name"),
+        (SafetensorError("I/O error: No space left on device (os error 28)"), "No space left on device"),
+        (MemoryError(), r"Out of memory\. Lower train\.device_batch_size"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), "Out of memory"),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), "Out of memory"),
+    ],
+    ids=str,
+)
+def test_failures_of_the_machine_are_sentences(tmp_path, error, message):
+    def fail(job):
+        raise error
+
+    run = Run(tmp_path, Config())
+    with pytest.raises(UserError, match=message), run.working():
+        pipeline.perform(Job(run), stage(fail))
+    assert run.manifest["status"] == "failed"
+
+
+def test_other_failures_stay_what_they_are():
+    with pytest.raises(RuntimeError, match="a fault of ours"), as_sentences(""):
+        raise RuntimeError("a fault of ours")
+
+
+def test_a_name_that_is_too_long_is_a_sentence(capsys):
+    assert call("run", "-d", "x" * 5000) == 2
+    assert "shorter name" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_a_signal_between_steps_ends_the_run_as_interrupted(tmp_path, name):
+    import signal
+
+    number = getattr(signal, name)
+
+    def work(job):
+        os.kill(os.getpid(), number)
+        time.sleep(5)
+
+    run = Run(tmp_path, Config())
+    with pytest.raises(Stopped) as stopped, stoppable(), run.working():
+        pipeline.perform(Job(run), stage(work))
+    assert stopped.value.code == 128 + number and read_json(tmp_path / "run.json")["status"] == "interrupted"
+
+
+def test_signals_that_are_ignored_stay_ignored():
+    import signal
+
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nohup
+    try:
+        with stoppable():
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+# names on the Hub
+
+
+def test_an_adapter_that_is_not_there_is_not_looked_for_on_the_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    for name in ("run/adapter", "org/adapter"):
+        with pytest.raises(UserError, match="holds no readable PEFT adapter"):
+            lora.read_config(tmp_path.__class__(name))
+        with pytest.raises(OSError, match="adapter_model"):
+            lora.read_weights(tmp_path.__class__(name))
+
+
+def test_an_adapter_in_a_pickle_is_not_read(tmp_path):
+    import torch
+
+    torch.save({}, tmp_path / "adapter_model.bin")
+    with pytest.raises(OSError, match=r"adapter_model\.safetensors"):
+        lora.read_weights(tmp_path)
+
+
+def test_json_that_cannot_be_read_is_a_sentence(tmp_path):
+    for content in (b"[" * 100_000, b"9" * 5000, b"\xff"):
+        (tmp_path / "a.json").write_bytes(content)
+        with pytest.raises(UserError, match="is not valid JSON"):
+            read_json(tmp_path / "a.json")
+    with pytest.raises(UserError, match="cannot be read: Is a directory"):
+        read_json(tmp_path)
