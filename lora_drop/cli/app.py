@@ -52,23 +52,17 @@ RUN = (
 )
 
 
-def _stage(name: str, help_text: str) -> None:
-    """Register the command of one stage; all stages have the same options."""
+def _stage(name: str, help_text: str) -> Callable[..., None]:
+    """Return the command of a stage that has the options of a run and no others."""
 
     @options(*RUN)
     def command(run_dir: RunDir, **given: Any) -> None:
         _perform(run_dir, [name], given)
 
     command.__doc__ = help_text
-    app.command(name)(command)
+    return command
 
 
-for stage in STAGES:
-    if stage.command and stage.name not in ("score", "eval"):  # which have options of their own
-        _stage(stage.name, stage.help)
-
-
-@app.command()
 @options("criterion", *RUN)
 def score(
     run_dir: RunDir,
@@ -90,7 +84,6 @@ def score(
     _perform(run_dir, ["sample", "score"], named(adapter, task, given, run_dir))
 
 
-@app.command("eval")
 @options("config", "overrides", "data_dir", "limit_eval", *WHERE)
 def evaluate(
     run_dir: Annotated[
@@ -112,6 +105,11 @@ def evaluate(
         raise UserError("Give either --run-dir (a trained run) or both --task and --predictions (a file to score).")
     else:
         _perform(run_dir, ["eval"], given)
+
+
+for stage in STAGES:
+    if stage.command:
+        app.command(stage.name)({"score": score, "eval": evaluate}.get(stage.name) or _stage(stage.name, stage.help))
 
 
 def _score_file(task: str, predictions: Path, split: str | None, given: dict[str, Any]) -> None:
