@@ -11,6 +11,7 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
+import own_data
 import pytest
 from small_files import write_e2e_submission, write_small_files
 
@@ -33,6 +34,10 @@ ADDED = {
     "sample -d runs/x -c glue/mrpc": ("-o backbone=tiny:roberta", "RoBERTa-base is on the Hub"),
     "reproduce table1 --dry-run": ("--backbone tiny:roberta --seeds 0", "RoBERTa-base is on the Hub"),
     "reproduce table6 -b packaged:minilm-l6": ("--backbone tiny:bert --seeds 0", "fifteen trainings"),
+    "run --data reviews.csv": (
+        "-b tiny:bert -o train.epochs=1 -o warmup.epochs=1",
+        "a pretrained encoder takes minutes",
+    ),
     "params --backbone FacebookAI/roberta-base": ("--backbone tiny:roberta", "RoBERTa-base is on the Hub"),
 }
 """By the beginning of a command: options added at its end, where they count, and why."""
@@ -63,6 +68,7 @@ def performed(tmp_path_factory) -> dict[str, Performed]:
     write_small_files(folder / "data")
     write_small_files(folder / "my" / "data")
     write_e2e_submission(folder / "tgen.tsv", folder / "data")
+    own_data.write(folder / "reviews.csv", own_data.reviews(40))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("LORA_DROP_DATA", str(folder / "data"))

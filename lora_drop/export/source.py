@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from lora_drop.errors import UserError
 from lora_drop.models.base import public_name
-from lora_drop.registry import TASKS
 from lora_drop.runs.facts import Facts, read_facts
 from lora_drop.runs.job import known_sources
 from lora_drop.runs.store import Run
@@ -56,8 +55,10 @@ class Source:
 
     @property
     def task(self) -> Task:
-        """The task."""
-        return TASKS.get(self.run.config.task)
+        """The task; of own data, what the adapter keeps of it."""
+        from lora_drop.runs.load import trained_task
+
+        return trained_task(self.run)
 
     @property
     def adapter(self) -> Path:
