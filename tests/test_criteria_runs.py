@@ -261,3 +261,18 @@ def test_selecting_by_another_criterion_imports_no_torch(copy, tmp_path):
         at(copy, *overrides)
         options = [part for each in (*SMALLEST, *overrides) for part in ("-o", each)]
         assert imported_by("select", "-d", str(copy), "-q", *options, among=HEAVY) == (0, set())
+
+
+def test_criteria_agree_in_half_precision(copy, tmp_path):
+    """Scored in bf16, the same warm-up gives nearly the same numbers."""
+    adapter, names = f"warmup.adapter={copy / 'warmup'}", "[output,output_relative,gradient,fisher,activation,weight]"
+    found = []
+    for precision in ("fp32", "bf16"):
+        folder = tmp_path / precision
+        overrides = [adapter, "score.criterion=weight", f"score.compare={names}", f"train.precision={precision}"]
+        at(folder, *overrides, stages=["sample", "score"])
+        criteria = read_json(folder / "criteria.json")["criteria"]
+        found.append({name: [row["score"] for row in each["modules"]] for name, each in criteria.items()})
+    for name, scores_in_fp32 in found[0].items():
+        assert found[1][name] == pytest.approx(scores_in_fp32, rel=0.05), name
+    assert found[0]["output"] != found[1]["output"]
