@@ -261,3 +261,48 @@ def test_selecting_by_another_criterion_imports_no_torch(copy, tmp_path):
         at(copy, *overrides)
         options = [part for each in (*SMALLEST, *overrides) for part in ("-o", each)]
         assert imported_by("select", "-d", str(copy), "-q", *options, among=HEAVY) == (0, set())
+
+
+def test_criteria_agree_in_half_precision(copy, tmp_path):
+    """Scored in bf16, the same warm-up gives nearly the same numbers."""
+    adapter, names = f"warmup.adapter={copy / 'warmup'}", "[output,output_relative,gradient,fisher,activation,weight]"
+    found = []
+    for precision in ("fp32", "bf16"):
+        folder = tmp_path / precision
+        overrides = [adapter, "score.criterion=weight", f"score.compare={names}", f"train.precision={precision}"]
+        at(folder, *overrides, stages=["sample", "score"])
+        criteria = read_json(folder / "criteria.json")["criteria"]
+        found.append({name: [row["score"] for row in each["modules"]] for name, each in criteria.items()})
+    for name, scores_in_fp32 in found[0].items():
+        assert found[1][name] == pytest.approx(scores_in_fp32, rel=0.05), name
+    assert found[0]["output"] != found[1]["output"]
+
+
+def test_the_figure_s_points_are_means_over_seeds_by_parameters():
+    from lora_drop.experiments.figures.criteria import points_of
+    from lora_drop.experiments.records import Record
+
+    def record(row, criterion, seed, size, value, method="lora_drop"):
+        config = to_dict(load_config([], [f"score.criterion={criterion}"]))
+        known = {
+            "experiment": "x",
+            "layout": {},
+            "task": "toy-nli",
+            "task_title": "",
+            "backbone": "",
+            "config_hash": "",
+        }
+        empty = {"overrides": {}, "deviations": {}, "limited": {}, "stages": {}}
+        found = {"primary": "accuracy", "metrics": {"accuracy": value}, "parameters": {"adapter": size, "head": 1}}
+        return Record(row=row, config=config, seed=seed, method=method, **known, **empty, **found)
+
+    records = [record("b", "fisher", seed, 20, value) for seed, value in enumerate((0.5, 0.7))]
+    records += [
+        record("a", "fisher", 0, 10, 0.25),
+        record("c", "output", 0, 20, 0.5),
+        record("l", "output", 0, 40, 1, "lora"),
+    ]
+    del records[-2].config["score"]["criterion"]  # as in records of earlier versions
+    points = points_of(records)
+    assert points.keys() == {"fisher", "output"} and points["output"] == [(20, 50, 0)]
+    assert points["fisher"][0] == (10, 25, 0) and points["fisher"][1] == pytest.approx((20, 60, 200**0.5))

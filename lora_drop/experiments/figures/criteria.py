@@ -19,13 +19,15 @@ Points = dict[str, list[tuple[float, float, float]]]
 
 def draw(table: Table, records: list[Record]) -> Drawing:
     """Draw the mean over seeds, bars are standard deviations; plain LoRA is a line across."""
+    order = {row.name: number for number, row in enumerate(table.rows)}
+    records = sorted(records, key=lambda record: order[record.row])
     tasks = list(dict.fromkeys(record.task_title for record in records))
     figure, axes = panels(1, len(tasks), width=4.2, height=3.4)
     shown: dict[str, Any] = {}
     names = list(dict.fromkeys(map(criterion, records)))
     for axis, task in zip(axes[0], tasks, strict=True):
         mine = [record for record in records if record.task_title == task]
-        for name, points in _points(mine).items():
+        for name, points in points_of(mine).items():
             number = names.index(name)
             style: dict[str, Any] = {"marker": MARKERS[number % len(MARKERS)], "markersize": 5, "capsize": 3}
             style |= {"color": DARK, "linewidth": 2} if name == "output" else {"color": grey(number, len(names) + 2)}
@@ -47,7 +49,7 @@ def criterion(record: Record) -> str:
     return str(record.config["score"].get("criterion", "output"))
 
 
-def _points(records: list[Record]) -> Points:
+def points_of(records: list[Record]) -> Points:
     """Return by criterion the points of its rows (parameters, score, its deviation), mean over seeds."""
     rows: dict[tuple[str, str], list[Record]] = defaultdict(list)
     for record in records:
