@@ -107,9 +107,10 @@ def load_config(backbone: Backbone, task: Task) -> PretrainedConfig:
     if task.kind == "generation":
         encodes = architecture in MODEL_FOR_MASKED_LM_MAPPING_NAMES or config.is_encoder_decoder
         if encodes or architecture not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+            wanted = f"{task.name} is written" if not task.record else "These data have texts to write"
             what = "an encoder" if not config.is_encoder_decoder else "an encoder-decoder"
             raise UserError(
-                f"{task.name} is written, but {backbone.name} is {what if encodes else 'no decoder'} ({architecture}): "
+                f"{wanted}, but {backbone.name} is {what if encodes else 'no decoder'} ({architecture}): "
                 "it cannot continue a text. Choose a decoder: packaged:smollm2-135m, meta-llama/Llama-2-7b-hf, "
                 "shape:llama-2-7b, tiny:llama."
             )

@@ -17,7 +17,7 @@ from lora_drop.data.content import content_digest
 from lora_drop.data.sentences import Collate, Encoded, batches
 from lora_drop.data.token_cache import cache_folder, entry_key, kept_or_made
 from lora_drop.evaluation.kinds import Kind, get_kind
-from lora_drop.models.backbones import Backbone, load_tokenizer
+from lora_drop.models.backbones import Backbone, load_config, load_tokenizer
 from lora_drop.progress import Reporter
 from lora_drop.pruning.sampling import stratified_sample
 from lora_drop.tasks.base import Source, Task
@@ -58,7 +58,8 @@ class Data:
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The backbone's tokenizer."""
+        """The backbone's tokenizer. A backbone that cannot do the task is refused before anything is tokenised."""
+        load_config(self.backbone, self.task)
         return load_tokenizer(self.backbone, self.kind.causal, self.report.notice)
 
     @cached_property
