@@ -1,6 +1,7 @@
 """The page of a run: what it says, that it needs nothing else, and that its slider does what stage 3 does."""
 
 import html
+import itertools
 import json
 import re
 import shutil
@@ -15,6 +16,7 @@ from lora_drop.cli import app as cli
 from lora_drop.files import read_json, write_json
 from lora_drop.pruning.selection import read_scores, select
 from lora_drop.registry import METHODS
+from lora_drop.report.charts import pareto
 from lora_drop.report.page import render, write_page
 from lora_drop.runs import words
 from lora_drop.runs.facts import TITLES, read_facts
@@ -139,6 +141,15 @@ def test_seeds_are_repetitions_and_settings_tell_runs_apart(tmp_path):
     assert Structure(page) and "0.8100 ± 0.0100" in text_of(page) and page.count('class="profile"') == 4
 
 
+def test_names_in_the_plot_do_not_cover_each_other(tmp_path):
+    methods = ("lora", "vera", "adalora", "tied_lora", "full", "sparse_adapter")  # all at one place
+    runs = [read_facts(write_run(tmp_path / name, name=name, score=0.8)) for name in methods]
+    drawn = pareto(words.compared(runs))
+    names = re.findall(r'<text x="([\d.]+)" y="([\d.]+)" text-anchor="\w+" class="name">([^<]+)<', drawn)
+    heights = sorted(float(y) for _, y, _ in names)
+    assert len(names) == 6 and all(b - a >= 14 for a, b in itertools.pairwise(heights))
+
+
 def test_intervals_and_doubts_are_shown(tmp_path):
     run = write_run(tmp_path / "run", losses=[0.7] * 8)
     modules = [
@@ -168,6 +179,9 @@ def test_intervals_and_doubts_are_shown(tmp_path):
         "did not fall",
     ):
         assert doubt in told
+    manifest["stages"]["train"]["trainable_parameters"]["adapter"] += 1
+    write_json(run / "run.json", manifest)
+    assert "trained under another selection" in text_of(render([read_facts(run)]))
     write_json(run / "stability.json", {**content, "threshold": 0.8})  # of another selection
     assert "resamples" not in text_of(render([read_facts(run)]))
 
