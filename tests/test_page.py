@@ -25,12 +25,14 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 DRIVER = """
 <script>
 const told = [], profile = document.querySelector(".profile"), field = profile.querySelector("input[type=number]");
+const heads = profile.querySelector(".heat thead tr").cells;
+const place = (cell) => [heads[cell.cellIndex].textContent, Number(cell.parentElement.cells[0].textContent)];
 const read = (name) => [...profile.querySelectorAll(`[data-out^="${name}"]`)].map((each) => each.textContent);
 for (const T of THRESHOLDS) {
   field.value = T;
   field.dispatchEvent(new Event("input"));
   told.push([read("parameters")[0], read("kept-"), read("compact")[0], read("peft")[0],
-    profile.querySelectorAll("td.own").length, profile.querySelector("input[type=range]").value]);
+    [...profile.querySelectorAll("td.own")].map(place), profile.querySelector("input[type=range]").value]);
 }
 document.body.innerHTML = "";
 document.body.append(Object.assign(document.createElement("pre"), { id: "told", textContent: JSON.stringify(told) }));
@@ -76,7 +78,7 @@ class Structure(HTMLParser):
     ids=str,
 )
 def test_the_slider_selects_as_stage_3_does_at_a_hundred_thresholds(method, tmp_path):
-    run = write_run(tmp_path / "run", scores(17, seed=3), seed=3, **method)
+    run = write_run(tmp_path / "run", scores(17, seed=3, projections=("value", "query")), seed=3, **method)
     rows = read_scores(run / "scores.json")
     thresholds = [round(0.01 * number, 2) for number in range(1, 101)]
     page = render([read_facts(run)]).replace(
@@ -90,9 +92,11 @@ def test_the_slider_selects_as_stage_3_does_at_a_hundred_thresholds(method, tmp_
     assert len(told) == 100
     for threshold, (parameters, kept, compact, peft, marked, moved) in zip(thresholds, told, strict=True):
         chosen = select(rows, threshold, None, method.get("policy", "threshold"), method.get("share", True), 3)
-        assert kept == [words.spans(layers.retained) for layers in chosen.projections.values()], threshold
+        names = ("value", "query")  # the model's order
+        assert kept == [words.spans(chosen.projections[name].retained) for name in names], threshold
         assert int(parameters.replace(",", "")) == chosen.trainable_parameters and float(moved) == threshold
-        assert marked == sum(len(layers.retained) for layers in chosen.projections.values())
+        own = {(name, layer) for name in names for layer in chosen.projections[name].retained}
+        assert set(map(tuple, marked)) == own and len(marked) == len(own)
         sizes = [len(save(tensors, {"format": "pt"})) for tensors in files(rows, chosen)]
         assert [int(size.replace(",", "")) for size in (compact, peft)] == sizes, threshold
 
@@ -200,6 +204,12 @@ def test_names_and_paths_are_text_not_markup(tmp_path):
 def test_a_run_without_a_selection_has_a_page_too(tmp_path):
     run = write_run(tmp_path / "run", name="full", score=None)
     assert Structure(page := render([read_facts(run)])) and "Nothing was trained yet" in text_of(page)
+
+
+def test_a_compact_file_is_offered_where_layers_share(tmp_path):
+    for threshold, offered in ((0.5, True), (1.0, False)):
+        page = render([read_facts(write_run(tmp_path / f"{threshold}", threshold=threshold))])
+        assert ("--to compact" in page) == offered
 
 
 def test_layers_in_a_row_are_told_as_spans():
