@@ -61,6 +61,14 @@ def language_run(tmp_path_factory) -> Path:
     return path
 
 
+def test_every_run_has_a_page_and_it_shows_what_was_compared(run):
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert "Which layers does toy-nli need?" in page and "lora-drop export" in page
+    assert command("run", "-d", run, "-q", "--compare", "lora") == 0
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert "LoRA-drop reaches accuracy" in page and (run / "compare" / "lora" / "report.html").is_file()
+
+
 def plain(folder) -> torch.nn.Module:
     return AutoModelForSequenceClassification.from_pretrained(folder, num_labels=2)
 
