@@ -61,6 +61,14 @@ def language_run(tmp_path_factory) -> Path:
     return path
 
 
+def test_every_run_has_a_page_and_it_shows_what_was_compared(run):
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert "Which layers does toy-nli need?" in page and "lora-drop export" in page
+    assert command("run", "-d", run, "-q", "--compare", "lora") == 0
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert "LoRA-drop reaches accuracy" in page and (run / "compare" / "lora" / "report.html").is_file()
+
+
 def plain(folder) -> torch.nn.Module:
     return AutoModelForSequenceClassification.from_pretrained(folder, num_labels=2)
 
@@ -155,7 +163,15 @@ def test_the_card_says_what_was_measured(run, tmp_path):
     assert yaml.safe_load(front)["base_model"] == "acme/tiny"
     metrics = read_json(run / "metrics.json")
     assert f"accuracy {metrics['metrics']['accuracy']:.4f}, on 20 rows of validation, seed 0" in body
-    assert "only 80 train rows were used" in body and "weights sha256" in body
+    assert "only 80 train rows were used" in body and "weights sha256" in body and "needs a LoRA of its own" in body
+
+
+def test_the_card_does_not_describe_a_selection_made_since(run, tmp_path):
+    again = shutil.copytree(run, tmp_path / "again")
+    assert command("select", "-d", again, "-q", "-o", "method.budget=null", "-o", "method.threshold=1") == 0
+    assert command("export", again, "--to", "peft", "--base", "acme/tiny", "--out", tmp_path / "p") == 0
+    body = (tmp_path / "p" / "README.md").read_text()
+    assert "needs a LoRA of its own" not in body and "trained under another selection" in body
 
 
 def test_a_configuration_hits_exactly_the_retained_modules(language_run, capsys):

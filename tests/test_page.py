@@ -1,6 +1,7 @@
 """The page of a run: what it says, that it needs nothing else, and that its slider does what stage 3 does."""
 
 import html
+import itertools
 import json
 import re
 import shutil
@@ -15,6 +16,7 @@ from lora_drop.cli import app as cli
 from lora_drop.files import read_json, write_json
 from lora_drop.pruning.selection import read_scores, select
 from lora_drop.registry import METHODS
+from lora_drop.report.charts import pareto
 from lora_drop.report.page import render, write_page
 from lora_drop.runs import words
 from lora_drop.runs.facts import TITLES, read_facts
@@ -23,12 +25,14 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 DRIVER = """
 <script>
 const told = [], profile = document.querySelector(".profile"), field = profile.querySelector("input[type=number]");
+const heads = profile.querySelector(".heat thead tr").cells;
+const place = (cell) => [heads[cell.cellIndex].textContent, Number(cell.parentElement.cells[0].textContent)];
 const read = (name) => [...profile.querySelectorAll(`[data-out^="${name}"]`)].map((each) => each.textContent);
 for (const T of THRESHOLDS) {
   field.value = T;
   field.dispatchEvent(new Event("input"));
   told.push([read("parameters")[0], read("kept-"), read("compact")[0], read("peft")[0],
-    profile.querySelectorAll("td.own").length, profile.querySelector("input[type=range]").value]);
+    [...profile.querySelectorAll("td.own")].map(place), profile.querySelector("input[type=range]").value]);
 }
 document.body.innerHTML = "";
 document.body.append(Object.assign(document.createElement("pre"), { id: "told", textContent: JSON.stringify(told) }));
@@ -74,7 +78,7 @@ class Structure(HTMLParser):
     ids=str,
 )
 def test_the_slider_selects_as_stage_3_does_at_a_hundred_thresholds(method, tmp_path):
-    run = write_run(tmp_path / "run", scores(17, seed=3), seed=3, **method)
+    run = write_run(tmp_path / "run", scores(17, seed=3, projections=("value", "query")), seed=3, **method)
     rows = read_scores(run / "scores.json")
     thresholds = [round(0.01 * number, 2) for number in range(1, 101)]
     page = render([read_facts(run)]).replace(
@@ -88,9 +92,11 @@ def test_the_slider_selects_as_stage_3_does_at_a_hundred_thresholds(method, tmp_
     assert len(told) == 100
     for threshold, (parameters, kept, compact, peft, marked, moved) in zip(thresholds, told, strict=True):
         chosen = select(rows, threshold, None, method.get("policy", "threshold"), method.get("share", True), 3)
-        assert kept == [words.spans(layers.retained) for layers in chosen.projections.values()], threshold
+        names = ("value", "query")  # the model's order
+        assert kept == [words.spans(chosen.projections[name].retained) for name in names], threshold
         assert int(parameters.replace(",", "")) == chosen.trainable_parameters and float(moved) == threshold
-        assert marked == sum(len(layers.retained) for layers in chosen.projections.values())
+        own = {(name, layer) for name in names for layer in chosen.projections[name].retained}
+        assert set(map(tuple, marked)) == own and len(marked) == len(own)
         sizes = [len(save(tensors, {"format": "pt"})) for tensors in files(rows, chosen)]
         assert [int(size.replace(",", "")) for size in (compact, peft)] == sizes, threshold
 
@@ -139,6 +145,15 @@ def test_seeds_are_repetitions_and_settings_tell_runs_apart(tmp_path):
     assert Structure(page) and "0.8100 ± 0.0100" in text_of(page) and page.count('class="profile"') == 4
 
 
+def test_names_in_the_plot_do_not_cover_each_other(tmp_path):
+    methods = ("lora", "vera", "adalora", "tied_lora", "full", "sparse_adapter")  # all at one place
+    runs = [read_facts(write_run(tmp_path / name, name=name, score=0.8)) for name in methods]
+    drawn = pareto(words.compared(runs))
+    names = re.findall(r'<text x="([\d.]+)" y="([\d.]+)" text-anchor="\w+" class="name">([^<]+)<', drawn)
+    heights = sorted(float(y) for _, y, _ in names)
+    assert len(names) == 6 and all(b - a >= 14 for a, b in itertools.pairwise(heights))
+
+
 def test_intervals_and_doubts_are_shown(tmp_path):
     run = write_run(tmp_path / "run", losses=[0.7] * 8)
     modules = [
@@ -168,6 +183,9 @@ def test_intervals_and_doubts_are_shown(tmp_path):
         "did not fall",
     ):
         assert doubt in told
+    manifest["stages"]["train"]["trainable_parameters"]["adapter"] += 1
+    write_json(run / "run.json", manifest)
+    assert "trained under another selection" in text_of(render([read_facts(run)]))
     write_json(run / "stability.json", {**content, "threshold": 0.8})  # of another selection
     assert "resamples" not in text_of(render([read_facts(run)]))
 
@@ -186,6 +204,12 @@ def test_names_and_paths_are_text_not_markup(tmp_path):
 def test_a_run_without_a_selection_has_a_page_too(tmp_path):
     run = write_run(tmp_path / "run", name="full", score=None)
     assert Structure(page := render([read_facts(run)])) and "Nothing was trained yet" in text_of(page)
+
+
+def test_a_compact_file_is_offered_where_layers_share(tmp_path):
+    for threshold, offered in ((0.5, True), (1.0, False)):
+        page = render([read_facts(write_run(tmp_path / f"{threshold}", threshold=threshold))])
+        assert ("--to compact" in page) == offered
 
 
 def test_layers_in_a_row_are_told_as_spans():

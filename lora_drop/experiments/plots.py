@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from matplotlib import colormaps
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Drawing
 from matplotlib.ticker import MaxNLocator
+from matplotlib.transforms import Bbox
 
 from lora_drop.experiments.records import Record
 from lora_drop.experiments.table import Table
@@ -17,6 +19,10 @@ DARK, MIDDLE, LIGHT = "#1f4e79", "#6b8fb3", "#d9b38c"
 OWN = "#d95f02"
 """LoRA-drop among other methods."""
 MARKERS = "osD^vP*Xd<>p"
+Point = tuple[float, float, str, str]
+"""x, y, name and the name's colour."""
+_SHIFTS = [(dx, dy) for far in (0, 12, 24, 36, 48) for dy in (far, -far) for dx in (8, -8, 24 + far, -24 - far)]
+"""Places of a name beside its point, in points of 1/72 inch, the nearest first."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,34 @@ def shade(number: int, total: int) -> Any:
 def grey(number: int, total: int) -> str:
     """Return a shade from nearly black to light grey."""
     return str(round(0.05 + 0.8 * number / max(total - 1, 1), 3))
+
+
+def label_points(axis: Any, points: Sequence[Point]) -> None:
+    """Write names beside points where they cover neither each other nor a point; far ones are joined by a thin line."""
+    axis.margins(x=0.2, y=0.2)
+    FigureCanvasAgg(axis.figure)
+    axis.figure.draw_without_rendering()  # the places in the drawing are known only now
+    scale, inside = axis.figure.dpi / 72, axis.get_window_extent()
+    places = axis.transData.transform([point[:2] for point in points])
+    taken = [Bbox.from_bounds(x - 5 * scale, y - 5 * scale, 10 * scale, 10 * scale) for x, y in places]
+    for (x, y, text, colour), place in zip(points, places, strict=True):
+        size = 4.4 * len(text) * scale, 9 * scale
+        boxes = {shift: _box(place, shift, size, scale) for shift in _SHIFTS}
+        within = [each for each, box in boxes.items() if inside.x0 <= box.x0 and box.x1 <= inside.x1]
+        free = [each for each in within if not any(boxes[each].overlaps(other) for other in taken)]
+        shift = next(iter(free or within or _SHIFTS))
+        taken.append(boxes[shift])
+        style: dict[str, Any] = {"fontsize": 7.5, "color": colour, "ha": "left" if shift[0] > 0 else "right"}
+        if max(map(abs, shift)) > 8:
+            style["arrowprops"] = {"arrowstyle": "-", "color": "0.6", "linewidth": 0.6, "shrinkB": 4}
+        axis.annotate(text, (x, y), xytext=shift, textcoords="offset points", va="center", **style)
+
+
+def _box(place: Any, shift: tuple[int, int], size: tuple[float, float], scale: float) -> Bbox:
+    """Return the room that a name takes at a shift from its point."""
+    (x, y), (width, height) = place, size
+    left = x + shift[0] * scale - (width if shift[0] < 0 else 0)
+    return Bbox.from_bounds(left, y + shift[1] * scale - height / 2, width, height)
 
 
 def panels(down: int, across: int, width: float, height: float, **options: Any) -> tuple[Drawing, Any]:

@@ -12,6 +12,8 @@ from lora_drop.runs.words import Compared, measured, number
 WIDTH, HEIGHT = 560, 240
 LEFT, RIGHT, TOP, BOTTOM = 58, 16, 14, 40
 Point = tuple[float, float]
+Box = tuple[float, float, float, float]
+"""Left, top, width, height."""
 
 
 def line_chart(points: Sequence[Point], across: str, up: str, label: str) -> Markup:
@@ -32,20 +34,37 @@ def pareto(rows: Sequence[Compared]) -> Markup:
     room = max(0.12 * (max(logs) - min(logs)), 0.1)
     scale = _Scale(min(logs) - room, max(logs) + room, *_widened(min(lows), max(highs)))
     marks: list[str] = []
+    taken = [(scale.x(place) - 6, scale.y(row.mean) - 6, 12.0, 12.0) for row, place in zip(rows, logs, strict=True)]
     for row, low, high, place in zip(rows, lows, highs, logs, strict=True):
         kind = "dot own" if row.first.method == "lora_drop" else "dot"
         x, y = scale.x(place), scale.y(row.mean)
         if row.deviation:
             marks.append(f'<path class="bar" d="M{x:.1f} {scale.y(low):.1f}V{scale.y(high):.1f}"/>')
-        anchor, shift = ("end", -9) if x > WIDTH / 2 else ("start", 9)
         marks.append(_dot(x, y, 5, kind))
-        text = (
-            f'<text x="{x + shift:.1f}" y="{y - 6:.1f}" text-anchor="{anchor}" class="name">{escape(row.title)}</text>'
-        )
-        marks.append(text)
+        marks.append(_name(row.title, x, y, taken))
     label = "; ".join(f"{row.title}: {measured(row)} with {row.parameters:,.0f} parameters" for row in rows)
     ends = [f"{10**value:,.0f}" for value in (scale.left, scale.right)]
     return _frame(scale, ends, marks, "trainable parameters (logarithmic)", rows[0].first.primary, label)
+
+
+def _name(title: str, x: float, y: float, taken: list[Box]) -> str:
+    """Return a name near a point, where it covers no other name and no point; `taken` gets its place."""
+    width, right = 7.0 * len(title), x > WIDTH / 2
+    left = x - 9 - width if right else x + 9
+    boxes: list[Box] = [(left, y + shift - 8, width, 15.0) for far in range(0, 120, 15) for shift in (-far, far)]
+    inside = [box for box in boxes if TOP < box[1] < HEIGHT - BOTTOM - 15]
+    free = [box for box in inside if not any(_overlap(box, other) for other in taken)]
+    chosen = next(iter(free or inside or boxes))
+    taken.append(chosen)
+    middle = chosen[1] + 12
+    place, anchor = (x - 9, "end") if right else (x + 9, "start")
+    far = abs(middle - 4 - y) > 12
+    line = f'<path class="grid" d="M{x:.1f} {y:.1f}L{place:.1f} {middle - 4:.1f}"/>' if far else ""
+    return f'{line}<text x="{place:.1f}" y="{middle:.1f}" text-anchor="{anchor}" class="name">{escape(title)}</text>'
+
+
+def _overlap(one: Box, other: Box) -> bool:
+    return all(one[i] < other[i] + other[i + 2] and other[i] < one[i] + one[i + 2] for i in (0, 1))
 
 
 class _Scale:

@@ -6,7 +6,8 @@ function retained(projection, T) {
   const layers = projection.sums.length;
   let count = T >= 1 ? layers : 1;
   while (count < layers && projection.sums[count - 1] < T - 1e-12) count += 1;
-  return projection.orders[count - 1];
+  if (projection.orders) return projection.orders[count - 1];
+  return projection.order.slice(0, count).sort((a, b) => a - b);
 }
 
 /** Bytes of a safetensors file with these tensors, all float32: 8 bytes, the header in steps of 8, the numbers. */
@@ -25,8 +26,8 @@ function fileSize(tensors) {
 
 /** Names and shapes of the tensors of LoRAs and of all that belongs to none. */
 function tensorsOf(tensors, wanted) {
-  const named = tensors.pairs.filter(wanted).flatMap((pair) =>
-    ["lora_A", "lora_B"].map((half, index) => [`${tensors.prefix}${pair.name}.${half}.weight`, pair.shapes[index]]));
+  const named = tensors.pairs.filter(([projection, layer]) => wanted(projection, layer)).flatMap(([, , name, A, B]) =>
+    [[`${tensors.prefix}${name}.lora_A.weight`, A], [`${tensors.prefix}${name}.lora_B.weight`, B]]);
   return named.concat(tensors.others);
 }
 
@@ -34,18 +35,19 @@ function tensorsOf(tensors, wanted) {
 function select(data, T) {
   const projections = data.projections.map((projection) => {
     const kept = retained(projection, T);
-    const rest = projection.layers.filter((each) => !kept.includes(each.layer));
-    const owners = [...kept, ...(data.share && rest.length ? [rest[0].layer] : [])];
-    const own = projection.layers.filter((each) => owners.includes(each.layer));
-    const coverage = projection.layers.filter((each) => kept.includes(each.layer))
-      .reduce((sum, each) => sum + each.importance, 0);
-    return { name: projection.name, kept, rest: rest.map((each) => each.layer), owners, coverage,
-      parameters: own.reduce((sum, each) => sum + each.parameters, 0) };
+    const rest = projection.layers.map(([layer]) => layer).filter((layer) => !kept.includes(layer));
+    const owners = [...kept, ...(data.share ? rest.slice(0, 1) : [])];
+    let [coverage, parameters] = [0, 0];
+    for (const [layer, importance, size] of projection.layers) {
+      if (kept.includes(layer)) coverage += importance;
+      if (owners.includes(layer)) parameters += size;
+    }
+    return { name: projection.name, kept, rest, owners, coverage, parameters };
   });
   const of = Object.fromEntries(projections.map((each) => [each.name, each]));
   const parameters = projections.reduce((sum, each) => sum + each.parameters, 0);
   if (!data.tensors) return { projections, parameters };
-  const compact = fileSize(tensorsOf(data.tensors, (pair) => of[pair.projection].owners.includes(pair.layer)));
+  const compact = fileSize(tensorsOf(data.tensors, (projection, layer) => of[projection].owners.includes(layer)));
   const peft = data.share ? fileSize(tensorsOf(data.tensors, () => true)) : compact;
   return { projections, parameters, peft, compact };
 }
@@ -77,10 +79,15 @@ function show(profile, data, T) {
     put(`count-${each.name}`, `${each.kept.length} of ${each.kept.length + each.rest.length}`);
     put(`coverage-${each.name}`, percent(each.coverage));
   }
-  for (const cell of profile.querySelectorAll("td[data-layer]")) {
-    const own = chosen.projections.find((each) => each.name === cell.dataset.projection).kept.includes(Number(cell.dataset.layer));
-    cell.classList.toggle("own", own);
-    cell.querySelector(".fate").textContent = own ? "own" : data.share ? "shared" : "none";
+  const kept = chosen.projections.map((each) => new Set(each.kept));
+  for (const row of profile.querySelectorAll(".heat tbody tr")) {
+    const layer = Number(row.cells[0].textContent);
+    kept.forEach((layers, column) => {
+      const cell = row.cells[column + 1], fate = cell.querySelector("i"), own = layers.has(layer);
+      if (!fate) return; // a projection without this layer
+      cell.classList.toggle("own", own);
+      fate.textContent = own ? "own" : data.share ? "shared" : "none";
+    });
   }
 }
 

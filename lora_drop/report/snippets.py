@@ -10,13 +10,16 @@ from lora_drop.runs.facts import Facts
 def snippets(run: Facts) -> list[tuple[str, str]]:
     """Return titles and texts."""
     folder = shlex.quote(str(run.path))
-    found = [
-        ("A PEFT adapter with a model card", f"lora-drop export {folder} --to peft"),
-        ("The smallest file: what is shared, once", f"lora-drop export {folder} --to compact"),
-        ("The whole model, merged", f"lora-drop export {folder} --to merged"),
-        ("PEFT, for a training of your own", peft_config(run)),
-    ]
-    return found if run.parameters else found[3:]
+    selection = run.selection
+    groups = selection.projections.values() if selection is not None and selection.share else ()
+    tied = any(len(layers.shared) > 1 for layers in groups)
+    found = []
+    if run.parameters:
+        found.append(("A PEFT adapter with a model card", f"lora-drop export {folder} --to peft"))
+        if tied:
+            found.append(("The smallest file: what is shared, once", f"lora-drop export {folder} --to compact"))
+        found.append(("The whole model, merged", f"lora-drop export {folder} --to merged"))
+    return [*found, ("PEFT, for a training of your own", peft_config(run))]
 
 
 def at_threshold(run: Facts) -> str:

@@ -19,18 +19,19 @@ def slider(run: Facts) -> dict[str, Any]:
 
     Returns:
         `threshold`, `share`, `whole` (LoRA's parameters); `projections`, each with `name`, `sums` (of the largest
-        1, 2, … importances), and layers with `layer`, `importance`, `parameters`; `orders`, the retained layers for
-        each count of them; and `tensors` for the size of the file, None if the warm-up's is not there.
+        1, 2, … importances), `layers` (number, importance, parameters), and `order` (the layers in the order in
+        which they are retained) or `orders` (the retained layers for each count, where none follows from another);
+        and `tensors` for the size of the file, None if the warm-up's is not there.
     """
     assert run.selection is not None
     projections = []
-    for name in run.selection.projections:
+    for name in dict.fromkeys(row.projection for row in run.scored):
         rows = sorted((row for row in run.scored if row.projection == name), key=lambda row: row.layer)
         ranked = sorted(rows, key=lambda row: (-row.importance, row.layer))
         sums = [math.fsum(row.importance for row in ranked[:count]) for count in range(1, len(ranked) + 1)]
-        layers = [{"layer": row.layer, "importance": row.importance, "parameters": row.parameters} for row in rows]
+        layers = [[row.layer, row.importance, row.parameters] for row in rows]
         orders = _orders(rows, sums, run.selection, run.seed)
-        projections.append({"name": name, "sums": sums, "layers": layers, "orders": orders})
+        projections.append({"name": name, "sums": sums, "layers": layers, **_shortened(orders)})
     return {
         "threshold": run.selection.threshold,
         "share": run.selection.share,
@@ -50,15 +51,23 @@ def _orders(rows: list[Scored], sums: list[float], selection: Selection, seed: i
     return [list(projections[rows[0].projection].retained) for projections in chosen]
 
 
+def _shortened(orders: list[list[int]]) -> dict[str, list[Any]]:
+    """Return one order instead of many where each number of retained layers adds one to the last."""
+    added = [sorted(set(many) - set(few)) for few, many in zip([[], *orders], orders, strict=False)]
+    if all(len(new) == 1 for new in added) and all(len(kept) == count for count, kept in enumerate(orders, 1)):
+        return {"order": [new[0] for new in added]}
+    return {"orders": orders}
+
+
 def _tensors(run: Facts) -> dict[str, Any] | None:
-    """Return shapes of the warm-up's tensors: those of each LoRA by projection and layer, and the others."""
+    """Return shapes of the warm-up's tensors: those of A and B of each LoRA behind its place, and the others."""
     file = run.path / "warmup" / "adapter_model.safetensors"
     if not file.is_file():
         return None
     found = tensors_of(file)
-    pairs: list[dict[str, Any]] = []
+    pairs: list[list[Any]] = []
     for row in run.scored:
         names = [f"{PREFIX}{row.name}.{half}.weight" for half in ("lora_A", "lora_B")]
         shapes = [found.pop(name)[1] for name in names]
-        pairs.append({"projection": row.projection, "layer": row.layer, "name": row.name, "shapes": shapes})
+        pairs.append([row.projection, row.layer, row.name, *shapes])
     return {"prefix": PREFIX, "pairs": pairs, "others": [[name, shape] for name, (_, shape) in found.items()]}

@@ -107,6 +107,12 @@ class Facts:
         return Selection.from_json(content) if content else None
 
     @property
+    def trained_as_selected(self) -> bool:
+        """False if layers were selected anew since the training, and other parameters would be trained now."""
+        chosen = self.selection.trainable_parameters if self.selection else None
+        return chosen is None or self.parameters.get("adapter", chosen) == chosen
+
+    @property
     def retained_modules(self) -> list[str]:
         """The names of the modules that retain a LoRA of their own, in model order; empty without a selection."""
         chosen = self.selection.projections if self.selection else {}

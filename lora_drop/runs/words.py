@@ -123,6 +123,11 @@ def spans(numbers: Sequence[int]) -> str:
 def doubted(run: Facts) -> list[str]:
     """Return sentences about what speaks against trusting a run: rows that were left out or cut, too little warm-up."""
     found = [f"it is {run.status}"] if run.status != "done" else []
+    if run.selection is not None and not run.trained_as_selected:
+        found.append(
+            f"its adapter was trained under another selection, of {run.parameters['adapter']:,} parameters; "
+            "lora-drop run trains it again"
+        )
     found += [f"only {rows:,} {part} rows were used" for part, rows in run.limited.items()]
     return found + run.cut + (doubts(run.warmup_losses) if run.warmup_losses else [])
 

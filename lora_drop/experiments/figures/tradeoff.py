@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.figure import Figure as Drawing
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
-from lora_drop.experiments.plots import MARKERS, OWN, Figure, grey, panels
+from lora_drop.experiments.plots import MARKERS, OWN, Figure, Point, grey, label_points, panels
 from lora_drop.experiments.records import Record
 from lora_drop.experiments.table import Table
 from lora_drop.pruning.picture import plain
@@ -26,9 +26,10 @@ def draw(table: Table, records: list[Record]) -> Drawing:
     figure, axes = panels(1, len(columns), width=3.6, height=3.4, sharex=True)
     ours = {record.row for record in records if record.method == "lora_drop"}
     measured = [row for row in table.rows if row.cells and row.parameters is not None]
-    labelled, shown = len(measured) <= LABELLED, {}
+    named: list[tuple[Any, list[Point]]] = []
+    shown = {}
     for axis, column in zip(axes[0], columns, strict=True):
-        points = []
+        points: list[Point] = []
         for number, row in enumerate(table.rows):
             cell = row.cells.get(column.key)
             if cell is None or row.parameters is None:
@@ -38,14 +39,16 @@ def draw(table: Table, records: list[Record]) -> Drawing:
             style |= {"markeredgecolor": "black", "markersize": 7, "capsize": 3, "label": plain(row.title)}
             shown[row.title] = axis.errorbar(row.parameters, cell.mean, yerr=cell.deviation, **style)
             points.append((row.parameters, cell.mean, plain(row.title), OWN if row.name in ours else "black"))
-        if labelled:
-            _label(axis, points)
+        named.append((axis, points))
         _scale(axis, ticks)
         axis.set_title(plain(column.title), fontsize=10)
         axis.set_xlabel("trainable parameters")
     axes[0][0].set_ylabel("score")
     titles = [row.title for row in table.rows if row.title in shown]  # one may be missing in a panel: it was not run
-    if not labelled:
+    if len(measured) <= LABELLED:
+        for axis, points in named:
+            label_points(axis, points)
+    else:
         figure.legend(
             [shown[title] for title in titles],
             list(map(plain, titles)),
@@ -55,17 +58,6 @@ def draw(table: Table, records: list[Record]) -> Drawing:
             fontsize=8,
         )
     return figure
-
-
-def _label(axis: Any, points: list[tuple[float, float, str, str]]) -> None:
-    """Write the names beside the points, by turns above and below; those in the right half to the left."""
-    points.sort()
-    axis.margins(x=0.15, y=0.15)
-    for number, (x, y, text, colour) in enumerate(points):
-        right = len(points) > 1 and number >= len(points) / 2
-        shift = (-7 if right else 7, 6 if number % 2 == 0 else -11)
-        style = {"fontsize": 7.5, "color": colour, "ha": "right" if right else "left"}
-        axis.annotate(text, (x, y), xytext=shift, textcoords="offset points", **style)
 
 
 def _scale(axis: Any, ticks: tuple[float, ...]) -> None:
