@@ -14,7 +14,7 @@ NEWEST ?= $(lastword python3 $(sort $(wildcard $(HOME)/.pyenv/versions/3.1[1-9].
 CORE ?= tests $(addprefix --ignore=tests/test_,bench.py bench_counts.py docs.py readme.py report.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast test-lowest test-newest check reproduce-glue reproduce-smoke report bench clean
+.PHONY: help install demo test test-fast test-lowest test-newest check reproduce-glue reproduce-smoke report bench torture clean
 
 help: ## List the targets
 	@grep -hE '^[a-zA-Z_-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -71,6 +71,9 @@ report: install ## Tables and figures from the records in results/
 
 bench: install ## Every claim of speed, measured beside PEFT + Trainer in a quarter of an hour (needs LORA_DROP_DATA or the Hub)
 	PYTHONPATH=scripts OMP_PROC_BIND=true $(BIN)/python -m bench $(ARGS)  # a thread stays on its core: docs/benchmark.md
+
+torture: install ## Every promise of docs/reliability.md tried: kills, signals, damage, hostile files, full disks (ARGS="--share 0.1": a tenth)
+	PYTHONPATH=scripts $(BIN)/python -m torture $(ARGS)
 
 clean: ## Remove the virtual environments, caches, runs/demo and runs/smoke
 	rm -rf $(VENV) .venv-lowest .venv-newest runs/demo runs/smoke .pytest_cache .mypy_cache .ruff_cache .hypothesis

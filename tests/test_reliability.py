@@ -3,15 +3,19 @@
 import errno
 import os
 import time
+from pathlib import Path
 
 import pytest
 import yaml
+from filelock import FileLock
 from safetensors import SafetensorError
 
 from lora_drop.cli import app as cli
 from lora_drop.config.schema import Config, from_dict, load_config
 from lora_drop.config.strict_yaml import parse
 from lora_drop.errors import UserError
+from lora_drop.experiments import engine
+from lora_drop.experiments.records import read_records
 from lora_drop.faults import as_sentences
 from lora_drop.files import read_json, remove, sweep, write_json, write_text
 from lora_drop.interruption import Stopped, stoppable
@@ -20,7 +24,7 @@ from lora_drop.progress import Reporter
 from lora_drop.runs import pipeline
 from lora_drop.runs.job import Job
 from lora_drop.runs.stages.base import Stage
-from lora_drop.runs.store import Run, status_of
+from lora_drop.runs.store import Busy, Run, status_of, stored_config
 
 
 def stage(work, name="a") -> Stage:
@@ -82,6 +86,13 @@ def test_a_damaged_configuration_is_never_another_one(tmp_path, capsys):
     assert "its config.yaml is missing" in capsys.readouterr().err
     stored.mkdir()
     assert call("run", "-d", tmp_path) == 2
+
+
+def test_a_run_that_was_stopped_before_its_configuration_was_written_begins_anew(tmp_path):
+    write_json(tmp_path / "run.json", {"format": 3, "status": "interrupted", "stages": {}})
+    with Run(tmp_path, load_config(stored=stored_config(tmp_path))).working():
+        pass
+    assert (tmp_path / "config.yaml").is_file()
 
 
 def test_a_configuration_that_was_edited_can_be_given(tmp_path):
@@ -209,8 +220,6 @@ def test_many_mistakes_are_told_at_once():
     assert time.perf_counter() - began < 5
     with pytest.raises(UserError, match="no such key"):
         load_config(overrides=[".".join("a" * 3000) + "=1"])
-    with pytest.raises(UserError, match="must be a text"):
-        load_config(flags={"data_dir": "a\0b"})
 
 
 def test_the_safe_loader_reads_what_it_did():
@@ -310,3 +319,52 @@ def test_json_that_cannot_be_read_is_a_sentence(tmp_path):
             read_json(tmp_path / "a.json")
     with pytest.raises(UserError, match="cannot be read: Is a directory"):
         read_json(tmp_path)
+
+
+def test_a_stage_that_a_stopped_process_holds_is_not_waited_for_without_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(engine, "PATIENCE_S", 0.2)
+    told = []
+    reporter = Reporter()
+    reporter.notice = told.append
+    with (
+        FileLock(tmp_path / "lock"),
+        pytest.raises(Busy, match="does not come to an end"),
+        engine._waited_for(FileLock(tmp_path / "lock"), "score", reporter),
+    ):
+        pass
+    assert "another process is at the same score" in told[0]
+    with engine._waited_for(FileLock(tmp_path / "lock"), "score", reporter):
+        assert len(told) == 1
+
+
+def test_a_bad_record_is_named_and_left_out(tmp_path, capsys):
+    folder = tmp_path / "table1" / "x"
+    source = next(iter(sorted((Path(__file__).parent.parent / "results").glob("*/*/*.json"))))
+    record = read_json(source)
+    write_json(folder / "good.json", record)
+    broken = {
+        "empty": {},
+        "list": [],
+        "metrics": {**record, "metrics": {"accuracy": "high"}},
+        "layout": {**record, "layout": {}},
+        "task": {**record, "task": "rte" if record["task"] != "rte" else "mrpc"},
+        "scores": {**record, "scores": [{}]},
+        "huge": {**record, "seed": 10**30},
+        "unknown": {**record, "other": 1},
+    }
+    for name, content in broken.items():
+        write_json(folder / f"{name}.json", content)
+    (folder / "deep.json").write_text("[" * 100_000)
+    assert call("report", "--results", tmp_path, "--no-figures") == 0
+    shown = capsys.readouterr().err
+    assert all(f"{name}.json is not" in shown for name in (*broken, "deep")) and "good.json" not in shown
+    with pytest.raises(UserError, match=r"deep\.json"):
+        read_records(folder)
+
+
+def test_a_name_of_an_experiment_is_no_path(tmp_path, capsys):
+    for name in ("../outside", "a/b", "..", ""):
+        content = {"name": name, "rows": {"a": {}}, "tasks": ["toy-nli"], "seeds": [0], "title": "x"}
+        write_json(tmp_path / "e.yaml", content)
+        assert call("reproduce", tmp_path / "e.yaml", "--dry-run", "--results", tmp_path / "results") == 2
+        assert "it names a folder" in capsys.readouterr().err

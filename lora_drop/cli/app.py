@@ -107,9 +107,10 @@ def evaluate(
         _perform(run_dir, ["eval"], given)
 
 
+_WITH_OPTIONS_OF_THEIR_OWN: dict[str, Callable[..., None]] = {"score": score, "eval": evaluate}
 for stage in STAGES:
     if stage.command:
-        app.command(stage.name)({"score": score, "eval": evaluate}.get(stage.name) or _stage(stage.name, stage.help))
+        app.command(stage.name)(_WITH_OPTIONS_OF_THEIR_OWN.get(stage.name) or _stage(stage.name, stage.help))
 
 
 def _score_file(task: str, predictions: Path, split: str | None, given: dict[str, Any]) -> None:

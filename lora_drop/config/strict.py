@@ -246,7 +246,7 @@ def _convert(value: Any, hint: Any) -> Any:
             number = math.nan
         if math.isfinite(number):
             return number
-    if kind is str and isinstance(value, str) and "\0" not in value:
+    if kind is str and isinstance(value, str):
         return value
     names = {bool: "true or false", int: "a whole number", float: "a number", str: "a text (in quotes)"}
     raise ValueError(names.get(kind, "keys and values") + (" or empty" if type(None) in options else ""))

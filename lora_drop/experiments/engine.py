@@ -8,11 +8,12 @@ file system, may work on a grid at the same time: each takes runs that no other 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from lora_drop.config.schema import config_hash
 from lora_drop.errors import UserError
@@ -23,6 +24,9 @@ from lora_drop.provenance import release_memory
 from lora_drop.runs.job import Job
 from lora_drop.runs.pipeline import adopt, inputs_digest, perform, plan
 from lora_drop.runs.store import Busy, Run
+
+PATIENCE_S = 6 * 3600.0
+"""A process that was stopped (not killed) keeps its locks: the others must not wait for ever."""
 
 
 @dataclass
@@ -90,13 +94,31 @@ def _perform_one(planned: Planned, runs: Path, results: Results, report: Reporte
         for stage in stages:
             if stage.shared:
                 # another process that needs the same waits for it instead of making its own
-                with FileLock(path.parent / f".{stage.name}-{inputs_digest(job, stage)}.lock"):
+                lock = FileLock(path.parent / f".{stage.name}-{inputs_digest(job, stage)}.lock")
+                with _waited_for(lock, stage.name, report):
                     if not adopt(job, stage, job.others()):
                         perform(job, stage)
             else:
                 perform(job, stage)
         results.write(planned, run, [stage.name for stage in stages])
     return str(run.manifest["stages"][planned.experiment.until or "eval"]["note"])
+
+
+@contextmanager
+def _waited_for(lock: FileLock, stage: str, report: Reporter) -> Iterator[None]:
+    """Hold a lock, with a notice if another process has it. Raises Busy if that one keeps it for PATIENCE_S."""
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        report.notice(f"another process is at the same {stage}; it is waited for, at most {PATIENCE_S / 3600:g} hours")
+        try:
+            lock.acquire(timeout=PATIENCE_S)
+        except Timeout as error:
+            raise Busy(f"Another process is at the same {stage}, and does not come to an end.") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _siblings(run: Run) -> Iterator[Run]:

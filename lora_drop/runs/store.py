@@ -203,7 +203,8 @@ def stored_config(path: Path) -> Path | None:
     stored = path / "config.yaml"
     if stored.exists():
         return stored
-    if (path / "run.json").exists():
+    manifest, damaged = read_manifest(path)
+    if manifest["stages"] or damaged:
         raise UserError(f"{path} holds a run, but its config.yaml is missing. Give the configuration with -c FILE.")
     return None
 

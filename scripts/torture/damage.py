@@ -1,0 +1,93 @@
+"""Damage as after a power loss or by a bad disk, to each file of a run directory: mended or refused, never believed."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from torture.runs import fault, fresh, options
+from torture.server import Trial, call
+
+DAMAGE = "damage to finished and half-finished directories"
+KINDS = (
+    "empty",
+    "half",
+    "zeros",
+    "zero tail",
+    "bit",
+    "late bit",
+    "garbage",
+    "null",
+    "deep",
+    "digits",
+    "removed",
+    "folder",
+)
+READS = {
+    "select": ("scores.json", "run.json", "config.yaml", "sample.json"),
+    "train": ("selection.json", "scores.json"),
+    "eval": ("adapter/adapter_model.safetensors", "adapter/adapter_config.json", "adapter/lora_drop.json", "run.json"),
+}
+"""Files that the stage commands read."""
+
+
+def damaged(content: bytes, kind: str, place: int) -> bytes:
+    """Return what is left of a file's content; `place` chooses the bit."""
+    middle, late = len(content) // 2, len(content) * 3 // 4
+    at = late + place % max(1, len(content) - late) if kind == "late bit" else place % max(1, len(content))
+    flipped = content[:at] + bytes([content[at] ^ (1 << place % 8)]) + content[at + 1 :] if content else b"x"
+    return {
+        "half": content[:middle],
+        "zeros": bytes(len(content)),
+        "zero tail": content[:middle] + bytes(len(content) - middle),
+        "bit": flipped,
+        "late bit": flipped,
+        "garbage": content + b"\x00\xff\x13garbage",
+        "null": b"null",
+        "deep": b"[" * 100_000,
+        "digits": b'{"status": ' + b"9" * 5000 + b"}",
+    }.get(kind, b"")
+
+
+def cases(finished: Path, half: Path, name: str, bits: int) -> list[dict[str, Any]]:
+    """Return all damage: to each file of both directories for `run`, and for the stage commands that read it.
+
+    A bit is flipped in `bits` places of each file.
+    """
+    found = []
+    for base in (finished, half):
+        files = sorted(path for path in base.rglob("*") if path.is_file() and path.name != ".lock")
+        for path in files:
+            inside = str(path.relative_to(base))
+            commands = [["run", *options(name)], *([each] for each, names in READS.items() if inside in names)]
+            for command in commands if base == finished else commands[:1]:
+                for kind in KINDS:
+                    places = range(bits) if kind in ("bit", "late bit") else range(1)
+                    found += [
+                        {"base": base, "file": inside, "kind": kind, "place": 7919 * place + 11, "command": command}
+                        for place in places
+                    ]
+    return found
+
+
+def damage(case: dict[str, Any], folder: Path, known: dict[str, Any]) -> Iterator[Trial]:
+    """Damage a copy of a directory, and run a command on it; `known` holds the results of the undisturbed run."""
+    run = Path(shutil.copytree(case["base"], fresh(folder / "run")))
+    path = run / case["file"]
+    content = path.read_bytes()
+    path.unlink()
+    if case["kind"] == "folder":
+        path.mkdir()
+    elif case["kind"] != "removed":
+        path.write_bytes(damaged(content, case["kind"], case["place"]))
+    first, *rest = case["command"]
+    ended = call([first, "-d", run, *rest], folder / "log")
+    if ended.traceback or ended.code not in (0, 2):
+        problem = ended.kind
+    elif ended.code == 0:
+        problem = fault(run, known["results"], facts=first == "run")
+    else:
+        problem = "" if "Error:" in ended.text else "no sentence"
+    yield Trial(DAMAGE, f"{case['base'].name}: {case['file']}, {case['kind']}, {first}", problem)

@@ -1,0 +1,144 @@
+"""A fork server: torch is imported once, and each command of a trial runs in a child of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+Hook = Callable[[], None]
+HUNG = 999
+"""Exit code of a command that was still running when its time was over."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What came of one trial."""
+
+    test: str
+    what: str
+    fault: str = ""
+    """Empty if the promise was kept."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A command that has ended."""
+
+    code: int
+    """Its exit code; below 0 the signal that killed it."""
+    text: str
+    """What it printed, errors and all."""
+
+    @property
+    def traceback(self) -> bool:
+        """True if it ended with one."""
+        return "Traceback (most recent call last)" in self.text
+
+    @property
+    def kind(self) -> str:
+        """The exit code, and the last line of a failure."""
+        if self.code:
+            return f"exit {self.code}: {(self.text.strip().splitlines() or [''])[-1][:200]}"
+        return f"exit {self.code}"
+
+
+def preload() -> None:
+    """Import what the commands of a trial import."""
+    import peft  # noqa: F401
+    import torch
+    import transformers.models.bert.modeling_bert
+    import transformers.models.llama.modeling_llama  # noqa: F401
+
+    import lora_drop.cli.perform
+    import lora_drop.evaluation.classifier
+    import lora_drop.evaluation.generator
+    import lora_drop.experiments.report
+    import lora_drop.runs.load
+    import lora_drop.runs.models  # noqa: F401
+
+    torch.set_num_threads(1)
+
+
+def spawn(arguments: Sequence[object], log: Path, hook: Hook | None = None) -> int:
+    """Start `lora-drop ARGUMENTS` in a child, which calls `hook` first; return its process number."""
+    sys.stdout.flush()
+    process = os.fork()
+    if process:
+        return process
+    code = 70
+    try:
+        os.setsid()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        os.dup2(descriptor, 1)
+        os.dup2(descriptor, 2)
+        if hook:
+            hook()
+        from lora_drop.cli.app import main
+
+        main([str(argument) for argument in arguments])
+        code = 0
+    except SystemExit as ended:
+        code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+    except BaseException:  # noqa: BLE001 - the end of a process: whatever it was is looked at by its parent
+        traceback.print_exc()
+        code = 1
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def wait(process: int, log: Path, seconds: float = 240.0) -> Ended:
+    """Wait for a child; one that runs too long is killed."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        done, status = os.waitpid(process, os.WNOHANG)
+        if done:
+            return Ended(os.waitstatus_to_exitcode(status), log.read_text(errors="replace"))
+        time.sleep(0.005)
+    os.kill(process, signal.SIGKILL)
+    os.waitpid(process, 0)
+    return Ended(HUNG, log.read_text(errors="replace"))
+
+
+def call(arguments: Sequence[object], log: Path, hook: Hook | None = None) -> Ended:
+    """Run a command in a child, and wait for its end."""
+    return wait(spawn(arguments, log, hook), log)
+
+
+def shared_out(
+    work: Callable[[Any, Path], Iterable[Trial]], items: Sequence[Any], root: Path, jobs: int
+) -> list[Trial]:
+    """Try every item, in `jobs` processes; each calls `work(item, folder of its own)`."""
+    children = []
+    for number in range(jobs):
+        folder = Path(tempfile.mkdtemp(dir=root))
+        process = os.fork()
+        if not process:
+            code = 1
+            try:
+                found = [asdict(trial) for item in items[number::jobs] for trial in work(item, folder)]
+                (folder / "trials.json").write_text(json.dumps(found))
+                code = 0
+            except BaseException:  # noqa: BLE001 - a fork must not go on as its parent
+                traceback.print_exc()
+            finally:
+                os._exit(code)
+        children.append((process, folder))
+    trials = []
+    for process, folder in children:
+        _, status = os.waitpid(process, 0)
+        if status:
+            raise SystemExit("The torture itself failed; the traceback is above.")
+        trials += [Trial(**each) for each in json.loads((folder / "trials.json").read_text())]
+    return trials
