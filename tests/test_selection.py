@@ -58,7 +58,7 @@ def test_threshold_one_is_plain_lora(query, value):
     assert selection.trainable_parameters == (len(query) + len(value)) * SIZE
 
 
-@given(scores, st.floats(0.05, 0.95), st.sampled_from(["inverse", "random", "top"]))
+@given(scores, st.floats(0.05, 0.95), st.sampled_from(["inverse", "random", "top", "bottom"]))
 def test_the_ablations_retain_as_many_layers(values, threshold, policy):
     scored = rows(query=values)
     own = select(scored, threshold=threshold).projections["query"]
@@ -67,10 +67,11 @@ def test_the_ablations_retain_as_many_layers(values, threshold, policy):
     assert len(set(other.retained + other.shared)) == len(values)
 
 
-def test_inverse_and_top_choose_what_their_names_say():
+def test_inverse_top_and_bottom_choose_what_their_names_say():
     scored = rows(query=[4, 1, 3, 2])
     assert select(scored, 0.5, policy="inverse").projections["query"].retained == (1, 3)
     assert select(scored, 0.5, policy="top").projections["query"].retained == (2, 3)
+    assert select(scored, 0.5, policy="bottom").projections["query"].retained == (0, 1)
 
 
 @given(scores, scores, st.floats(0.05, 1))

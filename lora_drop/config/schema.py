@@ -96,9 +96,9 @@ class MethodConfig:
     """T: layers are retained, most important first, until their importances sum to T (the paper: 0.9)."""
     budget: float | None = portion(None)
     """Instead of a threshold: the largest T whose parameters are at most this share of plain LoRA's."""
-    policy: str = one_of("threshold", "threshold", "inverse", "random", "top")
+    policy: str = one_of("threshold", "threshold", "inverse", "random", "top", "bottom")
     """Which layers keep their LoRA: the most important (threshold), or as many of the least important (inverse),
-    random, or last (top)."""
+    random, last (top), or first (bottom)."""
     share: bool = True
     """Low-importance layers share one LoRA per projection (true) or have none (false, the ablation "w/o share")."""
     keep_ratio: float = portion(0.5)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from peft import LoraConfig
     from torch.nn import Module
 
-POLICIES = ("threshold", "inverse", "random", "top")
+POLICIES = ("threshold", "inverse", "random", "top", "bottom")
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,7 @@ def select(
             parameters.
         policy: "threshold" retains the most important layers. "inverse", "random" and "top" retain the same number of
             the least important ones, of random ones, and of the last ones (nearest the output): the paper's ablations
-            (Table 7).
+            (Table 7). "bottom" retains the first ones, which matter most according to arXiv 2503.23360.
         share: whether the other layers share one LoRA per projection or have none.
         seed: for policy "random".
 
@@ -238,6 +238,8 @@ def _retained(importances: Mapping[int, float], count: int, policy: str, seed: s
         return random.Random(seed).sample(sorted(importances), count)
     if policy == "top":
         return sorted(importances)[-count:]
+    if policy == "bottom":
+        return sorted(importances)[:count]
     return _ranking(importances)[:count]
 
 
