@@ -182,7 +182,7 @@ def test_what_is_kept_beside_the_scores_agrees_with_them(finished, tmp_path):
     folder = tmp_path / "copy"
     shutil.copytree(finished, folder)
     told, summary = run(folder, "score.bootstrap=50", "score.trained=true")
-    assert told.done == ["norms", "stability", "trained"]
+    assert told.done == ["norms", "stability", "picture", "trained"]  # the picture shows the intervals
     scores, norms, stability, trained = (
         read_json(folder / f"{name}.json") for name in ("scores", "norms", "stability", "scores_trained")
     )
