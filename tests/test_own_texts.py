@@ -9,7 +9,7 @@ import pytest
 import torch
 from datasets import Dataset
 from test_own_data import error, read, rows
-from test_own_runs import lora_drop
+from test_own_runs import lora_drop, read_csv
 from torch.nn import functional
 
 from lora_drop.config.schema import DataConfig
@@ -186,6 +186,13 @@ def test_a_run_on_conversations_and_what_it_writes(tmp_path, monkeypatch, tokeni
     assert list(json.loads(Path("both/metrics.json").read_text())["metrics"]) == ["rouge_l", "perplexity"]
     assert lora_drop("predict", "both", "--data", "c.jsonl", "--to", "out.jsonl", "-q") == 0
     assert len([json.loads(line)["prediction"] for line in Path("out.jsonl").read_text().splitlines()]) == 40
+    assert lora_drop("predict", "both", "--data", "c.jsonl", "--to", "out.csv", "-q") == 0
+    talks = [row["messages"] for row in own_data.chats(40)]
+    assert [json.loads(row["messages"]) for row in read_csv(Path("out.csv"))] == talks
+    capsys.readouterr()
+    Path("dataset_info.json").write_text(json.dumps({"t": {"file_name": "c.jsonl", "formatting": "sharegpt"}}))
+    assert lora_drop("tasks", "--dataset-info", "dataset_info.json", "--name", "t") == 2  # the turns' usual column
+    assert "no column 'conversations'" in " ".join(capsys.readouterr().err.split())
     assert lora_drop("tasks", "--inspect", "c.jsonl", "-b", "./model", "--json") == 0
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert found["kind"] == "generation" and found["text"] == ["messages"] and found["lengths"]["unit"] == "tokens"

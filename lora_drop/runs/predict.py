@@ -31,7 +31,7 @@ from lora_drop.tasks.own.chats import asked_and_answered
 from lora_drop.tasks.own.reading import Reading
 from lora_drop.tasks.own.splits import open_split
 from lora_drop.tasks.own.tables import Placed, Row, Table
-from lora_drop.tasks.own.values import Label, as_label, as_text, number, several
+from lora_drop.tasks.own.values import Label, as_text, number, several
 
 AT_A_TIME = 4096
 """Rows that are in memory together."""
@@ -197,8 +197,9 @@ class _Writer:
 
 
 def _cell(value: Any) -> str:
-    label = as_label(value)
-    return ";".join(label) if isinstance(label, tuple) else as_text(value)
+    """Return a cell as CSV holds it: a list of names as `a;b`, turns of a conversation as JSON."""
+    names = isinstance(value, list) and all(isinstance(item, str) for item in value)
+    return ";".join(value) if names else as_text(value)
 
 
 def _metrics(
