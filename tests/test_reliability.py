@@ -1,6 +1,7 @@
 """Damage, hostile input and failures of the machine: a sentence each, and nothing believed unseen."""
 
 import errno
+import json
 import os
 import time
 from pathlib import Path
@@ -21,10 +22,12 @@ from lora_drop.files import read_json, remove, sweep, write_json, write_text
 from lora_drop.interruption import Stopped, stoppable
 from lora_drop.methods import lora
 from lora_drop.progress import Reporter
+from lora_drop.registry import TASKS
 from lora_drop.runs import pipeline
 from lora_drop.runs.job import Job
 from lora_drop.runs.stages.base import Stage
 from lora_drop.runs.store import Busy, Run, status_of, stored_config
+from lora_drop.tasks.base import Source
 
 
 def stage(work, name="a") -> Stage:
@@ -349,6 +352,7 @@ def test_a_bad_record_is_named_and_left_out(tmp_path, capsys):
         "layout": {**record, "layout": {}},
         "task": {**record, "task": "rte" if record["task"] != "rte" else "mrpc"},
         "scores": {**record, "scores": [{}]},
+        "best": {**record, "best": {"epoch": 1}},
         "huge": {**record, "seed": 10**30},
         "unknown": {**record, "other": 1},
     }
@@ -358,8 +362,32 @@ def test_a_bad_record_is_named_and_left_out(tmp_path, capsys):
     assert call("report", "--results", tmp_path, "--no-figures") == 0
     shown = capsys.readouterr().err
     assert all(f"{name}.json is not" in shown for name in (*broken, "deep")) and "good.json" not in shown
-    with pytest.raises(UserError, match=r"deep\.json"):
+    with pytest.raises(UserError, match=r"best\.json is not a result"):
         read_records(folder)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "9" * 5000, '{"prediction": "entailment", "x": ' + "[" * 100_000])
+def test_predictions_that_are_no_json_are_a_sentence(tmp_path, capsys, text):
+    for name in ("a.jsonl", "a.txt"):
+        (tmp_path / name).write_text(text)
+        assert call("eval", "--task", "toy-nli", "--predictions", tmp_path / name) == 2
+        assert f"Error: {tmp_path / name}" in capsys.readouterr().err
+
+
+def test_ids_of_another_split_are_refused(tmp_path, capsys):
+    rows = TASKS.get("toy-nli").load(Source(None), "validation")
+    lines = [{"id": row["id"], "prediction": TASKS.get("toy-nli").labels[row["label"]]} for row in rows]
+
+    def score(lines):
+        (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, lines)))
+        code = call("eval", "--task", "toy-nli", "--predictions", tmp_path / "a.jsonl", "--json")
+        shown = capsys.readouterr()
+        return code, shown.out if code == 0 else shown.err
+
+    code, out = score(lines[::-1])
+    assert code == 0 and json.loads(out)["metrics"]["accuracy"] == 1
+    assert score([{**line, "id": f"x{line['id']}"} for line in lines])[1].count("is none of the split's") == 1
+    assert "others have none" in score([*lines[:-1], {"prediction": "entailment"}])[1]
 
 
 def test_a_name_of_an_experiment_is_no_path(tmp_path, capsys):

@@ -126,5 +126,5 @@ def _read(folder: Path, key: str) -> Encoded | None:
         if entry["digest"] != file_digest(path):
             return None
         return Dataset.from_file(str(path)), entry["notices"]
-    except (OSError, ValueError, KeyError, TypeError):  # none, or damaged
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # none, or damaged
         return None

@@ -102,7 +102,7 @@ def read_outputs(task: Task, path: Path, rows: Dataset) -> Outputs:
 def _is_json(text: str) -> bool:
     try:
         first = json.loads(text.lstrip().partition("\n")[0])
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return False
     return isinstance(first, dict) and "prediction" in first
 

@@ -75,7 +75,7 @@ def load(backbone: PreTrainedModel, folder: Path) -> PeftModel:
     model = lora.wrap(backbone, lora.read_config(folder), seed=0)
     try:
         groups = json.loads((folder / TIES).read_text(encoding="utf-8"))["tied"]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(
             f"{folder / TIES} is missing or damaged: it says which layers share a LoRA. Train it again with --force."
         ) from error

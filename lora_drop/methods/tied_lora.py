@@ -121,7 +121,7 @@ def load(backbone: PreTrainedModel, folder: Path) -> nn.Module:
         settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
         model = _build(backbone, seed=0, **settings)
         stored = load_file(folder / WEIGHTS)
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
         raise UserError(
             f"{folder} holds no readable Tied-LoRA ({type(error).__name__}). Train it again with --force."
         ) from error

@@ -174,7 +174,7 @@ def _weight_files(names: Sequence[str], folder: Path) -> list[str]:
     try:
         index: Any = json.loads((folder / INDEX).read_text(encoding="utf-8"))
         return [INDEX, *sorted(set(index["weight_map"].values()))]
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise UserError(
             f"{folder / INDEX} is not the index of a model ({type(error).__name__}). Remove it and repeat."
         ) from error

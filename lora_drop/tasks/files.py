@@ -157,6 +157,8 @@ def _parse(path: Path, text: str, first_line: int = 1) -> Any:
     except json.JSONDecodeError as error:
         line = first_line + error.lineno - 1
         raise UserError(f"{path}, line {line}: not JSON ({error.msg} at column {error.colno})") from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
+        raise UserError(f"{path}, from line {first_line}: not JSON that can be read ({error})") from error
 
 
 def some(path: Path, rows: Iterable[T]) -> list[T]:
