@@ -1,5 +1,9 @@
 """Adapters as people make them: scored as they act, or refused by name before any pass over the data."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from models import acting_scores
@@ -8,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 
 import lora_drop
 from lora_drop.errors import UserError
+from lora_drop.files import file_digest
 from lora_drop.pruning.adapters import loras
 from lora_drop.pruning.sharing import ties
 
@@ -257,3 +262,17 @@ def test_nothing_in_a_block():
     model = get_peft_model(bert(), LoraConfig(target_modules=["pooler.dense"]))
     with pytest.raises(UserError, match="inside a numbered block"):
         lora_drop.score(model, [batch()])
+
+
+def test_the_bytes_of_an_adapter_do_not_depend_on_the_order_of_sets(tmp_path):
+    code = (
+        "import sys, pathlib; from models import backbone, method; from lora_drop.registry import METHODS\n"
+        "folder = pathlib.Path(sys.argv[1]); folder.mkdir()\n"
+        "METHODS.get('lora').save(method('lora', backbone()[0]), folder)\n"
+    )
+    digests = set()
+    for seed in ("1", "2"):
+        environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join(sys.path)}
+        subprocess.run([sys.executable, "-c", code, str(tmp_path / seed)], env=environment, check=True)
+        digests.add(file_digest(tmp_path / seed))
+    assert len(digests) == 1
