@@ -1,6 +1,7 @@
 """Tests run offline, and with the tensor shapes in signatures checked at run time."""
 
 import os
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -9,6 +10,9 @@ import pytest
 from jaxtyping import install_import_hook
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+for name in {"SIGINT", "SIGTERM", "SIGHUP"} & set(dir(signal)):
+    if signal.getsignal(getattr(signal, name)) is signal.SIG_IGN:  # tests started in the background, or with nohup
+        signal.signal(getattr(signal, name), signal.default_int_handler if name == "SIGINT" else signal.SIG_DFL)
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))  # the benchmark
 os.environ["MPLBACKEND"] = "agg"
 _CACHE = tempfile.TemporaryDirectory(prefix="lora-drop-cache-")  # removed when the tests end

@@ -7,6 +7,7 @@ import shutil
 import pytest
 import torch
 from architectures import ALL, Architecture, make_checkpoint, run, tokenizer
+from edits import accept_outputs, edit_config, edit_stages
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedTokenizerFast
@@ -188,22 +189,17 @@ def test_a_finished_run_stands_where_only_the_place_is_another(folder, tmp_path,
 
 def test_other_libraries_are_told_and_the_stage_stands(folder, tmp_path, capsys):
     directory = run(folder, tmp_path / "run")
-    manifest = read_json(directory / "run.json")
-    manifest["stages"]["train"]["versions"]["peft"] = "0.1"
-    (directory / "run.json").write_text(json.dumps(manifest))
+    edit_stages(directory, lambda name, entry: entry["versions"].update(peft="0.1") if name == "train" else None)
     with pytest.raises(SystemExit):
         main(["run", "-d", str(directory)])
     error = capsys.readouterr().err
-    assert error.count("skipped") == len(manifest["stages"])
+    assert error.count("skipped") == len(read_json(directory / "run.json")["stages"])
     assert error.count("note: train was done with peft 0.1 (here: ") == 1
 
 
 def test_a_run_is_loaded_without_data_or_its_device(folder, tmp_path):
     directory = run(folder, tmp_path / "run")
-    text = (directory / "config.yaml").read_text()
-    (directory / "config.yaml").write_text(
-        text.replace("device: cpu", "device: cuda").replace("data_dir: null", "data_dir: /nowhere/at/all")
-    )
+    edit_config(directory, lambda text: text.replace("data_dir: null", "data_dir: /nowhere/at/all"))
     model, _ = lora_drop.load_run(directory, "cpu")
     assert next(model.parameters()).device.type == "cpu"
 
@@ -257,6 +253,7 @@ def test_an_adapter_saved_with_the_parts_of_its_head_loads(tmp_path):
     config = json.loads(path.read_text())
     names = ["classifier", "classifier.dense", "classifier.out_proj", "classifier", "score"]
     path.write_text(json.dumps({**config, "modules_to_save": names}))
+    accept_outputs(directory, "train", "adapter")
     ids = torch.arange(4, 20)[None]
     with torch.no_grad():
         torch.testing.assert_close(lora_drop.load_run(directory, "cpu")[0](ids).logits, expected(ids).logits)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from edits import edit_config
 from hub_server import HubServer, Machine
 from models import inputs
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -149,8 +150,7 @@ def test_the_merged_model_is_the_run_without_an_adapter(run, folder, tmp_path):
 
 def test_an_adapter_of_4_bit_weights_is_merged_in_bf16(run, tmp_path, capsys):
     quantized = shutil.copytree(run, tmp_path / "q")
-    config = yaml.safe_load((quantized / "config.yaml").read_text())
-    (quantized / "config.yaml").write_text(yaml.safe_dump({**config, "quantization": "nf4"}))
+    edit_config(quantized, lambda text: yaml.safe_dump({**yaml.safe_load(text), "quantization": "nf4"}))
     assert command("export", quantized, "--to", "merged", "--base", "acme/tiny", "--out", tmp_path / "m") == 0
     assert "bfloat16 weights; trained on 4-bit weights, merged into the unquantized ones" in capsys.readouterr().out
     assert {tensor.dtype for tensor in load_file(tmp_path / "m" / "model.safetensors").values()} == {torch.bfloat16}

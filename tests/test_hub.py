@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from edits import edit_config, edit_stages
 from hub_server import HubServer, Machine
 from transformers import BertForMaskedLM
 
@@ -176,12 +177,13 @@ def test_the_same_content_is_the_same_backbone_wherever_it_is(hub, machine, mode
     assert skipped(machine(*run, "-o", f"backbone=acme/{copy.name}")) == STAGES
     hub.requests.clear()
     with Machine(hub.env(tmp_path / "home")) as elsewhere:  # the run has moved to a machine without the model
-        config = (tmp_path / "run" / "config.yaml").read_text().replace(f"acme/{copy.name}", name)
-        (tmp_path / "run" / "config.yaml").write_text(config)
-        record = json.loads((tmp_path / "run" / "run.json").read_text().replace(f"acme/{copy.name}", name))
-        for stage in record["stages"].values():
-            stage["sources"]["backbone"]["commit"] = first
-        (tmp_path / "run" / "run.json").write_text(json.dumps(record))
+        edit_config(tmp_path / "run", lambda text: text.replace(f"acme/{copy.name}", name))
+
+        def moved(_name, entry):
+            entry |= json.loads(json.dumps(entry).replace(f"acme/{copy.name}", name))
+            entry["sources"]["backbone"]["commit"] = first
+
+        edit_stages(tmp_path / "run", moved)
         assert skipped(elsewhere(*run)) == STAGES
     assert len(hub.asked(f"GET /{name}/resolve/{first}/")) == 3  # the commit that the run had before, not the newest
 

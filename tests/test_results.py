@@ -24,7 +24,8 @@ def planned():
 def store(results, planned, **changes):
     config = planned.config
     known = {"task": config.task, "backbone": config.backbone, "method": config.method.name, "seed": config.seed}
-    told = {"experiment": "table6", "row": planned.row, "layout": {}, "task_title": "", "limited": {}}
+    told = {"experiment": "table6", "row": planned.row, "task_title": "", "limited": {}}
+    told["layout"] = planned.experiment.layout
     asked = {"overrides": planned.overrides, "deviations": planned.deviations}
     made_by = versions_of(config.task, config.method.name, STAGES)
     whole = {"config": to_dict(config), "config_hash": config_hash(config), "stages": {name: {} for name in STAGES}}
