@@ -48,10 +48,16 @@ def test_a_faster_way_with_an_error_in_one_row_is_not_taken():
     assert choose(64, 96, switched=functional.linear, operator=wrong, stock=SLOW) == Products(True, False)
 
 
+def test_a_torch_without_the_switch_has_the_operator_alone(monkeypatch):
+    monkeypatch.setattr(products, "has_switch", lambda: False)
+    assert choose(64, 96, operator=functional.linear, stock=SLOW) == Products(False, True)
+
+
 def test_a_slower_way_is_not_taken():
     assert choose(64, 96, switched=SLOW, operator=SLOW, stock=functional.linear) == STOCK
 
 
+@pytest.mark.skipif(not products.has_switch(), reason="this version of torch has no switch")
 def test_the_switch_is_as_before_also_after_an_exception():
     settings = torch.backends.mkldnn.matmul
     before = settings.fp32_precision
@@ -145,9 +151,9 @@ def test_a_tensor_is_rounded_once_until_it_changes():
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_products_by_onednn_give_the_same_bits_again_and_after_an_interruption(precision, tmp_path, monkeypatch):
-    monkeypatch.setattr(way, "find_products", lambda *_: Products(switched=True, operator=True))
+    monkeypatch.setattr(way, "find_products", lambda *_: Products(switched=products.has_switch(), operator=True))
     undisturbed, outcome = train(tmp_path / "a", precision=precision)
-    assert "fp32 products by oneDNN (switch and operator)" in outcome.computed and outcome.computed.startswith("packed")
+    assert "fp32 products by oneDNN" in outcome.computed and outcome.computed.startswith("packed")
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "b", precision=precision, report=Interrupt(4))
     resumed, _ = train(tmp_path / "b", precision=precision)
@@ -157,7 +163,7 @@ def test_products_by_onednn_give_the_same_bits_again_and_after_an_interruption(p
 @pytest.mark.slow
 def test_training_with_products_by_onednn_is_that_of_the_stock_ones(tmp_path, monkeypatch):
     stock, first = train(tmp_path / "stock", products="stock")
-    monkeypatch.setattr(way, "find_products", lambda *_: Products(switched=True, operator=True))
+    monkeypatch.setattr(way, "find_products", lambda *_: Products(switched=products.has_switch(), operator=True))
     ours, second = train(tmp_path / "ours")
     assert first.computed != second.computed
     assert second.losses == pytest.approx(first.losses, rel=1e-4)
