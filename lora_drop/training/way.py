@@ -14,7 +14,7 @@ from lora_drop.config.schema import TrainConfig
 from lora_drop.data.batches import row_lengths
 from lora_drop.data.sentences import Collate
 from lora_drop.training.packing import Layout, Packing, prepare
-from lora_drop.training.packing.frozen import Frozen, Half, frozen_layers, reordered
+from lora_drop.training.packing.frozen import Frozen, Half, frozen_layers, multiplies_bf16, reordered
 from lora_drop.training.products import Products, find_products
 
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -86,7 +86,8 @@ def find_way(
     device, half = next(model.parameters()).device, HALF.get(config.precision)
     products = find_products(model, device, config.products)
     # torch's own bf16 products are oneDNN's, but from weights that it rounds anew each time
-    kept = products.operator if half is None else half == torch.bfloat16 and config.products != "stock"
+    bf16 = half == torch.bfloat16 and config.products != "stock" and device.type == "cpu" and multiplies_bf16()
+    kept = products.operator if half is None else bf16
     frozen = frozen_layers(model) if kept else {}
     if config.packing == "never":
         return Way(device, half, products, frozen, None, "padded: train.packing=never")

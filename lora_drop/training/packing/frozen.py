@@ -26,6 +26,11 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return out
 
 
+def multiplies_bf16() -> bool:
+    """Return True if oneDNN has products of bf16 for this CPU; AVX2 alone has none."""
+    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 class Frozen:
     """The weight and bias of a linear layer that is not trained, ready for oneDNN."""
 
