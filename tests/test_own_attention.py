@@ -5,7 +5,7 @@ import types
 import pytest
 import torch
 from models import backbone, inputs, method, randomise_b
-from test_packing import SIZES, assert_equal_paths, gradients, labelled
+from test_packing import SIZES, assert_equal_paths, assert_same_when_repeated, gradients, labelled
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from lora_drop.config.schema import MethodConfig
@@ -102,20 +102,7 @@ def test_masks_follow_the_seed_also_where_activations_are_computed_again(recompu
     batch = batch_of(9)
     packing, how = prepare(model, batch, recomputes=True)
     assert how == "packed"
-
-    def found(checkpointed):
-        model.train()
-        if checkpointed:
-            enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-            enable({"use_reentrant": False})
-        torch.manual_seed(5)
-        with packing.over(batch):
-            return gradients(model, batch)
-
-    (loss, kept), (again, second) = found(False), found(recomputes)
-    assert float(loss) == float(again)
-    for name, one in kept.items():
-        torch.testing.assert_close(one, second[name], rtol=1e-6, atol=1e-9)
+    loss = assert_same_when_repeated(model, batch, packing, recomputes)
     torch.manual_seed(6)
     with packing.over(batch):
         assert float(gradients(model, batch)[0]) != float(loss)

@@ -15,7 +15,7 @@ import json
 import platform
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 
@@ -52,7 +52,7 @@ class Products:
     @contextmanager
     def applied(self) -> Iterator[None]:
         """Compute so inside the context."""
-        with switch() if self.switched else _nothing():
+        with switch() if self.switched else nullcontext():
             yield
 
 
@@ -75,11 +75,6 @@ def switch() -> Iterator[None]:
         yield
     finally:
         settings.fp32_precision = before
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
 
 
 def find_products(model: nn.Module, device: torch.device, wanted: str = "auto") -> Products:
