@@ -156,8 +156,11 @@ class TrainConfig:
     what was done."""
     gradient_checkpointing: bool = False
     """Compute activations twice instead of keeping them: less memory, a third more time."""
-    select_epoch: str = one_of("best", "best", "last")
-    """Which epoch's weights are kept: the best on eval.split (as the paper reports) or the last."""
+    held_out: float = fraction(0.0)
+    """Share of the training rows, stratified, that nothing is trained on; each epoch is also scored on them."""
+    select_epoch: str = one_of("best", "best", "last", "held_out")
+    """Which epoch's weights are kept: the best on eval.split (as the paper reports; optimistic), the last, or the best
+    on the rows of train.held_out."""
     start_from: str | None = None
     """Start LoRA and LoRA-drop, and the warm-up, from this adapter: a run directory or a PEFT adapter's folder; empty:
     from B = 0."""
@@ -285,7 +288,10 @@ class Config:
     """Fewer rows."""
 
 
-LATER_KEYS = {"train.products": "auto", "score.criterion": "output", "score.compare": None, "warmup.adapter": None}
+LATER_KEYS = {
+    **{"train.products": "auto", "train.held_out": 0.0},
+    **{"score.criterion": "output", "score.compare": None, "warmup.adapter": None},
+}
 """Keys that came after the first results, with the values that configurations without them mean: these values are left
 out of a configuration's identity, so that it stays what it was."""
 OWN = "own"
@@ -368,6 +374,10 @@ def from_dict(values: Mapping[str, Any], errors: list[str] | None = None) -> Con
     if isinstance(method, Mapping):
         values = {**values, "method": {key: value for key, value in method.items() if key != "options"}}
     config = _with_own_task(build(Config, values, errors), "task" in values, errors)
+    if config.train.select_epoch == "held_out" and not config.train.held_out:
+        errors.append(
+            "train.select_epoch = held_out chooses the epoch on rows that are held out: set train.held_out=0.1, say."
+        )
     for key, name, known in (
         ("task", config.task, [*TASKS.names(), *([OWN] if config.data.given else [])]),
         ("method.name", config.method.name, METHODS.names()),

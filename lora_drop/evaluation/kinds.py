@@ -153,7 +153,7 @@ def _check_classifier(config: Config, task: Task) -> None:
 
 
 def _check_generator(config: Config, task: Task) -> None:
-    if task.primary == PERPLEXITY and config.train.select_epoch == "best":
+    if task.primary == PERPLEXITY and config.train.select_epoch != "last":
         raise UserError(
             "The first metric chooses the best epoch, as the highest, and a low perplexity is better. Name another one "
             "first, or keep the last epoch: -o train.select_epoch=last"

@@ -46,7 +46,7 @@ def _inside(content: dict[str, Any]) -> str:
         return "its primary metric is not among its metrics"
     if content["config"].get("task") != content["task"] or content["config"].get("seed") != content["seed"]:
         return "task and seed are not those of its config"
-    for name in ("best", "last"):
+    for name in ("best", "last", "held_out"):
         if content.get(name) and "score" not in content[name]:
             return f"{name} lacks score"
     for name in ("scores", "trained_scores"):

@@ -18,6 +18,7 @@ from lora_drop.files import read_json
 from lora_drop.pruning.criteria.base import PAPER
 from lora_drop.registry import CRITERIA, METHODS, TASKS
 from lora_drop.runs.stages import BY_NAME
+from lora_drop.runs.stages.base import HELD_OUT
 from lora_drop.runs.store import Run
 
 VERSION = 2
@@ -81,6 +82,8 @@ class Record:
     """`epoch` and primary `score` of the best epoch on `split`; empty where epochs were not evaluated."""
     last: dict[str, float] = field(default_factory=dict)
     """The same of the last epoch."""
+    held_out: dict[str, float] = field(default_factory=dict)
+    """The same of the epoch that is best on the rows held out of training; empty without such rows."""
     parameters: dict[str, int] = field(default_factory=dict)
     """Trainable parameters: `adapter` and `head`."""
     sampled: int = 0
@@ -174,6 +177,8 @@ def _trained(run: Run, kind: str) -> dict[str, Any]:
     metrics, trained = read_json(run.file("metrics.json")), run.manifest["stages"]["train"]
     primary, epochs = metrics["primary"], trained["epochs"]
     evaluated = [{"epoch": entry["epoch"], "score": entry[primary]} for entry in epochs if primary in entry]
+    aside = [entry for entry in epochs if HELD_OUT in entry]
+    chosen = max(aside, key=lambda entry: entry[HELD_OUT]) if aside else {}
     return {
         "primary": primary,
         "percent": kind != "generation",
@@ -187,6 +192,7 @@ def _trained(run: Run, kind: str) -> dict[str, Any]:
         "epochs": epochs,
         "best": max(evaluated, key=lambda entry: entry["score"]) if evaluated else {},
         "last": evaluated[-1] if evaluated else {},
+        "held_out": {"epoch": chosen["epoch"], "score": chosen[primary]} if chosen else {},
         "parameters": trained["trainable_parameters"],
     }
 

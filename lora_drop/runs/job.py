@@ -113,7 +113,7 @@ class Job:
     @cached_property
     def scored_each_epoch(self) -> bool:
         """True if the model is evaluated between epochs: to choose one, or because it costs little."""
-        return self.data.kind.scored_each_epoch or self.config.train.select_epoch == "best"
+        return self.data.kind.scored_each_epoch or self.config.train.select_epoch != "last"
 
     @property
     def selects(self) -> bool:

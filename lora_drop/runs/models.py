@@ -28,6 +28,7 @@ from lora_drop.pruning.places import fused_notice
 from lora_drop.pruning.scores import Scores
 from lora_drop.registry import CRITERIA
 from lora_drop.runs.job import Job
+from lora_drop.runs.stages.base import HELD_OUT
 from lora_drop.training import trainer
 from lora_drop.training.way import Way, find_way
 
@@ -91,13 +92,21 @@ def fit(
         learning_rate=settings.learning_rate,
         steps=steps,
         log_each_step=stage == "score",
-        evaluator=(lambda trained: evaluate(job, trained, way).metrics) if evaluated else None,
-        primary=job.task.primary,
+        evaluator=(lambda trained: _scored(job, trained, way)) if evaluated else None,
+        primary=HELD_OUT if settings.select_epoch == "held_out" else job.task.primary,
         loss=loss,
         stepper=method.stepper,
         way=way,
         report=job.report,
     )
+
+
+def _scored(job: Job, model: nn.Module, way: Way) -> dict[str, float]:
+    """Return the metrics on the evaluation rows, and the primary one on the rows that are held out, if any are."""
+    metrics = dict(evaluate(job, model, way).metrics)
+    if job.config.train.held_out:
+        metrics[HELD_OUT] = evaluate(job, model, way, part="held_out").metrics[job.task.primary]
+    return metrics
 
 
 def sampled(job: Job) -> Dataset:
@@ -154,9 +163,11 @@ def evaluate(
     way: Way | None = None,
     progress: Callable[[int, int], None] | None = None,
     journal: Path | None = None,
+    part: str = "eval",
 ) -> Evaluation:
-    """Evaluate a model on the evaluation rows; in `journal` an evaluation may keep what a killed one continues from."""
+    """Evaluate a model on the evaluation rows, or those held out (`part`); in `journal` an evaluation may keep what a
+    killed one continues from."""
     data = job.data
-    return data.kind.evaluate(
-        model, job.task, data.eval_rows, data.eval_encoded, data.tokenizer, job.config, way, progress, journal
-    )
+    held_out = part == "held_out"
+    rows, encoded = (data.held_out_rows, data.held_out_encoded) if held_out else (data.eval_rows, data.eval_encoded)
+    return data.kind.evaluate(model, job.task, rows, encoded, data.tokenizer, job.config, way, progress, journal)

@@ -33,13 +33,28 @@ class Data:
         self.population: dict[str, int] = {}
         """Rows of each split that was read, before a limit."""
         self.told: dict[str, list[str]] = {}
-        """What was cut or left out of the rows of each part ("train", "eval") that was tokenised."""
+        """What was cut or left out of the rows of each part ("train", "held_out", "eval") that was tokenised."""
         self.split = task.check_split(config.eval.split or task.splits[0])
 
     @cached_property
     def train_rows(self) -> Dataset:
-        """The training rows, limited if so configured."""
-        return self._rows("train", self.config.limit.train)
+        """The training rows, limited if so configured, without those that are held out."""
+        return self._training[0]
+
+    @cached_property
+    def held_out_rows(self) -> Dataset:
+        """The rows of the training split that nothing is trained on (`train.held_out`)."""
+        return self._training[1]
+
+    @cached_property
+    def _training(self) -> tuple[Dataset, Dataset]:
+        """What is trained on, and what is held out."""
+        rows, share = self._rows("train", self.config.limit.train), self.config.train.held_out
+        if not share:
+            return rows, rows.select([])
+        drawn = stratified_sample(self.task.strata(rows), max(1, round(share * len(rows))), self.config.seed).indices
+        rest = sorted(set(range(len(rows))) - set(drawn))
+        return rows.select(rest), rows.select(drawn)
 
     @cached_property
     def eval_rows(self) -> Dataset:
@@ -50,6 +65,11 @@ class Data:
     def train_digest(self) -> str:
         """Identifies the content of the training rows."""
         return content_digest(self.train_rows)
+
+    @cached_property
+    def held_out_digest(self) -> str:
+        """Identifies the content of the rows that are held out."""
+        return content_digest(self.held_out_rows)
 
     @cached_property
     def eval_digest(self) -> str:
@@ -78,6 +98,12 @@ class Data:
         return self._encoded("train", "training", self.train_rows, self.train_digest, self.kind.encode_training)
 
     @cached_property
+    def held_out_encoded(self) -> Dataset:
+        """The tokenised rows that are held out."""
+        encode = self.kind.encode_evaluation
+        return self._encoded("held_out", "held-out", self.held_out_rows, self.held_out_digest, encode)
+
+    @cached_property
     def eval_encoded(self) -> Dataset:
         """The tokenised evaluation rows."""
         return self._encoded("eval", "evaluation", self.eval_rows, self.eval_digest, self.kind.encode_evaluation)
@@ -92,11 +118,11 @@ class Data:
             `data`, the hash of the rows of each part; `limited`, the number of rows of each part of which not all are
             used; and `cut`, where something was cut or left out of them when they were tokenised.
         """
-        rows = {part: self.train_rows if part == "train" else self.eval_rows for part in parts}
+        rows = {part: sum(map(len, self._training)) if part == "train" else len(self.eval_rows) for part in parts}
         whole = {part: self.population["train" if part == "train" else self.split] for part in parts}
         return {
             "data": {part: self.train_digest if part == "train" else self.eval_digest for part in parts},
-            "limited": {part: len(rows[part]) for part in parts if len(rows[part]) != whole[part]},
+            "limited": {part: rows[part] for part in parts if rows[part] != whole[part]},
             "cut": {part: self.told[part] for part in parts if self.told.get(part)},
         }
 

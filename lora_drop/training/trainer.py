@@ -90,7 +90,7 @@ def fit(
         steps: exactly so many optimizer steps, instead of epochs.
         log_each_step: keep the loss of each step, which on a GPU waits for each step to end.
         evaluator: called with the model after each epoch; its metrics are recorded.
-        primary: with `config.select_epoch == "best"`, the epoch with the highest value of this metric is kept.
+        primary: unless `config.select_epoch == "last"`, the epoch with the highest value of this metric is kept.
         loss: what is minimised; None is the model's own loss, which must be a mean over the examples of a batch.
         stepper: what the method does after each step, see `methods.base.Method`.
         way: how the model is computed; None finds it.
@@ -102,7 +102,7 @@ def fit(
         Stopped: in the same way, after SIGTERM or SIGHUP.
     """
     model.to(device)
-    best = primary if evaluator is not None and config.select_epoch == "best" else None
+    best = primary if evaluator is not None and config.select_epoch != "last" else None
     way = way or find_way(model, rows, collate, config, loss)
     if way.packing is None and config.packing == "auto":
         report.notice(f"batches are computed {way.padding}")

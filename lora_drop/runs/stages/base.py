@@ -22,6 +22,9 @@ Values = dict[str, Any]
 Work = tuple[str, Values]
 """A few words about what was done, and facts for the stage's entry in `run.json`."""
 
+HELD_OUT = "held_out"
+"""The primary metric on the rows that are held out of training, among the metrics of an epoch."""
+
 
 def _always(job: Job) -> bool:
     return True
@@ -113,6 +116,8 @@ def rows_of(job: Job, *parts: str) -> Values:
 def training(train: TrainConfig, *unused: str) -> Values:
     """Return settings of a training; an adapter that it starts from counts by its content, not by its name."""
     settings = {key: value for key, value in asdict(train).items() if key not in unused}
+    if not train.held_out:  # configurations of earlier versions had no such key
+        settings.pop("held_out", None)
     if train.start_from:
         from lora_drop.methods.folder import adapter_folder
 

@@ -26,7 +26,8 @@ def inputs(job: Job) -> Values:
     """Return what identifies selection, rows and weights."""
     selection = digest_of(job, "selection.json", "select") if selects(job) else None
     chosen = job.data.kind.settings(job.config) if job.scored_each_epoch else {}
-    return {"selection": selection, **rows_of(job, *rows(job)), **weights(job), **chosen}
+    held_out = {"held_out": job.data.held_out_digest} if job.config.train.held_out else {}
+    return {"selection": selection, **rows_of(job, *rows(job)), **held_out, **weights(job), **chosen}
 
 
 def rows(job: Job) -> tuple[str, ...]:
@@ -66,6 +67,7 @@ def work(job: Job) -> Work:
     return f"{parameters.adapter:,} trainable parameters (head {parameters.head:,}); {kept}", {
         "trainable_parameters": asdict(parameters),
         "train_rows": len(job.data.train_rows),
+        **({"held_out_rows": len(job.data.held_out_rows)} if config.train.held_out else {}),
         "precision": config.train.precision,
         "computed": outcome.computed,
         "select_epoch": config.train.select_epoch,
