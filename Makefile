@@ -11,7 +11,7 @@ TORCH_INDEX ?= $(shell command -v nvidia-smi >/dev/null 2>&1 || echo --retries 0
 OLDEST ?= $(firstword $(sort $(wildcard $(HOME)/.pyenv/versions/3.10.*/bin/python)) python3.10)
 NEWEST ?= $(lastword python3 $(sort $(wildcard $(HOME)/.pyenv/versions/3.1[1-9].*/bin/python)))
 # Everything but what measures speed, draws the committed tables again, or runs the documents.
-CORE ?= tests $(addprefix --ignore=tests/test_,bench.py bench_counts.py docs.py readme.py report.py)
+CORE ?= tests $(addprefix --ignore=tests/test_,bench.py bench_counts.py docs.py readme.py committed_results.py)
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-fast test-lowest test-newest check reproduce-glue reproduce-smoke report bench torture clean

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from lora_drop.experiments.agreement import between_seeds, kendall, projections_of, scored, scored_by_row
 from lora_drop.experiments.claims import FEWEST, judge
+from lora_drop.experiments.epochs import kept_epochs, optimism
 from lora_drop.experiments.learnt import ERRORS
 from lora_drop.experiments.records import Record
 from lora_drop.experiments.table import FLAGS, Cell, Row, Table, limits
@@ -21,7 +22,15 @@ _LATEX = str.maketrans(
 )
 CSV_COLUMNS = (
     *("experiment", "backbone", "overrides", "row", "title", "retained", "task", "metric", "n_seeds", "seeds", "mean"),
-    *("standard_deviation", "best_epoch_mean", "last_epoch_mean", "parameters", "head_parameters", "published"),
+    *(
+        "standard_deviation",
+        "best_epoch_mean",
+        "held_out_epoch_mean",
+        "last_epoch_mean",
+        "parameters",
+        "head_parameters",
+        "published",
+    ),
     *("difference", "flags"),
 )
 
@@ -51,12 +60,12 @@ def _csv_lines(table: Table, row: Row) -> Iterator[list[object]]:
     cells = [(each.task, each.metric, row.cells[each.key]) for each in table.columns if each.key in row.cells]
     if averaged(table) and row.average is not None:
         theirs = row.published.get("average")
-        average = Cell(row.average, None, (), row.average_flags, None, None, theirs, row.difference)
+        average = Cell(row.average, None, (), row.average_flags, None, None, None, theirs, row.difference)
         cells.append(("average", "", average))
     for task, metric, cell in cells:
         head = [table.experiment, table.backbone, asked, row.name, row.title, retained, task, metric]
         seeds = [len(cell.seeds) or "", " ".join(map(str, cell.seeds))]
-        epochs = (cell.mean, cell.deviation, cell.best, cell.last)
+        epochs = (cell.mean, cell.deviation, cell.best, cell.held_out, cell.last)
         numbers = (*epochs, row.parameters, row.head, cell.published, cell.difference)
         yield [*map(_harmless, head), *seeds, *map(_exact, numbers), cell.flags]
 
@@ -169,7 +178,18 @@ def _markdown(table: Table) -> str:
         shown = list(map(_literal, cells))
         body.append(shown if kind == "measured" else [f"*{cell}*" if cell else "" for cell in shown])
     text += [*_markdown_table(list(map(_literal, names)), body), *(line + "\n" for line in notes(table))]
-    return "\n".join(text + claims(table) + agreement(table))
+    return "\n".join(text + _epochs(table) + claims(table) + agreement(table))
+
+
+def _epochs(table: Table) -> list[str]:
+    """Return the lines of the table of epochs; none if no run was evaluated after each of several."""
+    head, body = kept_epochs(table)
+    several = any(len(record.epochs) > 1 and record.best for record in table.records)
+    if not several:
+        return []
+    told = "Means (number of seeds) by the choice of the epoch. " + optimism(table)
+    lines = _markdown_table(list(map(_literal, head)), [list(map(_literal, cells)) for cells in body])
+    return ["### The epoch that is kept", "", *lines, told.rstrip(), ""]
 
 
 def claims(table: Table) -> list[str]:

@@ -42,6 +42,8 @@ class Cell:
     """Letters of FLAGS."""
     best: float | None
     """Mean of the best epochs on the evaluation split."""
+    held_out: float | None
+    """Mean of the epochs that are best on the rows held out of training."""
     last: float | None
     """Mean of the last epochs."""
     published: float | None
@@ -240,6 +242,7 @@ def _cell(
         seeds=seeds,
         flags=limited + "s" * (len(seeds) < len(layout["seeds"])),
         best=_mean(unit * record.best["score"] for record in records if record.best) if primary else None,
+        held_out=_mean(unit * record.held_out["score"] for record in records if record.held_out) if primary else None,
         last=_mean(unit * record.last["score"] for record in records if record.last) if primary else None,
         published=published,
         difference=_difference(mean, published) if comparable else None,

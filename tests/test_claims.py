@@ -1,0 +1,78 @@
+"""Claims about two rows, judged by paired differences."""
+
+import numpy as np
+import pytest
+from measured import record
+
+from lora_drop.errors import UserError
+from lora_drop.experiments.claims import interval, judge
+from lora_drop.experiments.grid import load_experiment
+from lora_drop.experiments.render import to_markdown
+from lora_drop.experiments.table import build_tables
+from lora_drop.registry import FIGURES
+
+
+def claimed(differences, margin=None, base=0.8, tasks=("mrpc", "rte")):
+    """Records of two rows on two tasks whose accuracies differ by these, in points; and one row without a partner."""
+    claim = {"says": "A is better than B", "row": "lora_drop", "against": "lora"}
+    claim |= {} if margin is None else {"margin": margin}
+    layout = {**load_experiment("table1").layout, "claims": {"one": claim}}
+    made = [record("lora_drop", "sst2", 9, 0.9, layout=layout)]
+    for number, points in enumerate(differences):
+        task, seed = tasks[number % 2], number // 2
+        made.append(record("lora", task, seed, base, layout=layout))
+        made.append(record("lora_drop", task, seed, base + points / 100, layout=layout))
+    return build_tables(made)[0]
+
+
+@pytest.mark.parametrize(
+    ("differences", "margin", "verdict"),
+    [
+        ((1.0, 2.0, 1.5, 1.0, 2.0, 1.2), None, "held"),
+        ((-1.0, -2.0, -1.5, -1.0, -2.0, -1.2), None, "not held"),
+        ((-1.0, 2.0, -1.5, 1.0, -2.0, 1.2), None, "undecided"),
+        ((-0.1, -0.2, 0.1, -0.1, 0.0, 0.1), 0.5, "held"),
+        ((-0.1, -0.2, 0.1, -0.1, 0.0, 0.1), None, "undecided"),
+        ((-1.1, -1.2, -0.9, -1.1, -1.0, -0.9), 0.5, "not held"),
+        ((1.0, 2.0, 1.5, 1.0), None, "undecided"),  # too few pairs
+    ],
+)
+def test_a_claim_is_judged_by_paired_differences(differences, margin, verdict):
+    (found,) = judge(claimed(differences, margin))
+    assert (found.verdict, found.tasks) == (verdict, 2)
+    assert sorted(found.differences) == pytest.approx(sorted(differences))
+    assert found.low <= found.mean <= found.high and found.mean == pytest.approx(np.mean(differences))
+
+
+def test_the_interval_of_a_mean_is_that_of_normal_theory_where_that_holds():
+    values = np.random.default_rng(3).normal(1.0, 2.0, 400)
+    half = 1.96 * values.std(ddof=1) / 20
+    assert interval(values.tolist()) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.05)
+    assert interval([1.0, 2.0, 3.0]) == interval([1.0, 2.0, 3.0])
+
+
+def test_a_claim_is_in_the_report_and_drawn():
+    table = claimed((1.0, 2.0, 1.5, 1.0, 2.0, 1.2))
+    text = to_markdown([table])
+    line = next(line for line in text.splitlines() if line.startswith("| A is better"))
+    assert line == "| A is better than B | LoRA-drop against LoRA | +1.5 | +1.1 to +1.8 | 6 (2) | held |"
+    assert FIGURES.get("claims").of(table) is not None
+    bare = build_tables([record("lora", "mrpc", 0, 0.8)])[0]
+    assert "Claims" not in to_markdown([bare]) and FIGURES.get("claims").of(bare) is None
+
+
+def test_tasks_in_which_nothing_was_learnt_decide_no_claim():
+    table = claimed((0.1, -0.2, 0.1, 0.3, 0.1, -0.2), base=0.53, tasks=("rte", "sst2"))
+    assert {column.task for column in table.columns if column.learnt} >= {"sst2"}
+    (found,) = judge(table)
+    assert found.tasks == 1 and len(found.differences) == 3
+
+
+def test_mistakes_in_claims_are_said(tmp_path):
+    rows = "rows: {a: {title: A}, b: {title: B}}\ntasks: [rte]\n"
+    path = tmp_path / "mine.yaml"
+    path.write_text(rows + "claims: {x: {says: s, row: c, against: a}, y: {says: s, row: a}}\n")
+    with pytest.raises(
+        UserError, match=r"claims\.x\.row = 'c': allowed is one of a, b(.|\n)*claims\.y: needs says, row and"
+    ):
+        load_experiment(str(path))

@@ -1,0 +1,82 @@
+"""The committed results, their tables, and the published values beside them."""
+
+import re
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+from measured import RESULTS, record
+
+from lora_drop.errors import UserError
+from lora_drop.experiments.grid import experiment_names, load_experiment
+from lora_drop.experiments.published import load_published
+from lora_drop.experiments.records import read_records
+from lora_drop.experiments.report import TEXTS, report
+from lora_drop.experiments.table import build_tables
+from lora_drop.files import write_json
+
+FOLDERS = sorted({path.parent for path in RESULTS.glob("*/*/*.json")})
+
+
+def test_published_rows_belong_to_experiments_and_have_sources():
+    published = load_published()
+    for name in experiment_names():
+        experiment = load_experiment(name)
+        if experiment.published:
+            entry = published[experiment.published]
+            assert set(entry["rows"]) <= set(experiment.rows) and "2402.07721" in entry["source"]
+            keys = {f"{task}.{metric}" for task in experiment.tasks for metric in experiment.metrics} or set(
+                experiment.tasks
+            )
+            assert all(set(row["scores"]) <= keys for row in entry["rows"].values())
+            assert entry["backbone"] == experiment.backbone
+
+
+def test_published_averages_are_those_of_the_published_cells():
+    """Table 6 is whole, so its averages can be checked."""
+    rows = load_published()["table6"]["rows"]
+    for row in rows.values():
+        assert row["average"] == pytest.approx(np.mean(list(row["scores"].values())), abs=0.13)
+
+
+def test_another_format_is_refused(tmp_path):
+    folder = tmp_path / "table1" / "x"
+    folder.mkdir(parents=True)
+    write_json(folder / "a.json", {"version": 0})
+    with pytest.raises(UserError, match=r"a\.json is not a result of this version"):
+        report(tmp_path)
+
+
+def test_a_record_of_the_first_format_says_of_each_stage_what_it_said_of_all(tmp_path):
+    today = asdict(record("lora", "rte", 0, 0.7, limited={"train": 9}))
+    told = {"versions": {"torch": "2.8"}, "device": "cuda", "threads": 2, "data": {"train": "d"}, "weights": "w"}
+    stages = {"train": {"seconds": 1.0, "commit": "own"}, "eval": {"seconds": 2.0}}
+    git = {"commit": "last", "dirty": True}
+    write_json(tmp_path / "a.json", {**today, **told, "git": git, "stages": stages, "version": 1})
+    (read,) = read_records(tmp_path)
+    assert read.stages["train"] == {**told, "limited": {"train": 9}, "seconds": 1.0, "commit": "own"}
+    assert read.stages["eval"] == {**told, "limited": {"train": 9}, "seconds": 2.0, "commit": "last+altered"}
+    assert read == replace(record("lora", "rte", 0, 0.7, limited={"train": 9}), stages=read.stages)
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: "/".join(folder.parts[-2:]))
+def test_the_committed_tables_are_those_of_the_committed_results(folder):
+    tables = build_tables(read_records(folder))
+    for name, render in TEXTS.items():
+        assert (folder / name).read_text(encoding="utf-8") == render(tables), (
+            f"run: lora-drop report {folder.parent.name}"
+        )
+    for name in tables[0].records[0].layout["figures"]:
+        assert (folder / f"{name}.png").is_file() and (folder / f"{name}.pdf").is_file()
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: "/".join(folder.parts[-2:]))
+def test_the_committed_results_are_whole_and_of_a_clean_commit(folder):
+    for found in read_records(folder):
+        for name, stage in found.stages.items():
+            assert re.fullmatch("[0-9a-f]{40}", stage["commit"]) and stage["versions"]["torch"]
+            assert name in ("select", "picture") or stage["device"]  # which compute nothing
+        assert not {"data_dir", "device"} & found.config.keys()
+
+
+# ---- claims

@@ -1,0 +1,54 @@
+"""Figures from records: what they name, count and tell apart."""
+
+from itertools import pairwise
+
+import numpy as np
+from measured import RESULTS, record
+
+from lora_drop.experiments.agreement import kendall
+from lora_drop.experiments.plots import OWN, shade
+from lora_drop.experiments.records import read_records
+from lora_drop.experiments.table import build_tables
+from lora_drop.registry import FIGURES
+
+
+def test_the_importance_figure_counts_seeds_not_rows():
+    scores = [
+        {"projection": name, "layer": layer, "importance": 0.5} for name in ("query", "value") for layer in (0, 1)
+    ]
+    records = [
+        record(row, "rte", seed, 0.8, experiment="table7", scores=scores)
+        for row in ("lora_drop", "inverse", "top")
+        for seed in (0, 1)
+    ]
+    figure = FIGURES.get("importance").of(build_tables(records)[0])
+    assert next(axis.get_title() for axis in figure.axes) == "RTE (n = 2 seeds)"
+
+
+def test_the_tradeoff_names_every_row():
+    records = [record("full", "rte", 0, 0.8), record("full", "mrpc", 0, 0.8), record("lora_drop", "mrpc", 0, 0.8)]
+    figure = FIGURES.get("tradeoff").of(build_tables(records)[0])
+    names = [{(text.get_text(), text.get_color()) for text in axis.texts} for axis in figure.axes]
+    assert names == [{("Full-FT", "black")}, {("LoRA-drop", OWN), ("Full-FT", "black")}] and not figure.legends
+    assert {bar.lines[0].get_color() for bar in figure.axes[1].containers} >= {OWN}
+    table = build_tables(read_records(RESULTS / "minilm" / "packaged-minilm-l6"))[0]
+    measured = [row.title for row in table.rows if row.cells]
+    (legend,) = FIGURES.get("tradeoff").of(table).legends  # too many for names at the points
+    assert len(measured) > 8 and [text.get_text() for text in legend.get_texts()] == measured
+
+
+def test_ratios_are_told_apart_by_lightness():
+    from matplotlib.colors import to_rgb
+
+    lightness = [np.dot(to_rgb(shade(number, 10)), [0.2126, 0.7152, 0.0722]) for number in range(10)]
+    assert all(one > other + 0.02 for one, other in pairwise(lightness))
+
+
+def test_kendall_is_that_of_the_rankings():
+    def scores(*values):
+        return [{"projection": "query", "layer": layer, "importance": value} for layer, value in enumerate(values)]
+
+    rows = {"r0.1": scores(0.1, 0.2, 0.3, 0.4), "r0.2": scores(0.1, 0.2, 0.3, 0.4), "r0.3": scores(0.4, 0.3, 0.2, 0.1)}
+    records = [record(row, "rte", 0, 0, experiment="figure11", metrics={}, scores=value) for row, value in rows.items()]
+    (table,) = build_tables(records)
+    assert kendall(table, "query") == {("0.1", "0.2"): 1.0, ("0.1", "0.3"): -1.0, ("0.2", "0.3"): -1.0}

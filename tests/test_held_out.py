@@ -1,0 +1,58 @@
+"""Training rows that are held out: never trained on, scored after each epoch, and chosen by if so configured."""
+
+import pytest
+
+from lora_drop.cli.perform import perform
+from lora_drop.config.schema import config_hash, from_dict, load_config
+from lora_drop.errors import UserError
+from lora_drop.files import read_json
+from lora_drop.progress import SILENT
+from lora_drop.runs.job import Job
+from lora_drop.runs.store import Run
+
+SMALL = [
+    *("backbone=tiny:bert", "limit.train=80", "limit.eval=40", "train.epochs=3", "train.learning_rate=0.01"),
+    *("train.batch_size=8", "device=cpu", "method.name=lora", "train.held_out=0.25"),
+]
+
+
+def test_rows_held_out_are_a_stratified_part_of_which_nothing_is_trained_on(tmp_path):
+    def data(*settings):
+        return Job(Run(tmp_path, load_config([], [*SMALL, *settings])), SILENT).data
+
+    held, whole = data(), data("train.held_out=0")
+    rest, aside, all_rows = (
+        [str(row) for row in rows] for rows in (held.train_rows, held.held_out_rows, whole.train_rows)
+    )
+    assert len(rest) == 60 and len(aside) == 20 and sorted(rest + aside) == sorted(all_rows)
+    assert len(whole.held_out_rows) == 0 and whole.train_digest != held.train_digest
+    strata = held.task.strata(held.held_out_rows)
+    share = {name: whole.task.strata(whole.train_rows).count(name) / 4 for name in set(strata)}
+    assert all(abs(strata.count(name) - expected) < 1 for name, expected in share.items())
+    assert held.used(("train",))["limited"] == {"train": 80}  # as limited, not as held out
+    assert data("seed=1").held_out_digest != held.held_out_digest
+
+
+@pytest.mark.slow
+def test_the_epoch_that_is_kept_is_the_best_on_the_rows_held_out(tmp_path):
+    rows = [f"{'word ' * (1 + number % 9)},{number * 7 % 10 + 0.5}" for number in range(80)]
+    table = tmp_path / "table.csv"
+    table.write_text("\n".join(["text,label", *rows]))
+    own = [*SMALL, f"data.path={table}", "data.validation=0.25", "train.select_epoch=held_out", "train.epochs=5"]
+    perform(tmp_path / "run", load_config([], own), ["all"], False, SILENT, [])
+    trained, metrics = (read_json(tmp_path / "run" / name) for name in ("run.json", "metrics.json"))
+    trained, primary = trained["stages"]["train"], metrics["primary"]
+    best = max(trained["epochs"], key=lambda entry: entry["held_out"])
+    assert len({entry["held_out"] for entry in trained["epochs"]}) > 1, "epochs that all score alike choose nothing"
+    assert trained["kept_epoch"] == best["epoch"] and trained["held_out_rows"] == 15 and trained["train_rows"] == 45
+    assert metrics["metrics"][primary] == best[primary] != best["held_out"]  # of the evaluation rows
+
+
+def test_choosing_by_rows_that_are_not_held_out_is_refused():
+    with pytest.raises(UserError, match=r"train\.select_epoch = held_out .* set train\.held_out=0\.1"):
+        from_dict({"train": {"select_epoch": "held_out"}})
+
+
+def test_configurations_without_the_key_keep_their_identity():
+    assert config_hash(from_dict({})) == config_hash(from_dict({"train": {"held_out": 0.0}}))
+    assert config_hash(from_dict({})) != config_hash(from_dict({"train": {"held_out": 0.1}}))
