@@ -28,12 +28,16 @@ def test_published_rows_belong_to_experiments_and_have_sources():
             keys = {f"{task}.{metric}" for task in experiment.tasks for metric in experiment.metrics} or set(
                 experiment.tasks
             )
-            assert all(set(row["scores"]) <= keys for row in entry["rows"].values())
+            rows = [*entry["rows"].values(), *entry.get("elsewhere", ())]
+            assert all(set(row["scores"]) <= keys and set(row.get("derived", ())) <= set(row["scores"]) for row in rows)
+            assert all("arXiv" in row["source"] for row in entry.get("elsewhere", ()))
             assert entry["backbone"] == experiment.backbone
 
 
 def test_published_averages_are_those_of_the_published_cells():
-    """Table 6 is whole, so its averages can be checked."""
+    """Table 6 is whole, and so is Full-FT in Table 1 with the derived cells."""
+    full = load_published()["table1"]["rows"]["full"]
+    assert full["average"] == pytest.approx(np.mean(list(full["scores"].values())), abs=0.05)
     rows = load_published()["table6"]["rows"]
     for row in rows.values():
         assert row["average"] == pytest.approx(np.mean(list(row["scores"].values())), abs=0.13)

@@ -202,3 +202,13 @@ def test_the_average_is_compared_where_only_it_is_published():
     assert "*+1.0*" in to_markdown(tables)
     (average,) = [line for line in csv.DictReader(io.StringIO(to_csv(tables))) if line["task"] == "average"]
     assert (average["published"], float(average["difference"])) == ("86.2", pytest.approx(1.0))
+
+
+def test_derived_cells_are_marked_and_other_papers_stand_apart():
+    text = to_markdown(build_tables([record("full", "rte", 0, 0.787), record("lora_drop", "rte", 0, 0.8)]))
+    assert "≈ 78.7" in text and "*90.2*" in text and "≈: not printed there." in text
+    assert "LoRA-drop: the cells as quoted by arXiv 2505.18738, Table 1" in text and "*81.4*" in text
+    assert "Others on FacebookAI/roberta-base, in settings of their own:" in text
+    assert "| BitFit |  | 81.5 | 92.7 | 90.8 | 62 | 93.7 | 91.8 |  |  | arXiv 2505.18738, Table 1 |" in text
+    toy = build_tables([record("full", "toy-nli", 0, 0.8, task_title="toy-nli", backbone="tiny:roberta")])
+    assert "Others on" not in to_markdown(toy)

@@ -130,6 +130,9 @@ def notes(table: Table) -> list[str]:
         other = table.backbone != table.published_backbone
         where = f", on {table.published_backbone}: not comparable with this backbone" if other else ""
         found.append(f"Published: {table.source}{where}. Cells that the source does not show are empty.")
+        found += [f"{row.title}: {row.published['note']}." for row in table.rows if "note" in row.published]
+        if any(row.published.get("derived") for row in table.rows):
+            found.append("≈: not printed there.")
     return found
 
 
@@ -163,7 +166,11 @@ def _how_scored(table: Table, trained: Sequence[Record]) -> str:
 def _published_line(table: Table, row: Row, several: bool) -> list[str]:
     theirs = row.published
     retained = [_as_printed(theirs.get("retained", {}).get(name)) for name in table.projections]
-    scores = [_as_printed(theirs.get("scores", {}).get(column.key)) for column in table.columns]
+    derived = theirs.get("derived", ())
+    scores = [
+        "≈ " * (column.key in derived) + _as_printed(theirs.get("scores", {}).get(column.key))
+        for column in table.columns
+    ]
     average = [_as_printed(theirs.get("average"))] * several
     return ["published", str(theirs.get("parameters", "")), *retained, *scores, *average]
 
@@ -178,7 +185,20 @@ def _markdown(table: Table) -> str:
         shown = list(map(_literal, cells))
         body.append(shown if kind == "measured" else [f"*{cell}*" if cell else "" for cell in shown])
     text += [*_markdown_table(list(map(_literal, names)), body), *(line + "\n" for line in notes(table))]
-    return "\n".join(text + _epochs(table) + claims(table) + agreement(table))
+    return "\n".join(text + _elsewhere(table) + _epochs(table) + claims(table) + agreement(table))
+
+
+def _elsewhere(table: Table) -> list[str]:
+    """Return the lines of a table of other papers' results; none where there are none on this table's tasks."""
+    body = [
+        [each["title"], str(each["parameters"]), *scores, each["source"]]
+        for each in table.elsewhere
+        if any(scores := [_as_printed(each["scores"].get(column.key)) for column in table.columns])
+    ]
+    head = ["", "parameters", *(column.title for column in table.columns), "source"]
+    if not body:
+        return []
+    return [f"Others on {table.published_backbone}, in settings of their own:", "", *_markdown_table(head, body)]
 
 
 def _epochs(table: Table) -> list[str]:

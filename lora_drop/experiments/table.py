@@ -95,6 +95,8 @@ class Table:
     source: str
     """Source of the published values; empty without."""
     published_backbone: str
+    elsewhere: tuple[Mapping[str, Any], ...]
+    """Other papers' results on that backbone: `title`, `parameters`, `source` and `scores`."""
 
 
 def build_tables(records: Sequence[Record]) -> list[Table]:
@@ -151,6 +153,7 @@ def _table(records: list[Record]) -> Table:
         agreement="agreement" in layout["columns"],
         source=published["source"],
         published_backbone=published["backbone"],
+        elsewhere=tuple(published.get("elsewhere", ())),
     )
 
 
