@@ -121,6 +121,16 @@ FIGURES: Registry[Any] = Registry(
     "lora_drop.figures",
     {
         name: f"lora_drop.experiments.figures.{name}:FIGURE"
-        for name in ("tradeoff", "importance", "distribution", "sharing", "ratios", "claims", "criteria")
+        for name in (
+            "tradeoff",
+            "importance",
+            "layers",
+            "curves",
+            "distribution",
+            "sharing",
+            "ratios",
+            "claims",
+            "criteria",
+        )
     },
 )

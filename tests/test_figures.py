@@ -3,10 +3,11 @@
 from itertools import pairwise
 
 import numpy as np
+import pytest
 from measured import RESULTS, record
 
 from lora_drop.experiments.agreement import kendall
-from lora_drop.experiments.plots import OWN, shade
+from lora_drop.experiments.plots import OWN, is_own, shade
 from lora_drop.experiments.records import read_records
 from lora_drop.experiments.table import build_tables
 from lora_drop.registry import FIGURES
@@ -52,3 +53,51 @@ def test_kendall_is_that_of_the_rankings():
     records = [record(row, "rte", 0, 0, experiment="figure11", metrics={}, scores=value) for row, value in rows.items()]
     (table,) = build_tables(records)
     assert kendall(table, "query") == {("0.1", "0.2"): 1.0, ("0.1", "0.3"): -1.0, ("0.2", "0.3"): -1.0}
+
+
+def test_ablations_are_grey_beside_lora_drop():
+    records = [
+        record("lora_drop", "rte", 0, 0.8, experiment="table7", config={"task": "rte", "seed": 0}),
+        *(
+            record(row, "rte", 0, 0.79, experiment="table7", method="lora_drop", config={"method": changed})
+            for row, changed in (("inverse", {"policy": "inverse"}), ("without_share", {"share": False}))
+        ),
+    ]
+    assert [is_own(each) for each in records] == [True, False, False]
+
+
+def test_the_dashed_line_joins_what_nothing_beats_with_as_few_parameters():
+    sizes = {"lora": (300, 0.80), "sparse_adapter": (100, 0.70), "vera": (200, 0.69), "lora_drop": (150, 0.75)}
+    records = [
+        record(row, "rte", 0, score, parameters={"adapter": size, "head": 0}) for row, (size, score) in sizes.items()
+    ]
+    (axis, *_) = FIGURES.get("tradeoff").of(build_tables(records)[0]).axes
+    (line,) = [line for line in axis.lines if line.get_linestyle() == "--"]
+    assert list(line.get_xdata()) == [100, 150, 300] and list(line.get_ydata()) == pytest.approx([70, 75, 80])
+
+
+def test_the_heat_strip_counts_the_seeds_that_retain_a_layer():
+    scores = [
+        {"projection": name, "layer": layer, "score": 1.0, "importance": 0.7 - 0.4 * layer}
+        for name in ("query", "value")
+        for layer in (0, 1)
+    ]
+    records = [
+        record("lora_drop", "rte", seed, 0.8, experiment="table7", scores=scores, selection=chosen)
+        for seed, retained in ((0, [0]), (1, [0, 1]))
+        for parts in ({name: {"retained": retained, "shared": []} for name in ("query", "value")},)
+        for chosen in ({"projections": parts},)
+    ]
+    query, value, _ = FIGURES.get("layers").of(build_tables(records)[0]).axes
+    for axis in (query, value):
+        assert [text.get_text() for text in axis.texts] == ["2", "1"]
+        assert np.allclose(axis.images[0].get_array(), [[0.7, 0.3]])
+
+
+def test_a_learning_curve_is_the_mean_over_seeds_of_the_epochs_that_all_have():
+    def run(seed, *scores):
+        return record("lora", "rte", seed, 0.8, epochs=[{"epoch": e, "accuracy": s} for e, s in enumerate(scores, 1)])
+
+    (axis,) = FIGURES.get("curves").of(build_tables([run(0, 0.6, 0.8), run(1, 0.7, 0.9, 0.5)])[0]).axes
+    (line,) = axis.lines
+    assert list(line.get_xdata()) == [1, 2] and np.allclose(line.get_ydata(), [65, 85])

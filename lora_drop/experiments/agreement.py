@@ -61,3 +61,12 @@ def between_seeds(records: Sequence[Record], projection: str) -> list[float]:
     """Return the rank correlation of the layers' importances for every two runs, which differ in their seed."""
     found = [importances_of(record.scores, projection) for record in records]
     return [tau(one, two) for one, two in combinations(found, 2)]
+
+
+def retained_alike(records: Sequence[Record], projection: str) -> str:
+    """Return of how many retained layers two runs have how many in common, mean over every two; empty if none select."""
+    chosen = [set(each.selection["projections"][projection]["retained"]) for each in records if each.selection]
+    if len(chosen) < 2:
+        return ""
+    common = np.mean([len(one & two) for one, two in combinations(chosen, 2)])
+    return f"{common:.1f} of {np.mean(list(map(len, chosen))):.1f}"

@@ -9,7 +9,14 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from lora_drop.experiments.agreement import between_seeds, kendall, projections_of, scored, scored_by_row
+from lora_drop.experiments.agreement import (
+    between_seeds,
+    kendall,
+    projections_of,
+    retained_alike,
+    scored,
+    scored_by_row,
+)
 from lora_drop.experiments.claims import FEWEST, judge
 from lora_drop.experiments.epochs import kept_epochs, optimism
 from lora_drop.experiments.learnt import ERRORS
@@ -259,22 +266,27 @@ def _between_rows(table: Table) -> list[str]:
 def _between_seeds(table: Table) -> list[str]:
     """A line for each row and task that has several seeds."""
     projections = projections_of(table)
-    body = []
+    body, shown = [], []
     for row in table.rows:
         mine = [record for record in scored(table) if record.row == row.name]
         for title in dict.fromkeys(record.task_title for record in mine):
             records = [record for record in mine if record.task_title == title]
-            if len(records) > 1:
+            warm_ups = [record.scores for record in records]
+            if len(records) > 1 and (title, warm_ups) not in shown:  # rows that only select differently share them
+                shown.append((title, warm_ups))
                 taus = [" ".join(f"{tau:.2f}" for tau in between_seeds(records, name)) for name in projections]
                 config = records[0].config
                 batch = config["warmup"].get("batch_size") or config["train"]["batch_size"]
                 numbers = [f"{number:,}" for number in (records[0].sampled, batch, records[0].warmup_steps)]
                 seeds = " ".join(str(record.seed) for record in records)
-                body.append([row.title, title, *numbers, seeds, *taus])
+                alike = [retained_alike(records, name) for name in projections]
+                body.append([row.title, title, *numbers, seeds, *taus, *alike])
     if not table.agreement or not body:
         return []
     head = ["", "task", "sample", "batch", "warm-up steps", "seeds", *(f"τ {name}" for name in projections)]
-    return ["Kendall τ between the layers' importances of every two seeds:", "", *_markdown_table(head, body)]
+    head += [f"alike {name}" for name in projections]
+    told = "Kendall τ between the layers' importances of every two seeds, and how many of the retained layers they have in common (mean):"
+    return [told, "", *_markdown_table(head, body)]
 
 
 def _markdown_table(head: Sequence[str], body: Iterable[Sequence[str]]) -> list[str]:

@@ -1,5 +1,5 @@
 """Score against trainable parameters: a panel per task, a marker per row, LoRA-drop in colour; bars are standard
-deviations over seeds.
+deviations over seeds. The dashed line joins what no other row beats with as few parameters (Pareto).
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.figure import Figure as Drawing
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
-from lora_drop.experiments.plots import MARKERS, OWN, Figure, Point, grey, label_points, panels
+from lora_drop.experiments.plots import MARKERS, OWN, Figure, Point, grey, is_own, label_points, panels
 from lora_drop.experiments.records import Record
 from lora_drop.experiments.table import Table
 from lora_drop.pruning.picture import plain
@@ -24,7 +24,7 @@ def draw(table: Table, records: list[Record]) -> Drawing:
     sizes = [row.parameters for row in table.rows if row.parameters]
     ticks = (1.0,) if max(sizes) > 100 * min(sizes) else (1.0, 3.0)
     figure, axes = panels(1, len(columns), width=3.6, height=3.4, sharex=True)
-    ours = {record.row for record in records if record.method == "lora_drop"}
+    ours = {record.row for record in records if is_own(record)}
     measured = [row for row in table.rows if row.cells and row.parameters is not None]
     named: list[tuple[Any, list[Point]]] = []
     shown = {}
@@ -40,6 +40,7 @@ def draw(table: Table, records: list[Record]) -> Drawing:
             shown[row.title] = axis.errorbar(row.parameters, cell.mean, yerr=cell.deviation, **style)
             points.append((row.parameters, cell.mean, plain(row.title), OWN if row.name in ours else "black"))
         named.append((axis, points))
+        _pareto(axis, points)
         _scale(axis, ticks)
         axis.set_title(plain(column.title), fontsize=10)
         axis.set_xlabel("trainable parameters")
@@ -58,6 +59,17 @@ def draw(table: Table, records: list[Record]) -> Drawing:
             fontsize=8,
         )
     return figure
+
+
+def _pareto(axis: Any, points: list[Point]) -> None:
+    """Join the rows that no other beats with as few parameters, by steps."""
+    best: list[Point] = []
+    for point in sorted(points, key=lambda point: (point[0], -point[1])):
+        if not best or point[1] > best[-1][1]:
+            best.append(point)
+    if len(best) > 1:
+        across, up = [point[0] for point in best], [point[1] for point in best]
+        axis.step(across, up, where="post", color="0.6", linewidth=0.9, linestyle="--", zorder=0)
 
 
 def _scale(axis: Any, ticks: tuple[float, ...]) -> None:

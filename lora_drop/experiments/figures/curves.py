@@ -1,0 +1,53 @@
+"""Learning curves: the score on the evaluation split after each epoch, mean over seeds; a panel per task, LoRA-drop in
+colour."""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib.figure import Figure as Drawing
+from matplotlib.ticker import MaxNLocator
+
+from lora_drop.experiments.plots import MARKERS, OWN, Figure, grey, is_own, panels
+from lora_drop.experiments.records import Record
+from lora_drop.experiments.table import Table
+from lora_drop.pruning.picture import plain
+
+
+def draw(table: Table, records: list[Record]) -> Drawing:
+    """Draw the tasks that have runs of several epochs, each with the rows that were run on it."""
+    tasks = list(dict.fromkeys(record.task_title for record in records))
+    figure, axes = panels(1, len(tasks), width=3.6, height=3.2)
+    lines = {}
+    for axis, title in zip(axes[0], tasks, strict=True):
+        for number, row in enumerate(table.rows):
+            mine = [record for record in records if record.task_title == title and record.row == row.name]
+            if not mine:
+                continue
+            style = {
+                "color": OWN if is_own(mine[0]) else grey(number, len(table.rows)),
+                "marker": MARKERS[number % len(MARKERS)],
+            }
+            epochs, means = _curve(mine)
+            (lines[row.title],) = axis.plot(epochs, means, markersize=5, linewidth=1.2, alpha=0.85, **style)
+        axis.set_title(plain(title), fontsize=10)
+        axis.set_xlabel("epoch")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes[0][0].set_ylabel("score")
+    columns = max(2, int(figure.get_figwidth() / 2.2))
+    place = {"loc": "outside lower center", "ncols": columns, "frameon": False, "fontsize": 8}
+    figure.legend(list(lines.values()), list(map(plain, lines)), **place)
+    return figure
+
+
+def _curve(records: list[Record]) -> tuple[list[float], np.ndarray]:
+    """Return the epochs that all of these runs have, and the mean score after each."""
+    scored = [
+        {entry["epoch"]: entry[record.primary] for entry in record.epochs if record.primary in entry}
+        for record in records
+    ]
+    shared = sorted(set.intersection(*map(set, scored)))
+    unit = 100.0 if records[0].percent else 1.0
+    return shared, unit * np.mean([[curve[epoch] for epoch in shared] for curve in scored], axis=0)
+
+
+FIGURE = Figure("curves", reads=lambda record: len(record.epochs) > 1 and record.best, draw=draw)

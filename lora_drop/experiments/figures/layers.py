@@ -1,0 +1,56 @@
+"""Importance of the layers on every task: a row of cells for each task, a block for each projection; mean over seeds.
+
+The number of a cell is in how many of the seeds the experiment's first row that selects retains the layer.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from matplotlib.figure import Figure as Drawing
+from matplotlib.ticker import MaxNLocator
+
+from lora_drop.experiments.agreement import mean_importances, one_warm_up_a_seed, projections_of
+from lora_drop.experiments.plots import Figure, panels
+from lora_drop.experiments.records import Record
+from lora_drop.experiments.table import Table
+from lora_drop.pruning.picture import plain
+
+
+def draw(table: Table, records: list[Record]) -> Drawing:
+    """Draw each warm-up once: rows that only select differently share it."""
+    by_task: dict[str, list[Record]] = {}
+    for record in one_warm_up_a_seed(table):
+        by_task.setdefault(record.task_title, []).append(record)
+    projections = projections_of(table)
+    cells = {name: [mean_importances(mine, name) for mine in by_task.values()] for name in projections}
+    layers = len(next(iter(cells.values()))[0])
+    width, height = 0.42 * layers + 1.6, 0.42 * len(by_task) + 0.9
+    figure, axes = panels(1, len(projections), width=width, height=height, sharey=True)
+    darkest = max(values.max() for block in cells.values() for values in block)
+    for axis, name in zip(axes[0], projections, strict=True):
+        image = axis.imshow(cells[name], cmap="Blues", vmin=0, vmax=darkest, aspect="auto")
+        for down, (mine, values) in enumerate(zip(by_task.values(), cells[name], strict=True)):
+            _count(axis, down, mine, name, values / darkest)
+        axis.set_title(name, fontsize=10)
+        axis.set_xlabel("layer")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=12))
+        axis.tick_params(length=0)
+        axis.spines[:].set_visible(False)
+    names = [f"{plain(title)} ({len(mine)})" for title, mine in by_task.items()]
+    axes[0][0].set_yticks(range(len(names)), names, fontsize=9)
+    figure.colorbar(image, ax=list(axes[0]), label="importance", pad=0.01)
+    return figure
+
+
+def _count(axis: Any, down: int, records: list[Record], projection: str, shades: Any) -> None:
+    """Write into the cells of a task how many of its seeds retain the layer; nothing where none does."""
+    chosen = [record.selection["projections"][projection]["retained"] for record in records if record.selection]
+    for layer, shade in enumerate(shades):
+        count = sum(layer in retained for retained in chosen)
+        if count:
+            colour = "white" if shade > 0.55 else "black"
+            axis.text(layer, down, str(count), ha="center", va="center", fontsize=7, color=colour)
+
+
+FIGURE = Figure("layers", reads=lambda record: record.scores, draw=draw)
