@@ -3,6 +3,8 @@ colour."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from matplotlib.figure import Figure as Drawing
 from matplotlib.ticker import MaxNLocator
@@ -34,7 +36,7 @@ def draw(table: Table, records: list[Record]) -> Drawing:
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[0][0].set_ylabel("score")
     columns = max(2, int(figure.get_figwidth() / 2.2))
-    place = {"loc": "outside lower center", "ncols": columns, "frameon": False, "fontsize": 8}
+    place: dict[str, Any] = {"loc": "outside lower center", "ncols": columns, "frameon": False, "fontsize": 8}
     figure.legend(list(lines.values()), list(map(plain, lines)), **place)
     return figure
 
