@@ -67,7 +67,8 @@ class Lora:
 
     def project(self, x: Tensor) -> Float[Tensor, "*batch inner"]:
         """Return z = A x (`*batch inputs`), with a constant 1 behind it if B has a bias."""
-        z = nn.functional.linear(x.to(self.down.dtype), self.down)
+        mixed = torch.is_autocast_enabled(x.device.type)  # which rounds both by itself
+        z = nn.functional.linear(x if mixed else x.to(self.down.dtype), self.down)
         if self.layer.lora_B[self.adapter].bias is None:
             return z
         return torch.cat([z, torch.ones_like(z[..., :1])], dim=-1)

@@ -8,7 +8,7 @@ For one batch, `Packing.over(batch)` is a context in which the model, called as 
   (`own_attention.py`); every other operation works on single tokens anyway.
 - **Nothing that is not read.** Where the head reads one token of each row (a classifier), or the loss only the learned ones (a language model), the
   last layer goes on with these rows alone once its attention is done.
-- **Cheap dropout.** On a CPU torch draws masks with a slow serial generator. Ours compares 16-bit integers of SFC64, which is seeded from torch's
+- **Cheap dropout.** On a CPU torch draws masks with a slow serial generator. Ours compares bytes of SFC64, which is seeded from torch's
   own generator for each mask, so that seeds, checkpoints and recomputation work as before.
 - **LoRA without passes over memory.** B (A x) is added to W x in place by the product itself.
 

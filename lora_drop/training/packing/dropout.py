@@ -14,15 +14,20 @@ CHEAP = (torch.float32, torch.bfloat16)
 
 
 def keep_mask(shape: Sequence[int], p: float, dtype: torch.dtype = torch.float32) -> tuple[Tensor, float]:
-    """Return a mask on the CPU, 0 with probability `p`, to the nearest 1/65536, else 1; and the factor that keeps the mean.
+    """Return a mask on the CPU, each element 0 with probability `p` (at most 255/256), else 1; and the factor that keeps the mean.
 
-    Its seed is the next number of torch's global generator: it is as reproducible as torch's own masks, and continues with a checkpoint.
+    A byte of randomness is spent on an element. It knows multiples of 1/256, so the threshold of a mask is drawn from the two beside 256 p, and
+    each element is 0 with probability `p` exactly. The seed is the next number of torch's global generator: a mask is as reproducible as torch's
+    own, and continues with a checkpoint.
     """
-    count, dropped = int(np.prod(shape)), min(round(p * 65536), 65535)
+    count, p = int(np.prod(shape)), min(p, 255 / 256)
     seed = int(torch.empty((), dtype=torch.int64).random_())
-    bits = torch.from_numpy(np.random.SFC64(seed).random_raw(-(-count // 4)).view(np.int16)[:count])
-    keep = torch.ge(bits, dropped - 32768, out=torch.empty(count, dtype=dtype))
-    return keep.view(*shape), 65536 / (65536 - dropped)
+    drawn = np.random.SFC64(seed).random_raw(1 + -(-count // 8))
+    threshold = int(256 * p) + (int(drawn[0]) / 2**64 < 256 * p % 1)
+    keep = torch.ge(
+        torch.from_numpy(drawn[1:].view(np.int8)[:count]), threshold - 128, out=torch.empty(count, dtype=dtype)
+    )
+    return keep.view(*shape), 1 / (1 - p)
 
 
 def masked(x: Tensor, mask: Tensor, factor: float) -> Tensor:
