@@ -20,6 +20,8 @@ KINDS: tuple[tuple[Registry[Any], str, str], ...] = (
     (FIGURES, "lora_drop.experiments.plots", "Figure"),
 )
 """Registry, and the module and name of the type of its things. A file that defines one has imported that module."""
+LOADED: list[Path] = []
+"""The plugins of this process, which its workers load, too."""
 
 
 def load_plugin(path: str | Path) -> None:
@@ -42,6 +44,7 @@ def load_plugin(path: str | Path) -> None:
         if thing.name in registry.own and registry.get(thing.name) is thing:
             continue  # imported to build on
         registry.add(thing.name, thing)
+    LOADED.append(file.absolute())
 
 
 def _things(module: ModuleType) -> Iterator[tuple[Registry[Any], Any]]:

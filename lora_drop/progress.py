@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+from typing import Any
+
 
 class Reporter:
     """Receives what a run has to say. This one says nothing; subclasses show it."""
+
+    def at(self, place: str) -> None:
+        """The work is done at `place`: a worker, a machine. It may move to another one."""
 
     def start(self, stage: str) -> None:
         """A stage begins."""
@@ -23,13 +30,53 @@ class Reporter:
 
 
 class GridReporter(Reporter):
-    """Also hears which run of a grid begins, and how it ended."""
+    """Also hears which run of a grid begins, and how it ended. Several may be under way at once."""
 
-    def begin(self, name: str, number: int, total: int) -> None:
-        """The next run."""
+    def begin(self, name: str, number: int, total: int) -> Reporter:
+        """A run begins; return what hears of its stages: this reporter, unless a subclass shows runs apart."""
+        return self
+
+    def wait(self, name: str, note: str) -> None:
+        """The run cannot be performed now, as `note` says; it will begin again."""
 
     def end(self, name: str, note: str) -> None:
         """The run is over; `note` says its result, or why there is none."""
+
+
+class Relay(Reporter):
+    """Hands what a run has to say to `send`, as the name of a method and its arguments: to another process, say.
+
+    `advance` is handed on twice a second at most.
+    """
+
+    def __init__(self, send: Callable[[tuple[Any, ...]], object]):
+        self.send, self.sent = send, 0.0
+
+    def at(self, place: str) -> None:
+        """Hand it on."""
+        self.send(("at", place))
+
+    def start(self, stage: str) -> None:
+        """Hand it on."""
+        self.send(("start", stage))
+
+    def advance(self, done: int, total: int, note: str = "") -> None:
+        """Hand it on, but for what comes too soon."""
+        if time.monotonic() - self.sent > 0.5 or done == total:
+            self.send(("advance", done, total, note))
+            self.sent = time.monotonic()
+
+    def finish(self, stage: str, seconds: float, note: str) -> None:
+        """Hand it on."""
+        self.send(("finish", stage, seconds, note))
+
+    def skip(self, stage: str, reason: str) -> None:
+        """Hand it on."""
+        self.send(("skip", stage, reason))
+
+    def notice(self, text: str) -> None:
+        """Hand it on."""
+        self.send(("notice", text))
 
 
 SILENT = Reporter()

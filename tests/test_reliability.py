@@ -8,14 +8,12 @@ from pathlib import Path
 
 import pytest
 import yaml
-from filelock import FileLock
 from safetensors import SafetensorError
 
 from lora_drop.cli import app as cli
 from lora_drop.config.schema import Config, from_dict, load_config
 from lora_drop.config.strict_yaml import parse
 from lora_drop.errors import UserError
-from lora_drop.experiments import engine
 from lora_drop.experiments.records import read_records
 from lora_drop.faults import as_sentences
 from lora_drop.files import read_json, remove, sweep, write_json, write_text
@@ -26,7 +24,7 @@ from lora_drop.registry import TASKS
 from lora_drop.runs import pipeline
 from lora_drop.runs.job import Job
 from lora_drop.runs.stages.base import Stage
-from lora_drop.runs.store import Busy, Run, status_of, stored_config
+from lora_drop.runs.store import Run, status_of, stored_config
 from lora_drop.tasks.base import Source
 
 
@@ -322,22 +320,6 @@ def test_json_that_cannot_be_read_is_a_sentence(tmp_path):
             read_json(tmp_path / "a.json")
     with pytest.raises(UserError, match="cannot be read: Is a directory"):
         read_json(tmp_path)
-
-
-def test_a_stage_that_a_stopped_process_holds_is_not_waited_for_without_end(tmp_path, monkeypatch):
-    monkeypatch.setattr(engine, "PATIENCE_S", 0.2)
-    told = []
-    reporter = Reporter()
-    reporter.notice = told.append
-    with (
-        FileLock(tmp_path / "lock"),
-        pytest.raises(Busy, match="does not come to an end"),
-        engine._waited_for(FileLock(tmp_path / "lock"), "score", reporter),
-    ):
-        pass
-    assert "another process is at the same score" in told[0]
-    with engine._waited_for(FileLock(tmp_path / "lock"), "score", reporter):
-        assert len(told) == 1
 
 
 def test_a_bad_record_is_named_and_left_out(tmp_path, capsys):

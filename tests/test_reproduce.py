@@ -6,40 +6,26 @@ import json
 import shutil
 import signal
 import subprocess
-import sys
 import time
 import weakref
 
 import pytest
+from grids import TEXTS, command, perform, planned
 
 from lora_drop.cli import app as cli
 from lora_drop.errors import UserError
-from lora_drop.experiments.engine import perform_grid, run_directory
+from lora_drop.experiments.engine import perform_grid
 from lora_drop.experiments.estimate import estimate
 from lora_drop.experiments.grid import Choice, expand, load_experiment
+from lora_drop.experiments.one_run import run_directory
 from lora_drop.experiments.records import read_records
 from lora_drop.experiments.report import report
 from lora_drop.experiments.results import Results
 from lora_drop.files import read_json
 from lora_drop.progress import GridReporter
 from lora_drop.runs import models
-from lora_drop.runs.store import Run
 
 pytestmark = pytest.mark.slow
-
-SMALL = ["limit.train=80", "limit.eval=40", "train.epochs=1", "train.batch_size=8", "device=cpu"]
-TEXTS = ("table.md", "table.csv", "table.tex")
-
-
-def planned(name, *overrides, **choice):
-    return expand(
-        load_experiment(name),
-        Choice(overrides=[*SMALL, *overrides], **{"backbone": "tiny:roberta", "seeds": [0], **choice}),
-    )
-
-
-def perform(tmp_path, runs):
-    return perform_grid(runs, tmp_path / "runs", Results(tmp_path / "results"), GridReporter())
 
 
 @pytest.fixture(scope="module")
@@ -216,15 +202,6 @@ def test_a_failed_run_does_not_stop_the_others(tmp_path):
     assert len(perform(tmp_path, runs).performed) == 1
 
 
-def test_a_run_that_another_process_is_working_at_is_left_to_it(tmp_path):
-    runs = planned("table1", rows=["lora"])
-    busy = Run(run_directory(runs[0], tmp_path / "runs"), runs[0].config)
-    busy.path.mkdir(parents=True)
-    with busy.working():
-        assert perform(tmp_path, runs).busy == [runs[0].name]
-    assert len(perform(tmp_path, runs).performed) == 1
-
-
 def test_two_results_for_one_cell_are_refused(swept, tmp_path):
     folder = tmp_path / "table6" / "tiny-roberta"
     folder.mkdir(parents=True)
@@ -233,24 +210,6 @@ def test_two_results_for_one_cell_are_refused(swept, tmp_path):
         (folder / f"{name}.json").write_text(path.read_text())
     with pytest.raises(UserError, match=r"two results for t0.70, toy-nli, seed 0"):
         report(tmp_path)
-
-
-def command(folder, *arguments):
-    small = [part for item in SMALL for part in ("-o", item)]
-    return [
-        *(
-            sys.executable,
-            "-m",
-            "lora_drop.cli.app",
-            "reproduce",
-            *arguments,
-            "--backbone",
-            "tiny:roberta",
-            "--seeds",
-            "0",
-        ),
-        *("--runs", str(folder / "runs"), "--results", str(folder / "results"), "--quiet", *small),
-    ]
 
 
 def test_a_killed_grid_gives_the_same_tables(swept, tmp_path):

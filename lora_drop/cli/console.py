@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lora_drop.interruption import Stopped
-from lora_drop.progress import GridReporter, Reporter
+from lora_drop.progress import Reporter
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -96,34 +96,6 @@ class ConsoleReporter(Reporter):
     def _line(self, text: str) -> None:
         if not self.quiet:
             self.console.print(text, soft_wrap=True)
-
-
-class ConsoleGridReporter(ConsoleReporter, GridReporter):
-    """One line per run of a grid; while it is under way, a bar for its current stage."""
-
-    def __init__(self, console: Console, quiet: bool = False):
-        super().__init__(console, quiet)
-        self.label = ""
-
-    def begin(self, name: str, number: int, total: int) -> None:
-        """The next run."""
-        self.label, self.began = f"{number:>{len(str(total))}}/{total}  {name}", time.monotonic()
-
-    def start(self, stage: str) -> None:
-        """A stage of the run begins."""
-        super().start(f"{self.label}  {stage}")
-
-    def finish(self, stage: str, seconds: float, note: str) -> None:
-        """A stage of the run has ended."""
-        self.close()
-
-    def skip(self, stage: str, reason: str) -> None:
-        """A stage is already done."""
-
-    def end(self, name: str, note: str) -> None:
-        """The run is over."""
-        self.close()
-        self._line(f"{self.label}  {time.monotonic() - self.began:.1f} s  {note}")
 
 
 def print_profile(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +13,7 @@ from lora_drop.cli.options import flags, options
 from lora_drop.errors import UserError
 
 if TYPE_CHECKING:
+    from lora_drop.experiments.engines.base import Engine
     from lora_drop.experiments.estimate import Estimate
     from lora_drop.experiments.grid import Planned
     from lora_drop.experiments.results import Results
@@ -37,6 +39,15 @@ def reproduce(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the runs, what is done, and what the rest would cost.")
     ] = False,
+    jobs: Annotated[
+        int,
+        typer.Option(
+            "--jobs", "-j", min=1, help="Perform this many runs at a time: one on each GPU, or the CPU divided."
+        ),
+    ] = 1,
+    shard: Annotated[
+        str | None, typer.Option(metavar="I/N", help="Only part I of N of the runs: one task of a job array.")
+    ] = None,
     keep_old: Annotated[
         bool, typer.Option("--keep-old", help="Also count results of older versions of a stage, task or method.")
     ] = False,
@@ -58,11 +69,30 @@ def reproduce(
         given["overrides"] or [],
         flags(given),
     )
-    planned, kept = expand(load_experiment(experiment), choice), Results(results, keep_old)
+    planned, kept = _part(expand(load_experiment(experiment), choice), shard), Results(results, keep_old)
     if dry_run:
         _show_plan(planned, kept, given["as_json"])
-    elif _perform(planned, runs, kept, given["quiet"], given["as_json"]):
+    elif not _perform(planned, runs, kept, _engine(runs, jobs), given["quiet"], given["as_json"]):
         raise typer.Exit(1)
+
+
+def _part(planned: list[Planned], shard: str | None) -> list[Planned]:
+    """Return every N-th run, from the I-th on, for a shard `I/N`."""
+    if shard is None:
+        return planned
+    match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", shard, re.ASCII)
+    part, parts = map(int, match.groups()) if match else (0, 0)
+    if not 1 <= part <= parts:
+        raise UserError(f"--shard {shard}: it is a part of so many, such as 1/8, 2/8, ... 8/8.")
+    return planned[part - 1 :: parts]
+
+
+def _engine(runs: Path, jobs: int) -> Engine:
+    from lora_drop.cli.perform import quiet_libraries
+    from lora_drop.experiments.engines.local import InProcess, Processes
+
+    quiet_libraries()
+    return InProcess(runs) if jobs == 1 else Processes(jobs, runs, quiet_libraries)
 
 
 def _list(as_json: bool) -> None:
@@ -142,22 +172,21 @@ def _write_tables(results: Path, experiments: list[str], figures: bool, given: d
         typer.echo(json.dumps({"folders": [str(folder) for folder in written]}))
 
 
-def _perform(planned: list[Planned], runs: Path, results: Results, quiet: bool, as_json: bool) -> dict[str, str]:
-    from lora_drop.cli.console import ConsoleGridReporter, err, out
-    from lora_drop.cli.perform import quiet_libraries
-    from lora_drop.experiments.engine import perform_grid, run_directory
+def _perform(planned: list[Planned], runs: Path, results: Results, engine: Engine, quiet: bool, as_json: bool) -> bool:
+    """Perform runs and show their tables; return True if none is missing."""
+    from lora_drop.cli.console import err, out
+    from lora_drop.cli.grid_progress import ConsoleGridReporter
+    from lora_drop.experiments.engine import perform_grid
+    from lora_drop.experiments.one_run import run_directory
     from lora_drop.experiments.report import report as write
     from lora_drop.report.page import PAGE, write_page
 
-    quiet_libraries()
     with ConsoleGridReporter(err, quiet) as reporter:
-        outcome = perform_grid(planned, runs, results, reporter)
-    if outcome.busy:
-        err.print(f"{len(outcome.busy)} runs are being performed by another process.")
-    for name, message in outcome.failed.items():
-        err.print(f"Failed: {name}: {message}", soft_wrap=True)
+        outcome = perform_grid(planned, runs, results, reporter, engine)
+    for name, message in {**outcome.failed, **outcome.busy}.items():
+        err.print(f"{'Failed' if name in outcome.failed else 'Missing'}: {name}: {message}", soft_wrap=True)
     for run in planned:
-        if run.name in outcome.performed:
+        if run.name in outcome.performed and _is_run(str(run_directory(run, runs))):  # else it lies on another machine
             write_page([run_directory(run, runs)], run_directory(run, runs) / PAGE)
     folders = sorted({results.path(run).parent for run in planned})
     present = [folder for folder in folders if any(folder.glob("*.json"))]
@@ -171,19 +200,19 @@ def _perform(planned: list[Planned], runs: Path, results: Results, quiet: bool, 
         _show_tables(tables)
         out.print(f"Files: {folder}", soft_wrap=True)
     if as_json:
-        counts = {"performed": len(outcome.performed), "already": outcome.already, "busy": len(outcome.busy)}
+        counts = {"performed": len(outcome.performed), "already": outcome.already, "busy": outcome.busy}
         typer.echo(json.dumps({**counts, "failed": outcome.failed, "folders": [str(folder) for folder in present]}))
-    return outcome.failed
+    return not (outcome.failed or outcome.busy)
 
 
 def _show_plan(planned: list[Planned], results: Results, as_json: bool) -> None:
-    from lora_drop.cli.console import ConsoleGridReporter, err, out, print_rows
+    from lora_drop.cli.console import ConsoleReporter, err, out, print_rows
     from lora_drop.cli.perform import quiet_libraries
     from lora_drop.experiments.estimate import estimate
     from lora_drop.training.environment import neutral_environment
 
     quiet_libraries()
-    with ConsoleGridReporter(err) as reporter:
+    with ConsoleReporter(err) as reporter:
         for text in results.notices(planned):
             reporter.notice(text)
         done = {run.name for run in planned if results.has(run)}

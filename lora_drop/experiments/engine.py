@@ -1,32 +1,32 @@
-"""Performs the runs of a grid one after the other, each in a run directory of its own, and writes a record for each.
+"""Performs the runs of a grid: hands them to an engine, writes their records, and comes back to those that wait.
 
-Every run is found by the hash of its configuration: what has a record is not repeated, what was killed is continued,
-and a run that two experiments have in common is performed once. Several processes, also on several machines with one
-file system, may work on a grid at the same time: each takes runs that no other process is working on.
+What has a record is not repeated, and a run that two experiments have in common is performed once. Several processes,
+also on several machines with one file system, may work on a grid at the same time: each takes runs that no other
+process is working on, and then waits for the others', so that each ends with the whole table, or says what it lacks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import time
+from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
-from lora_drop.config.schema import config_hash
-from lora_drop.errors import UserError
-from lora_drop.experiments.grid import Planned, slug
+from lora_drop.experiments.engines.base import Engine
+from lora_drop.experiments.engines.local import InProcess
+from lora_drop.experiments.grid import Planned
+from lora_drop.experiments.one_run import End
 from lora_drop.experiments.results import Results
-from lora_drop.progress import GridReporter, Reporter
-from lora_drop.provenance import release_memory
-from lora_drop.runs.job import Job
-from lora_drop.runs.pipeline import adopt, inputs_digest, perform, plan
-from lora_drop.runs.store import Busy, Run
+from lora_drop.progress import GridReporter
+from lora_drop.runs.locks import is_held, owner
 
+POLL_S = 1.0
+NAMED_AFTER_S = 30.0
+"""A process that is waited for is named after this time; one that is stopped or dead is then waited for no longer."""
 PATIENCE_S = 6 * 3600.0
-"""A process that was stopped (not killed) keeps its locks: the others must not wait for ever."""
+"""For a process of another machine, whose state cannot be asked."""
 
 
 @dataclass
@@ -35,14 +35,64 @@ class Outcome:
 
     performed: list[str] = field(default_factory=list)
     already: int = 0
-    """Runs whose record was there."""
-    busy: list[str] = field(default_factory=list)
-    """Runs that another process is working on."""
+    """Runs whose record was there, or was made by another process meanwhile."""
+    busy: dict[str, str] = field(default_factory=dict)
+    """By run: the process that holds it and does not work."""
     failed: dict[str, str] = field(default_factory=dict)
     """Message by run."""
 
 
-def perform_grid(planned: Sequence[Planned], runs: Path, results: Results, report: GridReporter) -> Outcome:
+@dataclass
+class _Wait:
+    """A run that another process holds, or whose warm-up it does."""
+
+    lock: Path
+    since: float = field(default_factory=time.monotonic)
+    tries: int = 0
+    again: float = 0.0
+    """When it may be tried again: later each time, up to half a minute."""
+    named: bool = False
+
+    def renew(self, lock: Path) -> None:
+        """It was tried, and has to wait again."""
+        self.lock, self.again, self.tries = lock, time.monotonic() + min(30, 2**self.tries), self.tries + 1
+
+    @property
+    def over(self) -> bool:
+        """True if it may be tried now."""
+        return time.monotonic() >= self.again and not is_held(self.lock)
+
+    @property
+    def seconds(self) -> float:
+        """How long it has waited."""
+        return time.monotonic() - self.since
+
+    @property
+    def vain(self) -> bool:
+        """True if there is no sense in waiting longer."""
+        holder = owner(self.lock)
+        state = holder.state if holder else "elsewhere"
+        return state != "running" and self.seconds > (PATIENCE_S if state == "elsewhere" else NAMED_AFTER_S)
+
+    def __str__(self) -> str:
+        holder = owner(self.lock)
+        if holder is None:
+            return f"another process holds {self.lock}, and has not said which one it is"
+        return (
+            f"{holder} "
+            + {
+                "running": f"is at it ({self.lock})",
+                "stopped": f"holds {self.lock} and is stopped. Let it go on with: kill -CONT {holder.pid}, or end it with: "
+                f"kill -KILL {holder.pid}",
+                "dead": f"is dead, but one that it has started still holds {self.lock}: end that one",
+                "elsewhere": f"holds {self.lock}. If it does not work any more, end it there",
+            }[holder.state]
+        )
+
+
+def perform_grid(
+    planned: Sequence[Planned], runs: Path, results: Results, report: GridReporter, engine: Engine | None = None
+) -> Outcome:
     """Perform what has no record yet. A run that fails does not stop the others.
 
     Args:
@@ -50,82 +100,70 @@ def perform_grid(planned: Sequence[Planned], runs: Path, results: Results, repor
         runs: folder of the run directories.
         results: where a result is looked for, and written.
         report: told about progress.
+        engine: what performs the runs; by default this process, one after the other.
 
     Raises:
-        KeyboardInterrupt: after Ctrl-C, when the run under way has written a checkpoint.
+        KeyboardInterrupt: after Ctrl-C, when the runs under way have written a checkpoint.
     """
-    outcome = Outcome()
     for text in results.notices(planned):
         report.notice(text)
-    for number, run in enumerate(planned, 1):
-        if results.has(run):  # asked for each in turn: another process may have done it meanwhile
-            results.join(run)
-            outcome.already += 1
-            continue
-        report.begin(run.name, number, len(planned))
-        try:
-            note = _perform_one(run, runs, results, report)
-        except Busy:
-            outcome.busy.append(run.name)
-            note = "another process is working at it"
-        except Exception as error:  # noqa: BLE001 - whatever it was, it is told at the end, and the other runs go on
-            note = outcome.failed[run.name] = f"{type(error).__name__}: {error}"
-        else:
-            outcome.performed.append(run.name)
-        release_memory()
-        report.end(run.name, note)
-    return outcome
+    with engine or InProcess(runs) as using:
+        return _Grid(planned, results, report, using).perform()
 
 
-def run_directory(planned: Planned, runs: Path) -> Path:
-    """Return where a run is performed; the same for all experiments that it belongs to."""
-    config = planned.config
-    return runs / slug(config.backbone) / f"{config.task}-s{config.seed}-{config.method.name}-{config_hash(config)}"
+class _Grid:
+    """The runs that are to do, under way at the engine, and waiting, by their number in the grid."""
 
+    def __init__(self, planned: Sequence[Planned], results: Results, report: GridReporter, engine: Engine):
+        self.planned, self.results, self.report, self.engine = planned, results, report, engine
+        self.todo = deque(range(len(planned)))
+        self.waiting: set[int] = set()
+        self.waits: dict[int, _Wait] = {}
+        self.outcome = Outcome()
 
-def _perform_one(planned: Planned, runs: Path, results: Results, report: Reporter) -> str:
-    path, config = run_directory(planned, runs), planned.config
-    path.parent.mkdir(parents=True, exist_ok=True)
-    run = Run(path, config)
-    job = Job(run, report, others=partial(_siblings, run))
-    job.check()
-    with run.working(report):
-        stages = plan(job, planned.experiment.until)
-        for stage in stages:
-            if stage.shared:
-                # another process that needs the same waits for it instead of making its own
-                lock = FileLock(path.parent / f".{stage.name}-{inputs_digest(job, stage)}.lock")
-                with _waited_for(lock, stage.name, report):
-                    if not adopt(job, stage, job.others()):
-                        perform(job, stage)
+    def perform(self) -> Outcome:
+        while self.todo or self.waiting or self.engine.working:
+            self._hand_out()
+            if self.engine.working or self.waiting:
+                for number, end in self.engine.ended(POLL_S):
+                    self._settle(number, end)
+                self._look_at_waiting()
+            if not (self.todo or self.engine.working) and all(self.waits[number].vain for number in self.waiting):
+                break
+        self.outcome.busy = {self.planned[number].name: str(self.waits[number]) for number in sorted(self.waiting)}
+        return self.outcome
+
+    def _hand_out(self) -> None:
+        while self.todo and self.engine.free:
+            number = self.todo.popleft()
+            run = self.planned[number]
+            if self.results.has(run):  # asked for each in turn: another process may have done it meanwhile
+                self.results.join(run)
+                self.outcome.already += 1
             else:
-                perform(job, stage)
-        results.write(planned, run, [stage.name for stage in stages])
-    return str(run.manifest["stages"][planned.experiment.until or "eval"]["note"])
+                line = cache(partial(self.report.begin, run.name, number + 1, len(self.planned)))
+                self.engine.begin(number, run, line)
 
+    def _settle(self, number: int, end: End) -> None:
+        run = self.planned[number]
+        if end.busy is not None:
+            self.waits.setdefault(number, _Wait(end.busy)).renew(end.busy)
+            self.waiting.add(number)
+            self.report.wait(run.name, end.note)
+            return
+        if end.record is None:
+            self.outcome.failed[run.name] = end.note
+        else:
+            self.results.write(run, end.record)
+            self.outcome.performed.append(run.name)
+        self.report.end(run.name, end.note)
 
-@contextmanager
-def _waited_for(lock: FileLock, stage: str, report: Reporter) -> Iterator[None]:
-    """Hold a lock, with a notice if another process has it. Raises Busy if that one keeps it for PATIENCE_S."""
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        report.notice(f"another process is at the same {stage}; it is waited for, at most {PATIENCE_S / 3600:g} hours")
-        try:
-            lock.acquire(timeout=PATIENCE_S)
-        except Timeout as error:
-            raise Busy(f"Another process is at the same {stage}, and does not come to an end.") from error
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def _siblings(run: Run) -> Iterator[Run]:
-    """Yield the other runs of the same backbone, task and seed."""
-    for path in sorted(run.path.parent.glob(f"{run.config.task}-s{run.config.seed}-*")):
-        if path != run.path and (path / "run.json").is_file():
-            try:
-                yield Run(path, run.config)
-            except UserError:  # damaged: told when its own turn comes
-                continue
+    def _look_at_waiting(self) -> None:
+        for number in sorted(self.waiting):
+            wait = self.waits[number]
+            if wait.over:
+                self.waiting.remove(number)
+                self.todo.append(number)
+            elif not wait.named and wait.seconds > NAMED_AFTER_S:
+                wait.named = True
+                self.report.notice(f"{self.planned[number].name} waits: {wait}")

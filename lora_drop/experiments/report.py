@@ -63,7 +63,7 @@ def draw(tables: Sequence[Table], folder: Path) -> None:
 
     for name in FIGURES.names():  # those of an earlier, larger report
         for path in (*folder.glob(f"{name}*.png"), *folder.glob(f"{name}*.pdf")):
-            path.unlink()
+            path.unlink(missing_ok=True)  # another process of the grid may draw, too
     for number, table in enumerate(tables, 1):
         for name in table.figures:
             figure = FIGURES.get(name).of(table)

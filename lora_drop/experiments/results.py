@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lora_drop.config.schema import WHERE_KEYS, Config, from_dict
 from lora_drop.errors import UserError
 from lora_drop.experiments.grid import Planned, slug
-from lora_drop.experiments.records import gather, read_record, versions_of
+from lora_drop.experiments.records import read_record, versions_of
 from lora_drop.files import write_json
 from lora_drop.pruning.criteria.base import PAPER
-from lora_drop.runs.store import Run
 
 
 @dataclass(frozen=True)
@@ -43,12 +42,12 @@ class Results:
             changed = {"overrides": planned.overrides, "deviations": planned.deviations}
             write_json(self.path(planned), {**valid[0], **changed})
 
-    def write(self, planned: Planned, run: Run, stages: Sequence[str]) -> None:
-        """Gather what these stages of a run have left, and write it in place of an older result."""
-        write_json(self.path(planned), asdict(gather(planned, run, stages)))
+    def write(self, planned: Planned, record: Mapping[str, Any]) -> None:
+        """Write the record of a run in place of an older one."""
+        write_json(self.path(planned), record)
         for path, content in self._equal(planned):
             if path != self.path(planned) and content["overrides"] == planned.overrides:
-                path.unlink()
+                path.unlink(missing_ok=True)  # another process may have done it
 
     def notices(self, planned: Sequence[Planned]) -> list[str]:
         """Return what is to be known of the versions that made the results of these runs."""

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from filelock import FileLock, Timeout
 
 from lora_drop.config.schema import WHERE_KEYS
 from lora_drop.errors import UserError
 from lora_drop.files import digest, read_json
 from lora_drop.pruning.selection import Scored, Selection, read_scores
+from lora_drop.runs.locks import LOCK, is_held
 
 TITLES = {"lora_drop": "LoRA-drop", "lora": "LoRA", "full": "Full-FT", "sparse_adapter": "Sparse Adapter"}
 TITLES |= {"vera": "VeRA", "tied_lora": "Tied-LoRA", "adalora": "AdaLoRA"}
@@ -71,7 +71,7 @@ class Facts:
     def status(self) -> str:
         """Return done, failed, running or interrupted (which a run is, too, whose process was killed)."""
         stored = str(self.manifest.get("status", "new"))
-        return "interrupted" if stored == "running" and not _held(self.path / ".lock") else stored
+        return "interrupted" if stored == "running" and not is_held(self.path / LOCK) else stored
 
     @property
     def parameters(self) -> dict[str, int]:
@@ -217,14 +217,3 @@ def tensors_of(path: Path) -> dict[str, tuple[str, list[int]]]:
         return {name: (each["dtype"], each["shape"]) for name, each in header.items() if name != "__metadata__"}
     except (OSError, ValueError, KeyError, TypeError, struct.error, MemoryError, OverflowError) as error:
         raise UserError(f"{path} is no readable safetensors file ({error}).") from error
-
-
-def _held(lock: Path) -> bool:
-    """Return True if a process holds a lock file (asking creates none)."""
-    if not lock.is_file():
-        return False
-    try:
-        with FileLock(lock, timeout=0):
-            return False
-    except Timeout:
-        return True

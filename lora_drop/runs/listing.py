@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from lora_drop.errors import UserError
 from lora_drop.runs.facts import Facts, differences, find_runs, read_facts
+from lora_drop.runs.locks import LOCK, hold
 from lora_drop.runs.words import shown, spans
 
 Rows = list[dict[str, Any]]
@@ -123,12 +122,9 @@ def removable(folder: Path, exports: bool = False, unfinished: bool = False) -> 
 def clean(parts: Sequence[Removable]) -> None:
     """Remove folders. Raises UserError, with all others left, at one whose run another process has begun to work in."""
     for part in parts:
-        lock = FileLock(part.run / ".lock")
         try:
-            with lock.acquire(timeout=0):
+            with hold(part.run / LOCK, f"Another process is working in {part.run}: {part.path} was left"):
                 shutil.rmtree(part.path)
-        except Timeout as error:
-            raise UserError(f"Another process is working in {part.run}: {part.path} was left.") from error
         except OSError as error:
             raise UserError(f"{part.path} cannot be removed ({error.strerror}).") from error
 

@@ -19,14 +19,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from lora_drop.config.files import read_sealed, sealed
 from lora_drop.config.schema import Config, config_hash, from_dict, to_yaml
 from lora_drop.errors import UserError
 from lora_drop.files import digest, file_digest, read_json, remove, sweep, write_folder, write_json, write_text
 from lora_drop.progress import SILENT, Reporter
 from lora_drop.provenance import commit
+from lora_drop.runs.locks import LOCK, Busy, hold, is_held
 from lora_drop.training.environment import neutral_environment
 
 FORMAT = 3
@@ -37,10 +36,6 @@ OUTPUTS = (
 )
 SEAL = "seal"
 """Key of a stage's entry: the digest of all its others, by which an entry that was altered is known."""
-
-
-class Busy(UserError):
-    """Another process is working in the run directory."""
 
 
 class Run:
@@ -99,14 +94,8 @@ class Run:
                 f"The run directory {self.path} cannot be made ({error.strerror}). Name another with --run-dir."
             ) from error
         _refuse_foreign(self.path)
-        lock = FileLock(self.path / ".lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout as error:
-            raise Busy(
-                f"Another process is working in {self.path}. Wait for it, or name another directory with --run-dir."
-            ) from error
-        try:
+        busy = f"Another process is working in {self.path}. Wait for it, or name another directory with --run-dir"
+        with hold(self.path / LOCK, busy), self._end_recorded():
             sweep(self.path)
             self._read_manifest()  # it may have been opened before another process worked here
             commit()  # asked now: see there
@@ -117,14 +106,17 @@ class Run:
             self.record(status="running", error=None)
             yield
             self.record(status="done")
-        except (KeyboardInterrupt, SystemExit):
+
+    @contextmanager
+    def _end_recorded(self) -> Iterator[None]:
+        try:
+            yield
+        except (KeyboardInterrupt, SystemExit, Busy):
             self._record_end(status="interrupted")
             raise
         except BaseException as error:
             self._record_end(status="failed", error=f"{type(error).__name__}: {error}")
             raise
-        finally:
-            lock.release()
 
     def checkpoints(self, stage: str) -> Path:
         """Return the folder in which a stage keeps what it needs to continue after a kill."""
@@ -211,7 +203,7 @@ def stored_config(path: Path) -> Path | None:
 
 def _refuse_foreign(path: Path) -> None:
     """Raise UserError for a folder that is no run directory and has something of a name that a run would replace."""
-    if any((path / name).exists() for name in (".lock", "run.json", "config.yaml")):
+    if any((path / name).exists() for name in (LOCK, "run.json", "config.yaml")):
         return
     for name in OUTPUTS:
         if (path / name).exists():
@@ -244,12 +236,7 @@ def status_of(path: Path) -> str:
     status = str(read_manifest(path)[0].get("status", "new"))
     if status != "running":
         return status
-    lock = FileLock(path / ".lock")
-    try:
-        with lock.acquire(timeout=0):
-            return "interrupted"
-    except Timeout:
-        return "running"
+    return "running" if is_held(path / LOCK) else "interrupted"
 
 
 def _seal(entry: dict[str, Any]) -> str:

@@ -1,0 +1,96 @@
+"""The progress of a grid: a table of the runs under way in a terminal, and a line for each that has ended."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from lora_drop.cli.console import ConsoleReporter
+from lora_drop.progress import GridReporter, Reporter
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+
+class ConsoleGridReporter(ConsoleReporter, GridReporter):
+    """One line per run when it is over; of each that is under way a row: run, place, stage, steps, epoch and best score so
+    far, time that remains of the stage.
+    """
+
+    def __init__(self, console: Console, quiet: bool = False):
+        super().__init__(console, quiet)
+        self.rows: dict[str, _Row] = {}
+
+    def begin(self, name: str, number: int, total: int) -> Reporter:
+        """A run begins."""
+        label = f"{number:>{len(str(total))}}/{total}  {name}"
+        if self.progress is None and self.console.is_terminal and not self.quiet:
+            self.progress = _table(self.console)
+            self.progress.start()
+        self.rows[name] = _Row(self, label)
+        return self.rows[name]
+
+    def wait(self, name: str, note: str) -> None:
+        """A run has to wait."""
+        row = self._remove(name)
+        self.notice(f"{name} waits: {note}")
+        if row is not None and not self.rows:
+            self.close()
+
+    def end(self, name: str, note: str) -> None:
+        """The run is over."""
+        row = self._remove(name)
+        took = f"{time.monotonic() - row.began:.1f} s" if row else "not begun"
+        if not self.rows:
+            self.close()
+        self._line(f"{row.label if row else name}  {took}  {f'{row.place}  ' if row and row.place else ''}{note}")
+
+    def _remove(self, name: str) -> _Row | None:
+        row = self.rows.pop(name, None)
+        if row is not None and self.progress is not None and row.task is not None:
+            self.progress.remove_task(row.task)
+        return row
+
+
+class _Row(Reporter):
+    """One run under way."""
+
+    def __init__(self, grid: ConsoleGridReporter, label: str):
+        self.grid, self.label, self.place, self.began = grid, label, "", time.monotonic()
+        self.task: Any = None
+        self.shown = 0.0
+        if grid.progress is not None:
+            self.task = grid.progress.add_task("", total=None, label=label, place="", stage="begins")
+
+    def at(self, place: str) -> None:
+        self.place = place
+        self._update(place=place)
+
+    def start(self, stage: str) -> None:
+        if self.grid.progress is not None:
+            self.grid.progress.reset(self.task, total=None, description="", stage=stage)
+
+    def advance(self, done: int, total: int, note: str = "") -> None:
+        if time.monotonic() - self.shown > 0.1 or done == total:
+            self._update(completed=done, total=total, description=note)
+            self.shown = time.monotonic()
+
+    def notice(self, text: str) -> None:
+        self.grid.notice(text)
+
+    def _update(self, **values: Any) -> None:
+        if self.grid.progress is not None:
+            self.grid.progress.update(self.task, **values)
+
+
+def _table(console: Console) -> Progress:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    label, place, stage, note = (
+        TextColumn(text, markup=False)
+        for text in ("{task.fields[label]}", "{task.fields[place]}", "{task.fields[stage]:<7}", "{task.description}")
+    )
+    columns = (label, place, stage, BarColumn(16), MofNCompleteColumn(), note, TimeRemainingColumn())
+    return Progress(*columns, console=console, transient=True)

@@ -1,0 +1,41 @@
+"""The interface of an engine: it takes runs while it has room, and says how they ended."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
+
+from lora_drop.experiments.grid import Planned
+from lora_drop.experiments.one_run import End
+from lora_drop.progress import Reporter
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+Line = Callable[[], Reporter]
+"""Returns what hears of a run; called when it is really under way."""
+
+
+class Engine(Protocol):
+    """Performs runs somewhere. As a context: leaving it ends all that it has started, runs under way by a checkpoint."""
+
+    @property
+    def free(self) -> bool:
+        """True if another run may be handed over now."""
+
+    @property
+    def working(self) -> bool:
+        """True if a run that was handed over has not ended."""
+
+    def begin(self, number: int, run: Planned, line: Line) -> None:
+        """Take a run, whose number in the grid identifies it."""
+
+    def ended(self, timeout: float) -> list[tuple[int, End]]:
+        """Return the runs that have ended, by number; after `timeout` seconds at the latest if none does.
+
+        An engine that performs runs in this process takes as long as they need.
+        """
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *_: object) -> None: ...

@@ -1,0 +1,89 @@
+"""One run of a grid, in a directory that the hash of its configuration names.
+
+What was killed is continued, and a stage that another run of the same backbone, task and seed has done from the same
+inputs is taken over. File locks keep two processes from the same work, on one machine or on a file system that machines
+share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from lora_drop.config.schema import config_hash
+from lora_drop.errors import UserError
+from lora_drop.experiments.grid import Planned, slug
+from lora_drop.experiments.records import gather
+from lora_drop.progress import Reporter
+from lora_drop.provenance import release_memory
+from lora_drop.runs.job import Job
+from lora_drop.runs.locks import Busy, hold
+from lora_drop.runs.pipeline import adopt, inputs_digest, perform, plan
+from lora_drop.runs.store import Run
+
+
+@dataclass(frozen=True)
+class End:
+    """How a run ended."""
+
+    note: str
+    """Its result in a few words, or why there is none."""
+    record: dict[str, Any] | None = None
+    """The content of its record (`records.Record`), if it was performed."""
+    busy: Path | None = None
+    """The lock that another process held, if that is why it was not."""
+
+
+def run_directory(planned: Planned, runs: Path) -> Path:
+    """Return where a run is performed; the same for all experiments that it belongs to."""
+    config = planned.config
+    return runs / slug(config.backbone) / f"{config.task}-s{config.seed}-{config.method.name}-{config_hash(config)}"
+
+
+def perform_run(planned: Planned, runs: Path, report: Reporter) -> End:
+    """Perform what is left of a run. Whatever ends it is told; Ctrl-C and SIGTERM are raised, after a checkpoint.
+
+    Args:
+        planned: the run.
+        runs: folder of the run directories.
+        report: hears of its stages.
+    """
+    try:
+        return _performed(planned, runs, report)
+    except Busy as error:
+        return End(str(error), busy=error.lock)
+    except Exception as error:  # noqa: BLE001 - whatever it was, it is told at the end, and the other runs go on
+        return End(f"{type(error).__name__}: {error}")
+    finally:
+        release_memory()
+
+
+def _performed(planned: Planned, runs: Path, report: Reporter) -> End:
+    path, config = run_directory(planned, runs), planned.config
+    path.parent.mkdir(parents=True, exist_ok=True)
+    run = Run(path, config)
+    job = Job(run, report, others=partial(_siblings, run))
+    job.check()
+    with run.working(report):
+        stages = plan(job, planned.experiment.until)
+        for stage in stages:
+            lock = path.parent / f".{stage.name}-{inputs_digest(job, stage)}.lock" if stage.shared else None
+            with hold(lock, f"Another process is at the same {stage.name}") if lock else nullcontext():
+                if not (stage.shared and adopt(job, stage, job.others())):
+                    perform(job, stage)
+        record = asdict(gather(planned, run, [stage.name for stage in stages]))
+    return End(str(run.manifest["stages"][planned.experiment.until or "eval"]["note"]), record)
+
+
+def _siblings(run: Run) -> Iterator[Run]:
+    """Yield the other runs of the same backbone, task and seed."""
+    for path in sorted(run.path.parent.glob(f"{run.config.task}-s{run.config.seed}-*")):
+        if path != run.path and (path / "run.json").is_file():
+            try:
+                yield Run(path, run.config)
+            except UserError:  # damaged: told when its own turn comes
+                continue

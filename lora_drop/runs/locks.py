@@ -1,0 +1,104 @@
+"""File locks: one process at a time, and which one it is.
+
+The system frees the lock of a process that ended, also on a file system that machines share. A process that was stopped
+(SIGSTOP, Ctrl-Z) keeps it, and so does a child that outlives the one who took it. So the holder leaves its number and
+machine in a file beside the lock.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import NamedTuple
+
+import psutil
+from filelock import FileLock, Timeout
+
+from lora_drop.errors import UserError
+from lora_drop.files import write_json
+
+LOCK = ".lock"
+"""Of a run directory."""
+AT_ONCE_S = 0.2
+"""A lock is taken for a moment by whoever asks if it is free."""
+
+
+class Busy(UserError):
+    """Another process holds what is needed."""
+
+    def __init__(self, message: str, lock: Path):
+        """`lock`: the file of the lock that it holds."""
+        super().__init__(message)
+        self.lock = lock
+
+    def __reduce__(self) -> tuple[type[Busy], tuple[str, Path]]:
+        return Busy, (str(self), self.lock)
+
+
+class Owner(NamedTuple):
+    """A process that holds a lock."""
+
+    pid: int
+    host: str
+    started: float
+
+    @property
+    def state(self) -> str:
+        """`running`, `stopped` or `dead`; `elsewhere` where it is a process of another machine, which cannot be asked."""
+        if self.host != socket.gethostname():
+            return "elsewhere"
+        try:
+            process = psutil.Process(self.pid)
+            if abs(process.create_time() - self.started) > 1:  # the number was given to another one since
+                return "dead"
+            status = process.status()
+        except psutil.NoSuchProcess:
+            return "dead"
+        names = {psutil.STATUS_STOPPED: "stopped", psutil.STATUS_TRACING_STOP: "stopped", psutil.STATUS_ZOMBIE: "dead"}
+        return names.get(status, "running")
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host}"
+
+
+@contextmanager
+def hold(path: Path, what: str) -> Iterator[None]:
+    """Hold a lock file for this process. Raises Busy with the sentence `what`, and who holds it, if another one does."""
+    lock, note = FileLock(path), _note(path)
+    try:
+        lock.acquire(timeout=AT_ONCE_S)
+    except Timeout as error:
+        raise Busy(f"{what} ({owner(path) or 'which one is not known'}).", path) from error
+    try:
+        write_json(note, Owner(os.getpid(), socket.gethostname(), psutil.Process().create_time())._asdict())
+        yield
+    finally:
+        with suppress(OSError):  # a disk that has become read-only
+            note.unlink(missing_ok=True)
+        lock.release()
+
+
+def is_held(path: Path) -> bool:
+    """Return True if a process holds a lock file (asking creates none)."""
+    if not path.is_file():
+        return False
+    try:
+        with FileLock(path, timeout=0):
+            return False
+    except Timeout:
+        return True
+
+
+def owner(path: Path) -> Owner | None:
+    """Return the process that has said that it holds a lock file; None if none has."""
+    with suppress(OSError, ValueError, TypeError):
+        return Owner(**json.loads(_note(path).read_text(encoding="utf-8")))
+    return None
+
+
+def _note(path: Path) -> Path:
+    return path.with_name(f"{path.name}.owner")
