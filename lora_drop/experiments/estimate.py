@@ -99,9 +99,10 @@ def _measure(planned: Planned, folder: Path, warmed: set[str]) -> tuple[float, f
         peak = 6 * _megabytes(size)
     if "train" in stages:
         step, model, size = _time_training(job, "train", job.method, config.train, clock)
-        evaluations = 1 + (config.train.epochs if job.scored_each_epoch else 0)
+        epochs = config.train.epochs if job.scored_each_epoch else 0
+        evaluated = len(job.data.eval_rows) * (1 + epochs) + len(job.data.held_out_rows) * epochs
         seconds += step * tokens * config.train.epochs
-        seconds += _time_evaluation(job, model, clock) * len(job.data.eval_rows) * evaluations
+        seconds += _time_evaluation(job, model, clock) * evaluated
         left += _megabytes(size)
         peak = max(peak, 6 * _megabytes(size))  # two checkpoints, each of the weights and the two moments of AdamW
     return seconds, left, peak
