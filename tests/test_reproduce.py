@@ -15,7 +15,7 @@ from grids import TEXTS, command, perform, planned
 from lora_drop.cli import app as cli
 from lora_drop.errors import UserError
 from lora_drop.experiments.engine import perform_grid
-from lora_drop.experiments.estimate import estimate
+from lora_drop.experiments.estimate import ends_after, estimate
 from lora_drop.experiments.grid import Choice, expand, load_experiment
 from lora_drop.experiments.one_run import run_directory
 from lora_drop.experiments.records import read_records
@@ -267,10 +267,20 @@ def test_a_dry_run_estimates_and_writes_nothing(swept, tmp_path, capsys, monkeyp
     assert len(plan["estimates"]) == 5 and all(
         entry["runs"] == 1 and entry["seconds"] > 0 for entry in plan["estimates"]
     )
+    alone, *_, each = plan["devices"]
+    assert [entry["devices"] for entry in plan["devices"]] == [1, 2, 4, 5]
+    assert alone["seconds"] == pytest.approx(sum(entry["seconds"] for entry in plan["estimates"]))
+    assert each["seconds"] == each["in_order"] == max(entry["seconds"] for entry in plan["estimates"])
     with pytest.raises(SystemExit):
         cli.main([*arguments, "--tasks", "rte", "--offline", "--dry-run", "--json"])
     plan = json.loads(capsys.readouterr().out)
     assert plan["estimates"][0]["seconds"] is None and "put the official file at" in plan["estimates"][0]["reason"]
+
+
+def test_the_longest_runs_are_best_begun_first():
+    runs = [1.0, 1.0, 1.0, 1.0, 4.0]
+    assert [ends_after(runs, devices) for devices in (1, 2, 5)] == [8, 6, 4]
+    assert ends_after(sorted(runs, reverse=True), 2) == 4
 
 
 @pytest.mark.parametrize(

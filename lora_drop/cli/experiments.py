@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lora_drop.cli.engines import Address, Gpus, Jobs, Shard, engine_of, part_of
+from lora_drop.cli.engines import Name as EngineName
 from lora_drop.cli.options import flags, options
 from lora_drop.errors import UserError
 
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from lora_drop.experiments.grid import Planned
     from lora_drop.experiments.results import Results
     from lora_drop.experiments.table import Table
+    from lora_drop.progress import GridReporter
 
 Names = Annotated[str | None, typer.Option(metavar="A,B,...", help="Only these, separated by commas.")]
 Folder = Annotated[Path, typer.Option(help="Folder of the results: EXPERIMENT/BACKBONE/*.json, tables and figures.")]
@@ -39,15 +42,11 @@ def reproduce(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the runs, what is done, and what the rest would cost.")
     ] = False,
-    jobs: Annotated[
-        int,
-        typer.Option(
-            "--jobs", "-j", min=1, help="Perform this many runs at a time: one on each GPU, or the CPU divided."
-        ),
-    ] = 1,
-    shard: Annotated[
-        str | None, typer.Option(metavar="I/N", help="Only part I of N of the runs: one task of a job array.")
-    ] = None,
+    jobs: Jobs = 1,
+    shard: Shard = None,
+    engine: EngineName = "local",
+    address: Address = None,
+    gpus_per_run: Gpus = None,
     keep_old: Annotated[
         bool, typer.Option("--keep-old", help="Also count results of older versions of a stage, task or method.")
     ] = False,
@@ -69,30 +68,12 @@ def reproduce(
         given["overrides"] or [],
         flags(given),
     )
-    planned, kept = _part(expand(load_experiment(experiment), choice), shard), Results(results, keep_old)
+    make = engine_of(engine, runs, jobs, address, gpus_per_run)
+    planned, kept = part_of(expand(load_experiment(experiment), choice), shard), Results(results, keep_old)
     if dry_run:
-        _show_plan(planned, kept, given["as_json"])
-    elif not _perform(planned, runs, kept, _engine(runs, jobs), given["quiet"], given["as_json"]):
+        _show_plan(planned, kept, jobs, given["as_json"])
+    elif not _perform(planned, runs, kept, make, given["quiet"], given["as_json"]):
         raise typer.Exit(1)
-
-
-def _part(planned: list[Planned], shard: str | None) -> list[Planned]:
-    """Return every N-th run, from the I-th on, for a shard `I/N`."""
-    if shard is None:
-        return planned
-    match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", shard, re.ASCII)
-    part, parts = map(int, match.groups()) if match else (0, 0)
-    if not 1 <= part <= parts:
-        raise UserError(f"--shard {shard}: it is a part of so many, such as 1/8, 2/8, ... 8/8.")
-    return planned[part - 1 :: parts]
-
-
-def _engine(runs: Path, jobs: int) -> Engine:
-    from lora_drop.cli.perform import quiet_libraries
-    from lora_drop.experiments.engines.local import InProcess, Processes
-
-    quiet_libraries()
-    return InProcess(runs) if jobs == 1 else Processes(jobs, runs, quiet_libraries)
 
 
 def _list(as_json: bool) -> None:
@@ -172,7 +153,14 @@ def _write_tables(results: Path, experiments: list[str], figures: bool, given: d
         typer.echo(json.dumps({"folders": [str(folder) for folder in written]}))
 
 
-def _perform(planned: list[Planned], runs: Path, results: Results, engine: Engine, quiet: bool, as_json: bool) -> bool:
+def _perform(
+    planned: list[Planned],
+    runs: Path,
+    results: Results,
+    engine: Callable[[GridReporter], Engine],
+    quiet: bool,
+    as_json: bool,
+) -> bool:
     """Perform runs and show their tables; return True if none is missing."""
     from lora_drop.cli.console import err, out
     from lora_drop.cli.grid_progress import ConsoleGridReporter
@@ -182,7 +170,7 @@ def _perform(planned: list[Planned], runs: Path, results: Results, engine: Engin
     from lora_drop.report.page import PAGE, write_page
 
     with ConsoleGridReporter(err, quiet) as reporter:
-        outcome = perform_grid(planned, runs, results, reporter, engine)
+        outcome = perform_grid(planned, runs, results, reporter, engine(reporter))
     for name, message in {**outcome.failed, **outcome.busy}.items():
         err.print(f"{'Failed' if name in outcome.failed else 'Missing'}: {name}: {message}", soft_wrap=True)
     for run in planned:
@@ -205,10 +193,10 @@ def _perform(planned: list[Planned], runs: Path, results: Results, engine: Engin
     return not (outcome.failed or outcome.busy)
 
 
-def _show_plan(planned: list[Planned], results: Results, as_json: bool) -> None:
+def _show_plan(planned: list[Planned], results: Results, jobs: int, as_json: bool) -> None:
     from lora_drop.cli.console import ConsoleReporter, err, out, print_rows
     from lora_drop.cli.perform import quiet_libraries
-    from lora_drop.experiments.estimate import estimate
+    from lora_drop.experiments.estimate import estimate, on_several_devices
     from lora_drop.training.environment import neutral_environment
 
     quiet_libraries()
@@ -218,13 +206,25 @@ def _show_plan(planned: list[Planned], results: Results, as_json: bool) -> None:
         done = {run.name for run in planned if results.has(run)}
         reporter.start("timing")
         with neutral_environment(reporter):
-            estimates = list(estimate([run for run in planned if run.name not in done], reporter.advance))
+            todo = [run for run in planned if run.name not in done]
+            estimates = list(estimate(todo, reporter.advance))
+    several = on_several_devices(todo, estimates, jobs)
     if as_json:
         entries = [{"run": run.name, "done": run.name in done} for run in planned]
-        typer.echo(json.dumps({"runs": entries, "estimates": [vars(entry) for entry in estimates]}))
+        costs = {"estimates": [vars(entry) for entry in estimates], "devices": several}
+        typer.echo(json.dumps({"runs": entries, **costs}))
         return
     print_rows(out, [{"run": run.name, "state": "done" if run.name in done else "to do"} for run in planned])
     print_rows(out, list(map(_cost, estimates)), title="\nWhat is left, from a few timed steps")
+    times = [
+        {
+            "devices": each["devices"],
+            "minutes, longest runs first": round(each["seconds"] / 60, 1),
+            "in this order": round(each["in_order"] / 60, 1),
+        }
+        for each in several
+    ]
+    print_rows(out, times, title="\nOn several devices like this one (--jobs, --shard, --engine ray)")
     minutes = sum(entry.runs * (entry.seconds or 0) for entry in estimates) / 60
     disk = sum(entry.runs * (entry.disk_mb or 0) for entry in estimates)
     unknown = sum(entry.runs for entry in estimates if entry.seconds is None)

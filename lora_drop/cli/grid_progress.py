@@ -45,7 +45,8 @@ class ConsoleGridReporter(ConsoleReporter, GridReporter):
         took = f"{time.monotonic() - row.began:.1f} s" if row else "not begun"
         if not self.rows:
             self.close()
-        self._line(f"{row.label if row else name}  {took}  {f'{row.place}  ' if row and row.place else ''}{note}")
+        place = f"{row.place}  " if row and row.place and row.place not in note else ""
+        self._line(f"{row.label if row else name}  {took}  {place}{note}")
 
     def _remove(self, name: str) -> _Row | None:
         row = self.rows.pop(name, None)

@@ -7,6 +7,7 @@ evaluation with the number of rows.
 
 from __future__ import annotations
 
+import heapq
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -106,6 +107,39 @@ def _measure(planned: Planned, folder: Path, warmed: set[str]) -> tuple[float, f
         left += _megabytes(size)
         peak = max(peak, 6 * _megabytes(size))  # two checkpoints, each of the weights and the two moments of AdamW
     return seconds, left, peak
+
+
+def ends_after(seconds: Sequence[float], devices: int) -> float:
+    """Return when the last run ends if each begins, in this order, on the device that is free first.
+
+    Args:
+        seconds: of each run.
+        devices: how many there are, each as fast as the one that was timed.
+    """
+    busy_until = [0.0] * devices
+    for each in seconds:
+        heapq.heapreplace(busy_until, busy_until[0] + each)
+    return max(busy_until)
+
+
+def on_several_devices(todo: Sequence[Planned], estimates: Sequence[Estimate], more: int = 1) -> list[dict[str, float]]:
+    """Return how long the runs take on 1, 2, 4, … devices, up to one for each, and on `more`.
+
+    `seconds` is the time if the longest runs begin first, `in_order` that in the order of the grid.
+    """
+    by_run = {(entry.row, entry.task): entry.seconds for entry in estimates}
+    known = [by_run[run.row, run.config.task] for run in todo]
+    seconds = [each for each in known if each is not None]
+    counts = {2**power for power in range(len(seconds).bit_length())} | {len(seconds), more}
+    return [
+        {
+            "devices": count,
+            "seconds": ends_after(sorted(seconds, reverse=True), count),
+            "in_order": ends_after(seconds, count),
+        }
+        for count in sorted(counts)
+        if seconds
+    ]
 
 
 def _warm_up_passes(steps: int | None, settings: TrainConfig, job: Job) -> float:

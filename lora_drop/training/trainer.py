@@ -255,7 +255,8 @@ class _History(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         epoch = math.ceil(state.global_step / self.steps_per_epoch)
-        self.report.advance(state.global_step, state.max_steps, f"epoch {epoch}/{self.epochs:g}")
+        best = "" if state.best_metric is None else f", best {state.best_metric:.4f}"
+        self.report.advance(state.global_step, state.max_steps, f"epoch {epoch}/{self.epochs:g}{best}")
         if state.global_step % self.steps_per_epoch == 0 or state.global_step >= state.max_steps:
             return  # at the end of an epoch its evaluation comes first: a checkpoint says that the epoch is over
         if self.save_steps and state.global_step % self.save_steps == 0:
