@@ -2,6 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+Note = str | Callable[[], str]
+"""A short state, or a function that makes it, which is called only when it is shown: a loss on a GPU must be waited for."""
+
+
+def text_of(note: Note) -> str:
+    """Return a note as it is shown."""
+    return note if isinstance(note, str) else note()
+
 
 class Reporter:
     """Receives what a run has to say. This one says nothing; subclasses show it."""
@@ -9,8 +19,14 @@ class Reporter:
     def start(self, stage: str) -> None:
         """A stage begins."""
 
-    def advance(self, done: int, total: int, note: str = "") -> None:
-        """The current stage has done `done` of `total` steps; `note` is a short state such as a loss."""
+    def doing(self, what: str) -> None:
+        """Something takes a while: a model is loaded, rows are tokenised. Until the next call."""
+
+    def advance(self, done: int, total: int, note: Note = "") -> None:
+        """The current stage has done `done` of `total`; `note` says of what, and a state such as a loss."""
+
+    def milestone(self, text: str) -> None:
+        """A part of the current stage is done that deserves a line where no bar is seen: an epoch, with its loss."""
 
     def finish(self, stage: str, seconds: float, note: str) -> None:
         """A stage has ended; `note` says its result in a few words."""

@@ -134,12 +134,13 @@ def _write_tables(results: Path, experiments: list[str], figures: bool, given: d
     from lora_drop.experiments.report import report as write
 
     written = write(results, experiments, figures, tell=lambda text: err.print(f"note: {text}", soft_wrap=True))
+    if given["as_json"]:
+        typer.echo(json.dumps({"folders": [str(folder) for folder in written]}))
+        return
     for folder, tables in written.items():
         _show_tables(tables)
         if not given["quiet"]:
             out.print(f"Files: {folder}\n", soft_wrap=True)
-    if given["as_json"]:
-        typer.echo(json.dumps({"folders": [str(folder) for folder in written]}))
 
 
 def _perform(planned: list[Planned], runs: Path, results: Results, quiet: bool, as_json: bool) -> dict[str, str]:
@@ -149,8 +150,8 @@ def _perform(planned: list[Planned], runs: Path, results: Results, quiet: bool, 
     from lora_drop.experiments.report import report as write
     from lora_drop.report.page import PAGE, write_page
 
-    quiet_libraries()
     with ConsoleGridReporter(err, quiet) as reporter:
+        quiet_libraries(reporter)
         outcome = perform_grid(planned, runs, results, reporter)
     if outcome.busy:
         err.print(f"{len(outcome.busy)} runs are being performed by another process.")
@@ -168,8 +169,9 @@ def _perform(planned: list[Planned], runs: Path, results: Results, quiet: bool, 
             backbones=[folder.name],
             tell=lambda text: err.print(f"note: {text}", soft_wrap=True),
         ).values()
-        _show_tables(tables)
-        out.print(f"Files: {folder}", soft_wrap=True)
+        if not as_json:
+            _show_tables(tables)
+            out.print(f"Files: {folder}", soft_wrap=True)
     if as_json:
         counts = {"performed": len(outcome.performed), "already": outcome.already, "busy": len(outcome.busy)}
         typer.echo(json.dumps({**counts, "failed": outcome.failed, "folders": [str(folder) for folder in present]}))
@@ -182,8 +184,8 @@ def _show_plan(planned: list[Planned], results: Results, as_json: bool) -> None:
     from lora_drop.experiments.estimate import estimate
     from lora_drop.training.environment import neutral_environment
 
-    quiet_libraries()
     with ConsoleGridReporter(err) as reporter:
+        quiet_libraries(reporter)
         for text in results.notices(planned):
             reporter.notice(text)
         done = {run.name for run in planned if results.has(run)}

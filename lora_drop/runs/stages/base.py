@@ -23,6 +23,10 @@ Work = tuple[str, Values]
 """A few words about what was done, and facts for the stage's entry in `run.json`."""
 
 
+NO_INPUTS = ("save_steps", "report_to", "logging_steps")
+"""Settings of a training that change none of its results."""
+
+
 def _always(job: Job) -> bool:
     return True
 
@@ -111,8 +115,9 @@ def rows_of(job: Job, *parts: str) -> Values:
 
 
 def training(train: TrainConfig, *unused: str) -> Values:
-    """Return settings of a training; an adapter that it starts from counts by its content, not by its name."""
-    settings = {key: value for key, value in asdict(train).items() if key not in unused}
+    """Return settings of a training but for those `unused`, and those that change no result; an adapter that it starts
+    from counts by its content, not by its name."""
+    settings = {key: value for key, value in asdict(train).items() if key not in (*unused, *NO_INPUTS)}
     if train.start_from:
         from lora_drop.methods.folder import adapter_folder
 
