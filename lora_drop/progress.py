@@ -6,6 +6,14 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+Note = str | Callable[[], str]
+"""A short state, or a function that makes it, which is called only when it is shown: a loss on a GPU must be waited for."""
+
+
+def text_of(note: Note) -> str:
+    """Return a note as it is shown."""
+    return note if isinstance(note, str) else note()
+
 
 class Reporter:
     """Receives what a run has to say. This one says nothing; subclasses show it."""
@@ -16,8 +24,14 @@ class Reporter:
     def start(self, stage: str) -> None:
         """A stage begins."""
 
-    def advance(self, done: int, total: int, note: str = "") -> None:
-        """The current stage has done `done` of `total` steps; `note` is a short state such as a loss."""
+    def doing(self, what: str) -> None:
+        """Something takes a while: a model is loaded, rows are tokenised. Until the next call."""
+
+    def advance(self, done: int, total: int, note: Note = "") -> None:
+        """The current stage has done `done` of `total`; `note` says of what, and a state such as a loss."""
+
+    def milestone(self, text: str) -> None:
+        """A part of the current stage is done that deserves a line where no bar is seen: an epoch, with its loss."""
 
     def finish(self, stage: str, seconds: float, note: str) -> None:
         """A stage has ended; `note` says its result in a few words."""
@@ -46,7 +60,7 @@ class GridReporter(Reporter):
 class Relay(Reporter):
     """Hands what a run has to say to `send`, as the name of a method and its arguments: to another process, say.
 
-    `advance` is handed on twice a second at most.
+    `advance` is handed on twice a second at most, and milestones are not: a grid has many epochs.
     """
 
     def __init__(self, send: Callable[[tuple[Any, ...]], object]):
@@ -60,10 +74,14 @@ class Relay(Reporter):
         """Hand it on."""
         self.send(("start", stage))
 
-    def advance(self, done: int, total: int, note: str = "") -> None:
+    def doing(self, what: str) -> None:
+        """Hand it on."""
+        self.send(("doing", what))
+
+    def advance(self, done: int, total: int, note: Note = "") -> None:
         """Hand it on, but for what comes too soon."""
         if time.monotonic() - self.sent > 0.5 or done == total:
-            self.send(("advance", done, total, note))
+            self.send(("advance", done, total, text_of(note)))
             self.sent = time.monotonic()
 
     def finish(self, stage: str, seconds: float, note: str) -> None:

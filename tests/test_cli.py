@@ -160,15 +160,17 @@ def test_a_run_ends_with_a_machine_readable_line(tmp_path):
     ]
     process = lora_drop("run", "-d", tmp_path / "run", *small, "--compare", "lora", "--json")
     assert process.returncode == 0, process.stderr
-    last = json.loads(process.stdout.splitlines()[-1])
+    last = json.loads(process.stdout)
     assert [row["method"] for row in last["results"]] == ["LoRA-drop", "LoRA"]
-    assert last["results"][0]["limited"] == "40 train rows, 20 eval rows" and last["results"][0]["seed"] == 4
-    assert "retained" in process.stdout and "limited to 40 of 1,600 train rows" in process.stderr
+    assert last["results"][0]["limited"] == {"train": 40, "eval": 20} and last["results"][0]["seed"] == 4
+    assert {row["projection"] for row in last["scores"]} == set(last["selection"]["projections"]) == {"query", "value"}
+    assert last["results"][0]["epoch"] == 1.0 and last["results"][0]["select_epoch"] == "best"
+    assert "epoch 1 of 1: loss" in process.stderr and "limited to 40 of 1,600 train rows" in process.stderr
     assert "Traceback" not in process.stderr and "Warning" not in process.stderr
 
     again = lora_drop("run", "-d", tmp_path / "run", "--quiet", "--json")
     assert again.returncode == 0 and again.stderr == ""
-    assert json.loads(again.stdout.splitlines()[-1])["results"] == last["results"][:1]
+    assert json.loads(again.stdout)["results"] == last["results"][:1]
 
 
 @pytest.mark.parametrize(

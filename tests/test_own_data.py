@@ -170,8 +170,8 @@ def test_rows_without_text_or_label_are_left_out_and_named(tmp_path):
     notices = Notices()
     data = read(path, notices)
     assert len(rows(data)) + len(rows(data, "validation")) == 10
-    assert f"1 train rows have no text and are left out ({path}, line 12)" in notices.texts
-    assert f"1 train rows have no 'label' and are left out ({path}, line 13)" in notices.texts
+    assert f"1 train row has no text ({path}, line 12): left out" in notices.texts
+    assert f"1 train row has no 'label' ({path}, line 13): left out" in notices.texts
 
 
 GOOD = "text,label\n" + "a,1\nb,2\n" * 5
@@ -213,6 +213,49 @@ def test_a_number_that_is_none_among_numbers_is_found(tmp_path):
     assert f"{path}, line 62, column 'price': 'n/a'" in message and "--kind regression" in message
     words = csv_file(tmp_path, "text,label\n" + "".join(f"t{n},an answer {n}\n" for n in range(60)))
     assert "For free text use --kind generation" in error(words)
+
+
+def test_text_and_label_that_are_swapped_are_noticed(tmp_path):
+    reviews = own_data.reviews(1000)
+    for number, row in enumerate(reviews):
+        row["review"] = reviews[number % 400]["review"]  # texts come again: 400 "classes" of 2.5 rows each
+    path = own_data.write(tmp_path / "r.csv", reviews)
+    message = error(path, text=("stars",), label="review")
+    assert "different labels in 1,000 rows" in message
+    assert "Are text and label swapped? Try --text review --label stars." in message
+    for number, row in enumerate(reviews):
+        row["intent"] = f"intent {number % 400}"
+    assert len(read(own_data.write(tmp_path / "i.csv", reviews), label="intent").reading.labels) == 400
+
+
+def test_a_key_that_only_late_objects_have_is_a_column(tmp_path):
+    lines = [{"text": f"t{number}"} for number in range(2500)] + [
+        {"text": f"u{number}", "label": number % 2} for number in range(20)
+    ]
+    for name in ("late.jsonl", "late.json"):
+        notices = Notices()
+        data = read(own_data.write(tmp_path / name, lines), notices, label="label")
+        assert len(rows(data)) + len(rows(data, "validation")) == 20
+        assert any(text.startswith("2,500 train rows have no 'label'") for text in notices.texts)
+
+
+def test_evaluation_rows_whose_text_was_trained_on_are_told(tmp_path):
+    reviews = own_data.reviews(60)
+    dev = [reviews[3], reviews[4], *own_data.reviews(18, seed=1)]
+    path, other = own_data.write(tmp_path / "r.csv", reviews), own_data.write(tmp_path / "d.csv", dev)
+    notices = Notices()
+    assert read(path, notices, label="stars", validation=str(other)).known == 2
+    assert any("2 of 20 evaluation rows have a text that a training row has" in text for text in notices.texts)
+    notices = Notices()
+    assert read(path, notices, label="stars").known == 0 and not notices.texts
+    twice = own_data.write(tmp_path / "t.csv", reviews * 2)
+    held_out = read(twice, label="stars")
+    trained = {row["text"] for row in rows(held_out)}
+    assert held_out.known == sum(row["text"] in trained for row in rows(held_out, "validation")) > 10
+    for kind, name in ((own_data.pairs, "p.csv"), (own_data.chats, "c.jsonl")):
+        given = kind(40)
+        path, other = own_data.write(tmp_path / name, given), own_data.write(tmp_path / f"dev-{name}", given[:3])
+        assert read(path, validation=str(other)).known == 3
 
 
 def test_other_faults_of_files(tmp_path):

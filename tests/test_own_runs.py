@@ -12,6 +12,10 @@ import pytest
 from lora_drop import load_run
 from lora_drop.cli.app import main
 from lora_drop.config.schema import load_config
+from lora_drop.experiments.grid import Choice, expand, load_experiment
+from lora_drop.experiments.results import Results
+from lora_drop.files import read_json
+from lora_drop.runs.predict import Predictor
 
 pytestmark = pytest.mark.slow
 TINY = ["-b", "tiny:bert", "-o", "train.epochs=1", "-o", "warmup.epochs=1", "-o", "train.learning_rate=5e-3", "--quiet"]
@@ -56,6 +60,11 @@ def test_from_a_csv_to_predictions_of_new_rows(folder, capsys):
     rows = read_csv(run / "predictions-new.csv")
     assert [row["review"] for row in rows] == [row["review"] for row in own_data.reviews(30, seed=1)]
     right = sum(row["prediction"] == row["stars"] for row in rows) / 30
+    assert Predictor(run, "cpu").predict([("", row) for row in own_data.reviews(3)])[0].keys() == {
+        "prediction",
+        "score",
+        "scores",
+    }
     assert summary["rows"] == 30 and summary["accuracy"] == pytest.approx(right)
     for row in rows:
         scores = {name: float(row[f"P({name})"]) for name in "12345"}
@@ -116,6 +125,94 @@ def test_numbers_and_pairs(folder, capsys):
     own_data.write(folder / "other.csv", own_data.reviews(3))
     assert lora_drop("predict", "pairs", "--data", "other.csv", "-q") == 2
     assert "no column 'sentence1'" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run on the stars of sixty reviews, and the reviews."""
+    place = tmp_path_factory.mktemp("trained")
+    data = own_data.write(place / "r.csv", own_data.reviews(60))
+    assert lora_drop("run", "-d", place / "run", "--data", data, "--label", "stars", *TINY) == 0
+    return place / "run", data
+
+
+def test_what_a_spreadsheet_would_compute_is_escaped_and_blank_texts_are_told(trained, folder, capsys):
+    run, _ = trained
+    texts = ["=HYPERLINK(1)", "+49 30", "-1 star", "@me", "\t=1", "-0.5", "fine = good", " "]
+    own_data.write(folder / "new.csv", [{"review": text, "stars": 3} for text in texts])
+    assert lora_drop("predict", run, "--data", "new.csv") == 0
+    assert "1 row has no text (new.csv, line 9): what is predicted" in capsys.readouterr().err
+    shown = [row["review"] for row in read_csv(run / "predictions-new.csv")]
+    assert shown == ["'=HYPERLINK(1)", "'+49 30", "'-1 star", "'@me", "'\t=1", "-0.5", "fine = good", " "]
+    assert lora_drop("predict", run, "--data", "new.csv", "--to", "new.jsonl", "-q") == 0
+    assert [json.loads(line)["review"] for line in Path("new.jsonl").read_text().splitlines()] == texts
+
+
+def test_new_rows_are_computed_as_evaluation_rows_are(trained):
+    predictor, rows = Predictor(trained[0], "cpu"), [("", row) for row in own_data.reviews(40, seed=2)]
+    fast = predictor.predict(rows)
+    assert predictor.way is not None and predictor.way.packing is not None
+    stock = Predictor(trained[0], "cpu")
+    stock.config = load_config([], ["train.packing=never", "train.products=stock"])
+    assert stock.predict(rows)[7]["scores"] == pytest.approx(fast[7]["scores"], rel=1e-4)
+    assert stock.way.packing is None
+
+
+def test_numbers_are_exported_with_the_scale_of_the_output(folder, capsys):
+    own_data.write(folder / "r.csv", own_data.reviews(60))
+    run = ["run", "-d", "run", "--data", "r.csv", "--label", "delight", "-o", "method.threshold=0.5", *TINY]
+    assert lora_drop(*run) == 0
+    task = read_json(folder / "run" / "adapter" / "task.json")
+    scale = {"center": task["center"], "spread": task["spread"]}
+    for form in ("peft", "merged"):
+        capsys.readouterr()
+        assert lora_drop("export", "run", "--to", form, "--out", form, "--json") == 0
+        assert json.loads(capsys.readouterr().out)["to"] == form
+        assert read_json(folder / form / "config.json")["lora_drop"] == scale
+        assert f"output × {task['spread']:.10g} + {task['center']:.10g}" in (folder / form / "README.md").read_text()
+
+
+def test_an_adapter_trained_elsewhere_is_scored_on_own_data(trained, folder):
+    run, data = trained
+    of_data = ["--data", data, "--text", "review", "--label", "stars"]
+    assert lora_drop("score", "-d", "elsewhere", "--adapter", run / "adapter", *of_data, "-q") == 0
+    scores = read_json(folder / "elsewhere" / "scores.json")
+    assert scores["task"] == "own" and scores["examples"] == 12 and len(scores["modules"]) == 8
+    assert lora_drop("select", "-d", "elsewhere", "--budget", "0.5", "-q") == 0
+    assert not (folder / "elsewhere" / "adapter").exists()
+
+
+GRID = """
+title: Budgets on reviews
+backbone: tiny:bert
+tasks: [own]
+seeds: [0]
+set:
+  data.path: r.csv
+  data.label: stars
+  train.epochs: 1
+  warmup.epochs: 1
+rows:
+  half: {title: LoRA-drop, method.name: lora_drop, method.budget: 0.5}
+"""
+
+
+def test_a_grid_over_own_data(folder, capsys):
+    own_data.write(folder / "r.csv", own_data.reviews(60))
+    (folder / "grid.yaml").write_text(GRID)
+    command = ["reproduce", "grid.yaml", "--runs", "runs", "--results", "results", "--quiet", "--json"]
+    assert lora_drop(*command) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["performed"] == 1 and not said["failed"]
+    table = (folder / "results" / "grid" / "tiny-bert" / "table.md").read_text()
+    assert "own data" in table and "LoRA-drop" in table
+    planned, results = expand(load_experiment("grid.yaml"), Choice()), Results(folder / "results")
+    assert [results.has(run) for run in planned] == [True]
+    own_data.write(folder / "r.csv", own_data.reviews(64))  # other rows are another result
+    assert [results.has(run) for run in planned] == [False]
+    (folder / "grid.yaml").write_text(GRID.replace("  data.path: r.csv\n", ""))
+    assert lora_drop(*command) == 2
+    assert "say which with set: {data.path: FILE}" in " ".join(capsys.readouterr().err.split())
 
 
 def test_what_cannot_be_predicted_is_refused(folder, capsys):

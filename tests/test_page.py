@@ -6,17 +6,20 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import asdict
 from html.parser import HTMLParser
 
 import pytest
-from run_folders import head, pair, scores, write_run
+from run_folders import WIDTHS, head, pair, scores, write_run
 from safetensors.torch import save
 
 from lora_drop.cli import app as cli
 from lora_drop.files import read_json, write_json
-from lora_drop.pruning.selection import read_scores, select
-from lora_drop.registry import METHODS
+from lora_drop.pruning.agreement import agreement
+from lora_drop.pruning.selection import Scored, read_scores, select
+from lora_drop.registry import CRITERIA, METHODS
 from lora_drop.report.charts import pareto
+from lora_drop.report.criteria import side_by_side
 from lora_drop.report.page import render, write_page
 from lora_drop.runs import words
 from lora_drop.runs.facts import TITLES, read_facts
@@ -188,6 +191,50 @@ def test_intervals_and_doubts_are_shown(tmp_path):
     assert "trained under another selection" in text_of(render([read_facts(run)]))
     write_json(run / "stability.json", {**content, "threshold": 0.8})  # of another selection
     assert "resamples" not in text_of(render([read_facts(run)]))
+
+
+def write_criteria(run, names=("output", "gradient", "mine"), layers=12):
+    """Write what the stage `criteria` writes."""
+    modules = {name: [asdict(row) for row in scores(layers, seed=number)] for number, name in enumerate(names)}
+    modules[names[0]] = read_json(run / "scores.json")["modules"]
+    criteria = {name: {"version": 1, "modules": rows} for name, rows in modules.items()}
+    content = {"chosen": names[0], "criteria": criteria, "agreement": agreement(modules)}
+    write_json(run / "criteria.json", content)
+    return content
+
+
+def test_criteria_stand_side_by_side(tmp_path):
+    run = write_run(tmp_path / "run", threshold=0.6)
+    content = write_criteria(run)
+    (query, value) = side_by_side(read_facts(run))
+    assert [row["name"] for row in query["rows"]] == ["output", "gradient", "mine"]
+    assert query["rows"][2]["title"] == "mine" and query["rows"][1]["title"] != "gradient"
+    for row in (*query["rows"], *value["rows"]):
+        projection = "query" if row in query["rows"] else "value"
+        rows = [Scored(**each) for each in content["criteria"][row["name"]]["modules"]]
+        chosen = select(rows, 0.6).projections[projection].retained
+        assert tuple(layer for layer, cell in enumerate(row["cells"]) if cell[2]) == chosen
+        assert [cell[0] for cell in row["cells"]] == [each.importance for each in rows if each.projection == projection]
+    of_pair = {(row["projection"], row["one"], row["two"]): row["tau"] for row in content["agreement"]}
+    assert query["rows"][2]["taus"] == [of_pair["query", "output", "mine"], of_pair["query", "gradient", "mine"], 1.0]
+    page = render([read_facts(run)])
+    told = text_of(page)
+    assert Structure(page) and "Criteria side by side" in told
+    assert f"{of_pair['value', 'output', 'gradient']:+.2f}" in told
+    write_json(run / "scores.json", {"modules": [asdict(row) for row in scores(seed=9)]})  # scored again since
+    assert "Criteria side by side" not in text_of(render([read_facts(run)]))
+
+
+def test_a_page_of_a_large_model_is_small(tmp_path):
+    names = ("query", "key", "value", "output", "gate", "up", "down")
+    WIDTHS.update(dict.fromkeys(names[3:], (32, 32)) | {"key": (32, 32)})
+    run = write_run(tmp_path / "run", scores(32, projections=names))
+    content = {name: {"version": 1, "modules": read_json(run / "scores.json")["modules"]} for name in CRITERIA.own}
+    taus = agreement({name: entry["modules"] for name, entry in content.items()})
+    write_json(run / "criteria.json", {"chosen": "output", "criteria": content, "agreement": taus})
+    write_json(run / "warmup" / "losses.json", {"losses": [1 / n for n in range(1, 3000)]})
+    page = render([read_facts(run)])
+    assert len(page.encode()) < 300_000 and page.count('class="strips"') == 7
 
 
 def test_names_and_paths_are_text_not_markup(tmp_path):

@@ -1,6 +1,7 @@
 """A task, a method, a kind of backbone and a figure of one's own: one file each, no change to the package."""
 
 import json
+import re
 import shutil
 import sys
 from dataclasses import replace
@@ -14,6 +15,7 @@ from lora_drop.cli.inspection import count_methods
 from lora_drop.config.explained import explained
 from lora_drop.config.schema import config_hash, from_dict, load_config, to_dict
 from lora_drop.errors import UserError
+from lora_drop.files import read_json
 from lora_drop.models.backbones import load_meta_model, locate
 from lora_drop.plugins import load_plugin
 from lora_drop.registry import BACKBONES, CRITERIA, FIGURES, METHODS, SELECTING, TASKS, Registry
@@ -110,6 +112,28 @@ def test_a_plugins_task_method_and_backbone_run_from_start_to_end(plugin, tmp_pa
     said = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert said["results"][0]["method"] == "Small LoRA" and said["results"][0]["n"] == 10
     assert said["results"][0]["parameters"] == 2 * 2 * 16 * (16 + 16)  # layers, projections, rank, widths
+
+
+@pytest.mark.slow
+def test_the_page_about_plugins_runs_from_a_file_to_a_table(tmp_path, registries, monkeypatch, capsys):
+    page = (Path(__file__).parent.parent / "docs" / "plugins.md").read_text(encoding="utf-8")
+    (code,), (grid,) = (re.findall(rf"```{kind}\n(.*?)```", page, flags=re.DOTALL) for kind in ("python", "yaml"))
+    assert len(code.splitlines()) <= 40
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text(code)
+    grid = grid.replace("packaged:minilm-l6", "tiny:bert").replace("[0, 1]", "[0]")
+    Path("mine.yaml").write_text(f"{grid}set: {{train.epochs: 1, warmup.epochs: 1}}\n")
+    with pytest.raises(SystemExit) as end:
+        cli.main(["--plugin", "mine.py", "reproduce", "mine.yaml", "--quiet", "--json"])
+    assert end.value.code == 0 and json.loads(capsys.readouterr().out)["performed"] == 3
+    records = {path.name.split("-")[0]: read_json(path) for path in Path("results/mine/tiny-bert").glob("*.json")}
+    assert records["stretch"]["made_by"]["criterion stretch"] == records["half"]["made_by"]["task words"] == 1
+    assert records["half"]["parameters"]["adapter"] * 2 == 4 * 2 * 8 * (32 + 32)  # layers, projections, rank, widths
+    assert [row["score"] for row in records["stretch"]["scores"]] != [
+        row["score"] for row in records["paper"]["scores"]
+    ]
+    table = Path("results/mine/tiny-bert/table.md").read_text()
+    assert all(title in table for title in ("LoRA-drop by stretch", "LoRA, half the rank", "Words"))
 
 
 FIGURE = """

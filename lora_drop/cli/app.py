@@ -253,19 +253,25 @@ def _perform(run_dir: Path, stages: list[str], given: dict[str, Any], compare: l
     config = configuration(given, run_dir)
     with ConsoleReporter(err, given["quiet"]) as reporter:
         summary = perform(run_dir, config, stages, given["force"], reporter, compare or [])
+    for remark in summary.remarks:
+        reporter.notice(remark)
+    if given["as_json"]:
+        typer.echo(json.dumps({"run_dir": str(run_dir), "stages": stages, **summary.to_json()}))
+        return
     if summary.scored and not given["quiet"]:
         print_profile(out, summary.scored, summary.selection, summary.stability)
     if summary.agreement and not given["quiet"]:
         print_agreement(out, summary.agreement)
-    print_rows(out, summary.results)
-    for remark in summary.remarks:
-        reporter.notice(remark)
+    print_rows(out, [_shown(result) for result in summary.results])
     if not given["quiet"]:
         out.print(f"Files: {run_dir}", soft_wrap=True)
-    if given["as_json"]:
-        last = {"run_dir": str(run_dir), "stages": stages, "results": summary.results, "remarks": summary.remarks}
-        last |= {"agreement": summary.agreement} if summary.agreement else {}
-        typer.echo(json.dumps(last))
+
+
+def _shown(result: dict[str, Any]) -> dict[str, Any]:
+    """Return a result as a line of the table has it."""
+    limited = ", ".join(f"{rows} {part} rows" for part, rows in result["limited"].items())
+    line = {key: value for key, value in result.items() if key not in ("epoch", "select_epoch", "limited")}
+    return {**line, "epoch": f"{result['epoch']:g} ({result['select_epoch']})", "limited": limited or "no"}
 
 
 def _leading(arguments: list[str]) -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -16,13 +17,16 @@ from rich.console import Console
 from rich.table import Table
 
 from lora_drop.interruption import Stopped
-from lora_drop.progress import Reporter
+from lora_drop.progress import Note, Reporter, text_of
 
 if TYPE_CHECKING:
     from rich.progress import Progress
     from typing_extensions import Self
 
 BAR_WIDTH = 40
+SILENCE_S = 30.0
+"""Where there is no bar, nothing is silent for longer."""
+REDRAWN_S = 0.25
 
 PLAIN: dict[str, Any] = {"markup": False, "emoji": False, "highlight": False}
 out = Console(width=None if sys.stdout.isatty() else 160, **PLAIN)
@@ -30,7 +34,7 @@ err = Console(stderr=True, **PLAIN)
 
 
 class ConsoleReporter(Reporter):
-    """One line per stage: a live bar in a terminal, a plain line when it ends elsewhere, nothing if quiet.
+    """A live bar in a terminal; elsewhere a line per stage and epoch, and one every 30 s; nothing if quiet.
 
     As a context it removes the bar at the end of the work, turns Ctrl-C into exit code 130, and says that the same
     command continues.
@@ -38,8 +42,11 @@ class ConsoleReporter(Reporter):
 
     def __init__(self, console: Console, quiet: bool = False):
         self.console, self.quiet = console, quiet
-        self.progress: Progress | None = None
-        self.shown = 0.0
+        self.bar: Progress | None = None
+        self.shown = self.said = time.monotonic()
+        """When the bar was moved, and when a line was written."""
+        self.stage = ""
+        self.measured = Measured(0, 0)
         self.told: set[str] = set()
 
     def __enter__(self) -> Self:
@@ -54,23 +61,34 @@ class ConsoleReporter(Reporter):
 
     def start(self, stage: str) -> None:
         """A stage begins: show a bar in a terminal."""
-        if self.quiet or not self.console.is_terminal:
-            return
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        self.close()
+        self.stage, self.measured = stage, Measured(0, 0)
+        self._open()
 
-        stage_name, note = (
-            TextColumn(text, markup=False) for text in ("{task.fields[stage]:<7}", "{task.description}")
-        )
-        columns = (stage_name, BarColumn(24), MofNCompleteColumn(), note, TimeRemainingColumn())
-        self.progress = Progress(*columns, console=self.console, transient=True)
-        self.task = self.progress.add_task("", total=None, stage=stage)
-        self.progress.start()
+    def doing(self, what: str) -> None:
+        """Say it beside the bar; elsewhere only if nothing else was said for long."""
+        if self._open():
+            self.bar.update(self.task, description=what)  # type: ignore[union-attr]
+        elif time.monotonic() - self.said > SILENCE_S:
+            self._state(what)
 
-    def advance(self, done: int, total: int, note: str = "") -> None:
-        """Move the bar, at most ten times a second."""
-        if self.progress is not None and (time.monotonic() - self.shown > 0.1 or done == total):
-            self.progress.update(self.task, completed=done, total=total, description=note)
-            self.shown = time.monotonic()
+    def advance(self, done: int, total: int, note: Note = "") -> None:
+        """Move the bar, a few times a second; elsewhere say it if nothing else was said for long."""
+        if total != self.measured.total or done < self.measured.done:
+            self.measured = Measured(done, total)
+        self.measured.done = done
+        now, last = time.monotonic(), done == total
+        if self._open():
+            if last or now - self.shown > REDRAWN_S:
+                self.bar.update(self.task, completed=done, total=total, description=text_of(note))  # type: ignore[union-attr]
+                self.shown = now
+        elif now - self.said > SILENCE_S and not self.quiet:
+            self._state(f"{done:,} of {total:,} {text_of(note)}{self.measured.speed()}")
+
+    def milestone(self, text: str) -> None:
+        """Say it where there is no bar."""
+        if not self._open():
+            self._state(text + self.measured.speed())
 
     def finish(self, stage: str, seconds: float, note: str) -> None:
         """A stage has ended."""
@@ -89,13 +107,48 @@ class ConsoleReporter(Reporter):
 
     def close(self) -> None:
         """Remove the bar, also when a stage has failed."""
-        if self.progress is not None:
-            self.progress.stop()
-            self.progress = None
+        self.stage = ""
+        if self.bar is not None:
+            self.bar.stop()
+            self.bar = None
+
+    def _open(self) -> bool:
+        """Show a bar if there is none, and return whether this is a terminal that has one."""
+        if self.quiet or not self.console.is_terminal:
+            return False
+        if self.bar is None:
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+            stage, note = (TextColumn(text, markup=False) for text in ("{task.fields[stage]:<7}", "{task.description}"))
+            columns = (stage, BarColumn(24), MofNCompleteColumn(), note, TimeRemainingColumn())
+            self.bar = Progress(*columns, console=self.console, transient=True)
+            self.task = self.bar.add_task("", total=None, stage=self.stage)
+            self.bar.start()
+        return True
+
+    def _state(self, text: str) -> None:
+        self._line(f"{self.stage:<9} {'…':>9}  {text}")
 
     def _line(self, text: str) -> None:
+        self.said = time.monotonic()
         if not self.quiet:
             self.console.print(text, soft_wrap=True)
+
+
+class Measured:
+    """The speed of a stage since it was first heard of: a resumed one does not begin at 0."""
+
+    def __init__(self, first: int, total: int):
+        self.first, self.done, self.total, self.began = first, first, total, time.monotonic()
+
+    def speed(self) -> str:
+        """Return a rate and the remaining time in words; nothing before there is a rate."""
+        seconds = time.monotonic() - self.began
+        if self.done <= self.first or not seconds:
+            return ""
+        rate = (self.done - self.first) / seconds
+        left = timedelta(seconds=round((self.total - self.done) / rate))
+        return f" ({rate:.3g} a second, {left} left)"
 
 
 def print_profile(

@@ -60,7 +60,7 @@ def engine_of(
         from lora_drop.cli.perform import quiet_libraries
         from lora_drop.experiments.engines.local import InProcess, Processes
 
-        quiet_libraries()
+        quiet_libraries(report)
         if name == "ray":
             from lora_drop.experiments.engines.ray import RayCluster
 

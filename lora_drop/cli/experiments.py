@@ -145,12 +145,13 @@ def _write_tables(results: Path, experiments: list[str], figures: bool, given: d
     from lora_drop.experiments.report import report as write
 
     written = write(results, experiments, figures, tell=lambda text: err.print(f"note: {text}", soft_wrap=True))
+    if given["as_json"]:
+        typer.echo(json.dumps({"folders": [str(folder) for folder in written]}))
+        return
     for folder, tables in written.items():
         _show_tables(tables)
         if not given["quiet"]:
             out.print(f"Files: {folder}\n", soft_wrap=True)
-    if given["as_json"]:
-        typer.echo(json.dumps({"folders": [str(folder) for folder in written]}))
 
 
 def _perform(
@@ -185,8 +186,9 @@ def _perform(
             backbones=[folder.name],
             tell=lambda text: err.print(f"note: {text}", soft_wrap=True),
         ).values()
-        _show_tables(tables)
-        out.print(f"Files: {folder}", soft_wrap=True)
+        if not as_json:
+            _show_tables(tables)
+            out.print(f"Files: {folder}", soft_wrap=True)
     if as_json:
         counts = {"performed": len(outcome.performed), "already": outcome.already, "busy": outcome.busy}
         typer.echo(json.dumps({**counts, "failed": outcome.failed, "folders": [str(folder) for folder in present]}))
@@ -199,8 +201,8 @@ def _show_plan(planned: list[Planned], results: Results, jobs: int, as_json: boo
     from lora_drop.experiments.estimate import estimate, on_several_devices
     from lora_drop.training.environment import neutral_environment
 
-    quiet_libraries()
     with ConsoleReporter(err) as reporter:
+        quiet_libraries(reporter)
         for text in results.notices(planned):
             reporter.notice(text)
         done = {run.name for run in planned if results.has(run)}

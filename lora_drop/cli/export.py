@@ -53,15 +53,19 @@ def export(
         from lora_drop.hub.upload import check_upload
 
         check_upload(push)
+    from lora_drop.cli.console import ConsoleReporter, err
     from lora_drop.cli.perform import quiet_libraries
 
-    quiet_libraries()
-    folder, said = export_folder(run, to, out, base)
     url = None
-    if push:
-        from lora_drop.hub.upload import upload
+    with ConsoleReporter(err) as reporter:
+        quiet_libraries(reporter)
+        reporter.doing(f"writing {to}")
+        folder, said = export_folder(run, to, out, base)
+        if push:
+            from lora_drop.hub.upload import upload
 
-        url = upload(folder, push, private=not public)
+            reporter.doing(f"uploading to {push}")
+            url = upload(folder, push, private=not public)
     if given["as_json"]:
         typer.echo(json.dumps({"to": to, "folder": str(folder), "said": said, "url": url}))
         return

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from lora_drop.cli.console import ConsoleReporter
-from lora_drop.progress import GridReporter, Reporter
+from lora_drop.cli.console import REDRAWN_S, SILENCE_S, ConsoleReporter, Measured
+from lora_drop.progress import GridReporter, Note, Reporter, text_of
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 class ConsoleGridReporter(ConsoleReporter, GridReporter):
     """One line per run when it is over; of each that is under way a row: run, place, stage, steps, epoch and best score so
-    far, time that remains of the stage.
+    far, time that remains of the stage. Off a terminal such a row is a line, every 30 s.
     """
 
     def __init__(self, console: Console, quiet: bool = False):
@@ -26,9 +26,9 @@ class ConsoleGridReporter(ConsoleReporter, GridReporter):
     def begin(self, name: str, number: int, total: int) -> Reporter:
         """A run begins."""
         label = f"{number:>{len(str(total))}}/{total}  {name}"
-        if self.progress is None and self.console.is_terminal and not self.quiet:
-            self.progress = _table(self.console)
-            self.progress.start()
+        if self.bar is None and self.console.is_terminal and not self.quiet:
+            self.bar = _table(self.console)
+            self.bar.start()
         self.rows[name] = _Row(self, label)
         return self.rows[name]
 
@@ -48,10 +48,14 @@ class ConsoleGridReporter(ConsoleReporter, GridReporter):
         place = f"{row.place}  " if row and row.place and row.place not in note else ""
         self._line(f"{row.label if row else name}  {took}  {place}{note}")
 
+    def say(self, text: str) -> None:
+        """Print a line."""
+        self._line(text)
+
     def _remove(self, name: str) -> _Row | None:
         row = self.rows.pop(name, None)
-        if row is not None and self.progress is not None and row.task is not None:
-            self.progress.remove_task(row.task)
+        if row is not None and self.bar is not None and row.task is not None:
+            self.bar.remove_task(row.task)
         return row
 
 
@@ -61,29 +65,44 @@ class _Row(Reporter):
     def __init__(self, grid: ConsoleGridReporter, label: str):
         self.grid, self.label, self.place, self.began = grid, label, "", time.monotonic()
         self.task: Any = None
-        self.shown = 0.0
-        if grid.progress is not None:
-            self.task = grid.progress.add_task("", total=None, label=label, place="", stage="begins")
+        self.stage, self.shown, self.measured = "", 0.0, Measured(0, 0)
+        if grid.bar is not None:
+            self.task = grid.bar.add_task("", total=None, label=label, place="", stage="begins")
 
     def at(self, place: str) -> None:
         self.place = place
         self._update(place=place)
 
     def start(self, stage: str) -> None:
-        if self.grid.progress is not None:
-            self.grid.progress.reset(self.task, total=None, description="", stage=stage)
+        self.stage = stage
+        if self.grid.bar is not None:
+            self.grid.bar.reset(self.task, total=None, description="", stage=stage)
 
-    def advance(self, done: int, total: int, note: str = "") -> None:
-        if time.monotonic() - self.shown > 0.1 or done == total:
-            self._update(completed=done, total=total, description=note)
+    def doing(self, what: str) -> None:
+        self._update(description=what)
+        self._state(what)
+
+    def advance(self, done: int, total: int, note: Note = "") -> None:
+        if total != self.measured.total or done < self.measured.done:
+            self.measured = Measured(done, total)
+        self.measured.done = done
+        if self.grid.bar is None:
+            self._state(lambda: f"{done:,} of {total:,} {text_of(note)}{self.measured.speed()}")
+        elif time.monotonic() - self.shown > REDRAWN_S or done == total:
+            self._update(completed=done, total=total, description=text_of(note))
             self.shown = time.monotonic()
 
     def notice(self, text: str) -> None:
         self.grid.notice(text)
 
+    def _state(self, note: Note) -> None:
+        """Say what is done where there is no bar, if nothing else was said for long."""
+        if self.grid.bar is None and time.monotonic() - self.grid.said > SILENCE_S:
+            self.grid.say(f"{self.label}  {self.stage}  {text_of(note)}")
+
     def _update(self, **values: Any) -> None:
-        if self.grid.progress is not None:
-            self.grid.progress.update(self.task, **values)
+        if self.grid.bar is not None:
+            self.grid.bar.update(self.task, **values)
 
 
 def _table(console: Console) -> Progress:

@@ -47,7 +47,7 @@ Criterion = Annotated[
 ]
 Force = Annotated[bool, typer.Option("--force", help="Repeat stages that are already done.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print results only.")]
-Json = Annotated[bool, typer.Option("--json", help="The last line is machine-readable.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one line of JSON, and nothing else.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 Backbone = Annotated[

@@ -29,8 +29,8 @@ def predict(
     from lora_drop.runs.predict import predict as write_predictions
     from lora_drop.tasks.base import Source
 
-    quiet_libraries()
     with ConsoleReporter(err, given["quiet"]) as reporter:
+        quiet_libraries(reporter)
         source = Source(None, given["offline"], report=reporter)
         done = write_predictions(run_dir, data, to, source, reporter, given["device"] or "auto", split)
     row = {"predictions": str(done.path), "rows": done.rows, **done.metrics}
@@ -47,9 +47,14 @@ def show_data(given: dict[str, Any]) -> None:
     from lora_drop.cli.perform import quiet_libraries
     from lora_drop.tasks.base import Source
 
+    class Looking(ConsoleReporter):
+        def notice(self, text: str) -> None:
+            """Say nothing: the table has it."""
+
     config = configuration(given)
-    quiet_libraries()
-    with ConsoleReporter(err, quiet=True) as reporter:
+    with Looking(err) as reporter:
+        quiet_libraries(reporter)
+        reporter.doing(f"reading {config.data.path or config.data.name}")
         found = inspect(config, Source(None, config.offline, report=reporter), bool(given["backbone"]))
     if given["as_json"]:
         typer.echo(json.dumps(found))

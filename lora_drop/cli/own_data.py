@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from statistics import mean
 from typing import Any
@@ -35,9 +33,7 @@ def inspect(config: Config, source: Source, backbone: bool) -> dict[str, Any]:
     """
     data = OwnData(config.data, source)
     rows = {split: data.load(source, split) for split in data.members}
-    seen = {split: [_fingerprint(row) for row in _texts(part)] for split, part in rows.items()}
-    train, validation = seen["train"], seen["validation"]
-    known = set(train)
+    train = data.texts["train"]
     return {
         "data": data.splits.train.name,
         "kind": data.reading.kind,
@@ -47,8 +43,8 @@ def inspect(config: Config, source: Source, backbone: bool) -> dict[str, Any]:
         "labels": _labels(data, rows),
         "lengths": _lengths(config, rows["train"], data, backbone),
         "repeated": {
-            "within train": len(train) - len(known),
-            "of validation in train": sum(one in known for one in validation),
+            "within train": len(train) - len(set(train)),
+            "of validation in train": data.known,
         },
         "empty": [place for found in data.surveys.values() for place in found.empty],
         "unlabelled": [place for found in data.surveys.values() for place in found.unlabelled],
@@ -79,10 +75,6 @@ def _texts(rows: Dataset) -> Iterator[tuple[str, ...]]:
     columns = [name for name in ("text", "text_pair", "prompt", "asked") if name in rows.column_names]
     for batch in rows.iter(AT_A_TIME):
         yield from zip(*(batch[name] for name in columns), strict=True)
-
-
-def _fingerprint(texts: Sequence[str]) -> bytes:
-    return hashlib.blake2b(json.dumps(texts).encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 def _labels(data: OwnData, rows: dict[str, Dataset]) -> dict[str, Any]:

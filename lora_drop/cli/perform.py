@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from lora_drop.config.schema import Config
 from lora_drop.files import read_json
-from lora_drop.progress import Reporter
+from lora_drop.progress import SILENT, Reporter
 from lora_drop.pruning.selection import Scored, Selection, read_scores
 from lora_drop.registry import METHODS, needs_selection
 from lora_drop.runs.job import Job
@@ -32,9 +32,21 @@ class Summary:
     remarks: list[str] = field(default_factory=list)
     """Sentences that belong at the very end."""
 
+    def to_json(self) -> dict[str, Any]:
+        """Return all of it as JSON-like values; what there is none of is left out, but for results and remarks."""
+        parts: dict[str, Any] = {
+            "scores": [asdict(row) for row in self.scored],
+            "selection": self.selection.to_json() if self.selection else None,
+            "stability": self.stability,
+            "agreement": self.agreement,
+        }
+        found = {name: part for name, part in parts.items() if part}
+        return {**found, "results": self.results, "remarks": self.remarks}
 
-def quiet_libraries() -> None:
+
+def quiet_libraries(report: Reporter = SILENT) -> None:
     """Let transformers print nothing but errors, and neither it nor datasets a bar: our reporter says what matters."""
+    report.doing("starting torch and transformers")
     import datasets
     from transformers.utils import logging
 
@@ -53,7 +65,7 @@ def perform(
     `stages` are names of `runs.stages.STAGES`, or "all".
     """
     if _computes(stages):
-        quiet_libraries()
+        quiet_libraries(report)
     for name in compare:
         METHODS.get(name)  # a wrong name must not show after the first training
     summary = Summary()
@@ -69,6 +81,7 @@ def perform(
         runs.append(_perform_one(run_dir / "compare" / name, other, stages, force, report))
     if stages in (["all"], ["eval"]):
         summary.results = [_result(run) for run in runs]
+        report.doing("writing the page")
         _write_pages([run.path for run in reversed(runs)])
     if stages == ["select"] and not run.file("importance.png").is_file():
         summary.remarks.append(f"the picture of this selection is drawn by: lora-drop picture -d {run_dir}")
@@ -145,10 +158,7 @@ def _result(run: Run) -> dict[str, Any]:
         "split": metrics["split"],
         "n": metrics["examples"],
         "seed": run.config.seed,
-        "epoch": f"{trained['kept_epoch']:g} ({trained['select_epoch']})",
-        "limited": _limits({**trained["limited"], **evaluated["limited"]}),
+        "epoch": trained["kept_epoch"],
+        "select_epoch": trained["select_epoch"],
+        "limited": {**trained["limited"], **evaluated["limited"]},
     }
-
-
-def _limits(limited: dict[str, int]) -> str:
-    return ", ".join(f"{rows} {part} rows" for part, rows in limited.items()) or "no"

@@ -32,6 +32,8 @@ from lora_drop.config.strict import (
 )
 from lora_drop.errors import UserError, closest
 
+TRACKERS = ("tensorboard", "wandb", "trackio", "mlflow")
+
 
 @dataclass(frozen=True)
 class SampleConfig:
@@ -166,6 +168,14 @@ class TrainConfig:
     from B = 0."""
     save_steps: int | None = positive(None)
     """Also write a checkpoint every so many steps; empty: after each epoch."""
+    report_to: tuple[str, ...] | None = checked(
+        None, f"some of {', '.join(TRACKERS)}", lambda value: set(value) <= set(TRACKERS)
+    )
+    """Send losses and metrics of warm-up and training to these trackers: tensorboard, wandb, trackio, mlflow; empty: to
+    none."""
+    logging_steps: int | None = positive(None)
+    """The trackers get the loss every so many steps of the training (and of each step of the warm-up); empty: after
+    each epoch."""
 
 
 @dataclass(frozen=True)
@@ -296,8 +306,8 @@ LATER_KEYS = {
 out of a configuration's identity, so that it stays what it was."""
 OWN = "own"
 """The task of a configuration with data of the user's own."""
-WHERE_KEYS = ("data_dir", "device", "offline")
-"""Keys that say where a run happens, not what it computes: they are left out of its identity."""
+WHERE_KEYS = ("data_dir", "device", "offline", "train.report_to", "train.logging_steps")
+"""Keys that say where a run happens and who watches it, not what it computes: they are left out of its identity."""
 
 
 def to_dict(config: Config) -> dict[str, Any]:
@@ -307,12 +317,22 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 def what_is_computed(config: Config) -> dict[str, Any]:
     """Return the part of a configuration that decides results. Data of one's own are named only where there are any."""
-    unused = WHERE_KEYS if config.data.given else (*WHERE_KEYS, "data")
-    found = {key: value for key, value in to_dict(config).items() if key not in unused}
+    found = without(to_dict(config), WHERE_KEYS if config.data.given else (*WHERE_KEYS, "data"))
     for dotted, meant in LATER_KEYS.items():
         section, key = dotted.split(".")
         if found[section][key] == meant:
             del found[section][key]
+    return found
+
+
+def without(values: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
+    """Return nested values without those at these dotted keys."""
+    found = {key: dict(value) if isinstance(value, Mapping) else value for key, value in values.items()}
+    for dotted in keys:
+        section, _, key = dotted.rpartition(".")
+        inner = found.get(section) if section else found
+        if isinstance(inner, dict):
+            inner.pop(key, None)
     return found
 
 

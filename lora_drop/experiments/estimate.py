@@ -27,7 +27,7 @@ from lora_drop.errors import UserError
 from lora_drop.experiments.grid import Planned
 from lora_drop.files import digest
 from lora_drop.methods.base import Method, Parameters
-from lora_drop.progress import Reporter
+from lora_drop.progress import Note, Reporter
 from lora_drop.provenance import release_memory
 from lora_drop.pruning import importance
 from lora_drop.registry import METHODS, needs_selection
@@ -170,7 +170,7 @@ class _Clock(Reporter):
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
 
-    def advance(self, done: int, total: int, note: str = "") -> None:
+    def advance(self, done: int, total: int, note: Note = "") -> None:
         """A step has ended; the first is not counted: it is slower, and its batch the longest."""
         self.times.append(self.now())
         if len(self.times) > STEPS:
@@ -195,7 +195,15 @@ def _time_training(
     parameters = built.count(model)
     clock.times = []
     with suppress(_Enough):
-        models.fit(job, stage, built, model, rows, replace(settings, batch_size=size, save_steps=None), steps=MANY)
+        models.fit(
+            job,
+            stage,
+            built,
+            model,
+            rows,
+            replace(settings, batch_size=size, save_steps=None, report_to=None),
+            steps=MANY,
+        )
     lengths = row_lengths(rows)
     longest = list(LengthGroups(lengths, size, job.config.seed))[:size]
     counted = sum(lengths) - sum(lengths[row] for row in longest)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_drop.config.schema import (
+    OWN,
     WHERE_KEYS,
     Config,
     config_folders,
@@ -75,10 +76,9 @@ class Experiment:
     @property
     def layout(self) -> dict[str, Any]:
         """The part of the experiment that tables and figures need; stored with every result."""
-        from lora_drop.registry import TASKS
 
         rows = {row: str(keys.get("title", row)) for row, keys in self.rows.items()}
-        tasks = {name: TASKS.get(name).title or name for name in self.tasks}
+        tasks = {name: title_of(name) for name in self.tasks}
         parts = ("title", "backbone", "columns", "metrics", "figures", "claims", "published", "seeds")
         return {"rows": rows, "tasks": tasks, **json.loads(json.dumps({name: getattr(self, name) for name in parts}))}
 
@@ -151,7 +151,7 @@ def _mistakes(experiment: Experiment, packaged: bool) -> list[str]:
     if slug(experiment.name) != experiment.name:
         return [f"name = {experiment.name!r}: it names a folder, so only letters, digits, '.', '_' and '-' are allowed"]
     known: dict[str, tuple[Iterable[str], Iterable[str]]] = {
-        "tasks": (experiment.tasks, TASKS.names()),
+        "tasks": (experiment.tasks, [*TASKS.names(), OWN]),
         "task_set": (experiment.task_set, experiment.tasks),
         "until": ([experiment.until] if experiment.until else [], BY_NAME),
         "columns": (experiment.columns, COLUMNS),
@@ -164,6 +164,9 @@ def _mistakes(experiment: Experiment, packaged: bool) -> list[str]:
         for name in names
         if name not in allowed
     ]
+    given = {**experiment.set, **experiment.task_set.get(OWN, {})}
+    if OWN in experiment.tasks and not given.keys() & {"data.path", "data.dataset_info"}:
+        errors.append("tasks = 'own' means data of your own: say which with set: {data.path: FILE}")
     for name, claim in experiment.claims.items():
         if not {"says", "row", "against"} <= claim.keys() <= {"says", "row", "against", "margin"}:
             errors.append(
@@ -187,7 +190,7 @@ def expand(experiment: Experiment, choice: Choice) -> list[Planned]:
 
     Raises UserError for a task, row or key that does not exist.
     """
-    tasks = [TASKS.get(name).name for name in choice.tasks] or _tasks(experiment, choice)
+    tasks = [name if name == OWN else TASKS.get(name).name for name in choice.tasks] or _tasks(experiment, choice)
     rows = _rows(experiment, choice.rows)
     asked = _asked(choice)
     planned = [
@@ -201,13 +204,18 @@ def expand(experiment: Experiment, choice: Choice) -> list[Planned]:
     return [replace(run, overrides=effective) for run in planned]
 
 
+def title_of(task: str) -> str:
+    """Return the name of a task in tables."""
+    return "own data" if task == OWN else TASKS.get(task).title or task
+
+
 def slug(text: str) -> str:
     """Return a text as a part of a file name."""
     return re.sub(r"[^A-Za-z0-9._]+", "-", text).strip("-.") or "x"
 
 
 def _tasks(experiment: Experiment, choice: Choice) -> list[str]:
-    if (choice.backbone or "").startswith("tiny:"):
+    if (choice.backbone or "").startswith("tiny:") and OWN not in experiment.tasks:
         kind = TASKS.get(experiment.tasks[0]).kind
         return [TOY["generation" if kind == "generation" else "classification"]]
     return list(experiment.tasks)

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lora_drop.config.schema import config_hash, what_is_computed
+from lora_drop.config.schema import OWN, config_hash, what_is_computed
 from lora_drop.errors import UserError
-from lora_drop.experiments.grid import Planned
+from lora_drop.experiments.grid import Planned, title_of
 from lora_drop.experiments.record_checks import fault_of
 from lora_drop.files import read_json
 from lora_drop.pruning.criteria.base import PAPER
@@ -20,6 +20,7 @@ from lora_drop.registry import CRITERIA, METHODS, TASKS
 from lora_drop.runs.stages import BY_NAME
 from lora_drop.runs.stages.base import HELD_OUT
 from lora_drop.runs.store import Run
+from lora_drop.tasks.own import OWN_VERSION
 
 VERSION = 2
 STAGE_KEYS = (
@@ -111,7 +112,7 @@ class Record:
 def versions_of(task: str, method: str, stages: Iterable[str], criterion: str = PAPER) -> dict[str, int]:
     """Return the versions on which the numbers of these stages rest: their own, the task's, method's and criterion's."""
     found = {f"stage {name}": BY_NAME[name].version for name in stages if name in BY_NAME and not BY_NAME[name].draws}
-    found[f"task {task}"] = TASKS.get(task).version
+    found[f"task {task}"] = OWN_VERSION if task == OWN else TASKS.get(task).version
     if "score" in stages:
         found[f"criterion {criterion}"] = CRITERIA.get(criterion).version
     if "train" in stages:
@@ -122,7 +123,6 @@ def versions_of(task: str, method: str, stages: Iterable[str], criterion: str = 
 def gather(planned: Planned, run: Run, performed: Sequence[str]) -> Record:
     """Read a run directory, of which another experiment may have needed more stages."""
     manifest, config = run.manifest, run.config
-    task = TASKS.get(config.task)
     entries = {name: manifest["stages"][name] for name in performed}
     stages = {name: {key: entry[key] for key in STAGE_KEYS if key in entry} for name, entry in entries.items()}
     return Record(
@@ -130,7 +130,7 @@ def gather(planned: Planned, run: Run, performed: Sequence[str]) -> Record:
         row=planned.row,
         layout=planned.experiment.layout,
         task=config.task,
-        task_title=task.title or task.name,
+        task_title=title_of(config.task),
         backbone=config.backbone,
         method=config.method.name,
         seed=config.seed,
@@ -142,7 +142,7 @@ def gather(planned: Planned, run: Run, performed: Sequence[str]) -> Record:
         stages=stages,
         made_by=versions_of(config.task, config.method.name, performed, config.score.criterion),
         **_layers(run, performed),
-        **(_trained(run, task.kind) if "eval" in performed else {}),
+        **(_trained(run) if "eval" in performed else {}),
     )
 
 
@@ -173,7 +173,9 @@ def _rounded(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{**row, "norms": [float(f"{value:.6g}") for value in row["norms"]]} for row in rows]
 
 
-def _trained(run: Run, kind: str) -> dict[str, Any]:
+def _trained(run: Run) -> dict[str, Any]:
+    from lora_drop.runs.load import trained_task  # imports torch, which tables need not
+
     metrics, trained = read_json(run.file("metrics.json")), run.manifest["stages"]["train"]
     primary, epochs = metrics["primary"], trained["epochs"]
     evaluated = [{"epoch": entry["epoch"], "score": entry[primary]} for entry in epochs if primary in entry]
@@ -181,7 +183,7 @@ def _trained(run: Run, kind: str) -> dict[str, Any]:
     chosen = max(aside, key=lambda entry: entry[HELD_OUT]) if aside else {}
     return {
         "primary": primary,
-        "percent": kind != "generation",
+        "percent": trained_task(run).kind != "generation",
         "split": metrics["split"],
         "examples": metrics["examples"],
         "metrics": metrics["metrics"],

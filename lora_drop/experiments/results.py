@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_drop.config.schema import WHERE_KEYS, Config, from_dict
+from lora_drop.config.schema import Config, from_dict, what_is_computed
 from lora_drop.errors import UserError
 from lora_drop.experiments.grid import Planned, slug
 from lora_drop.experiments.records import read_record, versions_of
 from lora_drop.files import write_json
 from lora_drop.pruning.criteria.base import PAPER
+from lora_drop.tasks.base import Source
+from lora_drop.tasks.own.splits import open_split
 
 
 @dataclass(frozen=True)
@@ -81,16 +83,26 @@ class Results:
                 content = read_record(path)
             except UserError:  # named in `notices`; the run is performed, and its record takes the place of this one
                 continue
-            if _same(content["config"], planned.config):
+            if _same(content["config"], planned.config) and _same_data(content, planned.config):
                 yield path, content
 
 
 def _same(stored: dict[str, Any], config: Config) -> bool:
-    where = {key: getattr(config, key) for key in WHERE_KEYS}
     try:
-        return from_dict({**stored, **where}) == config
+        return what_is_computed(from_dict(stored)) == what_is_computed(config)
     except UserError:  # a key that does not exist any more
         return False
+
+
+def _same_data(content: dict[str, Any], config: Config) -> bool:
+    """Return False for a result on data of one's own that have changed since."""
+    path = config.data.path
+    if not path or not Path(path).exists():
+        return True
+    made_from: dict[str, str] = next(
+        (stage["sources"]["train"] for stage in content["stages"].values() if "sources" in stage), {}
+    )
+    return made_from.get("content") == open_split(path, config.data.split, Source(None)).identity
 
 
 def _older(content: dict[str, Any]) -> list[str]:

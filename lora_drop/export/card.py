@@ -39,6 +39,9 @@ def card(source: Source, target: str, said: str) -> str:
     if facts.selection is not None and facts.trained_as_selected:
         parts.append(words.answer(facts) + "\n")
     parts += [f"Form: {target}; {said}.\n", f"```python\n{loading}\n```\n", "## Measured\n", _measured(source)]
+    if (task.center, task.spread) != (0.0, 1.0):
+        unit = "`lora_drop` in config.json has both numbers"
+        parts.append(f"The value is output × {task.spread:.10g} + {task.center:.10g} ({unit}).\n")
     doubts = words.doubted(facts)
     if doubts:
         parts.append("Mind:\n\n" + "".join(f"- {doubt}.\n" for doubt in doubts))

@@ -125,6 +125,8 @@ def load_config(backbone: Backbone, task: Task) -> PretrainedConfig:
         if task.record:
             config.id2label = dict(enumerate(task.labels or ("value",)))
             config.label2id = {name: index for index, name in config.id2label.items()}
+        if (task.center, task.spread) != (0.0, 1.0):
+            config.lora_drop = {"center": task.center, "spread": task.spread}
     return config
 
 

@@ -14,6 +14,7 @@ from lora_drop.errors import UserError
 from lora_drop.files import write_text
 from lora_drop.pruning.selection import Selection
 from lora_drop.report.charts import line_chart, pareto
+from lora_drop.report.criteria import side_by_side
 from lora_drop.report.snippets import at_threshold, snippets
 from lora_drop.report.thresholds import slider
 from lora_drop.runs import words
@@ -95,6 +96,7 @@ def _profile(run: Facts) -> dict[str, Any]:
         "criterion": run.config.get("score", {}).get("criterion", "output"),
         "snippets": snippets(run),
         "command": at_threshold(run),
+        "criteria": side_by_side(run),
         "saves": _saves(selection, data["whole"]),
     }
 

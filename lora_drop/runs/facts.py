@@ -8,14 +8,14 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from lora_drop.config.schema import WHERE_KEYS
+from lora_drop.config.schema import WHERE_KEYS, without
 from lora_drop.errors import UserError
 from lora_drop.files import digest, read_json
 from lora_drop.pruning.selection import Scored, Selection, read_scores
@@ -127,6 +127,13 @@ class Facts:
         return content if all(content.get(key) == value for key, value in rule.items()) else {}
 
     @cached_property
+    def criteria(self) -> dict[str, Any]:
+        """The content of `criteria.json`; empty if it belongs to other scores than those in use."""
+        content = self._json("criteria.json")
+        rows = content["criteria"][content["chosen"]]["modules"] if content else []
+        return content if rows == [asdict(row) for row in self.scored] else {}
+
+    @cached_property
     def warmup_losses(self) -> list[float]:
         """The loss of each step of the warm-up; empty if it is not there."""
         found: list[float] = self._json("warmup/losses.json").get("losses", [])
@@ -157,7 +164,7 @@ class Facts:
     @cached_property
     def group(self) -> str:
         """Identifies what was computed but for the seed: runs of one group are repetitions."""
-        return digest({key: value for key, value in self.config.items() if key not in (*WHERE_KEYS, "seed")})
+        return digest(without(self.config, (*WHERE_KEYS, "seed")))
 
     def _json(self, name: str) -> dict[str, Any]:
         path = self.path / name

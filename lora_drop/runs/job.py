@@ -80,6 +80,7 @@ class Job:
         from lora_drop.models.backbones import locate
 
         known = known_sources(self.run).get("backbone")
+        self.report.doing(f"looking up {self.config.backbone}")
         return locate(
             self.config.backbone, self.config.offline, self.config.quantization, known=known, report=self.report
         )
@@ -95,10 +96,13 @@ class Job:
         """Say before work starts what would end it later. Raises UserError."""
         from lora_drop.methods.start import check_adapter, check_start
         from lora_drop.models.quantization import check_quantization
+        from lora_drop.training.trackers import check_trackers
 
         check_quantization(self.config, self.device)
         self.data.kind.check(self.config, self.task)
         _check_criterion(self.config)
+        if self.config.train.report_to:
+            check_trackers(self.config.train.report_to)
         if self.config.warmup.adapter:
             check_adapter(self.config.warmup.adapter, self.task.kind)
         if self.config.train.start_from:

@@ -30,6 +30,7 @@ from lora_drop.registry import CRITERIA
 from lora_drop.runs.job import Job
 from lora_drop.runs.stages.base import HELD_OUT
 from lora_drop.training import trainer
+from lora_drop.training.trackers import Trackers
 from lora_drop.training.way import Way, find_way
 
 
@@ -38,6 +39,7 @@ def load_backbone(job: Job) -> PreTrainedModel:
 
     Raises UserError if it has fewer positions than `train.max_length`.
     """
+    job.report.doing(f"loading {job.config.backbone}")
     model = load_model(job.backbone, job.task, job.config.seed, job.data.tokenizer, job.device, job.report.notice)
     check_length(model, job.config.train.max_length)
     fused = fused_notice(model, job.config.method.target_projections)
@@ -76,6 +78,8 @@ def fit(
     way: Way | None = None,
 ) -> trainer.Outcome:
     """Train a model on tokenised rows as the stage `score` or `train` does, `evaluated` after each epoch."""
+    part = "warmup" if stage == "score" else stage
+    trackers = Trackers(settings.report_to or (), f"{_name(job)}-{part}", job.run.path / "logs" / part)
     way = way or find(job, model, encoded)
     loss = job.data.kind.loss(settings.label_smoothing)
     if loss is not None and method.penalty is not None:
@@ -97,16 +101,28 @@ def fit(
         loss=loss,
         stepper=method.stepper,
         way=way,
+        trackers=trackers,
         report=job.report,
     )
 
 
 def _scored(job: Job, model: nn.Module, way: Way) -> dict[str, float]:
     """Return the metrics on the evaluation rows, and the primary one on the rows that are held out, if any are."""
-    metrics = dict(evaluate(job, model, way).metrics)
+    metrics = dict(evaluate(job, model, way, _told(job)).metrics)
     if job.config.train.held_out:
-        metrics[HELD_OUT] = evaluate(job, model, way, part="held_out").metrics[job.task.primary]
+        metrics[HELD_OUT] = evaluate(job, model, way, _told(job), part="held_out").metrics[job.task.primary]
     return metrics
+
+
+def _name(job: Job) -> str:
+    """Return the name of a run for trackers; of one that another is compared with, with that of the other."""
+    path = job.run.path.resolve()
+    return f"{path.parents[1].name}-{path.name}" if path.parent.name == "compare" else path.name
+
+
+def _told(job: Job) -> Callable[[int, int], None]:
+    """Return what hears of the progress of an evaluation between epochs: the bar is that of the training."""
+    return lambda done, total: job.report.doing(f"evaluating: {done:,} of {total:,} rows")
 
 
 def sampled(job: Job) -> Dataset:
@@ -121,12 +137,14 @@ def batches_of(job: Job, encoded: Dataset) -> Iterator[dict[str, torch.Tensor]]:
 
 def find(job: Job, model: nn.Module, encoded: Dataset) -> Way:
     """Return the way to compute the model on tokenised training rows."""
+    job.report.doing("trying ways to compute the model")
     model.to(job.device)
     return find_way(model, encoded, job.data.collate, job.config.train, job.data.kind.loss(0.0))
 
 
 def find_for_evaluation(job: Job, model: nn.Module) -> Way:
     """Return the way to compute the model on tokenised evaluation rows."""
+    job.report.doing("trying ways to compute the model")
     model.to(job.device)
     rows = None if job.data.kind.causal else job.data.eval_encoded
     return find_way(model, rows, job.data.collate, job.config.train, learns=False)
@@ -138,7 +156,7 @@ def score(job: Job, model: nn.Module, encoded: Dataset, criterion: str, way: Way
         model,
         batches_of(job, encoded),
         criterion=CRITERIA.get(criterion),
-        progress=lambda done: job.report.advance(done, len(encoded), f"scoring by {criterion}"),
+        progress=lambda done: job.report.advance(done, len(encoded), f"examples, scored by {criterion}"),
         packing=way,
         seed=job.config.seed,
     )

@@ -65,6 +65,7 @@ def perform(job: Job, stage: Stage | str) -> None:
     """
     stage = BY_NAME[stage] if isinstance(stage, str) else stage
     run, report = job.run, job.report
+    report.doing(f"{stage.name}: comparing its inputs with those of what is there")
     key, entry = inputs_digest(job, stage), run.entry(stage.name)
     if entry.get("inputs") == key and run.whole(stage.name, stage.outputs) and not job.force:
         run.remove_checkpoints(stage.name)  # a kill may have left them

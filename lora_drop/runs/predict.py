@@ -23,18 +23,20 @@ from lora_drop.evaluation.classifier import predict as classify
 from lora_drop.evaluation.generator import generate
 from lora_drop.evaluation.kinds import get_kind
 from lora_drop.evaluation.perplexity import NAME as PERPLEXITY
-from lora_drop.progress import Reporter
+from lora_drop.progress import SILENT, Reporter
 from lora_drop.runs.load import load_run, trained_task
 from lora_drop.runs.store import Run
 from lora_drop.tasks.base import Source, Task
 from lora_drop.tasks.own.chats import asked_and_answered
-from lora_drop.tasks.own.reading import Reading
+from lora_drop.tasks.own.reading import Reading, some_places
 from lora_drop.tasks.own.splits import open_split
 from lora_drop.tasks.own.tables import Placed, Row, Table
 from lora_drop.tasks.own.values import Label, as_text, number, several
+from lora_drop.training.way import Way, find_way
 
 AT_A_TIME = 4096
 """Rows that are in memory together."""
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
 FORMATS = (".csv", ".tsv", ".jsonl")
 
 
@@ -50,7 +52,7 @@ class Predicted:
 class Predictor:
     """A trained run of own data, ready for rows."""
 
-    def __init__(self, run_dir: str | Path, device: str = "auto"):
+    def __init__(self, run_dir: str | Path, device: str = "auto", report: Reporter = SILENT):
         """Load model and tokenizer. Raises UserError for a run of another task, and see `load_run`."""
         self.run = Run(run_dir)
         if not self.run.config.data.given:
@@ -62,6 +64,9 @@ class Predictor:
         self.task: Task = trained_task(self.run)
         self.reading: Reading = Reading.of_record(self.task.record)
         self.model, self.tokenizer = load_run(run_dir, device)
+        self.report = report
+        self.way: Way | None = None
+        """How the model is computed; found with the first rows."""
 
     def check(self, table: Table) -> None:
         """Raise UserError if a table lacks a column that is read."""
@@ -70,12 +75,26 @@ class Predictor:
 
     def predict(self, rows: Sequence[Placed]) -> list[dict[str, Any]]:
         """Return for each row `prediction`, and of labels `score` and `scores`: probabilities."""
-        encoded, _ = get_kind(self.task).encode_evaluation(self._asked(rows), self.tokenizer, self.config, "new")
-        if self.task.kind == "generation":
-            written = generate(self.model, encoded, self.tokenizer, self.config.generation, self.config.eval.batch_size)
-            return [{"prediction": text.strip()} for text in written]
-        logits = classify(self.model, encoded, collator(self.tokenizer), self.config.eval.batch_size)
-        return self._named(logits)
+        self.report.doing(f"tokenising {len(rows):,} rows")
+        encoded, notices = get_kind(self.task).encode_evaluation(
+            self._asked(rows), self.tokenizer, self.config, "new rows:"
+        )
+        for notice in notices:
+            self.report.notice(notice)
+        collate, size = collator(self.tokenizer), self.config.eval.batch_size
+        writes = self.task.kind == "generation"
+        if self.way is None:
+            self.way = find_way(self.model, None if writes else encoded, collate, self.config.train, learns=False)
+        if not writes:
+            return self._named(classify(self.model, encoded, collate, size, self.way, self._progress))
+        with self.way.over():
+            written = generate(
+                self.model, encoded, self.tokenizer, self.config.generation, size, progress=self._progress
+            )
+        return [{"prediction": text.strip()} for text in written]
+
+    def _progress(self, done: int, total: int) -> None:
+        self.report.advance(done, total, "rows")
 
     def _asked(self, rows: Sequence[Placed]) -> Dataset:
         """Return rows as the task has them, without labels."""
@@ -135,13 +154,15 @@ def predict(
     if Path(data).exists() and to.resolve() == Path(data).resolve():
         raise UserError(f"--to names the data themselves ({to}); predictions must not take their place.")
     table = open_split(data, split, source)
-    predictor = Predictor(run_dir, device)
+    report.doing("loading the model")
+    predictor = Predictor(run_dir, device, report)
     predictor.check(table)
     labelled = bool(predictor.reading.chat) or predictor.reading.label in table.columns
     began = time.perf_counter()
     report.start("predict")
     references: list[Label | None] = []
     made: list[Any] = []
+    blank: list[str] = []
     to.parent.mkdir(parents=True, exist_ok=True)
     temporary = to.with_name(f".{to.name}.{os.getpid()}.tmp")
     try:
@@ -152,11 +173,14 @@ def predict(
                 for (_, row), each in zip(rows, found, strict=True):
                     writer.write(row, each)
                 made += [each["prediction"] for each in found]
+                blank += [place for place, row in rows if predictor.reading.empty(row)]
                 references += [predictor.reading.answer(place, row) for place, row in rows]
-                report.advance(len(made), len(made), "rows")
+                report.doing(f"{len(made):,} rows are predicted")
         temporary.replace(to)
     finally:
         temporary.unlink(missing_ok=True)
+    if blank:
+        report.notice(f"{some_places(blank, 'no text')}: what is predicted of them says nothing")
     report.finish("predict", time.perf_counter() - began, f"{len(made):,} rows")
     return Predicted(to, len(made), _metrics(predictor, made, references, report) if labelled else {})
 
@@ -190,16 +214,20 @@ class _Writer:
             self.file.write(json.dumps({**given, **found}, ensure_ascii=False, default=str) + "\n")
             return
         prediction = found["prediction"]
-        cells = [";".join(prediction) if isinstance(prediction, list) else prediction]
+        cells = [_cell(prediction) if isinstance(prediction, (list, str)) else prediction]
         if self.labels:
             cells += [f"{value:.6g}" for value in (found["score"], *found["scores"].values())]
         self.table.writerow([*(_cell(row.get(name)) for name in self.read), *cells])
 
 
 def _cell(value: Any) -> str:
-    """Return a cell as CSV holds it: a list of names as `a;b`, turns of a conversation as JSON."""
+    """Return a cell as CSV holds it: a list of names as `a;b`, turns of a conversation as JSON.
+
+    A text that a spreadsheet would take for a formula begins with an apostrophe, as its own escape is; numbers do not.
+    """
     names = isinstance(value, list) and all(isinstance(item, str) for item in value)
-    return ";".join(value) if names else as_text(value)
+    text = ";".join(value) if names else as_text(value)
+    return f"'{text}" if text.startswith(FORMULA) and number(text) is None else text
 
 
 def _metrics(

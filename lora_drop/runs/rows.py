@@ -79,6 +79,7 @@ class Data:
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The backbone's tokenizer. A backbone that cannot do the task is refused before anything is tokenised."""
+        self.report.doing("loading the tokenizer")
         load_config(self.backbone, self.task)
         return load_tokenizer(self.backbone, self.kind.causal, self.report.notice)
 
@@ -133,6 +134,7 @@ class Data:
         return (batch for _, batch in batches(rows.select(drawn), self.collate, self.batch_size))
 
     def _rows(self, split: str, limit: int | None) -> Dataset:
+        self.report.doing(f"reading the {split} rows")
         rows = self.task.load(self.source, split)
         self.population[split] = len(rows)
         if limit is None or limit >= len(rows):
@@ -143,6 +145,7 @@ class Data:
 
     def _encoded(self, part: str, what: str, rows: Dataset, content: str, encode: Callable[..., Encoded]) -> Dataset:
         """Return the tokens of rows, from the cache if they were made before, and tell what is to be said of them."""
+        self.report.doing(f"tokenising {len(rows):,} {what} rows")
         key = entry_key(content, what, self.kind.causal, self.tokenizer, self.backbone.identity, self.config)
         made = partial(encode, rows, self.tokenizer, self.config, what)
         encoded, notices = kept_or_made(cache_folder(), key, rows, made, self.report)

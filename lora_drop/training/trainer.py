@@ -11,7 +11,9 @@ What differs from a stock Trainer, and why:
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,8 @@ from lora_drop.interruption import first_signal, raise_for
 from lora_drop.methods.base import Stepper
 from lora_drop.progress import SILENT, Reporter
 from lora_drop.training.checkpoints import WEIGHTS, Checkpointed, load_trainable, newest, path_of
+from lora_drop.training.pace import Pace
+from lora_drop.training.trackers import Trackers
 from lora_drop.training.way import Way, find_way
 
 Evaluator = Callable[[nn.Module], dict[str, float]]
@@ -44,13 +48,12 @@ class Outcome:
     """The result of a training, beside the weights in the model."""
 
     epochs: list[dict[str, float]]
-    """Per epoch (with `log_each_step`, per step): `epoch`, `loss` (mean over its steps, or over those since an interruption) and, if evaluated, the
-    metrics."""
+    """Per epoch: `epoch`, `loss` (mean over its steps, or over those since an interruption) and, if evaluated, the metrics."""
     kept_epoch: float
     """The epoch whose weights the model holds."""
     steps: int
     losses: list[float]
-    """Of each epoch, or with `log_each_step` of each step."""
+    """As they were logged: with `log_each_step` of each step, else of each epoch, or of so many steps as are configured."""
     computed: str
     """The way batches were computed: packed, or padded and why."""
 
@@ -73,6 +76,7 @@ def fit(
     loss: Loss | None = None,
     stepper: Callable[[nn.Module, int], Stepper] | None = None,
     way: Way | None = None,
+    trackers: Trackers | None = None,
     report: Reporter = SILENT,
 ) -> Outcome:
     """Train the trainable parameters of `model` in place, continuing from the last whole checkpoint in `folder` if there is one.
@@ -94,6 +98,7 @@ def fit(
         loss: what is minimised; None is the model's own loss, which must be a mean over the examples of a batch.
         stepper: what the method does after each step, see `methods.base.Method`.
         way: how the model is computed; None finds it.
+        trackers: told about losses and metrics.
         report: told about progress.
 
     Raises:
@@ -109,24 +114,32 @@ def fit(
     steps_per_epoch = math.ceil(len(rows) / config.batch_size)
     total = steps or math.ceil(epochs * steps_per_epoch)
     arguments = _arguments(config, folder, seed, device, total, learning_rate, evaluator is not None, best)
-    arguments.logging_strategy = IntervalStrategy.STEPS if log_each_step else IntervalStrategy.EPOCH
+    if log_each_step or config.logging_steps:
+        arguments.logging_strategy = IntervalStrategy.STEPS
+        arguments.logging_steps = 1 if log_each_step else config.logging_steps or 1
     between = stepper(model, total) if stepper else None
-    history = _History(report, total / steps_per_epoch, steps_per_epoch, config.save_steps, between)
+    pace = Pace()
+    history = _History(report, total / steps_per_epoch, steps_per_epoch, config.save_steps, pace, between)
+    watching = trackers.callbacks() if trackers else []
     trainer = _Trainer(
         model=model,
         args=arguments,
         train_dataset=rows,
         eval_dataset=rows,
         data_collator=collate,
-        callbacks=[history],
+        callbacks=[history, *watching],
         evaluator=evaluator,
         compute_loss_func=loss,
         stepper=between,
         way=way,
+        pace=pace,
     )
     trainer.remove_callback(PrinterCallback)  # ours reports instead
     start = newest(folder, report, best=best is not None)
-    with first_signal(history.interrupt):
+    with first_signal(history.interrupt), ExitStack() as last:
+        if trackers:
+            arguments.run_name = trackers.run
+            last.callback(trackers.close)
         trainer.train(resume_from_checkpoint=str(start) if start else None)
     raise_for(history.interrupted)
     kept = trainer.state.best_global_step if best and trainer.state.best_global_step else trainer.state.global_step
@@ -175,7 +188,7 @@ def _arguments(
         use_cpu=device.type == "cpu",
         eval_strategy="epoch" if evaluated else "no",
         save_strategy="epoch",
-        logging_steps=1,
+        logging_strategy="epoch",
         logging_nan_inf_filter=False,
         # the Trainer notes the best epoch; `fit` loads it, since the Trainer would do so after Ctrl-C, too
         metric_for_best_model=best,
@@ -200,9 +213,9 @@ def _checkpointing(wanted: bool) -> dict[str, Any]:
 class _Trainer(Checkpointed):
     """The Trainer with our row order, our evaluation, and batches without padding."""
 
-    def __init__(self, *, evaluator: Evaluator | None, way: Way, **options: Any):
+    def __init__(self, *, evaluator: Evaluator | None, way: Way, pace: Pace, **options: Any):
         super().__init__(**options)
-        self.evaluator, self.way = evaluator, way
+        self.evaluator, self.way, self.pace = evaluator, way, pace
         # A sequence classifier's loss is a mean over its batch and ignores the number of items that the Trainer would pass it; without this the
         # Trainer would not divide by the accumulation steps, and gradients would be that many times too large. A loss of ours is given the
         # number of items whatever this says, and is not divided.
@@ -216,7 +229,9 @@ class _Trainer(Checkpointed):
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *options: Any, **named: Any) -> torch.Tensor:
         with self.way.step(inputs):
-            return super().training_step(model, inputs, *options, **named)
+            loss = super().training_step(model, inputs, *options, **named)
+        self.pace.add(loss, inputs)
+        return loss
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         assert self.evaluator is not None
@@ -235,12 +250,15 @@ class _History(TrainerCallback):
         epochs: float,
         steps_per_epoch: int,
         save_steps: int | None,
+        pace: Pace,
         stepper: Stepper | None = None,
     ):
         self.report, self.epochs, self.steps_per_epoch, self.save_steps = report, epochs, steps_per_epoch, save_steps
-        self.stepper = stepper
+        self.pace, self.stepper = pace, stepper
         self.interrupted = 0
         """The signal that asked training to end."""
+        self.speed = ""
+        """Of the last epoch, in words."""
         self.cut = False
 
     def interrupt(self, number: int) -> None:
@@ -254,10 +272,15 @@ class _History(TrainerCallback):
             self.stepper.step(state.global_step + 1)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.pace.step()
         epoch = math.ceil(state.global_step / self.steps_per_epoch)
         best = "" if state.best_metric is None else f", best {state.best_metric:.4f}"
-        self.report.advance(state.global_step, state.max_steps, f"epoch {epoch}/{self.epochs:g}{best}")
-        if state.global_step % self.steps_per_epoch == 0 or state.global_step >= state.max_steps:
+        self.report.advance(
+            state.global_step,
+            state.max_steps,
+            lambda: f"steps, epoch {epoch} of {self.epochs:g}{best}, {self.pace.read()}",
+        )
+        if self._ends_epoch(state):
             return  # at the end of an epoch its evaluation comes first: a checkpoint says that the epoch is over
         if self.save_steps and state.global_step % self.save_steps == 0:
             control.should_save = True
@@ -265,10 +288,19 @@ class _History(TrainerCallback):
             self.cut = control.should_save = control.should_training_stop = True
 
     def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.speed = self.pace.epoch.speed()
+        control.should_log = True  # so that an epoch's loss is known, also where losses are logged between
         if self.cut:  # a part of an epoch must not be evaluated: it could be kept as the best
             control.should_evaluate = control.should_log = control.should_save = False
         if self.interrupted:
             control.should_training_stop = True
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self._ends_epoch(state):  # its evaluation is done
+            values = self._records(state)[-1]
+            shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items() if name != "epoch")
+            self.report.milestone(f"epoch {values['epoch']:g} of {self.epochs:g}: {shown}, {self.speed}")
+            self.pace.restart()
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **event: Any) -> None:
         loss = event["logs"].get("loss", 0.0)
@@ -278,18 +310,32 @@ class _History(TrainerCallback):
             )
 
     def outcome(self, state: TrainerState, kept_step: int, computed: str) -> Outcome:
-        """Read the epochs from the Trainer's log, which survives a resume."""
-        epochs: dict[int, dict[str, float]] = {}
-        for entry in state.log_history:
-            values = {
-                key.removeprefix("eval_"): value
-                for key, value in entry.items()
-                if key == "loss" or key.startswith("eval_")
-            }
-            if values:
-                epochs.setdefault(int(entry["step"]), {"epoch": self._epoch(int(entry["step"]))}).update(values)
+        """Read what was recorded from the Trainer's log, which survives a resume."""
         losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
-        return Outcome(list(epochs.values()), self._epoch(kept_step), state.global_step, losses, computed)
+        return Outcome(self._records(state), self._epoch(kept_step), state.global_step, losses, computed)
+
+    def _records(self, state: TrainerState) -> list[dict[str, float]]:
+        """Return each epoch's values; its loss is the mean over its steps, however often the loss was logged."""
+        found: dict[int, dict[str, float]] = {}
+        counted: Counter[int] = Counter()
+        before = 0
+        for entry in state.log_history:
+            step = int(entry["step"])
+            metrics = {key.removeprefix("eval_"): value for key, value in entry.items() if key.startswith("eval_")}
+            if not metrics and "loss" not in entry:
+                continue
+            number = math.ceil(step / self.steps_per_epoch)
+            record = found.setdefault(number, {})
+            record |= {"epoch": self._epoch(step), **metrics}
+            if "loss" in entry:
+                counted[number] += step - before
+                mean = record.get("loss", 0.0)
+                record["loss"] = mean + (entry["loss"] - mean) * ((step - before) / counted[number])
+                before = step
+        return list(found.values())
+
+    def _ends_epoch(self, state: TrainerState) -> bool:
+        return state.global_step % self.steps_per_epoch == 0 or state.global_step >= state.max_steps
 
     def _epoch(self, step: int) -> float:
         return round(step / self.steps_per_epoch, 4)

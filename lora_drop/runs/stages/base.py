@@ -26,6 +26,10 @@ HELD_OUT = "held_out"
 """The primary metric on the rows that are held out of training, among the metrics of an epoch."""
 
 
+NO_INPUTS = ("save_steps", "report_to", "logging_steps")
+"""Settings of a training that change none of its results."""
+
+
 def _always(job: Job) -> bool:
     return True
 
@@ -114,8 +118,9 @@ def rows_of(job: Job, *parts: str) -> Values:
 
 
 def training(train: TrainConfig, *unused: str) -> Values:
-    """Return settings of a training; an adapter that it starts from counts by its content, not by its name."""
-    settings = {key: value for key, value in asdict(train).items() if key not in unused}
+    """Return settings of a training but for those `unused`, and those that change no result; an adapter that it starts
+    from counts by its content, not by its name."""
+    settings = {key: value for key, value in asdict(train).items() if key not in (*unused, *NO_INPUTS)}
     if not train.held_out:  # configurations of earlier versions had no such key
         settings.pop("held_out", None)
     if train.start_from:

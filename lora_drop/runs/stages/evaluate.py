@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from lora_drop.files import write_json, write_text
@@ -23,13 +24,17 @@ def inputs(job: Job) -> Values:
     return {**read, **rows_of(job, "eval"), **weights(job), **job.data.kind.settings(job.config)}
 
 
+def _shown(job: Job) -> Callable[[int, int], None]:
+    return lambda done, total: job.report.advance(done, total, "rows")
+
+
 def work(job: Job) -> Work:
     """Evaluate and write `metrics.json` and `predictions.jsonl`."""
     from lora_drop.runs import models
 
     model = models.load_adapter(job, job.method, "adapter")
     way = models.find_for_evaluation(job, model)
-    result = models.evaluate(job, model, way, job.report.advance, job.run.checkpoints("eval") / "predictions.jsonl")
+    result = models.evaluate(job, model, way, _shown(job), job.run.checkpoints("eval") / "predictions.jsonl")
     split, primary = job.data.split, job.task.primary
     what = {"task": job.task.name, "split": split, "examples": len(job.data.eval_rows)}
     content = {**what, "metrics": result.metrics, "primary": primary, **result.details}

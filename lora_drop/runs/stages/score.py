@@ -54,7 +54,7 @@ def warmup_settings(job: Job) -> Values:
     method = asdict(config.method)
     return {
         **common,
-        "warmup": training(warmup.warmup_settings(config), "select_epoch", "save_steps", "held_out"),
+        "warmup": training(warmup.warmup_settings(config), "select_epoch", "held_out"),
         "warmup_steps": config.warmup.steps,
         "method": {key: method[key] for key in ("rank", "alpha", "dropout", "target_projections")},
     }

@@ -17,7 +17,7 @@ def settings(job: Job) -> Values:
     return {
         **names(job),
         "limit": job.config.limit.train,
-        "train": training(job.config.train, "save_steps"),
+        "train": training(job.config.train),
         "method": [asdict(job.config.method), job.method.version],
     }
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +17,8 @@ from lora_drop.tasks.own.tables import Row, Table
 from lora_drop.tasks.own.values import Label, as_label, as_text, kind_of, missing, number, ordered, several
 
 HALF = re.compile(r"[\ud800-\udfff]")
+MANY, SENTENCE = 20, 5
+"""More classes than this, of more words than this on average, are texts."""
 FIELD = re.compile(r"\{([^{}]+)\}")
 
 
@@ -62,6 +66,11 @@ class Reading:
             return (FIELD.sub(lambda found: as_text(row.get(found[1])), self.template),)
         return tuple(as_text(row.get(name)) for name in self.texts)
 
+    def fingerprint(self, place: str, row: Row) -> bytes:
+        """Return what identifies the text of a row: of a conversation, all that is said before the last answer."""
+        read = asked_and_answered(self.conversation(place, row))[0] if self.chat is not None else self.text(row)
+        return hashlib.blake2b(json.dumps(read).encode("utf-8", "surrogatepass"), digest_size=8).digest()
+
     def empty(self, row: Row) -> bool:
         """Return True for a row without any text."""
         return all(missing(row.get(name)) for name in self.columns)
@@ -101,6 +110,8 @@ class Survey:
     """Places of rows without text."""
     unlabelled: list[str] = field(default_factory=list)
     """Places of rows with text and without label."""
+    texts: list[bytes] = field(default_factory=list)
+    """Fingerprints of the texts that are read in these rows: which are the same, without keeping them."""
     rows: int = 0
 
     @property
@@ -124,8 +135,16 @@ def survey(table: Table, reading: Reading) -> Survey:
         else:
             found.labels.append(label)
             found.used.append(found.rows)
+            found.texts.append(reading.fingerprint(place, row))
         found.rows += 1
     return found
+
+
+def some_places(places: Sequence[str], what: str, split: str = "") -> str:
+    """Return how many rows have something, and where the first of them are."""
+    first = "; ".join(places[:3]) + ("; …" if len(places) > 3 else "")
+    some = f"{len(places):,} {split} row".replace("  ", " ")
+    return f"{some} has {what} ({first})" if len(places) == 1 else f"{some}s have {what} ({first})"
 
 
 def place_where(table: Table, reading: Reading, holds: Callable[[Label | None], bool]) -> str:
@@ -166,17 +185,23 @@ def with_kind(reading: Reading, table: Table, found: Survey) -> Reading:
     return replace(reading, labels=names)
 
 
+def _words(text: str) -> int:
+    return len(text.split())
+
+
 def _check_classes(reading: Reading, table: Table, counts: Counter[Label], names: Sequence[str]) -> None:
     total = counts.total()
     if len(names) < 2 and reading.kind == "classification":
         raise UserError(f"{table.name}: all {total} rows have the label {names[0]!r} in {reading.label!r}.")
     if not names:
         raise UserError(f"{table.name}: no row has a label in {reading.label!r}.")
-    if len(names) <= max(20, total // 2):
+    if len(names) <= MANY or (len(names) <= total // 2 and mean(map(_words, names)) <= SENTENCE):
         return
     words = [label for label in counts if number(label) is None]
     hint = "Is it the label? For free text use --kind generation"
-    if words and sum(counts[label] for label in words) < total / 2:
+    if mean(_words(name) for name in names) > SENTENCE and reading.texts:
+        hint = f"Are text and label swapped? Try --text {reading.label} --label {reading.texts[0]}. For texts to be written use --kind generation"
+    elif words and sum(counts[label] for label in words) < total / 2:
         place = place_where(table, reading, lambda label: label in words)
         hint = f"Most are numbers, but not {place}. For numbers mend that row, or use --kind regression"
     elif not words:

@@ -21,8 +21,8 @@ SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet")
 FORMATS = "csv, tsv, json, jsonl or parquet"
 LONGEST_CELL = 2**24
 """Characters; Python's own limit of a CSV cell, 131,072, is less than a book's chapter."""
-FIRST_ROWS = 1000
-"""Rows of a JSON file whose keys are its columns."""
+AT_A_TIME = 1000
+"""Rows of a Parquet file that are in memory together."""
 
 
 @dataclass(frozen=True)
@@ -85,15 +85,10 @@ def _open(path: Path) -> Table:
         raise UserError(f"{path} is not a table that can be read. Give {FORMATS}.")
     reader = {".csv": _csv, ".tsv": _csv, ".parquet": _parquet}.get(path.suffix.lower(), _json)
     columns: dict[str, None] = {}
-    try:
-        first = list(islice(reader(path), 1 if reader is _csv else FIRST_ROWS))
-    except UnicodeDecodeError:
-        read_text(path)  # says in which line
-        raise
-    if not first:
-        raise UserError(f"{path} has no rows.")
-    for _, row in first:
+    for _, row in islice(_decoded(path, reader), None if reader is _json else 1):  # an object may lack keys of others
         columns |= dict.fromkeys(row)
+    if not columns:
+        raise UserError(f"{path} has no rows.")
     return Table(str(path), tuple(columns), lambda: _decoded(path, reader), file_digest(path))
 
 
@@ -101,7 +96,7 @@ def _decoded(path: Path, reader: Callable[[Path], Iterator[Placed]]) -> Iterator
     try:
         yield from reader(path)
     except UnicodeDecodeError:
-        read_text(path)
+        read_text(path)  # says in which line
         raise
 
 
@@ -175,7 +170,7 @@ def _parquet(path: Path) -> Iterator[Placed]:
     try:
         with ParquetFile(path) as file:
             number = 0
-            for batch in file.iter_batches(FIRST_ROWS):
+            for batch in file.iter_batches(AT_A_TIME):
                 for row in batch.to_pylist():
                     number += 1
                     yield f"{path}, row {number}", row

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from datasets import Dataset
 
@@ -14,14 +14,16 @@ from lora_drop.errors import UserError, closest
 from lora_drop.files import digest, file_digest
 from lora_drop.pruning.sampling import stratified_sample
 from lora_drop.tasks.base import Source, Task
+from lora_drop.tasks.own import OWN_VERSION
 from lora_drop.tasks.own.chats import described
 from lora_drop.tasks.own.columns import chat_reading, find_columns
-from lora_drop.tasks.own.reading import Reading, Survey, place_where, survey, with_kind
+from lora_drop.tasks.own.reading import Reading, Survey, place_where, some_places, survey, with_kind
 from lora_drop.tasks.own.rows import example, features, kept, strata, strata_of_rows
 from lora_drop.tasks.own.splits import Splits, find_splits
 from lora_drop.tasks.own.tables import Table
 from lora_drop.tasks.own.values import Label, number, several
 
+T = TypeVar("T")
 SHARE, MOST = 0.2, 2000
 """The share of the rows that is held out for evaluation if none is named, and the most rows that this may be."""
 SPLIT_SEED = 0
@@ -85,15 +87,28 @@ class OwnData:
             self._check_known(validation, surveys["validation"])
         self.surveys: dict[str, Survey] = surveys
         self.members = {name: found.used for name, found in surveys.items()}
+        self.texts = {name: found.texts for name, found in surveys.items()}
+        """Of the rows of each split, what identifies their texts."""
         if validation is None:
             self._hold_out(surveys["train"])
         for name, found in surveys.items():
             self._tell(name, found)
+        if self.known:
+            source.report.notice(
+                f"{self.known:,} of {len(self.texts['validation']):,} evaluation rows have a text that a training row "
+                "has, too: how well they are predicted says little about new texts"
+            )
 
     def _again(self, table: Table, columns: Reading, found: Survey) -> Survey:
         """A row without labels is one only where there may be any number of them, which is known by now."""
         turned = self.reading.kind == "multilabel" != columns.kind and found.unlabelled
         return survey(table, self.reading) if turned else found
+
+    @property
+    def known(self) -> int:
+        """How many evaluation rows have a text that a training row has, too."""
+        trained = set(self.texts["train"])
+        return sum(text in trained for text in self.texts["validation"])
 
     def task(self) -> Task:
         """Return the task."""
@@ -110,7 +125,7 @@ class OwnData:
         code = [file_digest(folder / name) for name in ("chats.py", "reading.py", "rows.py", "tables.py", "values.py")]
         key = digest(table.identity, self.reading.record(), digest(members), split, code)
         wanted = set(members)
-        source.origins.setdefault(split, {"file": table.name})
+        source.origins.setdefault(split, {"file": table.name, "content": table.identity})
         return kept(
             key,
             features(self.reading),
@@ -132,10 +147,14 @@ class OwnData:
                 "of them for evaluation. Name a file with --validation."
             )
         drawn = set(stratified_sample(strata(self.reading, found.labels), size, SPLIT_SEED).indices)
-        self.members = {
-            "train": [place for index, place in enumerate(found.used) if index not in drawn],
-            "validation": [place for index, place in enumerate(found.used) if index in drawn],
-        }
+
+        def parts(rows: Sequence[T]) -> dict[str, list[T]]:
+            return {
+                split: [row for index, row in enumerate(rows) if (index in drawn) == (split == "validation")]
+                for split in ("train", "validation")
+            }
+
+        self.members, self.texts = parts(found.used), parts(found.texts)
 
     def _check_known(self, table: Table, found: Survey) -> None:
         """Raise UserError for an evaluation row that has a label which no training row has."""
@@ -156,8 +175,7 @@ class OwnData:
     def _tell(self, split: str, found: Survey) -> None:
         for places, what in ((found.empty, "no text"), (found.unlabelled, f"no {self.reading.label!r}")):
             if places:
-                some = "; ".join(places[:3]) + ("; …" if len(places) > 3 else "")
-                self.source.report.notice(f"{len(places):,} {split} rows have {what} and are left out ({some})")
+                self.source.report.notice(f"{some_places(places, what, split)}: left out")
 
 
 def _task(reading: Reading, data: OwnData | None) -> Task:
@@ -168,7 +186,7 @@ def _task(reading: Reading, data: OwnData | None) -> Task:
     metrics = _metrics(reading.kind, data.data.metric if data else None)
     return Task(
         name=OWN,
-        version=1,
+        version=OWN_VERSION,
         kind=reading.kind,  # type: ignore[arg-type]  # one of them by now
         description=f"own data: {data.splits.train.name}" if data else "own data",
         load=load,

@@ -1,0 +1,57 @@
+"""Several criteria beside each other: what each says of the layers, what it would retain, and how far they agree."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lora_drop.pruning.agreement import by_layer
+from lora_drop.pruning.selection import Scored, Selection, select
+from lora_drop.registry import CRITERIA
+from lora_drop.runs.facts import Facts
+
+
+def side_by_side(run: Facts) -> list[dict[str, Any]]:
+    """Return what is shown of the criteria of a run, a dictionary per projection; nothing if none were compared.
+
+    Each has the `projection`, its `layers`, and `rows`, one per criterion: its `title`, `cells` (importance, the heat
+    of the cell, whether the layer would be retained), and Kendall's `taus` with all criteria in order.
+    """
+    content = run.criteria
+    if not content:
+        return []
+    found = {name: entry["modules"] for name, entry in content["criteria"].items()}
+    taus = {(row["projection"], row["one"], row["two"]): row["tau"] for row in content["agreement"]}
+    chosen = {name: _selected(run, rows) for name, rows in found.items()}
+
+    def row(name: str, projection: str) -> dict[str, Any]:
+        shares = by_layer(found[name], projection)
+        most, retained = max(shares.values()), chosen[name].projections[projection].retained
+        cells = [
+            (share, 100 * share / most if most else 0, layer in retained) for layer, share in sorted(shares.items())
+        ]
+        pairs = [1.0 if other == name else _tau(taus, projection, name, other) for other in found]
+        return {"name": name, "title": _title(name), "cells": cells, "retained": len(retained), "taus": pairs}
+
+    return [
+        {
+            "projection": projection,
+            "layers": sorted(by_layer(next(iter(found.values())), projection)),
+            "rows": [row(name, projection) for name in found],
+        }
+        for projection in dict.fromkeys(row.projection for row in run.scored)
+    ]
+
+
+def _selected(run: Facts, rows: list[dict[str, Any]]) -> Selection:
+    method = run.config["method"]
+    rule = {key: method[key] for key in ("threshold", "budget", "share") if key in method}
+    return select([Scored(**row) for row in rows], **rule)
+
+
+def _tau(taus: dict[tuple[str, str, str], float | None], projection: str, one: str, two: str) -> float | None:
+    return taus.get((projection, one, two), taus.get((projection, two, one)))
+
+
+def _title(name: str) -> str:
+    """Return a criterion's title; one of a plugin that is not loaded is shown by its name."""
+    return str(CRITERIA.get(name).title) if name in CRITERIA.names() else name

@@ -1,0 +1,53 @@
+"""Trackers that losses and metrics are sent to (`train.report_to`). None of them changes a result."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from transformers import TrainerCallback
+from transformers.integrations import TensorBoardCallback, get_reporting_integration_callbacks
+
+from lora_drop.errors import UserError
+
+
+@dataclass(frozen=True)
+class Trackers:
+    """The trackers of one training."""
+
+    names: Sequence[str]
+    """Of `config.schema.TRACKERS`."""
+    run: str
+    """The name that this training has there."""
+    folder: Path
+    """Where TensorBoard's files are written."""
+
+    def callbacks(self) -> list[TrainerCallback]:
+        """Return what tells the trackers of each log."""
+        return [self._callback(name) for name in self.names]
+
+    def _callback(self, name: str) -> TrainerCallback:
+        if name != "tensorboard":
+            (made,) = get_reporting_integration_callbacks([name])
+            return made()
+        from torch.utils.tensorboard import SummaryWriter  # not before: it may not be installed
+
+        return TensorBoardCallback(SummaryWriter(str(self.folder)))
+
+    def close(self) -> None:
+        """End this training there: transformers leaves a run of Weights & Biases open, and the next one would join it."""
+        if "wandb" in self.names and "wandb" in sys.modules:
+            sys.modules["wandb"].finish()
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Raise UserError if a tracker is not installed."""
+    missing = [name for name in names if find_spec(name) is None]
+    if missing:
+        raise UserError(
+            f"train.report_to names {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed: "
+            f"pip install {' '.join(missing)}"
+        )
