@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 from safetensors import SafetensorError
 
+from lora_drop import processes
 from lora_drop.errors import UserError
 
 REMEDIES = {
@@ -27,6 +28,8 @@ REMEDIES = {
     errno.EMFILE: "The limit of open files is too low: raise it with ulimit -n.",
     errno.ENOMEM: "Close other programs, or take a machine with more memory.",
 }
+LOST = ("closed by peer", "reset by peer", "Broken pipe", "NCCL", "Gloo", "gloo")
+"""Parts of messages by which torch.distributed says that a process does not answer."""
 
 
 @contextmanager
@@ -45,6 +48,8 @@ def sentence(error: BaseException, memory: str = "") -> str | None:
     """Return what a failure of the machine means and what to do; None for any other."""
     if isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error):
         return f"Out of memory. {memory or REMEDIES[errno.ENOMEM]}"
+    if processes.size() > 1 and isinstance(error, RuntimeError) and any(text in str(error) for text in LOST):
+        return "Another process of this run has ended. The same command continues."
     number = getattr(error, "errno", None)
     if number is None:  # libraries in Rust and C++ say it in words
         number = next((each for each in REMEDIES if f"os error {each})" in str(error)), None)

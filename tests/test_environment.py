@@ -1,11 +1,13 @@
-"""What libraries read from the environment changes no number; a real launch of several processes is refused."""
+"""What libraries read from the environment changes no number; variables of a launch that is none end a command."""
 
 import os
+from datetime import timedelta
 
 import pytest
 import torch
 from bench import __main__ as benchmark
 
+from lora_drop import processes
 from lora_drop.cli import app as cli
 from lora_drop.errors import UserError
 from lora_drop.files import read_json
@@ -69,14 +71,34 @@ def test_variables_of_launchers_change_no_byte_and_are_named(tmp_path, monkeypat
     )
 
 
-def test_a_real_launch_of_several_processes_is_refused_before_anything_is_written(tmp_path, monkeypatch, capsys):
-    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "LOCAL_RANK": "0"}.items():
+def launch(monkeypatch, **variables):
+    given = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", **variables}
+    for name, value in given.items():
         monkeypatch.setenv(name, value)
+
+
+def test_variables_of_a_launch_without_the_others_end_a_command_before_anything_is_written(
+    tmp_path, monkeypatch, capsys
+):
+    launch(monkeypatch)
     assert run(tmp_path / "run") == 2
-    assert "one of 2" in capsys.readouterr().err and not (tmp_path / "run").exists()
+    assert "MASTER_PORT is not set" in capsys.readouterr().err and not (tmp_path / "run").exists()
+    monkeypatch.setenv("MASTER_PORT", "0")
+    monkeypatch.setattr(processes, "ARRIVAL", timedelta(seconds=1))
+    assert run(tmp_path / "run") == 2
+    assert "the others were not there" in capsys.readouterr().err and not (tmp_path / "run").exists()
     monkeypatch.setenv("WORLD_SIZE", "1")  # torchrun with one process
     assert run(tmp_path / "run") == 0
     assert read_json(tmp_path / "run" / "run.json")["status"] == "done"
+
+
+def test_one_of_several_processes_that_do_not_work_together_is_refused(tmp_path, monkeypatch, capsys):
+    launch(monkeypatch)
+    with pytest.raises(UserError, match="one of 2"), neutral_environment():
+        pass
+    with pytest.raises(SystemExit) as end:
+        benchmark.main(["--quick", "--only", "score", "--out", str(tmp_path / "bench")])
+    assert end.value.code == 2 and "one of 2" in capsys.readouterr().err
 
 
 def test_products_are_exact_while_a_run_works_and_as_they_were_after_it(monkeypatch):

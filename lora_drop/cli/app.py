@@ -6,11 +6,13 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from lora_drop import processes
 from lora_drop.cli.experiments import report, reproduce
 from lora_drop.cli.export import export
 from lora_drop.cli.options import RunDir, configuration, flags, options, own_run_dir
@@ -296,19 +298,30 @@ def _leading(arguments: list[str]) -> list[str]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line."""
-    execute(lambda given: app(args=_leading(given)), sys.argv[1:] if arguments is None else arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    execute(lambda given: app(args=_for_all(_leading(given))), given, processes.together())
 
 
-def execute(command: Callable[[list[str]], object], arguments: list[str]) -> None:
+def _for_all(arguments: list[str]) -> list[str]:
+    """Return the arguments, unless several processes were started for a command that each would do again."""
+    several = ("run", *(stage.name for stage in STAGES))
+    if processes.size() > 1 and arguments[:1] and arguments[0] not in several:
+        processes.refuse()
+    return arguments
+
+
+def execute(
+    command: Callable[[list[str]], object], arguments: list[str], launch: AbstractContextManager[None] | None = None
+) -> None:
     """Run a command line: exit code 0 done, 2 a mistake in the input, 1 a failure of ours, 130 after Ctrl-C.
 
-    After SIGTERM it is 143, after SIGHUP 129.
+    After SIGTERM it is 143, after SIGHUP 129. `launch` is a context for it (`processes.together`).
     """
     tolerate_encodings()
     # a notebook's, perhaps of another installation: figures are only written to files
     os.environ.pop("MPLBACKEND", None)
     try:
-        with stoppable(), as_sentences(""):
+        with launch or nullcontext(), stoppable(), as_sentences(""):
             command(arguments)
     except UserError as error:
         if "--debug" in arguments:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from lora_drop import processes
 from lora_drop.config.schema import Config
 from lora_drop.files import read_json
 from lora_drop.progress import SILENT, Reporter
@@ -68,23 +69,27 @@ def perform(
         quiet_libraries(report)
     for name in compare:
         METHODS.get(name)  # a wrong name must not show after the first training
-    summary = Summary()
-    run = _perform_one(run_dir, config, stages, force, report)
-    if stages not in (["train"], ["picture"]) and needs_selection(config.method.name):
-        _profile(run, summary, stages)
-        if stages[-1] in ("score", "all") and run.config.score.compare and run.file("criteria.json").is_file():
-            summary.agreement = read_json(run.file("criteria.json"))["agreement"]
-    runs = [run]
+    runs = [_perform_one(run_dir, config, stages, force, report)]
     for name in compare:
         report.notice(f"now {METHODS.get(name).title}, to compare")
         other = replace(config, method=replace(config.method, name=name))
         runs.append(_perform_one(run_dir / "compare" / name, other, stages, force, report))
+    return processes.by_first(lambda: _summary(runs, stages, report))
+
+
+def _summary(runs: list[Run], stages: list[str], report: Reporter) -> Summary:
+    """Read what is printed of runs, and write their pages."""
+    summary, run = Summary(), runs[0]
+    if stages not in (["train"], ["picture"]) and needs_selection(run.config.method.name):
+        _profile(run, summary, stages)
+        if stages[-1] in ("score", "all") and run.config.score.compare and run.file("criteria.json").is_file():
+            summary.agreement = read_json(run.file("criteria.json"))["agreement"]
     if stages in (["all"], ["eval"]):
         summary.results = [_result(run) for run in runs]
         report.doing("writing the page")
         _write_pages([run.path for run in reversed(runs)])
     if stages == ["select"] and not run.file("importance.png").is_file():
-        summary.remarks.append(f"the picture of this selection is drawn by: lora-drop picture -d {run_dir}")
+        summary.remarks.append(f"the picture of this selection is drawn by: lora-drop picture -d {run.path}")
     return summary
 
 

@@ -9,6 +9,8 @@ from typing import Any
 from lora_drop.config.strict_yaml import parse
 from lora_drop.errors import UserError, closest
 
+OTHERS = ("accelerate", "experiments")
+"""Folders of the packaged files that hold no configurations of a run."""
 SEAL = "# written by lora-drop; sha256 of the lines above: "
 
 
@@ -22,7 +24,7 @@ def find_config(name: str | Path) -> Path:
         if candidate.is_file():
             return candidate
     files = (file.relative_to(folder).with_suffix("") for folder in config_folders() for file in folder.rglob("*.yaml"))
-    known = sorted(file.as_posix() for file in files if file.parts[0] != "experiments")
+    known = sorted(file.as_posix() for file in files if file.parts[0] not in OTHERS)
     raise UserError(
         f"No configuration file {str(name)!r}.{closest(str(name), known)} Give a path, or one of: {', '.join(known)}"
     )

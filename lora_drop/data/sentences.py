@@ -67,7 +67,11 @@ def collator(tokenizer: PreTrainedTokenizerBase) -> Collate:
 
 
 def batches(
-    rows: Dataset, collate: Collate, batch_size: int, by_tokens: bool = False
+    rows: Dataset,
+    collate: Collate,
+    batch_size: int,
+    by_tokens: bool = False,
+    share: Callable[[Iterator[list[int]]], Iterator[list[int]]] = iter,
 ) -> Iterator[tuple[list[int], dict[str, torch.Tensor]]]:
     """Yield (row indices, batch) over all rows, similar lengths together, the longest first.
 
@@ -76,13 +80,17 @@ def batches(
         collate: makes a batch of them.
         batch_size: rows of a batch.
         by_tokens: of shorter rows, take as many more as have no more tokens than the first batch.
+        share: chooses from the row indices of each batch; `processes.mine` gives each process other batches.
     """
-    lengths = row_lengths(rows)
-    order = sorted(range(len(rows)), key=lambda index: (-lengths[index], index))
+    for chosen in share(_groups(row_lengths(rows), batch_size, by_tokens)):
+        yield chosen, dict(collate([rows[index] for index in chosen]))
+
+
+def _groups(lengths: list[int], batch_size: int, by_tokens: bool) -> Iterator[list[int]]:
+    order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
     start = 0
     while start < len(order):
         longest, here = lengths[order[0]], lengths[order[start]]
         size = batch_size * longest // here if by_tokens else batch_size
-        chosen = order[start : start + size]
+        yield order[start : start + size]
         start += size
-        yield chosen, dict(collate([rows[index] for index in chosen]))

@@ -10,6 +10,7 @@ import torch
 from datasets import Dataset
 from torch import nn
 
+from lora_drop import processes
 from lora_drop.data.sentences import Collate, batches
 from lora_drop.evaluation.base import Evaluation
 from lora_drop.tasks.base import Task
@@ -68,21 +69,26 @@ def predict(
     way: Way | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> torch.Tensor:
-    """Return what a classifier puts out for tokenised rows, `rows outputs`, in their order; see `evaluate_classifier`."""
+    """Return what a classifier puts out for tokenised rows, `rows outputs`, in their order; see `evaluate_classifier`.
+
+    Each of several processes computes a share of the batches.
+    """
     training = model.training
     model.eval()
     device = next(model.parameters()).device
     found: dict[int, torch.Tensor] = {}
     with torch.no_grad():
-        for chosen, batch in batches(encoded, collate, batch_size, by_tokens=True):
+        for chosen, batch in batches(encoded, collate, batch_size, by_tokens=True, share=processes.mine):
             batch.pop("labels")
             given = {name: tensor.to(device) for name, tensor in batch.items()}
             with way.over(given) if way else nullcontext():
                 logits = model(**given).logits.float().cpu()
             found |= zip(chosen, logits, strict=True)
             if progress:
-                progress(len(found), len(encoded))
+                progress(min(processes.size() * len(found), len(encoded)), len(encoded))
     model.train(training)
+    for others in processes.everywhere(found):
+        found |= others
     return torch.stack([found[index] for index in range(len(encoded))])
 
 

@@ -25,6 +25,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from lora_drop import processes
 from lora_drop.config import schema as config
 from lora_drop.data.completions import end_of_text, prompt_collator
 from lora_drop.data.sentences import batches
@@ -77,7 +78,8 @@ def generate(
     progress: Progress | None = None,
     journal: Path | None = None,
 ) -> list[str]:
-    """Continue every prompt, the longest first, so that running out of memory shows at once.
+    """Continue every prompt, the longest first, so that running out of memory shows at once; each of several processes
+    continues a share of the batches.
 
     Args:
         model: a causal language model, under an adapter or not; its mode is as before afterwards.
@@ -86,18 +88,22 @@ def generate(
         settings: beams, length, penalties.
         batch_size: prompts at a time.
         progress: called with the number of finished prompts and of all.
-        journal: a file that finished batches are added to; what it already holds is not generated again.
+        journal: a file that finished batches are added to; what it already holds is not generated again. Each of several
+            processes has one beside it.
 
     Returns:
         The text of each prompt, in the rows' order, without end of text and special tokens.
     """
     decoding, device = decoding_config(settings, tokenizer), next(model.parameters()).device
-    texts, done = [""] * len(encoded), 0
+    texts: dict[int, str] = {}
+    if journal and processes.size() > 1:
+        journal = journal.with_suffix(f".{processes.rank()}-of-{processes.size()}{journal.suffix}")
     finished = read_journal(journal) if journal else []
     training = model.training
     model.eval()
     with torch.no_grad():
-        for number, (chosen, batch) in enumerate(batches(encoded, prompt_collator(tokenizer), batch_size)):
+        shared = batches(encoded, prompt_collator(tokenizer), batch_size, share=processes.mine)
+        for number, (chosen, batch) in enumerate(shared):
             if number < len(finished):
                 written = finished[number]
             else:
@@ -105,13 +111,13 @@ def generate(
                 written = _continue(model, inputs, tokenizer, decoding, settings.no_repeat_ngram_size)
                 if journal:
                     _append(journal, number, written)
-            for index, text in zip(chosen, written, strict=True):
-                texts[index] = text
-            done += len(chosen)
+            texts |= zip(chosen, written, strict=True)
             if progress:
-                progress(done, len(encoded))
+                progress(min(processes.size() * len(texts), len(encoded)), len(encoded))
     model.train(training)
-    return texts
+    for others in processes.everywhere(texts):
+        texts |= others
+    return [texts[index] for index in range(len(encoded))]
 
 
 def decoding_config(settings: config.GenerationConfig, tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:

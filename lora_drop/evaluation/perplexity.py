@@ -10,6 +10,7 @@ from datasets import Dataset
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from lora_drop import processes
 from lora_drop.data.completions import IGNORED, pair_collator, token_loss
 from lora_drop.data.sentences import batches
 from lora_drop.errors import UserError
@@ -37,12 +38,13 @@ def perplexity(
     model.eval()
     total, count = 0.0, 0
     with torch.no_grad(), way.over() if way else nullcontext():
-        for _, batch in batches(encoded, pair_collator(tokenizer), batch_size):
+        for _, batch in batches(encoded, pair_collator(tokenizer), batch_size, share=processes.mine):
             given = {name: tensor.to(device) for name, tensor in batch.items()}
             labels = given.pop("labels")
             total += float(loss(model(**given), labels, 1))
             count += int((labels[:, 1:] != IGNORED).sum())
     model.train(training)
+    total, count = map(sum, zip(*processes.everywhere((total, count)), strict=True))
     if not math.isfinite(total):
         raise UserError("The model predicts NaN: its training diverged. Lower train.learning_rate.")
     return math.exp(min(total / count, 700.0))  # more than that is no number

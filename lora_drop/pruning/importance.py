@@ -68,6 +68,7 @@ def score(
     progress: Callable[[int], None] | None = None,
     packing: Packing | None = None,
     seed: int = 0,
+    total: Callable[[Measured], Measured] | None = None,
 ) -> Scores:
     """Score every active LoRA of a PEFT model: by the squared norm of its output on the data, unless told otherwise.
 
@@ -83,6 +84,7 @@ def score(
         progress: called with the number of examples seen, after each batch.
         packing: computes forward passes without padding; None is the model's own way.
         seed: for criteria that draw.
+        total: adds what others have measured on their share of the data, where each of several processes has one.
 
     Returns:
         Scores with g_i and I_i = g_i / Σ g per projection. A module that is called several times in one pass (ALBERT)
@@ -96,7 +98,7 @@ def score(
     """
     layers = numbered(model)
     measured = criterion.measure(Given(model, layers, batches, seed, per_example, progress, packing))
-    return _scores(model, layers, measured, criterion)
+    return _scores(model, layers, total(measured) if total else measured, criterion)
 
 
 def collect_moments(

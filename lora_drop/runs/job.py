@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from lora_drop import processes
 from lora_drop.config.schema import Config
 from lora_drop.errors import UserError
 from lora_drop.progress import SILENT, Reporter
@@ -59,10 +60,10 @@ class Job:
 
     @cached_property
     def device(self) -> torch.device:
-        """The device."""
+        """The device; of each of several processes its own."""
         from lora_drop.models.backbones import resolve_device
 
-        return resolve_device(self.config.device)
+        return processes.own_device(resolve_device(self.config.device))
 
     @cached_property
     def source(self) -> Source:
@@ -94,6 +95,7 @@ class Job:
 
     def check(self) -> None:
         """Say before work starts what would end it later. Raises UserError."""
+        from lora_drop.data.batches import split_batch
         from lora_drop.methods.start import check_adapter, check_start
         from lora_drop.models.quantization import check_quantization
         from lora_drop.training.trackers import check_trackers
@@ -103,6 +105,8 @@ class Job:
         _check_criterion(self.config)
         if self.config.train.report_to:
             check_trackers(self.config.train.report_to)
+        split_batch(self.config.train.batch_size, None, processes.size())
+        split_batch(self.config.warmup.batch_size or self.config.train.batch_size, None, processes.size())
         if self.config.warmup.adapter:
             check_adapter(self.config.warmup.adapter, self.task.kind)
         if self.config.train.start_from:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict
-from functools import partial
+from functools import partial, reduce
+from operator import add
 from pathlib import Path
 from typing import Any
 
-import torch
 from datasets import Dataset
 from peft import PeftModel
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from lora_drop import processes
 from lora_drop.config.schema import TrainConfig
 from lora_drop.data.sentences import batches
 from lora_drop.evaluation.base import Evaluation
@@ -24,6 +25,7 @@ from lora_drop.methods.start import start_from
 from lora_drop.models.backbones import load_model
 from lora_drop.models.checks import check_length
 from lora_drop.pruning import importance
+from lora_drop.pruning.criteria.base import Measured
 from lora_drop.pruning.places import fused_notice
 from lora_drop.pruning.scores import Scores
 from lora_drop.registry import CRITERIA
@@ -130,11 +132,6 @@ def sampled(job: Job) -> Dataset:
     return job.data.train_encoded.select(read_json(job.run.file("sample.json"))["indices"])
 
 
-def batches_of(job: Job, encoded: Dataset) -> Iterator[dict[str, torch.Tensor]]:
-    """Yield tokenised training rows in batches."""
-    return (batch for _, batch in batches(encoded, job.data.collate, job.data.batch_size))
-
-
 def find(job: Job, model: nn.Module, encoded: Dataset) -> Way:
     """Return the way to compute the model on tokenised training rows."""
     job.report.doing("trying ways to compute the model")
@@ -151,15 +148,29 @@ def find_for_evaluation(job: Job, model: nn.Module) -> Way:
 
 
 def score(job: Job, model: nn.Module, encoded: Dataset, criterion: str, way: Way) -> Scores:
-    """Score a model on tokenised rows by a criterion."""
+    """Score a model on tokenised rows by a criterion; each of several processes has a share of them if its values add up."""
+    chosen = CRITERIA.get(criterion)
+    share = processes.mine if chosen.additive else iter
     return importance.score(
         model,
-        batches_of(job, encoded),
-        criterion=CRITERIA.get(criterion),
-        progress=lambda done: job.report.advance(done, len(encoded), f"examples, scored by {criterion}"),
+        (batch for _, batch in batches(encoded, job.data.collate, job.data.batch_size, share=share)),
+        criterion=chosen,
+        progress=scoring(job, encoded, criterion, chosen.additive),
         packing=way,
         seed=job.config.seed,
+        total=total if chosen.additive else None,
     )
+
+
+def scoring(job: Job, encoded: Dataset, what: str, shared: bool = True) -> Callable[[int], None]:
+    """Return what is called with the number of examples that a process has scored, of its share or of all."""
+    times = processes.size() if shared else 1
+    return lambda done: job.report.advance(min(times * done, len(encoded)), len(encoded), f"examples, scored by {what}")
+
+
+def total(measured: Measured) -> Measured:
+    """Return what all processes have measured together."""
+    return reduce(add, processes.everywhere(measured))
 
 
 def scores_content(job: Job, model: nn.Module, scores: Scores) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
+from lora_drop import processes
 from lora_drop.errors import UserError
 from lora_drop.faults import as_sentences
 from lora_drop.files import digest
@@ -51,8 +52,7 @@ def perform_one(job: Job, name: str) -> None:
         raise UserError(
             f"The method {job.method.name} has no stage {name}: it needs no selection of layers. Use: lora-drop train"
         )
-    for upstream in _before(job, stage):
-        _require(job, upstream, reads_training_rows="train" in stage.rows(job))
+    processes.by_first(lambda: _require_all(job, stage))
     for each in (stage, *(BY_NAME[other] for other in stage.beside)):
         if each.wanted(job):
             perform(job, each)
@@ -66,33 +66,45 @@ def perform(job: Job, stage: Stage | str) -> None:
     stage = BY_NAME[stage] if isinstance(stage, str) else stage
     run, report = job.run, job.report
     report.doing(f"{stage.name}: comparing its inputs with those of what is there")
-    key, entry = inputs_digest(job, stage), run.entry(stage.name)
-    if entry.get("inputs") == key and run.whole(stage.name, stage.outputs) and not job.force:
-        run.remove_checkpoints(stage.name)  # a kill may have left them
-        report.skip(stage.name, f"unchanged ({entry['note']})")
-        others = other_versions(entry["versions"])
-        if others and stage.rows(job):
-            report.notice(f"{stage.name} was done with {others}; what it made stands. To repeat it here: --force")
+    key = processes.by_first(lambda: inputs_digest(job, stage))
+    if processes.by_first(lambda: _unchanged(job, stage, key)):
         return
     if stage.name in run.damaged:
         report.notice(f"run.json is damaged where it speaks of the stage {stage.name}, which is done again")
     report.start(stage.name)
-    resumed = run.keep_checkpoints_of(stage.name, key, job.force)
+    resumed = processes.by_first(lambda: run.keep_checkpoints_of(stage.name, key, job.force))
     release_memory()
     reset_peak_memory()
     began = time.perf_counter()
     with as_sentences(MEMORY):
-        note, facts = stage.work(job)
+        note, facts = stage.work(job) if stage.model else processes.by_first(lambda: stage.work(job))
     seconds = time.perf_counter() - began
-    made = {"inputs": key, "settings": digest(stage.settings(job)), "outputs": run.digests(stage.outputs), "note": note}
-    cost = {"seconds": round(seconds, 2), "peak_memory_mb": peak_memory_mb()}
+    cost = {"seconds": round(seconds, 2), "peak_memory_mb": max(processes.everywhere(peak_memory_mb()))}
+    cost |= {"processes": processes.size()} if processes.size() > 1 else {}
     again = {"resumed": True} if resumed else {}  # then the cost is that of the last process
-    run.enter(
-        stage.name,
-        {**made, **cost, "commit": commit(), "versions": versions(), **_circumstances(job, stage), **facts, **again},
-    )
-    run.remove_checkpoints(stage.name)
+    processes.by_first(lambda: _enter(job, stage, key, note, {**cost, **facts, **again}))
     report.finish(stage.name, seconds, note)
+
+
+def _unchanged(job: Job, stage: Stage, key: str) -> bool:
+    """Return True for a stage that need not be performed, and say so."""
+    run, report, entry = job.run, job.report, job.run.entry(stage.name)
+    if job.force or entry.get("inputs") != key or not run.whole(stage.name, stage.outputs):
+        return False
+    run.remove_checkpoints(stage.name)  # a kill may have left them
+    report.skip(stage.name, f"unchanged ({entry['note']})")
+    others = other_versions(entry["versions"])
+    if others and stage.rows(job):
+        report.notice(f"{stage.name} was done with {others}; what it made stands. To repeat it here: --force")
+    return True
+
+
+def _enter(job: Job, stage: Stage, key: str, note: str, facts: dict[str, Any]) -> None:
+    """Write a stage that was performed into the manifest, and remove what it could have continued from."""
+    run = job.run
+    made = {"inputs": key, "settings": digest(stage.settings(job)), "outputs": run.digests(stage.outputs), "note": note}
+    run.enter(stage.name, {**made, "commit": commit(), "versions": versions(), **_circumstances(job, stage), **facts})
+    run.remove_checkpoints(stage.name)
 
 
 def adopt(job: Job, stage: Stage, others: Iterable[Run]) -> bool:
@@ -139,6 +151,11 @@ def _before(job: Job, stage: Stage) -> list[Stage]:
         if needed.wanted(job):
             found += [*(_before(job, needed) if stage.name != "eval" else ()), needed]
     return list(dict.fromkeys(found))
+
+
+def _require_all(job: Job, stage: Stage) -> None:
+    for upstream in _before(job, stage):
+        _require(job, upstream, reads_training_rows="train" in stage.rows(job))
 
 
 def _require(job: Job, upstream: Stage, reads_training_rows: bool) -> None:

@@ -11,6 +11,7 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from lora_drop import processes
 from lora_drop.config.schema import Config
 from lora_drop.data.batches import split_batch
 from lora_drop.data.content import content_digest
@@ -91,7 +92,7 @@ class Data:
     @property
     def batch_size(self) -> int:
         """Examples at a time in training, and so in every pass over training rows."""
-        return split_batch(self.config.train.batch_size, self.config.train.device_batch_size)[0]
+        return split_batch(self.config.train.batch_size, self.config.train.device_batch_size, processes.size())[0]
 
     @cached_property
     def train_encoded(self) -> Dataset:

@@ -14,11 +14,12 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from lora_drop import processes
 from lora_drop.config.files import read_sealed, sealed
 from lora_drop.config.schema import Config, config_hash, from_dict, to_yaml
 from lora_drop.errors import UserError
@@ -72,7 +73,7 @@ class Run:
 
     @contextmanager
     def working(self, report: Reporter = SILENT, store_config: bool = True) -> Iterator[None]:
-        """Hold the directory for this process, write the configuration, and record how the work ends.
+        """Hold the directory for this process, or for all that work together, write the configuration, and record how the work ends.
 
         Args:
             report: gets a notice of the environment variables that are ignored meanwhile (`training/environment.py`).
@@ -80,9 +81,12 @@ class Run:
 
         Raises:
             Busy: if another process works in the same directory.
-            UserError: if the directory cannot be made, or this process was launched as one of several.
+            UserError: if the directory cannot be made, or this process was launched as one of several and works on its
+                own.
         """
-        with neutral_environment(report), self._held(store_config):
+        held = self._held(store_config) if processes.rank() == 0 else nullcontext()
+        with neutral_environment(report), held:
+            self.manifest, self.damaged = processes.by_first(lambda: (self.manifest, self.damaged))
             yield
 
     @contextmanager

@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import Trainer
 
+from lora_drop import processes
 from lora_drop.files import digests_below, read_json, remove, sweep, sync_folder, write_json, write_through
 from lora_drop.methods.base import Stepper, trainable
 from lora_drop.progress import Reporter
@@ -32,6 +33,8 @@ STEPPER = "stepper.safetensors"
 STATE = "state.safetensors"
 """Optimizer, schedule, and the scaler of fp16."""
 RANDOM = "random.safetensors"
+OTHERS = "others"
+"""Its key for the random numbers of all processes but the first."""
 MANIFEST = "manifest.json"
 PROGRESS = "trainer_state.json"
 """transformers' own: the step, and the log up to it."""
@@ -126,18 +129,20 @@ class Checkpointed(Trainer):
         super().__init__(**options)
         self.stepper = stepper
         self.trained: nn.Module = options["model"]
-        self._staging: Path | None = None
-
-    def _get_output_dir(self, trial: Any) -> str:
-        return str(self._staging or self.args.output_dir)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Let the first process write a checkpoint, with the random numbers of all."""
+        random_states = processes.everywhere(self._random_states())
+        processes.by_first(lambda: self._write(random_states))
+
+    def _write(self, random_states: list[dict[str, Any]]) -> None:
         folder = Path(str(self.args.output_dir))
-        with writing(folder, self.state.global_step) as self._staging:
-            super()._save_checkpoint(model, trial)
-            self.state.best_model_checkpoint = None  # where it was written; its step is known
-            self.state.save_to_json(str(path_of(self._staging, self.state.global_step) / PROGRESS))
-        self._staging = None
+        with writing(folder, self.state.global_step) as staging:
+            made = path_of(staging, self.state.global_step)
+            self._save(str(made))
+            save_nested({name: each.state_dict() for name, each in self._states().items()}, made / STATE)
+            save_nested({**random_states[0], OTHERS: random_states[1:]}, made / RANDOM)
+            self.state.save_to_json(str(made / PROGRESS))
         retire(folder, self.state.best_global_step)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
@@ -159,32 +164,31 @@ class Checkpointed(Trainer):
         found = {"optimizer": self.optimizer, "schedule": self.lr_scheduler, "scaler": scaler}
         return {name: each for name, each in found.items() if each is not None}
 
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        save_nested({name: each.state_dict() for name, each in self._states().items()}, Path(output_dir) / STATE)
-
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
             stored = load_nested(Path(checkpoint) / STATE)
             for name, each in self._states().items():
                 each.load_state_dict(stored[name])
 
-    def _save_scaler(self, output_dir: str) -> None:
-        """Do nothing: it is saved with the optimizer."""
-
     def _load_scaler(self, checkpoint: str | None) -> None:
         """Do nothing: it is loaded with the optimizer."""
 
-    def _save_rng_state(self, output_dir: str) -> None:
+    def _random_states(self) -> dict[str, Any]:
+        """Return the states of this process's random numbers."""
         name, words, *rest = cast(tuple[Any, ...], np.random.get_state(legacy=True))
         states = {"python": random.getstate(), "numpy": (name, words.tolist(), *rest), "cpu": torch.get_rng_state()}
         if self.args.device.type == "cuda":
             states["cuda"] = torch.cuda.get_rng_state(self.args.device)
-        save_nested(states, Path(output_dir) / RANDOM)
+        return states
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is None:
             return
-        states = load_nested(Path(checkpoint) / RANDOM)
+        first = load_nested(Path(checkpoint) / RANDOM)
+        of_each = [first, *first.get(OTHERS, [])]
+        if processes.rank() >= len(of_each):  # fewer processes wrote it: this one goes on from its seed
+            return
+        states = of_each[processes.rank()]
         random.setstate(states["python"])
         np.random.set_state(states["numpy"])
         torch.set_rng_state(states["cpu"])

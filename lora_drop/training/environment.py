@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from lora_drop.errors import UserError
+from lora_drop import processes
 from lora_drop.progress import SILENT, Reporter
 
 PREFIXES = (
@@ -30,7 +30,7 @@ PREFIXES = (
 )
 TF32 = "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE"
 NAMES = (
-    *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "FORK_LAUNCHED"),
+    *(*processes.PLACE, "LOCAL_WORLD_SIZE", "FORK_LAUNCHED"),
     *("DNNL_DEFAULT_FPMATH_MODE", "ONEDNN_DEFAULT_FPMATH_MODE", "NVIDIA_TF32_OVERRIDE", TF32),
     *("TRANSFORMERS_SDPA_FORCE_GQA", "XLA_DOWNCAST_BF16", "XLA_USE_BF16"),
 )
@@ -40,10 +40,16 @@ NAMES = (
 def neutral_environment(report: Reporter = SILENT) -> Iterator[None]:
     """Remove the variables that would alter what is computed while the block runs, and name them in a notice.
 
-    Raises UserError if this process was launched as one of several.
+    Raises UserError if this process was launched as one of several and works on its own (see `processes.together`).
     """
-    refuse_several_processes()
-    removed = {name: value for name, value in os.environ.items() if name in NAMES or name.startswith(PREFIXES)}
+    if processes.launched() and processes.size() == 1:
+        processes.refuse()
+    kept = processes.LAUNCH if processes.size() > 1 else ()  # by which the Trainer knows that there are several
+    removed = {
+        name: value
+        for name, value in os.environ.items()
+        if (name in NAMES or name.startswith(PREFIXES)) and not name.startswith(kept)
+    }
     if removed:
         names = f"environment variable{'s' * (len(removed) > 1)} {', '.join(sorted(removed))}"
         report.notice(f"ignored: {names}; the configuration alone decides what is computed")
@@ -59,15 +65,3 @@ def neutral_environment(report: Reporter = SILENT) -> Iterator[None]:
         if products:
             torch.set_float32_matmul_precision(products)
         os.environ.update(removed)
-
-
-def refuse_several_processes() -> None:
-    """Raise UserError if a launcher such as torchrun started this process as one of several; a leftover WORLD_SIZE alone does not say so."""
-    size = os.environ.get("WORLD_SIZE", "")
-    launched = all(name in os.environ for name in ("RANK", "MASTER_ADDR"))
-    if launched and size.isdecimal() and int(size) > 1:
-        raise UserError(
-            f"This process was started as one of {size} (RANK, WORLD_SIZE and MASTER_ADDR are set). Training in several processes is not "
-            "supported yet: start lora-drop once, on one device, without torchrun, accelerate launch or mpirun. "
-            "If these variables are leftovers, unset WORLD_SIZE."
-        )

@@ -19,26 +19,30 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.data_loader import DataLoaderShard
 from datasets import Dataset
 from torch import nn
-from torch.utils.data import Sampler
 from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, TrainerControl, TrainerState
 from transformers.trainer_utils import IntervalStrategy
 
+from lora_drop import processes
 from lora_drop.config.schema import TrainConfig
-from lora_drop.data.batches import LengthGroups, row_lengths, split_batch
+from lora_drop.data.batches import LengthGroups, Parts, row_lengths, split_batch
 from lora_drop.data.sentences import Collate
 from lora_drop.errors import UserError
 from lora_drop.interruption import first_signal, raise_for
 from lora_drop.methods.base import Stepper
 from lora_drop.progress import SILENT, Reporter
 from lora_drop.training.checkpoints import WEIGHTS, Checkpointed, load_trainable, newest, path_of
+from lora_drop.training.loader import WEIGHT, loader
 from lora_drop.training.pace import Pace
 from lora_drop.training.trackers import Trackers
 from lora_drop.training.way import Way, find_way
 
 Evaluator = Callable[[nn.Module], dict[str, float]]
+SEEDS = 1_000_003
+"""The distance between the seeds of two processes."""
 Loss = Callable[..., torch.Tensor]
 """`loss(outputs, labels, num_items_in_batch)`: the part that a forward pass has in the loss of the whole batch, which has that many labels."""
 
@@ -119,6 +123,8 @@ def fit(
         arguments.logging_steps = 1 if log_each_step else config.logging_steps or 1
     between = stepper(model, total) if stepper else None
     pace = Pace()
+    order = LengthGroups(row_lengths(rows), config.batch_size, seed)
+    parts = Parts(order, arguments.per_device_train_batch_size, processes.size(), processes.rank())
     history = _History(report, total / steps_per_epoch, steps_per_epoch, config.save_steps, pace, between)
     watching = trackers.callbacks() if trackers else []
     trainer = _Trainer(
@@ -133,15 +139,18 @@ def fit(
         stepper=between,
         way=way,
         pace=pace,
+        parts=parts,
     )
     trainer.remove_callback(PrinterCallback)  # ours reports instead
-    start = newest(folder, report, best=best is not None)
+    start = processes.by_first(lambda: newest(folder, report, best=best is not None))
+    if processes.rank():  # the Trainer has seeded all processes alike, and rows of their own need dropout of their own
+        torch.manual_seed(seed + SEEDS * processes.rank())
     with first_signal(history.interrupt), ExitStack() as last:
         if trackers:
             arguments.run_name = trackers.run
             last.callback(trackers.close)
         trainer.train(resume_from_checkpoint=str(start) if start else None)
-    raise_for(history.interrupted)
+    raise_for(processes.highest(history.interrupted))
     kept = trainer.state.best_global_step if best and trainer.state.best_global_step else trainer.state.global_step
     if kept != trainer.state.global_step:
         load_trainable(model, path_of(folder, kept) / WEIGHTS)
@@ -157,8 +166,9 @@ def warmup_steps(config: TrainConfig, total: int) -> int:
 
 def penalised(loss: Loss, penalty: Callable[[], torch.Tensor], config: TrainConfig) -> Loss:
     """Return `loss` with its share, one forward pass of several, of a penalty on the weights."""
-    passes = split_batch(config.batch_size, config.device_batch_size)[1]
-    return lambda *arguments, **options: loss(*arguments, **options) + penalty() / passes
+    devices = processes.size()
+    shares = devices * split_batch(config.batch_size, config.device_batch_size, devices)[1]
+    return lambda *arguments, **options: loss(*arguments, **options) + penalty() / shares
 
 
 def _arguments(
@@ -171,7 +181,7 @@ def _arguments(
     evaluated: bool,
     best: str | None,
 ) -> TrainingArguments:
-    at_a_time, accumulation = split_batch(config.batch_size, config.device_batch_size)
+    at_a_time, accumulation = split_batch(config.batch_size, config.device_batch_size, processes.size())
     arguments = TrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=at_a_time,
@@ -196,6 +206,7 @@ def _arguments(
         dataloader_pin_memory=device.type == "cuda",
         disable_tqdm=True,
         report_to=[],
+        ddp_find_unused_parameters=False,
         **_checkpointing(config.gradient_checkpointing),
     )
     arguments._n_gpu = min(arguments.n_gpu, 1)  # more would be DataParallel, which multiplies the batch
@@ -213,19 +224,23 @@ def _checkpointing(wanted: bool) -> dict[str, Any]:
 class _Trainer(Checkpointed):
     """The Trainer with our row order, our evaluation, and batches without padding."""
 
-    def __init__(self, *, evaluator: Evaluator | None, way: Way, pace: Pace, **options: Any):
+    def __init__(self, *, evaluator: Evaluator | None, way: Way, pace: Pace, parts: Parts, **options: Any):
         super().__init__(**options)
-        self.evaluator, self.way, self.pace = evaluator, way, pace
+        self.evaluator, self.way, self.pace, self.parts = evaluator, way, pace, parts
         # A sequence classifier's loss is a mean over its batch and ignores the number of items that the Trainer would pass it; without this the
         # Trainer would not divide by the accumulation steps, and gradients would be that many times too large. A loss of ours is given the
         # number of items whatever this says, and is not divided.
         self.model_accepts_loss_kwargs = False
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
-        rows: Any = self.train_dataset if train_dataset is None else train_dataset
-        return LengthGroups(
-            row_lengths(rows), self.args.train_batch_size * self.args.gradient_accumulation_steps, self.args.seed
-        )
+    def get_train_dataloader(self) -> DataLoaderShard:
+        rows: Any = self._remove_unused_columns(self.train_dataset, description="training")
+        summed, pin = self.compute_loss_func is not None, self.args.dataloader_pin_memory
+        return loader(rows, self.data_collator, self.parts, summed, self.args.device, pin)
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *options: Any, **named: Any) -> Any:
+        weight = inputs.pop(WEIGHT)
+        loss = super().compute_loss(model, inputs, *options, **named)
+        return loss if self.compute_loss_func is not None else weight * loss
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *options: Any, **named: Any) -> torch.Tensor:
         with self.way.step(inputs):
@@ -284,7 +299,7 @@ class _History(TrainerCallback):
             return  # at the end of an epoch its evaluation comes first: a checkpoint says that the epoch is over
         if self.save_steps and state.global_step % self.save_steps == 0:
             control.should_save = True
-        if self.interrupted:
+        if processes.highest(self.interrupted):  # all end after the same step
             self.cut = control.should_save = control.should_training_stop = True
 
     def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -292,7 +307,7 @@ class _History(TrainerCallback):
         control.should_log = True  # so that an epoch's loss is known, also where losses are logged between
         if self.cut:  # a part of an epoch must not be evaluated: it could be kept as the best
             control.should_evaluate = control.should_log = control.should_save = False
-        if self.interrupted:
+        if processes.highest(self.interrupted):
             control.should_training_stop = True
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:

@@ -10,6 +10,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor, nn
 
+from lora_drop import processes
 from lora_drop.config.schema import TrainConfig
 from lora_drop.data.batches import row_lengths
 from lora_drop.data.sentences import Collate
@@ -84,7 +85,7 @@ def find_way(
         learns: compare loss and gradients; else what the model puts out.
     """
     device, half = next(model.parameters()).device, HALF.get(config.precision)
-    products = find_products(model, device, config.products)
+    products = processes.by_first(lambda: find_products(model, device, config.products))
     # torch's own bf16 products are oneDNN's, but from weights that it rounds anew each time
     bf16 = half == torch.bfloat16 and config.products != "stock" and device.type == "cpu" and multiplies_bf16()
     kept = products.operator if half is None else bf16
@@ -101,6 +102,9 @@ def find_way(
         batch.pop("labels", None)
     with autocast(device, half), products.applied():
         packing, padding = prepare(model, batch, loss, config.gradient_checkpointing, frozen)
+    found = processes.everywhere(padding)
+    if len(set(found)) > 1:  # devices of different kinds
+        packing, padding = None, f"padded: processes differ ({'; '.join(dict.fromkeys(found))})"
     return Way(device, half, products, frozen, packing, padding)
 
 

@@ -46,6 +46,20 @@ class Measured:
     norms: dict[str, list[float]] | None = None
     """By module, the value of each example, in the order of the data; their mean is the value of the LoRA."""
 
+    def __add__(self, other: Measured) -> Measured:
+        """Return the outcome on the data of both, for a criterion whose value is a mean over examples."""
+        examples = self.examples + other.examples
+
+        def mean(name: str) -> float:
+            parts = (each.values.get(name, 0.0) * each.examples for each in (self, other))
+            return sum(parts) / max(examples, 1)
+
+        norms = None
+        if self.norms is not None and other.norms is not None:
+            norms = {name: values + other.norms[name] for name, values in self.norms.items()}
+        values = {name: mean(name) for name in {**self.values, **other.values}}
+        return Measured(values, examples, self.tokens + other.tokens, norms)
+
 
 @dataclass(frozen=True)
 class Criterion:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from lora_drop import processes
 from lora_drop.files import read_json, write_json
 from lora_drop.runs.stages.base import (
     Stage,
@@ -35,10 +36,7 @@ def settings(job: Job) -> Values:
 
 def work(job: Job) -> Work:
     """Score the warm-up by each of the other criteria; write `criteria.json` and `criteria.png`."""
-    from lora_drop.pruning.agreement import agreement
-    from lora_drop.pruning.criteria_picture import criteria_figure
-    from lora_drop.pruning.picture import save_figure
-    from lora_drop.registry import CRITERIA, METHODS
+    from lora_drop.registry import METHODS
     from lora_drop.runs import models
 
     encoded, chosen = models.sampled(job), job.config.score.criterion
@@ -47,7 +45,17 @@ def work(job: Job) -> Work:
     modules = {chosen: read_json(job.run.file("scores.json"))["modules"]}
     for name in others(job):
         modules[name] = [asdict(row) for row in models.score(job, model, encoded, name, way).rows]
-    taus = agreement(modules)
+    processes.by_first(lambda: _write(job, modules))
+    return f"{', '.join(modules)}: scored on one warm-up", {}
+
+
+def _write(job: Job, modules: dict[str, list[Values]]) -> None:
+    from lora_drop.pruning.agreement import agreement
+    from lora_drop.pruning.criteria_picture import criteria_figure
+    from lora_drop.pruning.picture import save_figure
+    from lora_drop.registry import CRITERIA
+
+    chosen, taus = job.config.score.criterion, agreement(modules)
     content = {
         "chosen": chosen,
         "criteria": {name: {"version": CRITERIA.get(name).version, "modules": rows} for name, rows in modules.items()},
@@ -57,7 +65,6 @@ def work(job: Job) -> Work:
     titles = {name: CRITERIA.get(name).title for name in modules}
     figure = criteria_figure(modules, titles, taus, f"{job.config.task}, {job.config.backbone}")
     save_figure(figure, job.run.file("criteria.png"))
-    return f"{', '.join(modules)}: scored on one warm-up", {}
 
 
 STAGE = Stage(

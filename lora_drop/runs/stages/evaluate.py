@@ -6,10 +6,12 @@ import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from lora_drop import processes
 from lora_drop.files import write_json, write_text
 from lora_drop.runs.stages.base import Stage, Values, Work, digest_of, names, precision, rows_of, weights
 
 if TYPE_CHECKING:
+    from lora_drop.evaluation.base import Evaluation
     from lora_drop.runs.job import Job
 
 
@@ -35,14 +37,19 @@ def work(job: Job) -> Work:
     model = models.load_adapter(job, job.method, "adapter")
     way = models.find_for_evaluation(job, model)
     result = models.evaluate(job, model, way, _shown(job), job.run.checkpoints("eval") / "predictions.jsonl")
+    processes.by_first(lambda: _write(job, result))
+    split, primary = job.data.split, job.task.primary
+    note = f"{primary} {result.metrics[primary]:.4f} on {len(job.data.eval_rows):,} rows of {split}"
+    return note, {"precision": job.config.train.precision, "computed": str(way)}
+
+
+def _write(job: Job, result: Evaluation) -> None:
     split, primary = job.data.split, job.task.primary
     what = {"task": job.task.name, "split": split, "examples": len(job.data.eval_rows)}
     content = {**what, "metrics": result.metrics, "primary": primary, **result.details}
     lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in result.predictions]
     write_text(job.run.file("predictions.jsonl"), "".join(lines))
     write_json(job.run.file("metrics.json"), content)
-    note = f"{primary} {result.metrics[primary]:.4f} on {len(job.data.eval_rows):,} rows of {split}"
-    return note, {"precision": job.config.train.precision, "computed": str(way)}
 
 
 STAGE = Stage(

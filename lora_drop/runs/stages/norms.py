@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from lora_drop import processes
 from lora_drop.files import write_json
 from lora_drop.runs.stages.base import Stage, Values, Work, criterion, names, precision, scored_inputs, selects
 
@@ -29,22 +30,26 @@ def work(job: Job) -> Work:
     encoded = models.sampled(job)
     model = models.load_adapter(job, METHODS.get("lora"), "warmup")
     way = models.find(job, model, encoded)
-    chunks = list(batches(encoded, job.data.collate, job.data.batch_size))
+    chunks = list(batches(encoded, job.data.collate, job.data.batch_size, share=processes.mine))
     scores = importance.score(
         model,
         (batch for _, batch in chunks),
         criterion=CRITERIA.get(job.config.score.criterion),
         per_example=True,
-        progress=lambda done: job.report.advance(done, len(encoded), "scoring"),
+        progress=models.scoring(job, encoded, job.config.score.criterion),
         packing=way,
+        total=models.total,
     )
-    order = np.argsort([row for chosen, _ in chunks for row in chosen])  # from the batches' order to the sample's
+    seen = processes.everywhere([row for chosen, _ in chunks for row in chosen])
+    order = np.argsort([row for rows in seen for row in rows])  # from the batches' order to the sample's
     values = [np.array(norms)[order].tolist() for norms in (scores.norms or {}).values()]
     modules = [
         {"name": row.name, "projection": row.projection, "layer": row.layer, "norms": norms}
         for row, norms in zip(scores.rows, values, strict=True)
     ]
-    write_json(job.run.file("norms.json"), {"examples": scores.examples, "modules": modules})
+    processes.by_first(
+        lambda: write_json(job.run.file("norms.json"), {"examples": scores.examples, "modules": modules})
+    )
     return f"{scores.examples:,} examples of {len(modules)} LoRAs", {
         "precision": job.config.train.precision,
         "computed": str(way),

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from lora_drop import processes
 from lora_drop.files import digest, file_digest, read_json, write_folder, write_json
 from lora_drop.runs.stages.base import (
     Stage,
@@ -82,23 +83,29 @@ class Warm:
 
 def work(job: Job) -> Work:
     """Train and save the warm-up, score it, and write `scores.json`."""
-    from lora_drop.registry import METHODS
     from lora_drop.runs import models
     from lora_drop.training.warmup import doubts
 
-    config, lora, encoded = job.config, METHODS.get("lora"), models.sampled(job)
-    made_from = digest(["score", VERSION], warmup_settings(job), inputs(job))
+    config, encoded = job.config, models.sampled(job)
+    made_from = processes.by_first(lambda: digest(["score", VERSION], warmup_settings(job), inputs(job)))
     warm = (None if job.force else _kept(job, made_from, encoded)) or _made(job, encoded)
     scores = models.score(job, warm.model, encoded, config.score.criterion, warm.way)
-    if not warm.there:
-        with write_folder(job.run.file("warmup")) as folder:
-            lora.save(warm.model, folder)
-            write_json(folder / "losses.json", {"losses": warm.losses})
-    write_json(job.run.file("scores.json"), models.scores_content(job, warm.model, scores))
+    processes.by_first(lambda: _write(job, warm, scores))
     for doubt in doubts(warm.losses) if warm.losses else ():
         job.report.notice(doubt)
     note, facts = _told(warm, scores)
     return note, {**facts, "precision": config.train.precision, "warmup_made_from": made_from}
+
+
+def _write(job: Job, warm: Warm, scores: Any) -> None:
+    from lora_drop.registry import METHODS
+    from lora_drop.runs import models
+
+    if not warm.there:
+        with write_folder(job.run.file("warmup")) as folder:
+            METHODS.get("lora").save(warm.model, folder)
+            write_json(folder / "losses.json", {"losses": warm.losses})
+    write_json(job.run.file("scores.json"), models.scores_content(job, warm.model, scores))
 
 
 def _told(warm: Warm, scores: Any) -> Work:
@@ -141,16 +148,23 @@ def _kept(job: Job, made_from: str, encoded: Dataset) -> Warm | None:
     from lora_drop.registry import METHODS
     from lora_drop.runs import models
 
+    entry = processes.by_first(lambda: _taken_over(job, made_from))
+    if entry is None:
+        return None
+    model = METHODS.get("lora").load(models.load_backbone(job), job.run.file("warmup")).to(job.device)
+    losses = read_json(job.run.file("warmup") / "losses.json")["losses"]
+    way, note = models.find(job, model, encoded), "of the warm-up that was there, "
+    return Warm(model, way, entry["warmup_steps"], losses, entry["computed"], note, there=True)
+
+
+def _taken_over(job: Job, made_from: str) -> Values | None:
+    """Return what a manifest says of such a warm-up, which is in this run's directory then."""
     for run in (job.run, *job.others()):
         entry = run.entry("score")
-        if not _holds(run, entry, made_from):
-            continue
-        if run is not job.run:
-            job.run.copy(run.file("warmup"), "warmup")
-        model = METHODS.get("lora").load(models.load_backbone(job), job.run.file("warmup")).to(job.device)
-        losses = read_json(job.run.file("warmup") / "losses.json")["losses"]
-        way, note = models.find(job, model, encoded), "of the warm-up that was there, "
-        return Warm(model, way, entry["warmup_steps"], losses, entry["computed"], note, there=True)
+        if _holds(run, entry, made_from):
+            if run is not job.run:
+                job.run.copy(run.file("warmup"), "warmup")
+            return entry
     return None
 
 

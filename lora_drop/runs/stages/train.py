@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from lora_drop import processes
 from lora_drop.files import read_json, write_folder, write_json
 from lora_drop.runs.stages.base import Stage, Values, Work, digest_of, names, rows_of, selects, training, weights
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from lora_drop.runs.job import Job
 
 
@@ -39,7 +42,6 @@ def work(job: Job) -> Work:
     """Train and write `adapter/`."""
     from lora_drop.pruning.selection import Selection
     from lora_drop.runs import models
-    from lora_drop.runs.load import TASK_FILE
 
     config, method = job.config, job.method
     selection = Selection.from_json(read_json(job.run.file("selection.json"))) if selects(job) else None
@@ -48,7 +50,7 @@ def work(job: Job) -> Work:
     if method.prepare is not None:
         method.prepare(model.to(job.device), job.data.some_batches(method.examples))
     parameters = method.count(model)
-    job.run.forget("eval", ("metrics.json", "predictions.jsonl"))
+    processes.by_first(lambda: job.run.forget("eval", ("metrics.json", "predictions.jsonl")))
     outcome = models.fit(
         job,
         "train",
@@ -58,11 +60,7 @@ def work(job: Job) -> Work:
         config.train,
         evaluated=job.scored_each_epoch,
     )
-    with write_folder(job.run.file("adapter")) as folder:
-        method.save(model, folder)
-        if job.task.record:
-            write_json(folder / TASK_FILE, dict(job.task.record))
-            models.backbone_config(model).save_pretrained(folder)  # with the names of the labels
+    processes.by_first(lambda: _write(job, model))
     kept = f"kept epoch {outcome.kept_epoch:g} ({config.train.select_epoch})"
     return f"{parameters.adapter:,} trainable parameters (head {parameters.head:,}); {kept}", {
         "trainable_parameters": asdict(parameters),
@@ -74,6 +72,17 @@ def work(job: Job) -> Work:
         "kept_epoch": outcome.kept_epoch,
         "epochs": outcome.epochs,
     }
+
+
+def _write(job: Job, model: nn.Module) -> None:
+    from lora_drop.runs import models
+    from lora_drop.runs.load import TASK_FILE
+
+    with write_folder(job.run.file("adapter")) as folder:
+        job.method.save(model, folder)
+        if job.task.record:
+            write_json(folder / TASK_FILE, dict(job.task.record))
+            models.backbone_config(model).save_pretrained(folder)  # with the names of the labels
 
 
 STAGE = Stage(

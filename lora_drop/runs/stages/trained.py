@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from lora_drop import processes
 from lora_drop.files import write_json
 from lora_drop.runs.stages.base import Stage, Work, scored_inputs, selects
 from lora_drop.runs.stages.norms import settings
@@ -19,7 +20,8 @@ def work(job: Job) -> Work:
     model, encoded = models.load_adapter(job, job.method, "adapter"), models.sampled(job)
     way = models.find(job, model, encoded)
     scores = models.score(job, model, encoded, job.config.score.criterion, way)
-    write_json(job.run.file("scores_trained.json"), models.scores_content(job, model, scores))
+    content = models.scores_content(job, model, scores)
+    processes.by_first(lambda: write_json(job.run.file("scores_trained.json"), content))
     return f"{len(scores.rows)} LoRAs on {scores.examples:,} examples", {
         "precision": job.config.train.precision,
         "computed": str(way),
