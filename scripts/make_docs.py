@@ -26,8 +26,13 @@ A method of a plugin may have keys of its own: `method.options.NAME`.
 
 
 def render() -> str:
-    rows = [f"| `{key}` | {_default(value)} | {text} |" for key, (value, text) in flatten(Config).items()]
+    rows = [f"| `{key}` | {_default(value)} | {_plain(text)} |" for key, (value, text) in flatten(Config).items()]
     return HEAD + "\n".join(rows) + "\n"
+
+
+def _plain(text: str) -> str:
+    """Return a text in which brackets are no link."""
+    return text.replace("[", r"\[")
 
 
 def _default(value: object) -> str:

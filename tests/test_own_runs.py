@@ -15,7 +15,10 @@ from lora_drop.config.schema import load_config
 from lora_drop.experiments.grid import Choice, expand, load_experiment
 from lora_drop.experiments.results import Results
 from lora_drop.files import read_json
+from lora_drop.models.backbones import load_model, load_tokenizer, locate
+from lora_drop.runs.load import trained_task
 from lora_drop.runs.predict import Predictor
+from lora_drop.runs.store import Run
 
 pytestmark = pytest.mark.slow
 TINY = ["-b", "tiny:bert", "-o", "train.epochs=1", "-o", "warmup.epochs=1", "-o", "train.learning_rate=5e-3", "--quiet"]
@@ -224,11 +227,45 @@ def test_what_cannot_be_predicted_is_refused(folder, capsys):
     assert "is not a run directory" in said and "--run-dir" in said and "Did you mean 'stars'?" in said
 
 
+def page(name: str) -> str:
+    return (Path(__file__).parent.parent / "docs" / name).read_text(encoding="utf-8")
+
+
+def commands_of(text: str) -> list[list[str]]:
+    return [shlex.split(line[2:], comments=True)[1:] for line in text.splitlines() if line.startswith("$ lora-drop")]
+
+
+def test_the_tutorial_goes_from_a_csv_to_a_report_predictions_and_a_model(folder, capsys):
+    commands = commands_of(page("tutorial.md"))
+    assert [command[0] for command in commands] == ["tasks", "run", "run", "report", "predict", "export"]
+    own_data.write(folder / "reviews.csv", own_data.reviews(60))
+    own_data.write(folder / "new.csv", own_data.reviews(10, seed=1))
+    for command in commands:
+        assert lora_drop(*command, *(TINY if command[0] == "run" else [])) == 0, command  # but for the model
+    for name in ("report.html", "runs/reviews/report.html", "runs/reviews/predictions-new.csv"):
+        assert (folder / name).stat().st_size > 500
+    assert (folder / "runs/reviews/compare/lora/metrics.json").is_file()
+    assert "seeds" in (folder / "report.html").read_text()
+
+
+def test_the_page_about_serving_runs(trained, folder):
+    text = page("serve.md")
+    for command in commands_of(text):
+        assert lora_drop(*[str(trained[0]) if part == "runs/reviews" else part for part in command]) == 0
+    backbone = locate("tiny:bert")
+    load_model(backbone, trained_task(Run(trained[0])), 0, load_tokenizer(backbone)).save_pretrained("base")
+    names = {"base": "base"}
+    for block in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL):
+        exec(block, names)
+    (best,) = names["classify"]("Not good. Support never wrote back.")
+    index = int(names["scores"].argmax())
+    assert names["names"][index] == best["label"] in "12345"
+    assert float(names["scores"][index]) == pytest.approx(best["score"], rel=1e-4)
+
+
 def test_the_commands_of_the_page_run_as_they_are_written(folder, capsys):
-    page = (Path(__file__).parent.parent / "docs" / "own-data.md").read_text(encoding="utf-8")
-    commands = [
-        shlex.split(line[2:], comments=True)[1:] for line in page.splitlines() if line.startswith("$ lora-drop")
-    ]
+    text = page("own-data.md")
+    commands = commands_of(text)
     assert [command[0] for command in commands] == ["tasks", "run", "run", "predict"]
     own_data.write(folder / "reviews.csv", own_data.reviews(100))
     own_data.write(folder / "new.csv", own_data.reviews(10, seed=1))
@@ -237,6 +274,6 @@ def test_the_commands_of_the_page_run_as_they_are_written(folder, capsys):
         assert lora_drop(*command, *small) == 0, command
     said = capsys.readouterr()
     assert "runs/reviews/predictions-new.csv" in said.out and "LoRA-drop" in said.out
-    (settings,) = re.findall(r"```yaml\n(.*?)```", page, flags=re.DOTALL)
+    (settings,) = re.findall(r"```yaml\n(.*?)```", text, flags=re.DOTALL)
     (folder / "mine.yaml").write_text(settings)
     assert load_config(["own", folder / "mine.yaml"]).data.metric == ("f1_macro", "accuracy")
