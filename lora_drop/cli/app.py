@@ -16,7 +16,7 @@ from lora_drop.cli.export import export
 from lora_drop.cli.options import RunDir, configuration, flags, options, own_run_dir
 from lora_drop.cli.own import OWN_DATA, predict, show_data
 from lora_drop.cli.runs import runs
-from lora_drop.cli.terminal import tolerate_encodings
+from lora_drop.cli.terminal import forsake, tolerate_encodings
 from lora_drop.errors import UserError
 from lora_drop.faults import as_sentences
 from lora_drop.interruption import stoppable
@@ -296,7 +296,7 @@ def main(arguments: list[str] | None = None) -> None:
 def execute(command: Callable[[list[str]], object], arguments: list[str]) -> None:
     """Run a command line: exit code 0 done, 2 a mistake in the input, 1 a failure of ours, 130 after Ctrl-C.
 
-    After SIGTERM it is 143, after SIGHUP 129.
+    After SIGTERM it is 143, after SIGHUP 129; 1 where the reader of standard output has gone (`| head -1`).
     """
     tolerate_encodings()
     # a notebook's, perhaps of another installation: figures are only written to files
@@ -304,6 +304,9 @@ def execute(command: Callable[[list[str]], object], arguments: list[str]) -> Non
     try:
         with stoppable(), as_sentences(""):
             command(arguments)
+    except BrokenPipeError:  # outside of a command, which typer ends in the same way
+        forsake()
+        sys.exit(1)
     except UserError as error:
         if "--debug" in arguments:
             raise

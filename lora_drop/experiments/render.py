@@ -14,6 +14,7 @@ from lora_drop.experiments.claims import FEWEST, judge
 from lora_drop.experiments.learnt import ERRORS
 from lora_drop.experiments.records import Record
 from lora_drop.experiments.table import FLAGS, Cell, Row, Table, limits
+from lora_drop.files import csv_cell
 
 _LATEX = str.maketrans(
     {sign: f"\\{sign}" for sign in "&%_#${}"}
@@ -58,12 +59,7 @@ def _csv_lines(table: Table, row: Row) -> Iterator[list[object]]:
         seeds = [len(cell.seeds) or "", " ".join(map(str, cell.seeds))]
         epochs = (cell.mean, cell.deviation, cell.best, cell.last)
         numbers = (*epochs, row.parameters, row.head, cell.published, cell.difference)
-        yield [*map(_harmless, head), *seeds, *map(_exact, numbers), cell.flags]
-
-
-def _harmless(text: str) -> str:
-    """Return a cell that no spreadsheet takes for a formula."""
-    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
+        yield [*map(csv_cell, head), *seeds, *map(_exact, numbers), cell.flags]
 
 
 def _exact(value: float | None) -> str:

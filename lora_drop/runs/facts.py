@@ -13,9 +13,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
 from filelock import FileLock, Timeout
 
+from lora_drop.config.files import read_yaml
 from lora_drop.config.schema import WHERE_KEYS
 from lora_drop.errors import UserError
 from lora_drop.files import digest, read_json
@@ -170,10 +170,7 @@ def read_facts(path: str | Path) -> Facts:
     stored = folder / "config.yaml"
     if not stored.is_file() or not (folder / "run.json").is_file():
         raise UserError(f"{folder} is not a run directory: it has no config.yaml and run.json.")
-    try:
-        config = yaml.safe_load(stored.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{stored} is not valid YAML ({str(error).splitlines()[0]}).") from error
+    config: Any = read_yaml(stored)
     manifest = read_json(folder / "run.json")
     named = isinstance(config, dict) and isinstance(config.get("method"), dict)
     if not named or not {"task", "backbone", "seed"} <= config.keys() or not isinstance(manifest, dict):

@@ -134,8 +134,8 @@ def clean(parts: Sequence[Removable]) -> None:
 
 
 def size_of(folder: Path) -> int:
-    """Return the bytes of all files in a folder."""
-    return sum(path.stat().st_size for path in _files(folder))
+    """Return the bytes of all files in a folder; 0 for a link, which is not followed."""
+    return 0 if folder.is_symlink() else sum(path.stat().st_size for path in _files(folder))
 
 
 def _files(folder: Path) -> Iterator[Path]:

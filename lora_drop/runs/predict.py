@@ -23,6 +23,7 @@ from lora_drop.evaluation.classifier import predict as classify
 from lora_drop.evaluation.generator import generate
 from lora_drop.evaluation.kinds import get_kind
 from lora_drop.evaluation.perplexity import NAME as PERPLEXITY
+from lora_drop.files import csv_cell
 from lora_drop.progress import Reporter
 from lora_drop.runs.load import load_run, trained_task
 from lora_drop.runs.store import Run
@@ -182,7 +183,7 @@ class _Writer:
         )
         if self.table:
             scores = ["score", *(f"P({name})" for name in self.labels)] if self.labels else []
-            self.table.writerow([*self.read, "prediction", *scores])
+            self.table.writerow(map(csv_cell, [*self.read, "prediction", *scores]))
 
     def write(self, row: Row, found: dict[str, Any]) -> None:
         if self.table is None:
@@ -193,7 +194,8 @@ class _Writer:
         cells = [";".join(prediction) if isinstance(prediction, list) else prediction]
         if self.labels:
             cells += [f"{value:.6g}" for value in (found["score"], *found["scores"].values())]
-        self.table.writerow([*(_cell(row.get(name)) for name in self.read), *cells])
+        cells = [*(_cell(row.get(name)) for name in self.read), *cells]
+        self.table.writerow([csv_cell(str(each)) for each in cells])
 
 
 def _cell(value: Any) -> str:
