@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from torture.runs import fault, fresh, options
+from torture.runs import Ground, Part, every, fault, fresh, options
 from torture.server import Trial, call
 
 DAMAGE = "damage to finished and half-finished directories"
@@ -51,29 +51,26 @@ def damaged(content: bytes, kind: str, place: int) -> bytes:
     }.get(kind, b"")
 
 
-def cases(finished: Path, half: Path, name: str, bits: int) -> list[dict[str, Any]]:
-    """Return all damage: to each file of both directories for `run`, and for the stage commands that read it.
-
-    A bit is flipped in `bits` places of each file.
-    """
+def cases(ground: Ground, count: int) -> list[dict[str, Any]]:
+    """Return damage: to each file of both directories for `run`, and for the stage commands that read it."""
     found = []
-    for base in (finished, half):
+    for base in (ground.finished, ground.half):
         files = sorted(path for path in base.rglob("*") if path.is_file() and path.name != ".lock")
         for path in files:
             inside = str(path.relative_to(base))
-            commands = [["run", *options(name)], *([each] for each, names in READS.items() if inside in names)]
-            for command in commands if base == finished else commands[:1]:
+            commands = [["run", *options(ground.first)], *([each] for each, names in READS.items() if inside in names)]
+            for command in commands if base == ground.finished else commands[:1]:
                 for kind in KINDS:
-                    places = range(bits) if kind in ("bit", "late bit") else range(1)
+                    places = range(3) if kind in ("bit", "late bit") else range(1)
                     found += [
                         {"base": base, "file": inside, "kind": kind, "place": 7919 * place + 11, "command": command}
                         for place in places
                     ]
-    return found
+    return every(found, count)
 
 
-def damage(case: dict[str, Any], folder: Path, known: dict[str, Any]) -> Iterator[Trial]:
-    """Damage a copy of a directory, and run a command on it; `known` holds the results of the undisturbed run."""
+def damage(case: dict[str, Any], folder: Path, ground: Ground) -> Iterator[Trial]:
+    """Damage a copy of a directory, and run a command on it."""
     run = Path(shutil.copytree(case["base"], fresh(folder / "run")))
     path = run / case["file"]
     content = path.read_bytes()
@@ -87,7 +84,10 @@ def damage(case: dict[str, Any], folder: Path, known: dict[str, Any]) -> Iterato
     if ended.traceback or ended.code not in (0, 2):
         problem = ended.kind
     elif ended.code == 0:
-        problem = fault(run, known["results"], facts=first == "run")
+        problem = fault(run, ground.known[ground.first]["results"], facts=first == "run")
     else:
         problem = "" if "Error:" in ended.text else "no sentence"
     yield Trial(DAMAGE, f"{case['base'].name}: {case['file']}, {case['kind']}, {first}", problem)
+
+
+PARTS = (Part(DAMAGE, 700, cases, damage),)
