@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import time
-from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -449,15 +448,6 @@ def test_clean_follows_no_link(tmp_path, capsys):
     (tmp_path / "runs" / "a" / "export").symlink_to(tmp_path / "theirs")
     assert call("runs", "clean", tmp_path / "runs", "--exports", "--yes") == 0
     assert "0 to remove" in capsys.readouterr().out and (tmp_path / "theirs" / "mine").exists()
-
-
-def test_a_listing_shows_a_killed_run_as_interrupted(tmp_path, capsys):
-    run = finished(tmp_path / "a")
-    run.record(status="running")  # as a kill leaves it
-    for wanted in ("interrupted", "running"):
-        with FileLock(tmp_path / "a" / ".lock") if wanted == "running" else nullcontext():
-            assert call("runs", tmp_path, "--json") == 0
-        assert json.loads(capsys.readouterr().out)[0]["status"] == wanted
 
 
 @pytest.mark.parametrize("name", ["../x", "/x", "a/b", "..", "."])

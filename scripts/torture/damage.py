@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from lora_drop.files import file_digest
 from torture.runs import Ground, Part, every, fault, fresh, options
 from torture.server import Trial, call
 
@@ -28,9 +29,13 @@ KINDS = (
 READS = {
     "select": ("scores.json", "run.json", "config.yaml", "sample.json"),
     "train": ("selection.json", "scores.json"),
+    **dict.fromkeys(("runs", "report"), ("metrics.json", "scores.json", "selection.json", "run.json", "config.yaml")),
+    "export": ("adapter/adapter_model.safetensors", "adapter/adapter_config.json", "run.json"),
     "eval": ("adapter/adapter_model.safetensors", "adapter/adapter_config.json", "adapter/lora_drop.json", "run.json"),
 }
-"""Files that the stage commands read."""
+"""Files that other commands than `run` read."""
+SHOWN = ("runs", "report", "export")
+"""Commands whose answer must be that of the whole directory, or a refusal."""
 
 
 def damaged(content: bytes, kind: str, place: int) -> bytes:
@@ -69,6 +74,23 @@ def cases(ground: Ground, count: int) -> list[dict[str, Any]]:
     return every(found, count)
 
 
+def _shown(command: str, run: Path, folder: Path, ground: Ground) -> str:
+    """Return what is wrong with the answer of a command that reads a damaged directory."""
+    out = {"runs": [], "report": ["--out", folder / "page.html"], "export": ["--to", "peft", "--out", folder / "out"]}
+    said = []
+    for base in (run, ground.finished):
+        place = base if base == run else Path(shutil.copytree(base, fresh(run)))
+        fresh(folder / "out")
+        ended = call([command, place, *out[command]], folder / "log")
+        written = {"report": folder / "page.html", "export": folder / "out"}.get(command)
+        if ended.traceback or ended.code not in (0, 2):
+            return ended.kind
+        said.append(ended.text + file_digest(written) if written else ended.text)
+        if ended.code == 2 or "note:" in ended.text or "damaged" in ended.text:
+            return ""
+    return "" if said[0] == said[1] else "believed"
+
+
 def damage(case: dict[str, Any], folder: Path, ground: Ground) -> Iterator[Trial]:
     """Damage a copy of a directory, and run a command on it."""
     run = Path(shutil.copytree(case["base"], fresh(folder / "run")))
@@ -80,6 +102,9 @@ def damage(case: dict[str, Any], folder: Path, ground: Ground) -> Iterator[Trial
     elif case["kind"] != "removed":
         path.write_bytes(damaged(content, case["kind"], case["place"]))
     first, *rest = case["command"]
+    if first in SHOWN:
+        yield Trial(DAMAGE, f"{case['file']}, {case['kind']}, {first}", _shown(first, run, folder, ground))
+        return
     ended = call([first, "-d", run, *rest], folder / "log")
     if ended.traceback or ended.code not in (0, 2):
         problem = ended.kind
