@@ -221,6 +221,8 @@ def test_other_faults_of_files(tmp_path):
     half = csv_file(tmp_path, '{"text": "a", "label": 1}\n{"text": "\\ud83d", "label": 2}\n', "h.jsonl")
     assert f"{half}, line 2, column 'text': half a character" in error(half)
     assert "line 2: not JSON" in error(csv_file(tmp_path, '{"text": "a", "label": 1}\n{"text"', "x.jsonl"))
+    swapped = "".join(f"{'good' if number % 2 else 'bad'},a dog of farm {number}\n" for number in range(24))
+    assert "has 24 different labels in 24 rows. Is it the label?" in error(csv_file(tmp_path, f"text,label\n{swapped}"))
     for text in ('{"text": "a", "label": ' + "9" * 5000 + "}", '{"text": ' + "[" * 100_000):
         assert "from line 2: not JSON that can be read" in error(csv_file(tmp_path, f"{{}}\n{text}", "y.jsonl"))
     turns = json.dumps({"messages": "[" * 100_000})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import sys
 import tempfile
 import time
@@ -50,11 +51,17 @@ def prepared(root: Path, names: list[str]) -> Ground:
 
 def trials(part: Part, ground: Ground, share: float, jobs: int, tell: Callable[[str], None]) -> list[Trial]:
     """Return the trials of a part; `share` is the part of its goal that is tried."""
-    began = time.monotonic()
+    began, used = time.monotonic(), _cpu_seconds()
     cases = part.cases(ground, max(1, round(part.goal * share)))
     found = shared_out(partial(_with, part, ground), cases, ground.root, jobs)
-    tell(f"{len(found)} in {time.monotonic() - began:.0f} s: {part.test}")
+    tell(f"{len(found)} in {time.monotonic() - began:.0f} s, {_cpu_seconds() - used:.0f} s of CPU: {part.test}")
     return found
+
+
+def _cpu_seconds() -> float:
+    """Return the seconds of CPU of all children that have ended, and of theirs."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _with(part: Part, ground: Ground, case: dict[str, Any], folder: Path) -> list[Trial]:
@@ -91,7 +98,7 @@ def main() -> None:
     if given.json:
         given.json.write_text(json.dumps([vars(trial) for trial in found], indent=1))
     print(table(parts, found))
-    print(f"{len(found)} trials in {time.monotonic() - began:.0f} s")
+    print(f"{len(found)} trials in {time.monotonic() - began:.0f} s, {_cpu_seconds():.0f} s of CPU")
     faults = [trial for trial in found if trial.fault]
     for trial in faults:
         print(f"FAULT {trial.test}: {trial.what}: {trial.fault}")

@@ -147,8 +147,11 @@ def shared_out(
         if not process:
             code = 1
             try:
-                found = [asdict(trial) for item in items[number::jobs] for trial in work(item, folder)]
-                (folder / "trials.json").write_text(json.dumps(found))
+                with (folder / "trials.jsonl").open("w") as file:
+                    for item in items[number::jobs]:
+                        for trial in work(item, folder):
+                            file.write(json.dumps(asdict(trial)) + "\n")
+                            file.flush()
                 code = 0
             except BaseException:  # noqa: BLE001 - a fork must not go on as its parent
                 traceback.print_exc()
@@ -160,5 +163,5 @@ def shared_out(
         _, status = os.waitpid(process, 0)
         if status:
             raise SystemExit("The torture itself failed; the traceback is above.")
-        trials += [Trial(**each) for each in json.loads((folder / "trials.json").read_text())]
+        trials += [Trial(**json.loads(line)) for line in (folder / "trials.jsonl").read_text().splitlines()]
     return trials
