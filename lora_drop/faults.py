@@ -31,6 +31,9 @@ REMEDIES = {
 LOST = ("closed by peer", "reset by peer", "Broken pipe", "NCCL", "Gloo", "gloo")
 """Parts of messages by which torch.distributed says that a process does not answer."""
 
+LONGEST = 400
+"""Signs that are shown of what a library says."""
+
 
 @contextmanager
 def as_sentences(memory: str) -> Iterator[None]:
@@ -42,6 +45,24 @@ def as_sentences(memory: str) -> Iterator[None]:
         if told is None:
             raise
         raise UserError(told) from error
+
+
+@contextmanager
+def foreign(said: str) -> Iterator[None]:
+    """Raise a UserError that begins with `said` for whatever a library makes of a file of others in the block.
+
+    A library may raise anything at a file that is not as it expects. Failures of the machine stay what they are.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if sentence(error) is not None:
+            raise
+        why = " ".join(str(error).split())
+        why = why if why and not isinstance(error, KeyError) else f"{type(error).__name__} {why}".strip()
+        raise UserError(f"{said}: {why[:LONGEST]}{'…' * (len(why) > LONGEST)}") from error
 
 
 def sentence(error: BaseException, memory: str = "") -> str | None:

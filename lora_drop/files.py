@@ -73,6 +73,17 @@ def sweep(folder: Path) -> None:
             remove(leftover)
 
 
+def csv_cell(text: str) -> str:
+    """Return a text as a cell of a CSV file that no spreadsheet takes for a formula: `=1+1` as `'=1+1`, numbers as they are."""
+    if not text.startswith(("=", "+", "-", "@", "\t", "\r")):
+        return text
+    try:
+        float(text)
+    except ValueError:
+        return f"'{text}"
+    return text
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write `content` as JSON, atomically. Raises ValueError for NaN and infinity, which JSON does not have."""
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")

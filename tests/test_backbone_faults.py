@@ -204,6 +204,39 @@ def test_a_run_is_loaded_without_data_or_its_device(folder, tmp_path):
     assert next(model.parameters()).device.type == "cpu"
 
 
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("config.json", {"hidden_act": "os.system"}),
+        ("config.json", {"hidden_size": "x"}),
+        ("config.json", {"auto_map": {"AutoConfig": "evil.Config"}, "model_type": "evil"}),
+        ("tokenizer.json", {"model": None}),
+        ("tokenizer.json", {"added_tokens": 3}),
+        ("tokenizer_config.json", {"extra_special_tokens": {"a": 3}}),
+    ],
+)
+def test_a_file_that_transformers_cannot_take_is_a_sentence(name, change, folder):
+    path = folder / name
+    path.write_text(json.dumps({**(json.loads(path.read_text()) if path.is_file() else {}), **change}))
+    (folder / "evil.py").write_text("raise SystemExit('executed')")
+    with pytest.raises(UserError, match=r"(cannot be loaded: |code of its own)"):
+        load(folder)
+
+
+def test_a_model_answers_by_names_whatever_its_configuration_says(folder):
+    change_config(folder, torchscript=True, return_dict=False)
+    model, _, _ = load(folder)
+    assert model(torch.tensor([[1, 2, 3]])).logits.shape == (1, 2)
+
+
+@pytest.mark.parametrize("name", ["../x.safetensors", "/etc/passwd", "", 3, None])
+def test_an_index_that_names_files_elsewhere_is_refused(name, folder):
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
+    with pytest.raises(UserError, match="no file beside it"):
+        locate(str(folder))
+
+
 def test_training_starts_from_an_adapter(folder, tmp_path, capsys):
     first = run(folder, tmp_path / "first", "-o", "method.name=lora")
     capsys.readouterr()

@@ -8,7 +8,7 @@ from filelock import FileLock
 from run_folders import write_run
 
 from lora_drop.cli import app as cli
-from lora_drop.files import read_json, write_json
+from lora_drop.files import file_digest, read_json, write_json
 
 
 def command(*arguments) -> int:
@@ -55,6 +55,24 @@ def test_a_damaged_run_is_said_beside_the_others(tmp_path, capsys):
     assert command("runs", tmp_path) == 0
     told = capsys.readouterr()
     assert "is not valid JSON" in told.err and "toy-nli" in told.out
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "selection.json", "scores.json"])
+def test_what_a_run_has_not_left_so_is_not_shown(name, tmp_path, capsys):
+    run = write_run(tmp_path / "a", score=0.75)
+    manifest = read_json(run / "run.json")
+    manifest["stages"]["eval"]["outputs"] = {name: file_digest(run / name)}
+    write_json(run / "run.json", manifest)
+    page = tmp_path / "page.html"
+    assert command("report", run, "--out", page) == 0
+    page.unlink()
+    text = (run / name).read_text()
+    (run / name).write_text(text.replace("0", "1", 1))
+    assert command("report", run, "--out", page) == 2 and not page.exists()
+    assert f"{name} is not as the run has left it" in capsys.readouterr().err
+    assert command("runs", tmp_path, "--json") == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert row["status"] == ("done" if name == "scores.json" else "done, damaged")  # a listing reads no scores
 
 
 def test_two_runs_are_told_apart(tmp_path, capsys):

@@ -58,6 +58,7 @@ def test_e2e_strata_do_not_depend_on_order_or_values():
         ('mr,ref\na,b\n"a,b\n', r"trainset\.csv, line 3: not readable as CSV"),
         (b"mr,ref\na,b\n\xff,b\n", r"trainset\.csv, line 3: not UTF-8"),
         ("mr,ref\na, \n", r"trainset\.csv, line 2: the reference is empty"),
+        ('mr,ref\nIt is near.,"name[A], near[B]"\n', r"line 2: the reference has slots, and the MR 'It is near.' none"),
         ("mr,ref\n", r"trainset\.csv has no rows"),
         ("", r"trainset\.csv has no rows"),
     ],

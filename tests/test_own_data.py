@@ -264,6 +264,13 @@ def test_other_faults_of_files(tmp_path):
     half = csv_file(tmp_path, '{"text": "a", "label": 1}\n{"text": "\\ud83d", "label": 2}\n', "h.jsonl")
     assert f"{half}, line 2, column 'text': half a character" in error(half)
     assert "line 2: not JSON" in error(csv_file(tmp_path, '{"text": "a", "label": 1}\n{"text"', "x.jsonl"))
+    swapped = "".join(f"{'good' if number % 2 else 'bad'},a dog of farm {number}\n" for number in range(24))
+    assert "has 24 different labels in 24 rows. Is it the label?" in error(csv_file(tmp_path, f"text,label\n{swapped}"))
+    for text in ('{"text": "a", "label": ' + "9" * 5000 + "}", '{"text": ' + "[" * 100_000):
+        assert "from line 2: not JSON that can be read" in error(csv_file(tmp_path, f"{{}}\n{text}", "y.jsonl"))
+    turns = json.dumps({"messages": "[" * 100_000})
+    assert "y.jsonl, line 1, column 'messages': not JSON" in error(csv_file(tmp_path, turns, "y.jsonl"))
+    assert "all 1 rows have the label" in error(csv_file(tmp_path, "text,label\na,[" + "-" * 20_000 + "1]\n"))
     assert "line 1: a JSON object is expected, not int" in error(csv_file(tmp_path, "[1]", "x.json"))
     assert "not readable as Parquet" in error(csv_file(tmp_path, "PAR1", "x.parquet"))
     latin = tmp_path / "latin.csv"
@@ -355,3 +362,40 @@ def test_rows_tokenised_in_parts_are_those_tokenised_at_once(name, tmp_path, mon
         parts, told_of_parts = encode(loaded, tokenizer, config, "some")
         monkeypatch.undo()
         assert parts.to_list() == whole.to_list() and told == told_of_parts != []
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        "x",
+        {"file_name": 3},
+        {"file_name": "rows.jsonl", "columns": "x"},
+        {"file_name": "rows.jsonl", "columns": {"prompt": 1, "response": "r"}},
+        {"file_name": "rows.jsonl", "tags": [1]},
+        {"hf_hub_url": ["x"]},
+        {"file_name": "rows.jsonl", "columns": {"prompt": "p", "response": "r", "history": "p"}},
+        {"file_name": "rows.jsonl", "formatting": "sharegpt", "columns": {"messages": "m"}},
+    ],
+    ids=str,
+)
+def test_a_description_of_data_that_is_none_is_a_sentence(tmp_path, entry):
+    (tmp_path / "dataset_info.json").write_text(json.dumps({"x": entry}))
+    row = {"p": "say a", "r": "a", "m": [{"from": ["x"], "value": "a"}]}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    assert "rows.jsonl, line 1" in (
+        told := error(None, dataset_info=str(tmp_path / "dataset_info.json"), name="x")
+    ) or ("dataset_info.json, x: " in told)
+
+
+def test_kept_rows_that_were_damaged_are_written_anew(tmp_path, monkeypatch):
+    monkeypatch.setenv("LORA_DROP_CACHE", str(tmp_path / "cache"))
+    path = csv_file(tmp_path, "text,label\n" + "a good dog,x\na bad dog,y\n" * 10)
+
+    def texts() -> list[str]:
+        data = read(path)
+        return sorted(data.load(Source(None), "train")["text"])
+
+    before = texts()
+    (kept,) = [each for each in (tmp_path / "cache" / "rows").glob("*.arrow") if b"good" in each.read_bytes()][:1]
+    kept.write_bytes(kept.read_bytes().replace(b"good", b"evil"))
+    assert texts() == before and b"evil" not in kept.read_bytes()

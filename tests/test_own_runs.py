@@ -56,19 +56,21 @@ def test_from_a_csv_to_predictions_of_new_rows(folder, capsys):
     assert entries[0] == entries[1]
 
     (folder / "reviews.csv").unlink()  # predictions need none of it
-    fresh = own_data.write(folder / "new.csv", own_data.reviews(30, seed=1))
+    formula = {**own_data.reviews(1, seed=2)[0], "review": "=1+1"}
+    fresh = own_data.write(folder / "new.csv", [*own_data.reviews(30, seed=1), formula])
     capsys.readouterr()
     assert lora_drop("predict", run, "--data", fresh, "--json", "--quiet") == 0
     summary = json.loads(capsys.readouterr().out)
-    rows = read_csv(run / "predictions-new.csv")
+    *rows, last = read_csv(run / "predictions-new.csv")
+    assert last["review"] == "'=1+1"  # which no spreadsheet computes
     assert [row["review"] for row in rows] == [row["review"] for row in own_data.reviews(30, seed=1)]
-    right = sum(row["prediction"] == row["stars"] for row in rows) / 30
+    right = sum(row["prediction"] == row["stars"] for row in [*rows, last]) / 31
     assert Predictor(run, "cpu").predict([("", row) for row in own_data.reviews(3)])[0].keys() == {
         "prediction",
         "score",
         "scores",
     }
-    assert summary["rows"] == 30 and summary["accuracy"] == pytest.approx(right)
+    assert summary["rows"] == 31 and summary["accuracy"] == pytest.approx(right)
     for row in rows:
         scores = {name: float(row[f"P({name})"]) for name in "12345"}
         assert sum(scores.values()) == pytest.approx(1, abs=1e-4)

@@ -3,6 +3,8 @@
 import errno
 import json
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -15,8 +17,8 @@ from lora_drop.config.schema import Config, from_dict, load_config
 from lora_drop.config.strict_yaml import parse
 from lora_drop.errors import UserError
 from lora_drop.experiments.records import read_records
-from lora_drop.faults import as_sentences
-from lora_drop.files import read_json, remove, sweep, write_json, write_text
+from lora_drop.faults import as_sentences, foreign
+from lora_drop.files import csv_cell, read_json, remove, sweep, write_json, write_text
 from lora_drop.interruption import Stopped, stoppable
 from lora_drop.methods import lora
 from lora_drop.progress import Reporter
@@ -378,3 +380,89 @@ def test_a_name_of_an_experiment_is_no_path(tmp_path, capsys):
         write_json(tmp_path / "e.yaml", content)
         assert call("reproduce", tmp_path / "e.yaml", "--dry-run", "--results", tmp_path / "results") == 2
         assert "it names a folder" in capsys.readouterr().err
+
+
+# streams, names and folders of others
+
+
+@pytest.mark.parametrize("words", [["--version"], ["config"], ["tasks", "--json"], ["run", "--help"]], ids=" ".join)
+def test_a_reader_that_has_gone_is_no_traceback(words):
+    reader, writer = os.pipe()
+    os.close(reader)
+    ended = lora_drop(*words, stdout=writer)
+    os.close(writer)
+    assert ended.returncode == 1 and ended.stderr == ""
+
+
+def test_no_standard_output_at_all():
+    ended = lora_drop("config", preexec_fn=lambda: os.close(1))
+    assert ended.returncode == 0 and ended.stderr == ""
+
+
+def test_a_full_disk_behind_standard_output_is_a_sentence():
+    with Path("/dev/full").open("w") as full:
+        ended = lora_drop("config", stdout=full)
+    assert ended.returncode == 2 and ended.stderr.startswith("Error: No space left on device")
+
+
+def lora_drop(*words, **options) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "lora_drop", *words]
+    return subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False, timeout=120, **options)
+
+
+@pytest.mark.parametrize("name", ["", ".", "./", "sub/.."])
+@pytest.mark.parametrize("command", ["run", "select", "eval"])
+def test_nothing_is_removed_in_the_folder_one_is_in(name, command, tmp_path, monkeypatch):
+    files = [tmp_path / each for each in ("adapter/mine", "checkpoints/mine", "sub/mine", "warmup/mine", "mine.txt")]
+    for file in files:
+        write_text(file, "x")
+    monkeypatch.chdir(tmp_path)
+    assert call(command, "-d", name, "-o", "backbone=tiny:bert", "-o", "task=toy-nli") == 2
+    assert call("runs", "clean", name, "--unfinished", "--exports", "--yes") == 2
+    assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == sorted(files)
+
+
+def test_clean_follows_no_link(tmp_path, capsys):
+    finished(tmp_path / "runs" / "a")
+    write_text(tmp_path / "theirs" / "mine", "x")
+    remove(tmp_path / "runs" / "a" / "checkpoints")
+    (tmp_path / "runs" / "a" / "checkpoints").symlink_to(tmp_path / "theirs")
+    (tmp_path / "runs" / "a" / "export").symlink_to(tmp_path / "theirs")
+    assert call("runs", "clean", tmp_path / "runs", "--exports", "--yes") == 0
+    assert "0 to remove" in capsys.readouterr().out and (tmp_path / "theirs" / "mine").exists()
+
+
+@pytest.mark.parametrize("name", ["../x", "/x", "a/b", "..", "."])
+def test_the_name_of_a_data_set_is_no_path(name, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "inside"
+    write_json(folder / "info.json", {name: {"file_name": "rows.jsonl", "columns": {"prompt": "p", "response": "r"}}})
+    monkeypatch.chdir(folder)
+    assert call("run", "--dataset-info", "info.json", "--name", name) == 2
+    assert "names no folder in runs" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.rglob("*")] == ["inside", "info.json"]
+
+
+def test_a_cell_is_no_formula():
+    for text in ("=1+1", "+1 and", "-x", "@a", "\ta", "\r=1"):
+        assert csv_cell(text) == f"'{text}"
+    for text in ("", "a=1", "-1.5", "+3", "-1e-3", "1-2"):
+        assert csv_cell(text) == text
+
+
+def test_what_a_library_makes_of_a_foreign_file_is_a_sentence():
+    for error in (
+        KeyError("os.system"),
+        RecursionError("deep"),
+        TypeError("a\n  b"),
+        Exception("x" * 1000),
+        ImportError(),
+    ):
+        with pytest.raises(UserError) as found, foreign("The file is bad"):
+            raise error
+        assert str(found.value).startswith("The file is bad: ") and "\n" not in str(found.value)
+        assert len(str(found.value)) < 450
+    for error in (MemoryError(), OSError(errno.ENOSPC, "", "/x"), KeyboardInterrupt()):
+        with pytest.raises(type(error)), foreign("The file is bad"):
+            raise error
+    with pytest.raises(UserError, match=r"^as it was$"), foreign("The file is bad"):
+        raise UserError("as it was")

@@ -17,4 +17,4 @@ def test_a_part_of_the_torture_ends_without_a_fault():
     environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'scripts'}:{ROOT}"}
     ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert ended.returncode == 0 and "FAULT" not in ended.stdout, ended.stdout + ended.stderr
-    assert "| SIGKILL: random moments, file changes, evaluations | 6 | 400 | 0 |" in ended.stdout
+    assert "every 6th change of a file | 6 | 400 | 0 |" in ended.stdout

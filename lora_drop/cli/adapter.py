@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lora_drop.errors import UserError
+from lora_drop.files import read_json
 from lora_drop.methods.folder import adapter_folder
 
 
@@ -23,8 +23,9 @@ def named(adapter: str, task: str | None, given: Mapping[str, Any], run_dir: Pat
     elsewhere = given["config"] or (run_dir / "config.yaml").is_file()
     if not elsewhere and not any(text.split("=")[0].strip() == "backbone" for text in overrides):
         folder = adapter_folder(adapter, "--adapter")
-        base = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
-        if not base:
+        content = read_json(folder / "adapter_config.json")
+        base = content.get("base_model_name_or_path") if isinstance(content, dict) else None
+        if not isinstance(base, str) or not base:
             raise UserError(f"{folder} does not name the model that it was trained on. Name it: -o backbone=NAME")
         overrides.append(f"backbone={base}")
     return {**given, "overrides": overrides}

@@ -18,7 +18,7 @@ from lora_drop.cli.export import export
 from lora_drop.cli.options import RunDir, configuration, flags, options, own_run_dir
 from lora_drop.cli.own import OWN_DATA, predict, show_data
 from lora_drop.cli.runs import runs
-from lora_drop.cli.terminal import tolerate_encodings
+from lora_drop.cli.terminal import forsake, tolerate_encodings
 from lora_drop.errors import UserError
 from lora_drop.faults import as_sentences
 from lora_drop.interruption import stoppable
@@ -315,7 +315,8 @@ def execute(
 ) -> None:
     """Run a command line: exit code 0 done, 2 a mistake in the input, 1 a failure of ours, 130 after Ctrl-C.
 
-    After SIGTERM it is 143, after SIGHUP 129. `launch` is a context for it (`processes.together`).
+    After SIGTERM it is 143, after SIGHUP 129; 1 where the reader of standard output has gone (`| head -1`).
+    `launch` is a context for it (`processes.together`).
     """
     tolerate_encodings()
     # a notebook's, perhaps of another installation: figures are only written to files
@@ -323,6 +324,9 @@ def execute(
     try:
         with launch or nullcontext(), stoppable(), as_sentences(""):
             command(arguments)
+    except BrokenPipeError:  # outside of a command, which typer ends in the same way
+        forsake()
+        sys.exit(1)
     except UserError as error:
         if "--debug" in arguments:
             raise

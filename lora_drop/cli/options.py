@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar
 
 import typer
 
+from lora_drop.errors import UserError
+
 if TYPE_CHECKING:
     from lora_drop.config.schema import Config
 
@@ -162,5 +164,11 @@ def configuration(given: Mapping[str, Any], run_dir: Path | None = None) -> Conf
 
 
 def own_run_dir(given: Mapping[str, Any]) -> Path:
-    """Return the folder of a run on data of one's own where none is named: `runs/reviews` for `reviews.csv`."""
-    return Path("runs") / (given["name"] or Path(given["data"].split(":")[0].split("@")[0]).stem)
+    """Return the folder of a run on data of one's own where none is named: `runs/reviews` for `reviews.csv`.
+
+    Raises UserError for data whose name is that of no folder in `runs`.
+    """
+    name = given["name"] or Path(given["data"].split(":")[0].split("@")[0]).expanduser().absolute().stem
+    if name in ("", ".", "..") or Path(name).name != name:
+        raise UserError(f"{name!r} names no folder in runs. Name the folder of the run with --run-dir DIR.")
+    return Path("runs") / name

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import codecs
 import io
+import os
 import sys
+from pathlib import Path
 
 SIGNS = {
     "█": "#",
@@ -29,11 +31,22 @@ ERRORS = "lora_drop.signs"
 
 
 def tolerate_encodings() -> None:
-    """Let standard output and standard error show what their encoding lacks by other signs."""
+    """Let standard output and standard error show what their encoding lacks by other signs.
+
+    Where a process has none of them (`>&-`), what would be written there is dropped.
+    """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 - open until the process ends
     codecs.register_error(ERRORS, _stand_in)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a notebook's is none, and holds everything
             stream.reconfigure(errors=ERRORS)
+
+
+def forsake() -> None:
+    """Drop what would still be written to standard output, whose reader has gone (`| head -1`)."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _stand_in(error: UnicodeError) -> tuple[str, int]:

@@ -22,6 +22,7 @@ from lora_drop.experiments.epochs import kept_epochs, optimism
 from lora_drop.experiments.learnt import ERRORS
 from lora_drop.experiments.records import Record
 from lora_drop.experiments.table import FLAGS, Cell, Row, Table, limits
+from lora_drop.files import csv_cell
 
 _LATEX = str.maketrans(
     {sign: f"\\{sign}" for sign in "&%_#${}"}
@@ -74,12 +75,7 @@ def _csv_lines(table: Table, row: Row) -> Iterator[list[object]]:
         seeds = [len(cell.seeds) or "", " ".join(map(str, cell.seeds))]
         epochs = (cell.mean, cell.deviation, cell.best, cell.held_out, cell.last)
         numbers = (*epochs, row.parameters, row.head, cell.published, cell.difference)
-        yield [*map(_harmless, head), *seeds, *map(_exact, numbers), cell.flags]
-
-
-def _harmless(text: str) -> str:
-    """Return a cell that no spreadsheet takes for a formula."""
-    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
+        yield [*map(csv_cell, head), *seeds, *map(_exact, numbers), cell.flags]
 
 
 def _exact(value: float | None) -> str:

@@ -40,7 +40,7 @@ def write_compact(adapter: Path, folder: Path) -> None:
         weights = load_file(adapter / "adapter_model.safetensors")
         for name in _copies(groups):
             del weights[name]
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
         raise UserError(f"{adapter} holds no whole LoRA-drop adapter ({type(error).__name__}: {error}).") from error
     save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
     content = {"version": 1, "compact": True, "tied": groups, "adapter_config": config}
@@ -61,7 +61,7 @@ def read_compact(folder: Path) -> tuple[LoraConfig, list[list[str]], dict[str, T
         for first, *others in groups:
             for half in HALVES:
                 weights |= {_key(name, half): weights[_key(first, half)].clone() for name in others}
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
         raise UserError(
             f"{folder} holds no whole compact adapter ({type(error).__name__}: {error}). Export it again."
         ) from error

@@ -6,6 +6,7 @@ Also the place where any method that is a PEFT adapter is built, saved and loade
 from __future__ import annotations
 
 import json
+import math
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from transformers import PreTrainedModel
 
 from lora_drop.config.schema import MethodConfig
 from lora_drop.errors import UserError
+from lora_drop.faults import foreign
 from lora_drop.methods.base import Method, heads, outermost
 from lora_drop.methods.compact import is_compact
 from lora_drop.pruning.places import Place, find_places, transposed
@@ -86,9 +88,16 @@ def save(model: nn.Module, folder: Path) -> None:
 
 def load(backbone: PreTrainedModel, folder: Path) -> PeftModel:
     """Build the adapter that `folder` describes and fill it."""
-    model = wrap(backbone, read_config(folder), seed=0)
+    model = wrapped(backbone, folder)
     fill(model, folder)
     return model
+
+
+def wrapped(backbone: PreTrainedModel, folder: Path) -> PeftModel:
+    """Return the backbone under the adapter that `folder` describes, not filled. Raises UserError if it does not fit."""
+    config = read_config(folder)
+    with foreign(f"{folder} holds no adapter for this model"):
+        return wrap(backbone, config, seed=0)
 
 
 def read_config(folder: Path) -> PeftConfig:
@@ -98,20 +107,26 @@ def read_config(folder: Path) -> PeftConfig:
             f"{folder} is a compact LoRA-drop adapter: it holds one copy of what layers share, and fits no model whose layers "
             "are not tied. Load it into the plain backbone with lora_drop.load_adapter, which ties them."
         )
-    try:
+    with foreign(f"{folder} holds no readable PEFT adapter. Train it again with --force"):
         if not (folder / "adapter_config.json").is_file():  # PEFT would take the path for a name on the Hub
-            raise FileNotFoundError("adapter_config.json")
+            raise ValueError("it has no adapter_config.json")
         config = PeftConfig.from_pretrained(str(folder.absolute()))
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise UserError(
-            f"{folder} holds no readable PEFT adapter ({type(error).__name__}). Train it again with --force."
-        ) from error
-    config.inference_mode = False
-    config.base_model_name_or_path = None  # the model tells its own; PEFT warns of every other name
-    if isinstance(config, LoraConfig | AdaLoraConfig | VeraConfig):
-        # adapters saved by earlier versions name the parts of a head beside the head
-        config.modules_to_save = outermost(config.modules_to_save or ()) or None
+        config.inference_mode = False
+        config.base_model_name_or_path = None  # the model tells its own; PEFT warns of every other name
+        if isinstance(config, LoraConfig | AdaLoraConfig | VeraConfig):
+            _check_sizes(config)
+            # adapters saved by earlier versions name the parts of a head beside the head
+            config.modules_to_save = outermost(config.modules_to_save or ()) or None
     return config
+
+
+def _check_sizes(config: LoraConfig | AdaLoraConfig | VeraConfig) -> None:
+    """Raise ValueError for a rank or a scaling that is none; PEFT takes anything."""
+    rank, alpha = config.r, getattr(config, "lora_alpha", 1)
+    if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
+        raise ValueError(f"its rank r is {rank!r}")
+    if not isinstance(alpha, int | float) or not math.isfinite(alpha):
+        raise ValueError(f"its lora_alpha is {alpha!r}")
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:

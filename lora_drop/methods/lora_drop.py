@@ -72,7 +72,7 @@ def load(backbone: PreTrainedModel, folder: Path) -> PeftModel:
         _tie_all(model, groups, folder)
         lora.fill(model, folder, weights)
         return model
-    model = lora.wrap(backbone, lora.read_config(folder), seed=0)
+    model = lora.wrapped(backbone, folder)
     try:
         groups = json.loads((folder / TIES).read_text(encoding="utf-8"))["tied"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:

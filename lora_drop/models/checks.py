@@ -26,6 +26,11 @@ def check_tokenizer(name: str, tokenizer: PreTrainedTokenizerBase, config: Pretr
         UserError: if the tokenizer has no vocabulary, more tokens than the embedding has rows, or nothing to pad with.
     """
     rows = config.get_text_config().vocab_size
+    if not isinstance(tokenizer.model_max_length, int | float):
+        raise UserError(
+            f"The tokenizer of {name} has model_max_length = {tokenizer.model_max_length!r}, which is no number. "
+            "Mend its tokenizer_config.json."
+        )
     vocabulary = tokenizer.get_vocab()
     if not set(vocabulary) - set(tokenizer.all_special_tokens) and len(vocabulary) < rows:
         raise UserError(

@@ -173,8 +173,12 @@ def _weight_files(names: Sequence[str], folder: Path) -> list[str]:
         return [WEIGHTS] if WEIGHTS in names else []
     try:
         index: Any = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-        return [INDEX, *sorted(set(index["weight_map"].values()))]
+        named = sorted(set(index["weight_map"].values()))
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise UserError(
             f"{folder / INDEX} is not the index of a model ({type(error).__name__}). Remove it and repeat."
         ) from error
+    for name in named:
+        if not isinstance(name, str) or not name or Path(name).name != name:
+            raise UserError(f"{folder / INDEX} names {name!r}, which is no file beside it.")
+    return [INDEX, *named]

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
 from lora_drop.errors import UserError, closest
+from lora_drop.faults import foreign
 from lora_drop.models.base import Backbone, BackboneKind, Loaded, Request
 from lora_drop.models.content import sha256_of_all
 from lora_drop.models.hub import loaded_files, locate_model
@@ -67,8 +67,10 @@ def _check_no_adapter(folder: Path) -> None:
 
 
 def load_config(backbone: Backbone) -> PretrainedConfig:
-    """Read its config.json."""
-    return from_pretrained(AutoConfig, backbone)
+    """Read its config.json. Whatever it says, the model answers by names, as all that computes with it expects."""
+    config: PretrainedConfig = from_pretrained(AutoConfig, backbone)
+    config.return_dict, config.torchscript = True, False
+    return config
 
 
 def load_tokenizer(backbone: Backbone, **options: Any) -> PreTrainedTokenizerBase:
@@ -88,15 +90,16 @@ def load_model(backbone: Backbone, kind: Any, config: PretrainedConfig, device: 
 
 def from_pretrained(kind: Any, backbone: Backbone, **options: Any) -> Any:
     """Call transformers' loader of an Auto class. Raises UserError for a damaged file or a model that needs code."""
-    try:
-        return kind.from_pretrained(backbone.path, trust_remote_code=False, **backbone.options, **options)
-    except (OSError, ValueError, SafetensorError) as error:
-        if "trust_remote_code" in str(error):
+    with foreign(f"The backbone {backbone.name} cannot be loaded"):
+        try:
+            return kind.from_pretrained(backbone.path, trust_remote_code=False, **backbone.options, **options)
+        except ValueError as error:
+            if "trust_remote_code" not in str(error):
+                raise
             raise UserError(
                 f"The backbone {backbone.name} comes with code of its own, which is never executed. Choose a model that "
                 "transformers has."
             ) from error
-        raise UserError(f"The backbone {backbone.name} cannot be loaded: {str(error).splitlines()[0]}") from error
 
 
 KIND = BackboneKind("saved", None, locate, load_config, load_tokenizer, load_model)

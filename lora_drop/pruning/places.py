@@ -90,7 +90,9 @@ def fused_notice(model: nn.Module, projections: Sequence[str]) -> str | None:
     asked = [name for name in projections if name in LEAVES]
     if not asked or any(_titled(place, name) for place in places for name in asked):
         return None
-    leaf = next(place.name.rsplit(".", 1)[-1] for place in places if _titled(place, "qkv"))
+    leaf = next((place.name.rsplit(".", 1)[-1] for place in places if _titled(place, "qkv")), None)
+    if leaf is None:  # it has no layers at all, which `find_places` refuses
+        return None
     return (
         f"{_kind(model)} computes query, key and value in one matrix ({leaf}): its LoRA moves all three at once, "
         "and is scored, retained and shared as one projection, qkv"

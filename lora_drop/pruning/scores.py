@@ -62,7 +62,7 @@ class Scores:
             rows = tuple(Scored(**row) for row in content["modules"])
             left_out, name = tuple(content.get("left_out", ())), content.get("criterion", PAPER)
             return cls(rows, content["examples"], content["tokens"], content.get("norms"), left_out, name)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(f"{path} does not hold scores ({type(error).__name__}: {error}).") from error
 
     def _repr_html_(self) -> str:

@@ -87,7 +87,7 @@ class Selection:
         """Read what `save` wrote, or the `selection.json` of a run. Raises UserError if it holds something else."""
         try:
             return cls.from_json(json.loads(Path(path).read_text(encoding="utf-8")))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(f"{path} does not hold a selection ({type(error).__name__}: {error}).") from error
 
     def to_frame(self) -> DataFrame:
@@ -161,7 +161,7 @@ def read_scores(path: Path) -> list[Scored]:
     """Read the rows of a `scores.json`. Raises UserError if it holds something else."""
     try:
         return [Scored(**row) for row in json.loads(path.read_text(encoding="utf-8"))["modules"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(
             f"{path} does not hold scores ({error}). Make it again with: lora-drop score --force"
         ) from error

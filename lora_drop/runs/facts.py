@@ -13,17 +13,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from lora_drop.config.files import SEAL, read_sealed, read_yaml
 from lora_drop.config.schema import WHERE_KEYS, without
 from lora_drop.errors import UserError
-from lora_drop.files import digest, read_json
+from lora_drop.files import digest, file_digest, read_json
 from lora_drop.pruning.selection import Scored, Selection, read_scores
 from lora_drop.runs.locks import LOCK, is_held
+from lora_drop.runs.store import FORMAT, read_manifest
 
 TITLES = {"lora_drop": "LoRA-drop", "lora": "LoRA", "full": "Full-FT", "sparse_adapter": "Sparse Adapter"}
 TITLES |= {"vera": "VeRA", "tied_lora": "Tied-LoRA", "adalora": "AdaLoRA"}
 """Of the package's methods, whose files import torch; one of a plugin is shown by its name."""
+AGAIN = "`lora-drop run` with the same directory makes it again."
 
 
 @dataclass(frozen=True)
@@ -92,19 +93,22 @@ class Facts:
     @property
     def score(self) -> float | None:
         """The value of the primary metric."""
-        return self.metrics["metrics"][self.primary] if self.metrics else None
+        try:
+            return self.metrics["metrics"][self.primary] if self.metrics else None
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{self.path / 'metrics.json'} holds no metrics. {AGAIN}") from error
 
     @cached_property
     def scored(self) -> list[Scored]:
         """The rows of `scores.json`; empty if nothing was scored."""
-        path = self.path / "scores.json"
+        path = self._whole("scores.json")
         return read_scores(path) if path.is_file() else []
 
     @cached_property
     def selection(self) -> Selection | None:
         """The selection of layers, if there is one."""
-        content = self._json("selection.json")
-        return Selection.from_json(content) if content else None
+        path = self._whole("selection.json")
+        return Selection.load(path) if path.is_file() else None
 
     @property
     def trained_as_selected(self) -> bool:
@@ -167,8 +171,16 @@ class Facts:
         return digest(without(self.config, (*WHERE_KEYS, "seed")))
 
     def _json(self, name: str) -> dict[str, Any]:
-        path = self.path / name
+        path = self._whole(name)
         return read_json(path) if path.is_file() else {}
+
+    def _whole(self, name: str) -> Path:
+        """Return the path of a file. Raises UserError if it is not as the stage that made it has left it."""
+        output = name.partition("/")[0]
+        made = [entry["outputs"][output] for entry in self.stages.values() if output in entry.get("outputs", {})]
+        if made and file_digest(self.path / output) not in made:
+            raise UserError(f"{self.path / output} is not as the run has left it: it is damaged or was edited. {AGAIN}")
+        return self.path / name
 
 
 def read_facts(path: str | Path) -> Facts:
@@ -177,14 +189,13 @@ def read_facts(path: str | Path) -> Facts:
     stored = folder / "config.yaml"
     if not stored.is_file() or not (folder / "run.json").is_file():
         raise UserError(f"{folder} is not a run directory: it has no config.yaml and run.json.")
-    try:
-        config = yaml.safe_load(stored.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{stored} is not valid YAML ({str(error).splitlines()[0]}).") from error
+    config: Any = (read_sealed if SEAL.encode() in stored.read_bytes() else read_yaml)(stored)
     manifest = read_json(folder / "run.json")
     named = isinstance(config, dict) and isinstance(config.get("method"), dict)
     if not named or not {"task", "backbone", "seed"} <= config.keys() or not isinstance(manifest, dict):
         raise UserError(f"{folder} is damaged: its config.yaml or run.json does not describe a run.")
+    if damaged := read_manifest(folder)[1] if manifest.get("format") == FORMAT else []:
+        raise UserError(f"{folder / 'run.json'} is damaged where it speaks of {', '.join(damaged)}. {AGAIN}")
     return Facts(folder, config, manifest)
 
 

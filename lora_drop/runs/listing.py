@@ -33,11 +33,13 @@ def read_all(folder: Path) -> tuple[list[Facts], list[str]]:
 
 def row(run: Facts, folder: Path) -> dict[str, Any]:
     """Return what a listing of `folder` says of a run; None where there is nothing to say yet."""
-    threshold = run.selection.threshold if run.selection else None
+    status, threshold, metric, score = run.status, None, None, None
     try:
+        metric = run.primary or None
+        threshold = run.selection.threshold if run.selection else None
         score = round(run.score, 4) if run.score is not None else None
-    except UserError:  # a damaged file is shown by its status
-        score = None
+    except UserError:
+        status += ", damaged"
     return {
         "run": run.path.relative_to(folder).as_posix() if run.path != folder else run.path.name or ".",
         "task": run.task,
@@ -46,10 +48,10 @@ def row(run: Facts, folder: Path) -> dict[str, Any]:
         "seed": run.seed,
         "T": round(threshold, 4) if threshold is not None else None,
         "parameters": run.parameters.get("adapter"),
-        "metric": run.primary or None,
+        "metric": metric,
         "score": score,
         "time": round(run.seconds, 1),
-        "status": run.status,
+        "status": status,
     }
 
 
@@ -130,8 +132,8 @@ def clean(parts: Sequence[Removable]) -> None:
 
 
 def size_of(folder: Path) -> int:
-    """Return the bytes of all files in a folder."""
-    return sum(path.stat().st_size for path in _files(folder))
+    """Return the bytes of all files in a folder; 0 for a link, which is not followed."""
+    return 0 if folder.is_symlink() else sum(path.stat().st_size for path in _files(folder))
 
 
 def _files(folder: Path) -> Iterator[Path]:

@@ -23,6 +23,7 @@ from lora_drop.evaluation.classifier import predict as classify
 from lora_drop.evaluation.generator import generate
 from lora_drop.evaluation.kinds import get_kind
 from lora_drop.evaluation.perplexity import NAME as PERPLEXITY
+from lora_drop.files import csv_cell
 from lora_drop.progress import SILENT, Reporter
 from lora_drop.runs.load import load_run, trained_task
 from lora_drop.runs.store import Run
@@ -36,7 +37,6 @@ from lora_drop.training.way import Way, find_way
 
 AT_A_TIME = 4096
 """Rows that are in memory together."""
-FORMULA = ("=", "+", "-", "@", "\t", "\r")
 FORMATS = (".csv", ".tsv", ".jsonl")
 
 
@@ -206,7 +206,7 @@ class _Writer:
         )
         if self.table:
             scores = ["score", *(f"P({name})" for name in self.labels)] if self.labels else []
-            self.table.writerow([*self.read, "prediction", *scores])
+            self.table.writerow(map(csv_cell, [*self.read, "prediction", *scores]))
 
     def write(self, row: Row, found: dict[str, Any]) -> None:
         if self.table is None:
@@ -217,17 +217,14 @@ class _Writer:
         cells = [_cell(prediction) if isinstance(prediction, (list, str)) else prediction]
         if self.labels:
             cells += [f"{value:.6g}" for value in (found["score"], *found["scores"].values())]
-        self.table.writerow([*(_cell(row.get(name)) for name in self.read), *cells])
+        cells = [*(_cell(row.get(name)) for name in self.read), *cells]
+        self.table.writerow([csv_cell(str(each)) for each in cells])
 
 
 def _cell(value: Any) -> str:
-    """Return a cell as CSV holds it: a list of names as `a;b`, turns of a conversation as JSON.
-
-    A text that a spreadsheet would take for a formula begins with an apostrophe, as its own escape is; numbers do not.
-    """
+    """Return a cell as CSV holds it: a list of names as `a;b`, turns of a conversation as JSON."""
     names = isinstance(value, list) and all(isinstance(item, str) for item in value)
-    text = ";".join(value) if names else as_text(value)
-    return f"'{text}" if text.startswith(FORMULA) and number(text) is None else text
+    return ";".join(value) if names else as_text(value)
 
 
 def _metrics(

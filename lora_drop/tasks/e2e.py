@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 from datasets import Dataset
 
+from lora_drop.errors import UserError
 from lora_drop.tasks.base import Source, Task, stratum_column, text_rows
 from lora_drop.tasks.files import check_target, official_file, read_csv, some
 from lora_drop.tasks.hub_rows import PARQUET, HubRows
@@ -65,6 +66,8 @@ def _pairs(source: Source, split: str) -> Iterator[tuple[str, str]]:
             yield row["meaning_representation"], row["human_reference"]
         return
     for line, (mr, reference) in some(path, read_csv(path, ("mr", "ref"))):
+        if "[" in reference and "[" not in mr:
+            raise UserError(f"{path}, line {line}: the reference has slots, and the MR {mr!r} none: they are swapped")
         yield mr, check_target(path, line, reference, "reference")
 
 

@@ -129,7 +129,7 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield (line number, object) of a file with one JSON object a line, empty lines left out. Raises UserError."""
     for number, line in read_lines(path):
         if line.strip():
-            row = _parse(path, line, number)
+            row = parse_json(path, line, number)
             if not isinstance(row, dict):
                 raise UserError(f"{path}, line {number}: a JSON object is expected, not {type(row).__name__}")
             yield number, row
@@ -138,7 +138,7 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 def read_json_list(path: Path) -> Iterator[tuple[int, Any]]:
     """Yield (line number, item) of a file that is one JSON list. Raises UserError naming the line where it is not."""
     text = read_text(path)
-    items = _parse(path, text)
+    items = parse_json(path, text)
     if not isinstance(items, list):
         raise UserError(f"{path}, line 1: a JSON list is expected")
     between, decoder = re.compile(r"[\s,]*"), json.JSONDecoder()
@@ -151,7 +151,8 @@ def read_json_list(path: Path) -> Iterator[tuple[int, Any]]:
         line += text.count("\n", start, end)
 
 
-def _parse(path: Path, text: str, first_line: int = 1) -> Any:
+def parse_json(path: Path, text: str, first_line: int = 1) -> Any:
+    """Return the value of a JSON text that begins at a line of a file. Raises UserError, which names the line."""
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:

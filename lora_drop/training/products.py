@@ -97,7 +97,7 @@ def _remembered(inputs: int, outputs: int, threads: int) -> Products:
     try:
         kept = json.loads(path.read_text(encoding="utf-8")) if path else {}
         return Products(**kept[key])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         pass
     found = choose(inputs, outputs) if inputs * outputs >= SMALL else STOCK
     if path is not None:
@@ -105,7 +105,12 @@ def _remembered(inputs: int, outputs: int, threads: int) -> Products:
             path.parent.mkdir(parents=True, exist_ok=True)
             kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
             write_json(path, {**kept, key: vars(found)})
-        except (OSError, ValueError, TypeError):  # a cache that cannot be written: it is tried again next time
+        except (
+            OSError,
+            ValueError,
+            TypeError,
+            RecursionError,
+        ):  # a cache that cannot be written: it is tried again next time
             pass
     return found
 

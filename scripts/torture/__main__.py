@@ -3,118 +3,77 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import json
 import os
-import signal
+import resource
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "GIT_OPTIONAL_LOCKS": "0"}
 
-from torture import damage, hostile, kills, runs
-from torture.server import Trial, call, preload, shared_out, spawn, wait
+from torture import damage, fuzz, hostile, kills, machine, runs
+from torture.runs import Ground, Part
+from torture.server import Trial, call, preload, shared_out
 
-GOALS = {
-    kills.SIGKILL: 400,
-    kills.SIGNALS: 60,
-    damage.DAMAGE: 700,
-    hostile.HOSTILE: 30,
-    hostile.FUZZ: 2500,
-    hostile.DISKS: 30,
-    hostile.WRITERS: 20,
-}
-"""Trials of each kind in a whole torture, none of which may end in a fault."""
+PARTS = {each.__name__.rpartition(".")[2]: each.PARTS for each in (kills, damage, hostile, fuzz, machine)}
+"""The lines of the table, by module."""
+MEMORY = Path("/dev/shm")
+"""Where run directories cost no waiting for a disk. A killed process leaves there what it would leave on a disk."""
 
 
 def counted(root: Path, name: str) -> dict[str, Any]:
-    """Return results, seconds and changes of files of an undisturbed run."""
-    base, run = runs.undisturbed(name, root), runs.fresh(root / "timed")
-    tally = root / "tally"
+    """Return results and seconds of an undisturbed run, its changes of files, and its lines of writing checkpoints."""
     began = time.monotonic()
-    call(["run", "-d", run, *runs.options(name)], root / "log", kills.at_change(10**9, run, tally))
-    seconds = time.monotonic() - began
-    return {"results": runs.results(base), "seconds": seconds, "changes": int(tally.read_text()), "base": base}
+    base = runs.undisturbed(name, root)
+    seconds, run = time.monotonic() - began, runs.fresh(root / "counted")
+    changes, lines = root / "changes", root / "lines"
+
+    def count() -> None:
+        kills.at_change(-1, run, changes)()
+        kills.at_line(-1, run, lines)()
+
+    call(["run", "-d", run, *runs.options(name)], root / "log", count)
+    numbers = {"changes": int(changes.read_text()), "lines": int(lines.read_text())}
+    return {"results": runs.results(base), "seconds": seconds, "base": base, **numbers}
 
 
-def half_finished(root: Path, name: str) -> Path:
-    """Return a run that was killed in the training, when two checkpoints were there."""
-    run, log = runs.fresh(root / "half"), root / "half.log"
-    process = spawn(["run", "-d", run, *runs.options(name)], log)
-    while len(list(run.glob("checkpoints/train/checkpoint-*/manifest.json"))) < 2:
-        time.sleep(0.002)
-    os.kill(process, signal.SIGKILL)
-    wait(process, log)
-    return run
-
-
-def every(items: list[Any], count: int) -> list[Any]:
-    """Return `count` of the items, evenly spread; all, if there are fewer."""
-    return items if len(items) <= count else [items[number * len(items) // count] for number in range(count)]
-
-
-def trials(root: Path, names: list[str], share: float, jobs: int, tell: Callable[[str], None]) -> Iterable[Trial]:
-    """Yield the trials of all kinds with these runs; `share` is the part of the goals that is tried."""
-    number = {test: max(1, round(goal * share)) for test, goal in GOALS.items()}
+def prepared(root: Path, names: list[str]) -> Ground:
+    """Import all that is needed, and perform each run undisturbed."""
+    preload([["run", "-d", root / name, *runs.options(name)] for name in names[:2]], root / "log")
     known = {name: counted(root, name) for name in names}
-    first = names[0]
-    finished, half = known[first]["base"], half_finished(root, first)
-
-    def of(work: Callable[..., Iterable[Trial]], items: list[Any], given: dict[str, Any]) -> list[Trial]:
-        began = time.monotonic()
-        found = shared_out(partial(_with, work, given), items, root, jobs)
-        tell(f"{len(found)} trials of {work.__name__} in {time.monotonic() - began:.0f} s")
-        return found
-
-    yield from of(kills.shoot, kills.shots(names, number[kills.SIGKILL], 1), known)
-    signals = [{**shot, "signal": place % 6} for place, shot in enumerate(kills.shots(names, number[kills.SIGNALS], 2))]
-    yield from of(kills.stop, signals, known)
-    cases = damage.cases(finished, half, first, 3)
-    yield from of(damage.damage, every(cases, number[damage.DAMAGE]), known[first])
-    attacks = hostile.attacks(finished, half, first)
-    yield from of(hostile.attack, every(attacks, number[hostile.HOSTILE]), {})
-    texts = _texts(finished)
-    fuzzed = [
-        {"kind": kind, "seed": seed, "count": max(1, number[hostile.FUZZ] // (5 * len(texts)))}
-        for seed in range(5)
-        for kind in texts
-    ]
-    yield from of(hostile.fuzz, fuzzed, texts)
-    codes, changes = (errno.ENOSPC, errno.EROFS), known[first]["changes"]
-    files = [1 + place * changes // (2 * number[hostile.DISKS]) for place in range(number[hostile.DISKS])]
-    disks = [{"run": first, "number": file, "code": codes[place % 2]} for place, file in enumerate(files)]
-    yield from of(hostile.disk, disks, known)
-    yield from of(
-        hostile.writers, [{"run": names[place % len(names)]} for place in range(number[hostile.WRITERS])], known
-    )
+    return Ground(root, known, names[0], known[names[0]]["base"], runs.half_finished(names[0], root))
 
 
-def _with(work: Callable[..., Iterable[Trial]], given: dict[str, Any], item: Any, folder: Path) -> Iterable[Trial]:
-    return work(item, folder, given)
+def trials(part: Part, ground: Ground, share: float, jobs: int, tell: Callable[[str], None]) -> list[Trial]:
+    """Return the trials of a part; `share` is the part of its goal that is tried."""
+    began, used = time.monotonic(), _cpu_seconds()
+    cases = part.cases(ground, max(1, round(part.goal * share)))
+    found = shared_out(partial(_with, part, ground), cases, ground.root, jobs)
+    tell(f"{len(found)} in {time.monotonic() - began:.0f} s, {_cpu_seconds() - used:.0f} s of CPU: {part.test}")
+    return found
 
 
-def _texts(finished: Path) -> dict[str, str]:
-    """Return a right text of each kind, to be altered."""
-    record = next(iter(sorted((Path(__file__).parents[2] / "results").glob("*/*/*.json"))))
-    predictions = (finished / "predictions.jsonl").read_text(encoding="utf-8")
-    configuration = (finished / "config.yaml").read_text(encoding="utf-8")
-    return {
-        **{"configuration": configuration, "override": "train.learning_rate=5e-4"},
-        **{"record": record.read_text(encoding="utf-8"), "prediction": predictions},
-    }
+def _cpu_seconds() -> float:
+    """Return the seconds of CPU of all children that have ended, and of theirs."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
-def table(found: list[Trial]) -> str:
+def _with(part: Part, ground: Ground, case: dict[str, Any], folder: Path) -> list[Trial]:
+    return list(part.work(case, folder, ground))
+
+
+def table(parts: list[Part], found: list[Trial]) -> str:
     """Return a line for each kind of trial: how many, the goal, and how many ended in a fault."""
     lines = ["| test | trials | goal | faults |", "|---|---|---|---|"]
-    for test, goal in GOALS.items():
-        mine = [trial for trial in found if trial.test == test]
-        lines.append(f"| {test} | {len(mine)} | {goal} | {sum(bool(trial.fault) for trial in mine)} |")
+    for part in parts:
+        mine = [trial for trial in found if trial.test == part.test]
+        lines.append(f"| {part.test} | {len(mine)} | {part.goal} | {sum(bool(trial.fault) for trial in mine)} |")
     return "\n".join(lines)
 
 
@@ -125,15 +84,21 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="processes at a time")
     parser.add_argument("--json", type=Path, help="also write all trials to this file")
     parser.add_argument("--runs", help="only these runs, separated by commas; the first one is damaged")
+    parser.add_argument("--parts", default=",".join(PARTS), help="only these parts, separated by commas (%(default)s)")
     given = parser.parse_args()
-    names = given.runs.split(",") if given.runs else list(runs.RUNS)
-    preload()
-    with tempfile.TemporaryDirectory(prefix="torture-") as folder:
+    parts = [part for name in given.parts.split(",") for part in PARTS[name]]
+    began, found = time.monotonic(), []
+    with tempfile.TemporaryDirectory(prefix="torture-", dir=MEMORY if os.access(MEMORY, os.W_OK) else None) as folder:
         os.environ["LORA_DROP_CACHE"] = f"{folder}/cache"
-        found = list(trials(Path(folder), names, given.share, given.jobs, lambda text: print(text, file=sys.stderr)))
+        ground = prepared(Path(folder), given.runs.split(",") if given.runs else list(runs.RUNS))
+        for part in parts:
+            found += trials(
+                part, ground, given.share, given.jobs, lambda text: print(text, file=sys.stderr, flush=True)
+            )
     if given.json:
         given.json.write_text(json.dumps([vars(trial) for trial in found], indent=1))
-    print(table(found))
+    print(table(parts, found))
+    print(f"{len(found)} trials in {time.monotonic() - began:.0f} s, {_cpu_seconds():.0f} s of CPU")
     faults = [trial for trial in found if trial.fault]
     for trial in faults:
         print(f"FAULT {trial.test}: {trial.what}: {trial.fault}")

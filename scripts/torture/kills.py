@@ -1,4 +1,4 @@
-"""Kills and signals at random moments, at changes of files, in evaluations: the same command then gives the same."""
+"""Kills and signals, at random moments and where they hurt most: the same command then gives the same."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
-from torture.runs import fault, fresh, options
+from torture.runs import Ground, Part, fault, fresh, options
 from torture.server import Hook, Trial, call, spawn, wait
 
-SIGKILL = "SIGKILL: random moments, file changes, evaluations"
-SIGNALS = "SIGINT once and twice, SIGTERM, SIGHUP"
+SIGKILL = "SIGKILL: random moments, evaluations, writing of checkpoints, every 6th change of a file"
+SIGNALS = "SIGINT, SIGTERM and SIGHUP, once and twice"
 CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "open"}
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 
@@ -48,71 +49,117 @@ def at_change(number: int, run: Path, tally: Path | None = None) -> Hook:
     return hook
 
 
-def in_evaluation(number: int) -> Hook:
-    """Let the process die when its `number`th evaluation between epochs begins."""
+def in_evaluation(number: int, seconds: float) -> Hook:
+    """Let the process die some time after its `number`th evaluation has begun."""
 
     def hook() -> None:
-        from lora_drop.training import trainer
+        from lora_drop.runs import models
 
-        count, evaluate = [0], trainer._Trainer.evaluate
+        count, evaluate = [0], models.evaluate
 
-        def counted(self: Any, *given: Any, **named: Any) -> dict[str, float]:
+        def counted(*given: Any, **named: Any) -> Any:
             count[0] += 1
             if count[0] == number:
-                die()
-            return evaluate(self, *given, **named)
+                signal.setitimer(signal.ITIMER_REAL, seconds)  # SIGALRM, which nothing handles
+            return evaluate(*given, **named)
 
-        trainer._Trainer.evaluate = counted  # type: ignore[method-assign]
+        models.evaluate = counted
 
     return hook
 
 
-def shots(names: list[str], count: int, seed: int) -> list[dict[str, Any]]:
-    """Return `count` shots, spread over the runs and the ways to shoot."""
-    draw, found = random.Random(seed), []
-    for number in range(count):
+def at_line(number: int, run: Path, tally: Path | None = None) -> Hook:
+    """Let the process die at the `number`th line of the code that writes checkpoints; `tally` gets their count.
+
+    The file that was written last is cut in half, as if the line were in the middle of it.
+    """
+
+    def hook() -> None:
+        from lora_drop.training import checkpoints, nested
+
+        files, count = {checkpoints.__file__, nested.__file__}, [0]
+
+        def line(frame: FrameType, event: str, _: Any) -> Any:
+            count[0] += event == "line"
+            if count[0] == number:
+                for path in sorted(run.glob("checkpoints/*/.writing*/*/*"), key=lambda path: path.stat().st_mtime)[-1:]:
+                    os.truncate(path, path.stat().st_size // 2)
+                die()
+            if tally is not None and event == "return":
+                tally.write_text(str(count[0]))
+            return line
+
+        sys.settrace(lambda frame, *_: line if frame.f_code.co_filename in files else None)
+
+    return hook
+
+
+def shots(ground: Ground, count: int) -> list[dict[str, Any]]:
+    """Return `count` shots, spread over the runs: at every 6th change of a file, and at random in three other ways."""
+    draw, known = random.Random(1), ground.known
+    every = [(name, change) for name, mine in known.items() for change in range(1, mine["changes"] + 1, 6)]
+    chosen = draw.sample(every, min(len(every), count // 2))
+    found = [{"run": name, "way": "change", "at": change} for name, change in chosen]
+    names = list(known)
+    for number in range(count - len(found)):
         name = names[number % len(names)]
-        way = ("moment", "change", "moment", "change", "evaluation")[number // len(names) % 5]
-        found.append({"run": name, "way": way, "at": draw.random(), "evaluation": 1 + number % 2})
+        way = ("moment", "line", "evaluation")[number // len(names) % 3]
+        at = draw.random() * known[name]["seconds"]
+        at = draw.randint(1, known[name]["lines"]) if way == "line" else at
+        found.append({"run": name, "way": way, "at": at, "evaluation": draw.randint(1, 3)})
     return found
 
 
-def shoot(shot: dict[str, Any], folder: Path, known: dict[str, Any]) -> Iterator[Trial]:
-    """Kill a run, continue it, and compare; `known` holds results, seconds and changes of each undisturbed run."""
-    name, run, log = shot["run"], fresh(folder / "run"), folder / "log"
-    command, mine = ["run", "-d", run, *options(name)], known[name]
-    if shot["way"] == "moment":
+def shoot(shot: dict[str, Any], folder: Path, ground: Ground) -> Iterator[Trial]:
+    """Kill a run, continue it, and compare."""
+    name, way, at, run, log = shot["run"], shot["way"], shot["at"], fresh(folder / "run"), folder / "log"
+    command, what = ["run", "-d", run, *options(name)], f"{name}, {way} {at:.3g}"
+    if way == "moment":
         process = spawn(command, log)
-        time.sleep(0.02 + shot["at"] * mine["seconds"])
+        time.sleep(at)
         os.kill(process, signal.SIGKILL)
-        wait(process, log)
-        what = f"{name}, after {shot['at']:.0%} of its time"
+        ended = wait(process, log)
+    elif way == "evaluation":
+        ended = call(command, log, in_evaluation(shot["evaluation"], max(1e-5, at / 20)))
     else:
-        change = 1 + int(shot["at"] * mine["changes"])
-        hook = at_change(change, run) if shot["way"] == "change" else in_evaluation(shot["evaluation"])
-        call(command, log, hook)
-        what = f"{name}, at {f'change {change}' if shot['way'] == 'change' else 'evaluation'}"
-    yield Trial(SIGKILL, what, _continued(command, run, log, mine))
+        ended = call(command, log, {"change": at_change, "line": at_line}[way](at, run))
+    in_time = ended.code in (-signal.SIGKILL, -signal.SIGALRM)
+    killed = in_time or (ended.code == 0 and way in ("moment", "evaluation"))
+    problem = "" if killed else f"not killed: {ended.kind}"
+    yield Trial(SIGKILL, what, problem or _continued(command, run, log, ground.known[name]))
 
 
-def stop(shot: dict[str, Any], folder: Path, known: dict[str, Any]) -> Iterator[Trial]:
+def signals(ground: Ground, count: int) -> list[dict[str, Any]]:
+    """Return `count` signals at random moments: SIGINT twice, SIGTERM and SIGHUP once and twice, and SIGINT once."""
+    draw, found, known = random.Random(2), [], ground.known
+    kinds = [(number, again) for again in ((0.0, 0.01, 0.1), (None,)) for number in CODES]
+    for place in range(count):
+        (number, again), name = kinds[place % len(kinds)], list(known)[(place + place // len(kinds)) % len(known)]
+        at = draw.random() * known[name]["seconds"]
+        found.append({"run": name, "signal": number, "again": draw.choice(again), "at": at})
+    return found
+
+
+def stop(shot: dict[str, Any], folder: Path, ground: Ground) -> Iterator[Trial]:
     """Send a run a signal that asks it to end, look at how it does, continue it, and compare."""
     name, run, log = shot["run"], fresh(folder / "run"), folder / "log"
-    command, mine = ["run", "-d", run, *options(name)], known[name]
-    number = list(CODES)[shot["signal"] % 3]
+    command, number = ["run", "-d", run, *options(name)], shot["signal"]
     process = spawn(command, log)
-    time.sleep(0.1 + shot["at"] * mine["seconds"])
+    time.sleep(0.05 + shot["at"])  # by then it handles them
     os.kill(process, number)
-    if shot["signal"] >= len(CODES):
-        time.sleep(0.01)
+    if shot["again"] is not None:
+        time.sleep(shot["again"])
         os.kill(process, number)
     ended = wait(process, log)
     right = ended.code in (0, CODES[number]) and not ended.traceback
     problem = "" if right else f"after the signal: {ended.kind}"
-    what = f"{name}, {number.name}{' twice' if shot['signal'] >= len(CODES) else ''}"
-    yield Trial(SIGNALS, what, problem or _continued(command, run, log, mine))
+    what = f"{name}, {number.name}{'' if shot['again'] is None else ' twice'} after {shot['at']:.2f} s"
+    yield Trial(SIGNALS, what, problem or _continued(command, run, log, ground.known[name]))
 
 
 def _continued(command: list[Any], run: Path, log: Path, mine: dict[str, Any]) -> str:
     ended = call(command, log)
     return f"continued: {ended.kind}" if ended.code else fault(run, mine["results"])
+
+
+PARTS = (Part(SIGKILL, 400, shots, shoot), Part(SIGNALS, 60, signals, stop))

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lora_drop.files import file_digest, read_json
-from torture.server import call
+from torture.server import Trial, call, spawn, wait
 
 COMMON = [
     *("train.epochs=2", "train.save_steps=2", "train.batch_size=16", "train.learning_rate=2e-3"),
@@ -63,9 +69,52 @@ def undisturbed(name: str, root: Path) -> Path:
     return run
 
 
+def half_finished(name: str, root: Path) -> Path:
+    """Return a run that was killed in the training, when two checkpoints were there."""
+    run, log = fresh(root / "half"), root / "half.log"
+    process = spawn(["run", "-d", run, *options(name)], log)
+    while len(list(run.glob("checkpoints/train/checkpoint-*/manifest.json"))) < 2:
+        time.sleep(0.002)
+    os.kill(process, signal.SIGKILL)
+    wait(process, log)
+    return run
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What all trials start from."""
+
+    root: Path
+    known: dict[str, dict[str, Any]]
+    """By name of a run: results, seconds, directory, changes of files, lines of writing checkpoints."""
+    first: str
+    """The run that is damaged and attacked."""
+    finished: Path
+    """Its directory."""
+    half: Path
+    """The directory of one that was killed in its training."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One kind of trials: a line of the table."""
+
+    test: str
+    goal: int
+    cases: Callable[[Ground, int], list[dict[str, Any]]]
+    """Returns about so many cases."""
+    work: Callable[[dict[str, Any], Path, Ground], Iterable[Trial]]
+    """Tries a case in a folder."""
+
+
 def fault(run: Path, expected: dict[str, object], facts: bool = True) -> str:
     """Return how a finished run differs from an undisturbed one, with or without the facts in its manifest."""
     got = results(run)
     names = [name for name in expected if got[name] != expected[name] and (facts or name != "facts")]
     left = left_over(run)
     return f"other results: {', '.join(names)}" if names else f"left over: {', '.join(left)}" if left else ""
+
+
+def every(items: list[Any], count: int) -> list[Any]:
+    """Return `count` of the items, evenly spread; all, if there are fewer."""
+    return items if len(items) <= count else [items[number * len(items) // count] for number in range(count)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import importlib
 import json
 import os
 import signal
@@ -10,6 +12,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -51,25 +54,31 @@ class Ended:
         return f"exit {self.code}"
 
 
-def preload() -> None:
-    """Import what the commands of a trial import."""
-    import peft  # noqa: F401
-    import torch
-    import transformers.models.bert.modeling_bert
-    import transformers.models.llama.modeling_llama  # noqa: F401
+def preload(commands: Iterable[Sequence[object]], log: Path) -> None:
+    """Import what these commands import, in their order: the commands of the trials, forked from here, need not.
 
-    import lora_drop.cli.perform
-    import lora_drop.evaluation.classifier
-    import lora_drop.evaluation.generator
-    import lora_drop.experiments.report
-    import lora_drop.runs.load
-    import lora_drop.runs.models  # noqa: F401
+    Raises SystemExit if one of them fails.
+    """
+    import torch
 
     torch.set_num_threads(1)
+    for arguments in commands:
+        listed = log.with_suffix(".modules")
+        ended = wait(spawn(arguments, log, modules=listed), log)
+        if ended.code:
+            raise SystemExit(f"{arguments[0]} fails undisturbed: {ended.text}")
+        for name in listed.read_text().split():
+            with suppress(ImportError):  # one that a library makes itself, or a part of one
+                importlib.import_module(name)
+    gc.collect()
+    gc.freeze()  # a child need neither look through it nor copy it
 
 
-def spawn(arguments: Sequence[object], log: Path, hook: Hook | None = None) -> int:
-    """Start `lora-drop ARGUMENTS` in a child, which calls `hook` first; return its process number."""
+def spawn(arguments: Sequence[object], log: Path, hook: Hook | None = None, modules: Path | None = None) -> int:
+    """Start `lora-drop ARGUMENTS` in a child, which calls `hook` first; return its process number.
+
+    `modules` gets the names of what it has imported.
+    """
     sys.stdout.flush()
     process = os.fork()
     if process:
@@ -95,6 +104,8 @@ def spawn(arguments: Sequence[object], log: Path, hook: Hook | None = None) -> i
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
+        if modules:
+            modules.write_text("\n".join(sys.modules))
         os._exit(code)
 
 
@@ -111,9 +122,18 @@ def wait(process: int, log: Path, seconds: float = 240.0) -> Ended:
     return Ended(HUNG, log.read_text(errors="replace"))
 
 
-def call(arguments: Sequence[object], log: Path, hook: Hook | None = None) -> Ended:
-    """Run a command in a child, and wait for its end."""
-    return wait(spawn(arguments, log, hook), log)
+def call(arguments: Sequence[object], log: Path, hook: Hook | None = None, seconds: float = 240.0) -> Ended:
+    """Run a command in a child, and wait for its end; one that runs too long is killed."""
+    return wait(spawn(arguments, log, hook), log, seconds)
+
+
+def bounded() -> None:
+    """Let this process have 4 GB more memory than it has, and no more."""
+    import resource
+
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    most = pages * resource.getpagesize() + 4 * 2**30
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
 
 
 def shared_out(
@@ -127,8 +147,11 @@ def shared_out(
         if not process:
             code = 1
             try:
-                found = [asdict(trial) for item in items[number::jobs] for trial in work(item, folder)]
-                (folder / "trials.json").write_text(json.dumps(found))
+                with (folder / "trials.jsonl").open("w") as file:
+                    for item in items[number::jobs]:
+                        for trial in work(item, folder):
+                            file.write(json.dumps(asdict(trial)) + "\n")
+                            file.flush()
                 code = 0
             except BaseException:  # noqa: BLE001 - a fork must not go on as its parent
                 traceback.print_exc()
@@ -140,5 +163,5 @@ def shared_out(
         _, status = os.waitpid(process, 0)
         if status:
             raise SystemExit("The torture itself failed; the traceback is above.")
-        trials += [Trial(**each) for each in json.loads((folder / "trials.json").read_text())]
+        trials += [Trial(**json.loads(line)) for line in (folder / "trials.jsonl").read_text().splitlines()]
     return trials

@@ -50,8 +50,8 @@ class Chat:
         if isinstance(value, str) and value.strip():
             try:
                 value = json.loads(value)
-            except json.JSONDecodeError as error:
-                raise UserError(f"{place}, column {column!r}: not JSON ({error.msg} at {error.colno})") from error
+            except (ValueError, RecursionError) as error:
+                raise UserError(f"{place}, column {column!r}: not JSON ({error})") from error
         if missing(value):
             return []
         if not isinstance(value, list):
@@ -67,7 +67,7 @@ class Chat:
             self.tags["assistant_tag"]: "assistant",
             self.tags.get("system_tag", "system"): "system",
         }
-        role = roles.get(turn[role_key])
+        role = roles.get(str(turn[role_key]))
         if role is None:
             raise UserError(f"{place}: the role {turn[role_key]!r} is none of {', '.join(roles)}")
         return {"role": role, "content": turn[content_key]}
@@ -80,7 +80,10 @@ class Chat:
         if not question:
             return []
         turns: Messages = []
-        for number, pair in enumerate(row.get(columns.get("history", "")) or [], 1):
+        history = row.get(columns.get("history", "")) or []
+        if not isinstance(history, list):
+            raise UserError(f"{place}, column {columns['history']!r}: a list of pairs is expected")
+        for number, pair in enumerate(history, 1):
             if not isinstance(pair, list) or [type(part) for part in pair] != [str, str]:
                 raise UserError(f"{place}, column {columns['history']!r}, pair {number}: two texts are expected")
             turns += [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]
@@ -117,8 +120,13 @@ def described(file: str, name: str) -> Described:
         names = list(known) if isinstance(known, dict) else []
         raise UserError(f"{path} describes no data set {name!r}.{closest(name, names)} It has: {', '.join(names)}")
     entry = known[name]
-    columns = dict(entry.get("columns", {}))
-    tags = dict(entry.get("tags", {}))
+    if not isinstance(entry, dict):
+        raise UserError(f"{path}, {name}: an object is expected, not {type(entry).__name__}.")
+    columns, tags = _names(path, name, entry, "columns"), _names(path, name, entry, "tags")
+    places = {key: entry[key] for key in ("file_name", "hf_hub_url", "subset", "split") if entry.get(key) is not None}
+    for key, value in places.items():
+        if not isinstance(value, str):
+            raise UserError(f"{path}, {name}: {key} = {value!r} is no text.")
     for key, what in REFUSED.items():
         if entry.get(key) or columns.get(key):
             raise UserError(f"{path}, {name}: {key} means {what}; only texts are learnt from here.")
@@ -130,9 +138,17 @@ def described(file: str, name: str) -> Described:
     )
     if not listed and not {"prompt", "response"} <= set(chat.columns):
         raise UserError(f"{path}, {name}: columns must name prompt and response.")
-    if "file_name" in entry:
-        return Described(str(path.parent / entry["file_name"]), None, chat)
-    if "hf_hub_url" in entry:
-        subset = f":{entry['subset']}" if entry.get("subset") else ""
-        return Described(entry["hf_hub_url"] + subset, entry.get("split"), chat)
+    if "file_name" in places:
+        return Described(str(path.parent / places["file_name"]), None, chat)
+    if "hf_hub_url" in places:
+        subset = f":{places['subset']}" if places.get("subset") else ""
+        return Described(places["hf_hub_url"] + subset, places.get("split"), chat)
     raise UserError(f"{path}, {name}: neither file_name nor hf_hub_url, and nothing else is read.")
+
+
+def _names(path: Path, name: str, entry: Mapping[str, Any], key: str) -> dict[str, str]:
+    """Return the names of columns or tags. Raises UserError if they are none."""
+    found = entry.get(key, {})
+    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
+        raise UserError(f"{path}, {name}: {key} must be an object of names.")
+    return found

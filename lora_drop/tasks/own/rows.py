@@ -13,7 +13,7 @@ from typing import Any
 from datasets import Dataset, Features, List, Value
 from datasets.arrow_writer import ArrowWriter
 
-from lora_drop.files import cache_root
+from lora_drop.files import cache_root, file_digest, write_text
 from lora_drop.tasks.own.chats import asked_and_answered
 from lora_drop.tasks.own.reading import Reading
 from lora_drop.tasks.own.values import Label, number, several
@@ -82,13 +82,18 @@ def _rarest(rows: Sequence[tuple[str, ...]]) -> list[str]:
 
 
 def kept(key: str, columns: Features, rows: Callable[[], Iterator[dict[str, Any]]]) -> Dataset:
-    """Return rows as a memory-mapped file in the user's cache, written once; in memory where it cannot be written."""
+    """Return rows as a memory-mapped file in the user's cache, written once; in memory where it cannot be written.
+
+    A file beside it holds its digest: rows that were damaged since are written anew.
+    """
     root = cache_root()
     if root is None:
         return Dataset.from_list(list(rows()), features=columns)
     path = root / "rows" / f"{key}.arrow"
+    seal = path.with_suffix(".sha256")
     try:
-        return Dataset.from_file(str(path))
+        if seal.read_bytes() == file_digest(path).encode():
+            return Dataset.from_file(str(path))
     except (OSError, ValueError):  # not there yet, or damaged
         pass
     written = path.with_name(f"{key}-{os.getpid()}.tmp")
@@ -99,6 +104,7 @@ def kept(key: str, columns: Features, rows: Callable[[], Iterator[dict[str, Any]
                 writer.write(row)
             writer.finalize()
         written.replace(path)
+        write_text(seal, file_digest(path))
         return Dataset.from_file(str(path))
     except OSError:
         return Dataset.from_list(list(rows()), features=columns)

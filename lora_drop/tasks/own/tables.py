@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -12,7 +11,7 @@ from typing import Any
 
 from lora_drop.errors import UserError, closest
 from lora_drop.files import digest, file_digest
-from lora_drop.tasks.files import read_json_list, read_text
+from lora_drop.tasks.files import parse_json, read_json_list, read_text
 
 Row = Mapping[str, Any]
 Placed = tuple[str, Row]
@@ -139,7 +138,7 @@ def _check_header(path: Path, header: Sequence[str]) -> None:
 
 
 def _json(path: Path) -> Iterator[Placed]:
-    """Objects of a JSON list, or one in each line."""
+    """Objects of one JSON list, or one object in each line."""
     with path.open(encoding="utf-8-sig") as file:
         start = next((line.lstrip()[:1] for line in file if line.strip()), "")
     items = read_json_list(path) if start == "[" else _json_lines(path)
@@ -154,13 +153,7 @@ def _json_lines(path: Path) -> Iterator[tuple[int, Any]]:
     with path.open(encoding="utf-8-sig", newline="\n") as file:
         for number, line in enumerate(file, 1):
             if line.strip():
-                try:
-                    yield number, json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise UserError(
-                        f"{path}, line {number}: not JSON ({error.msg} at column {error.colno}). "
-                        "A .json file holds one list, or one object in each line."
-                    ) from error
+                yield number, parse_json(path, line, number)
 
 
 def _parquet(path: Path) -> Iterator[Placed]:
