@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from filelock import FileLock
 from safetensors.torch import load_file
 
 from lora_drop.cli import app as cli
@@ -258,6 +259,17 @@ def test_a_mistake_is_told_once_and_nothing_is_written(tmp_path, monkeypatch, ar
     assert launch.text.count(message) == 1
     assert set(launch.codes()) <= {"2", "-15"} and "2" in launch.codes()
     assert not (tmp_path / "x").exists()
+
+
+def test_a_directory_that_another_command_works_in_is_told_once(tmp_path):
+    """The first process alone asks for the lock, while the others wait for it."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    with FileLock(folder / ".lock"):
+        launch = Launch(command(folder, {**WORDS, "backbone": "tiny:roberta"}))
+        assert launch.end() == 1
+    assert launch.text.count("Another process is working in") == 1 and "has ended" not in launch.text
+    assert "2" in launch.codes()
 
 
 def test_accelerate_launch_with_our_configuration(backbones, tmp_path):

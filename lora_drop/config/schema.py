@@ -130,7 +130,8 @@ class TrainConfig:
     batch_size: int = positive(32)
     """TOTAL examples per optimizer step, over all devices and accumulation steps."""
     device_batch_size: int | None = positive(None)
-    """At most this many examples at a time on one device; empty: the whole batch. Accumulation is derived from it."""
+    """At most this many examples at a time on one device; empty: all of its part of the batch. Accumulation
+    is derived from it."""
     max_length: int = positive(128)
     """Longer inputs are truncated to this many tokens; of prompt and completion together, the prompt's beginning goes
     first."""
