@@ -148,7 +148,7 @@ class RayCluster:
                     runtime_env={"env_vars": environment},
                     **local,
                 )
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except (ConnectionError, ValueError, RuntimeError, self.ray.exceptions.RayError) as error:
             raise _no_cluster(self.address, f"{error}".strip().splitlines()[0]) from error
         found = self.ray.cluster_resources()
         if self.gpus is None:
