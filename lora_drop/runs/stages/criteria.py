@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from lora_drop.config.schema import subject
 from lora_drop.files import read_json, write_json
 from lora_drop.runs.stages.base import (
     Stage,
@@ -55,7 +56,9 @@ def work(job: Job) -> Work:
     }
     write_json(job.run.file("criteria.json"), content)
     titles = {name: CRITERIA.get(name).title for name in modules}
-    figure = criteria_figure(modules, titles, taus, f"{job.config.task}, {job.config.backbone}")
+    figure = criteria_figure(
+        modules, titles, taus, f"{subject(job.config.task, vars(job.config.data))}, {job.config.backbone}"
+    )
     save_figure(figure, job.run.file("criteria.png"))
     return f"{', '.join(modules)}: scored on one warm-up", {}
 
