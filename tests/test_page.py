@@ -21,7 +21,7 @@ from lora_drop.registry import CRITERIA, METHODS
 from lora_drop.report.charts import pareto
 from lora_drop.report.criteria import side_by_side
 from lora_drop.report.page import render, write_page
-from lora_drop.runs import words
+from lora_drop.runs import listing, words
 from lora_drop.runs.facts import TITLES, read_facts
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -201,6 +201,19 @@ def write_criteria(run, names=("output", "gradient", "mine"), layers=12):
     content = {"chosen": names[0], "criteria": criteria, "agreement": agreement(modules)}
     write_json(run / "criteria.json", content)
     return content
+
+
+def test_own_data_are_called_by_their_file(tmp_path):
+    runs = []
+    for name in ("reviews.csv", "tickets.csv"):
+        run = write_run(tmp_path / name)
+        config = (run / "config.yaml").read_text().replace("  path: null", f"  path: data/{name}")
+        (run / "config.yaml").write_text(config.replace("toy-nli", "own"))
+        runs.append(read_facts(run))
+    told = text_of(render(runs))
+    for name in ("reviews.csv", "tickets.csv"):
+        assert f"Which layers does {name} need?" in told and f"{name} needs a LoRA of its own in" in told
+    assert listing.row(runs[0], tmp_path)["task"] == "reviews.csv"
 
 
 def test_criteria_stand_side_by_side(tmp_path):

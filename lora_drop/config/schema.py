@@ -311,6 +311,12 @@ WHERE_KEYS = ("data_dir", "device", "offline", "train.report_to", "train.logging
 """Keys that say where a run happens and who watches it, not what it computes: they are left out of its identity."""
 
 
+def subject(task: str, data: Mapping[str, Any]) -> str:
+    """Return the name of a task for people: of data of the user's own (`data.*`), that of the file or the data set."""
+    named = data.get("name") or data.get("path")
+    return Path(str(named)).name if task == OWN and named else task
+
+
 def to_dict(config: Config) -> dict[str, Any]:
     """Return the configuration as plain nested dictionaries (tuples become lists)."""
     return json.loads(json.dumps(dataclasses.asdict(config)))

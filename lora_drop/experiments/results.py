@@ -13,8 +13,6 @@ from lora_drop.experiments.grid import Planned, slug
 from lora_drop.experiments.records import read_record, versions_of
 from lora_drop.files import write_json
 from lora_drop.pruning.criteria.base import PAPER
-from lora_drop.tasks.base import Source
-from lora_drop.tasks.own.splits import open_split
 
 
 @dataclass(frozen=True)
@@ -99,6 +97,9 @@ def _same_data(content: dict[str, Any], config: Config) -> bool:
     path = config.data.path
     if not path or not Path(path).exists():
         return True
+    from lora_drop.tasks.base import Source  # not before: imports datasets
+    from lora_drop.tasks.own.splits import open_split
+
     made_from: dict[str, str] = next(
         (stage["sources"]["train"] for stage in content["stages"].values() if "sources" in stage), {}
     )

@@ -35,7 +35,7 @@ def card(source: Source, target: str, said: str) -> str:
     labels = "" if generates else f", num_labels={task.outputs}"
     loading = LOADING[target].format(auto=auto, base=source.base, labels=labels)
     head = yaml.safe_dump(_front(source, target), sort_keys=False, allow_unicode=True)
-    parts = [f"---\n{head}---\n", f"# {facts.title} for {task.title or task.name} on {source.base}\n"]
+    parts = [f"---\n{head}---\n", f"# {facts.title} for {task.title or facts.subject} on {source.base}\n"]
     if facts.selection is not None and facts.trained_as_selected:
         parts.append(words.answer(facts) + "\n")
     parts += [f"Form: {target}; {said}.\n", f"```python\n{loading}\n```\n", "## Measured\n", _measured(source)]

@@ -49,7 +49,7 @@ def _topics(runs: Sequence[Facts]) -> list[dict[str, Any]]:
     """Return what is shown of each task and backbone."""
     topics: dict[tuple[str, str], list[Facts]] = {}
     for run in runs:
-        topics.setdefault((run.task, run.backbone), []).append(run)
+        topics.setdefault((run.subject, run.backbone), []).append(run)
     found = []
     for (task, backbone), mine in topics.items():
         rows = words.compared(mine)

@@ -42,7 +42,7 @@ def row(run: Facts, folder: Path) -> dict[str, Any]:
         status += ", damaged"
     return {
         "run": run.path.relative_to(folder).as_posix() if run.path != folder else run.path.name or ".",
-        "task": run.task,
+        "task": run.subject,
         "backbone": run.backbone,
         "method": run.method,
         "seed": run.seed,

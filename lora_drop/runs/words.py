@@ -94,10 +94,10 @@ def answer(run: Facts) -> str:
     saved = f"{selection.trainable_parameters:,} trainable parameters, {share:.0%} of LoRA's"
     if selection.trainable_parameters == whole:
         return (
-            f"At T = {selection.threshold:g} nothing can be dropped: LoRA-drop is plain LoRA on {run.task} "
+            f"At T = {selection.threshold:g} nothing can be dropped: LoRA-drop is plain LoRA on {run.subject} "
             f"({saved}). Lower the threshold below."
         )
-    return f"{run.task} needs a LoRA of its own in {needs}; {rest}. That is {saved}."
+    return f"{run.subject} needs a LoRA of its own in {needs}; {rest}. That is {saved}."
 
 
 def _needed(name: str, selection: Selection) -> str:
