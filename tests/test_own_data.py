@@ -260,6 +260,8 @@ def test_evaluation_rows_whose_text_was_trained_on_are_told(tmp_path):
 
 def test_other_faults_of_files(tmp_path):
     assert "do not exist" in error(tmp_path / "none.csv")
+    for name in ("../outside", "a--b/c", "a/b..c", "a/-b"):
+        assert f"The data {name} do not exist" in error(name)
     assert "not a table that can be read" in error(csv_file(tmp_path, "x", "x.txt"))
     half = csv_file(tmp_path, '{"text": "a", "label": 1}\n{"text": "\\ud83d", "label": 2}\n', "h.jsonl")
     assert f"{half}, line 2, column 'text': half a character" in error(half)

@@ -195,12 +195,14 @@ BOMB = "a: &a [1, 1, 1]\n" + "\n".join(
         ("seed: " + "9" * 5000, "not readable YAML"),
         (BOMB, "more than 20,000 values"),
         ("a: &a [*a]", "nested more than"),
+        ("seed: " + "59:" * 3000 + "59", "a number without end"),
+        ("seed: 0x" + "f" * 5000, "a number without end"),
         ("x: " + "y" * 300_000, "no configuration"),
         ("? [1]\n: 2", "not readable YAML"),
         ("!!python/object/apply:os.system [ls]", "not readable YAML"),
         ("\x00", "not readable YAML"),
     ],
-    ids=range(11),
+    ids=range(13),
 )
 def test_hostile_yaml_is_a_sentence_at_once(text, message):
     began = time.perf_counter()

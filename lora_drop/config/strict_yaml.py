@@ -12,6 +12,8 @@ MOST_BYTES = 2**18
 MOST_VALUES = 20_000
 """With every alias written out: a few lines of aliases of aliases would be billions."""
 DEEPEST = 20
+MOST_BITS = 4096
+"""Of a whole number."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -25,6 +27,15 @@ class _Loader(yaml.SafeLoader):
                 raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is there twice", key.start_mark)
             seen.add(key.value)
         return super().construct_mapping(node, deep)
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        value = super().construct_yaml_int(node)
+        if value.bit_length() > MOST_BITS:  # such as 59:59:59:…, or 0xfff…, which Python reads and cannot write
+            raise yaml.constructor.ConstructorError(None, None, "a number without end", node.start_mark)
+        return value
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 
 
 def parse(content: bytes, name: str) -> dict[str, Any]:

@@ -73,12 +73,8 @@ class Repo:
     def parse(cls, text: str) -> Repo:
         """Read `organisation/name` or `organisation/name@revision` of a model. Raises UserError if it is neither."""
         name, _, revision = text.partition("@")
-        try:
-            validate_repo_id(name)
-        except HFValidationError as error:
-            raise UserError(
-                f"{text!r} is neither a folder nor a name on the Hub (organisation/model). Check the name."
-            ) from error
+        if not is_name(name):
+            raise UserError(f"{text!r} is neither a folder nor a name on the Hub (organisation/model). Check the name.")
         return cls(name, "model", check_revision(revision) if "@" in text else "main")
 
     @property
@@ -102,6 +98,15 @@ class Repo:
 
     def __str__(self) -> str:
         return f"the {'data set' if self.kind == 'dataset' else 'model'} {self.name}"
+
+
+def is_name(text: str) -> bool:
+    """Return True if the Hub allows a repository of this name."""
+    try:
+        validate_repo_id(text)
+    except HFValidationError:
+        return False
+    return True
 
 
 def check_revision(revision: str) -> str:

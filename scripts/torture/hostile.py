@@ -387,7 +387,7 @@ def attack(case: dict[str, Any], folder: Path, ground: Ground) -> Iterator[Trial
     elif ended.traceback or ended.code not in (0, 2):
         problem = ended.kind
     elif ended.code == 2:
-        said = len(re.findall(r"^(Error|.*Usage):", ended.text, re.MULTILINE))
+        said = len(re.findall(r"^Error:", ended.text, re.MULTILINE))
         problem = "" if said == 1 else f"{said} sentences: {ended.text[-300:]}"
     else:
         run = here / ("half" if "half" in mine.copies else "run")

@@ -70,6 +70,10 @@ def preload(commands: Iterable[Sequence[object]], log: Path) -> None:
         for name in listed.read_text().split():
             with suppress(ImportError):  # one that a library makes itself, or a part of one
                 importlib.import_module(name)
+    with suppress(ImportError):  # an older transformers has no such table
+        from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+
+        get_checkpoint_conversion_mapping("bert")  # which it makes when it is first asked
     gc.collect()
     gc.freeze()  # a child need neither look through it nor copy it
 

@@ -12,6 +12,7 @@ from datasets import ClassLabel, Dataset
 
 from lora_drop.config.schema import DataConfig
 from lora_drop.errors import UserError, closest
+from lora_drop.hub.repo import is_name
 from lora_drop.tasks.base import Source
 from lora_drop.tasks.hub_rows import HubRows
 from lora_drop.tasks.own.tables import FORMATS, SUFFIXES, Table, open_table, table_of
@@ -76,7 +77,7 @@ def open_split(path: str, split: str, source: Source) -> Table:
     if place.is_file():
         return open_table([place])
     hub = HUB.fullmatch(path)
-    if hub is None or place.suffix.lower() in SUFFIXES:
+    if hub is None or not is_name(hub["name"]) or place.suffix.lower() in SUFFIXES:
         raise UserError(
             f"The data {path} do not exist. Give a file ({FORMATS}), a folder with files named train and validation, or "
             "org/name on the Hub."
