@@ -79,8 +79,7 @@ def fit(
     """Train a model on tokenised rows as the stage `score` or `train` does, `evaluated` after each epoch."""
     way = way or find(job, model, encoded)
     loss = job.data.kind.loss(settings.label_smoothing)
-    if loss is not None and method.penalty is not None:
-        loss = trainer.penalised(loss, partial(method.penalty, model), settings)
+    penalty = partial(method.penalty, model) if method.penalty is not None and loss is not None else None
     return trainer.fit(
         model,
         encoded,
@@ -96,6 +95,7 @@ def fit(
         evaluator=(lambda trained: evaluate(job, trained, way).metrics) if evaluated else None,
         primary=job.task.primary,
         loss=loss,
+        penalty=penalty,
         stepper=method.stepper,
         way=way,
         report=job.report,
