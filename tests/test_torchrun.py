@@ -173,7 +173,8 @@ def test_a_language_model_with_tied_layers_is_that_of_one_process(backbones, tmp
 @pytest.mark.parametrize("settings", [{"name": "lora"}, {"name": "adalora"}], ids=lambda settings: settings["name"])
 def test_other_methods_are_those_of_one_process(backbones, tmp_path, settings):
     options = {"backbone": backbones["roberta"], **WORDS, **{f"method.{key}": value for key, value in settings.items()}}
-    options |= {"train.label_smoothing": 0.1, "train.device_batch_size": 4}  # a loss that is a sum, with a penalty
+    # a loss that is a sum, with a penalty, in 7 passes of 8 at the end of an epoch, and in 4 of 4
+    options |= {"train.label_smoothing": 0.1, "train.device_batch_size": 2}
     one, other = alone(tmp_path / "one", options), several(tmp_path / "several", options)
     assert_same(one, other, adapters=("adapter",))
 

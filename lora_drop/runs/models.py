@@ -84,8 +84,7 @@ def fit(
     trackers = Trackers(settings.report_to or (), f"{_name(job)}-{part}", job.run.path / "logs" / part)
     way = way or find(job, model, encoded)
     loss = job.data.kind.loss(settings.label_smoothing)
-    if loss is not None and method.penalty is not None:
-        loss = trainer.penalised(loss, partial(method.penalty, model), settings)
+    penalty = partial(method.penalty, model) if method.penalty is not None and loss is not None else None
     return trainer.fit(
         model,
         encoded,
@@ -101,6 +100,7 @@ def fit(
         evaluator=(lambda trained: _scored(job, trained, way)) if evaluated else None,
         primary=HELD_OUT if settings.select_epoch == "held_out" else job.task.primary,
         loss=loss,
+        penalty=penalty,
         stepper=method.stepper,
         way=way,
         trackers=trackers,

@@ -80,7 +80,7 @@ def perform(job: Job, stage: Stage | str) -> None:
         note, facts = stage.work(job) if stage.model else processes.by_first(lambda: stage.work(job))
     seconds = time.perf_counter() - began
     cost = {"seconds": round(seconds, 2), "peak_memory_mb": max(processes.everywhere(peak_memory_mb()))}
-    cost |= {"processes": processes.size()} if processes.size() > 1 else {}
+    cost |= {"processes": processes.size()} if stage.model and processes.size() > 1 else {}
     again = {"resumed": True} if resumed else {}  # then the cost is that of the last process
     processes.by_first(lambda: _enter(job, stage, key, note, {**cost, **facts, **again}))
     report.finish(stage.name, seconds, note)

@@ -78,6 +78,7 @@ def fit(
     evaluator: Evaluator | None = None,
     primary: str | None = None,
     loss: Loss | None = None,
+    penalty: Callable[[], torch.Tensor] | None = None,
     stepper: Callable[[nn.Module, int], Stepper] | None = None,
     way: Way | None = None,
     trackers: Trackers | None = None,
@@ -100,6 +101,7 @@ def fit(
         evaluator: called with the model after each epoch; its metrics are recorded.
         primary: unless `config.select_epoch == "last"`, the epoch with the highest value of this metric is kept.
         loss: what is minimised; None is the model's own loss, which must be a mean over the examples of a batch.
+        penalty: on the weights, added to `loss` once a step.
         stepper: what the method does after each step, see `methods.base.Method`.
         way: how the model is computed; None finds it.
         trackers: told about losses and metrics.
@@ -140,6 +142,7 @@ def fit(
         way=way,
         pace=pace,
         parts=parts,
+        penalty=penalty,
     )
     trainer.remove_callback(PrinterCallback)  # ours reports instead
     start = processes.by_first(lambda: newest(folder, report, best=best is not None))
@@ -162,13 +165,6 @@ def warmup_steps(config: TrainConfig, total: int) -> int:
     if config.warmup_steps is None:
         return math.ceil(config.warmup_ratio * total)
     return min(config.warmup_steps, math.ceil(total / 2))
-
-
-def penalised(loss: Loss, penalty: Callable[[], torch.Tensor], config: TrainConfig) -> Loss:
-    """Return `loss` with its share, one forward pass of several, of a penalty on the weights."""
-    devices = processes.size()
-    shares = devices * split_batch(config.batch_size, config.device_batch_size, devices)[1]
-    return lambda *arguments, **options: loss(*arguments, **options) + penalty() / shares
 
 
 def _arguments(
@@ -224,9 +220,18 @@ def _checkpointing(wanted: bool) -> dict[str, Any]:
 class _Trainer(Checkpointed):
     """The Trainer with our row order, our evaluation, and batches without padding."""
 
-    def __init__(self, *, evaluator: Evaluator | None, way: Way, pace: Pace, parts: Parts, **options: Any):
+    def __init__(
+        self,
+        *,
+        evaluator: Evaluator | None,
+        way: Way,
+        pace: Pace,
+        parts: Parts,
+        penalty: Callable[[], torch.Tensor] | None,
+        **options: Any,
+    ):
         super().__init__(**options)
-        self.evaluator, self.way, self.pace, self.parts = evaluator, way, pace, parts
+        self.evaluator, self.way, self.pace, self.parts, self.penalty = evaluator, way, pace, parts, penalty
         # A sequence classifier's loss is a mean over its batch and ignores the number of items that the Trainer would pass it; without this the
         # Trainer would not divide by the accumulation steps, and gradients would be that many times too large. A loss of ours is given the
         # number of items whatever this says, and is not divided.
@@ -240,7 +245,9 @@ class _Trainer(Checkpointed):
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *options: Any, **named: Any) -> Any:
         weight = inputs.pop(WEIGHT)
         loss = super().compute_loss(model, inputs, *options, **named)
-        return loss if self.compute_loss_func is not None else weight * loss
+        if self.compute_loss_func is None:
+            return weight * loss
+        return loss + self.penalty() / self.current_gradient_accumulation_steps if self.penalty else loss
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *options: Any, **named: Any) -> torch.Tensor:
         with self.way.step(inputs):
