@@ -59,19 +59,24 @@ class _Row(Reporter):
     """One run under way."""
 
     def __init__(self, grid: ConsoleGridReporter, label: str):
-        self.grid, self.label, self.place, self.began = grid, label, "", time.monotonic()
+        self.grid, self.label, self.began, self.shown = grid, label, time.monotonic(), 0.0
+        self.fields: dict[str, Any] = {"label": label, "place": "", "stage": "begins"}
         self.task: Any = None
-        self.shown = 0.0
         if grid.progress is not None:
-            self.task = grid.progress.add_task("", total=None, label=label, place="", stage="begins")
+            self.task = grid.progress.add_task("", total=None, **self.fields)
+
+    @property
+    def place(self) -> str:
+        return str(self.fields["place"])
 
     def at(self, place: str) -> None:
-        self.place = place
+        self.fields["place"] = place
         self._update(place=place)
 
     def start(self, stage: str) -> None:
+        self.fields["stage"] = stage
         if self.grid.progress is not None:
-            self.grid.progress.reset(self.task, total=None, description="", stage=stage)
+            self.grid.progress.reset(self.task, total=None, description="", **self.fields)
 
     def advance(self, done: int, total: int, note: str = "") -> None:
         if time.monotonic() - self.shown > 0.1 or done == total:
