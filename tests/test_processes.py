@@ -1,5 +1,6 @@
 """One grid in several processes: workers of a command (--jobs), several commands, and processes that die or are stopped."""
 
+import io
 import os
 import signal
 import subprocess
@@ -10,9 +11,11 @@ from contextlib import suppress
 import psutil
 import pytest
 from grids import TEXTS, command, perform, planned
+from rich.console import Console
 
 from lora_drop.cli import app as cli
 from lora_drop.cli.engines import part_of
+from lora_drop.cli.grid_progress import ConsoleGridReporter
 from lora_drop.errors import UserError
 from lora_drop.experiments import engine
 from lora_drop.experiments.engines import local
@@ -131,6 +134,27 @@ def test_workers_share_devices_and_threads(monkeypatch):
     with local._environment("7", 2):
         assert (os.environ["CUDA_VISIBLE_DEVICES"], os.environ["OMP_NUM_THREADS"]) == ("7", "2")
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "5,7"
+
+
+def test_a_terminal_shows_every_run_under_way():
+    text = io.StringIO()
+    console = Console(file=text, force_terminal=True, width=200, color_system=None)
+    with ConsoleGridReporter(console) as grid:
+        one, two = (grid.begin(name, number, 12) for number, name in enumerate(("lora-rte", "full-rte"), 1))
+        one.at("GPU 0")
+        two.at("node b")
+        one.start("train")
+        one.advance(4, 8, "epoch 1/2, best 0.7123")
+        grid.progress.refresh()
+        shown = " ".join(text.getvalue().split())
+        assert "1/12 lora-rte GPU 0 train" in shown and "4/8 epoch 1/2, best 0.7123" in shown
+        assert "2/12 full-rte node b begins" in shown
+        grid.wait("full-rte", "another process is at it")
+        assert [task.fields["label"] for task in grid.progress.tasks] == [" 1/12  lora-rte"]
+        grid.end("lora-rte", "accuracy 0.7")
+        assert grid.progress is None and " s  GPU 0  accuracy 0.7\n" in text.getvalue()
+        grid.end("vera-rte", "on no node yet: it failed")
+    assert "vera-rte  not begun  on no node yet: it failed" in text.getvalue()
 
 
 @pytest.fixture(scope="module")

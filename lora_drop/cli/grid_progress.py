@@ -63,20 +63,25 @@ class _Row(Reporter):
     """One run under way."""
 
     def __init__(self, grid: ConsoleGridReporter, label: str):
-        self.grid, self.label, self.place, self.began = grid, label, "", time.monotonic()
+        self.grid, self.label, self.began = grid, label, time.monotonic()
+        self.fields: dict[str, Any] = {"label": label, "place": "", "stage": "begins"}
         self.task: Any = None
-        self.stage, self.shown, self.measured = "", 0.0, Measured(0, 0)
+        self.shown, self.measured = 0.0, Measured(0, 0)
         if grid.bar is not None:
-            self.task = grid.bar.add_task("", total=None, label=label, place="", stage="begins")
+            self.task = grid.bar.add_task("", total=None, **self.fields)
+
+    @property
+    def place(self) -> str:
+        return str(self.fields["place"])
 
     def at(self, place: str) -> None:
-        self.place = place
+        self.fields["place"] = place
         self._update(place=place)
 
     def start(self, stage: str) -> None:
-        self.stage = stage
+        self.fields["stage"] = stage
         if self.grid.bar is not None:
-            self.grid.bar.reset(self.task, total=None, description="", stage=stage)
+            self.grid.bar.reset(self.task, total=None, description="", **self.fields)
 
     def doing(self, what: str) -> None:
         self._update(description=what)
@@ -98,7 +103,7 @@ class _Row(Reporter):
     def _state(self, note: Note) -> None:
         """Say what is done where there is no bar, if nothing else was said for long."""
         if self.grid.bar is None and time.monotonic() - self.grid.said > SILENCE_S:
-            self.grid.say(f"{self.label}  {self.stage}  {text_of(note)}")
+            self.grid.say(f"{self.label}  {self.fields['stage']}  {text_of(note)}")
 
     def _update(self, **values: Any) -> None:
         if self.grid.bar is not None:
