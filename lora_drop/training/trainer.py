@@ -120,14 +120,13 @@ def fit(
     between = stepper(model, total) if stepper else None
     pace = Pace()
     history = _History(report, total / steps_per_epoch, steps_per_epoch, config.save_steps, pace, between)
-    watching = trackers.callbacks() if trackers else []
     trainer = _Trainer(
         model=model,
         args=arguments,
         train_dataset=rows,
         eval_dataset=rows,
         data_collator=collate,
-        callbacks=[history, *watching],
+        callbacks=[history],
         evaluator=evaluator,
         compute_loss_func=loss,
         stepper=between,
@@ -137,9 +136,8 @@ def fit(
     trainer.remove_callback(PrinterCallback)  # ours reports instead
     start = newest(folder, report, best=best is not None)
     with first_signal(history.interrupt), ExitStack() as last:
-        if trackers:
-            arguments.run_name = trackers.run
-            last.callback(trackers.close)
+        if trackers and trackers.names:
+            last.enter_context(trackers.watching(trainer))
         trainer.train(resume_from_checkpoint=str(start) if start else None)
     raise_for(history.interrupted)
     kept = trainer.state.best_global_step if best and trainer.state.best_global_step else trainer.state.global_step
