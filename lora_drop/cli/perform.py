@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import warnings
+from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -54,6 +57,9 @@ def quiet_libraries(report: Reporter = SILENT) -> None:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     datasets.disable_progress_bars()
+    if "WANDB_MODE" in os.environ:  # transformers then prints to standard output, where results alone belong
+        with redirect_stdout(sys.stderr):
+            import transformers.integrations.integration_utils  # noqa: F401
     # transformers 5.0 says so of every checkpoint, and then sorts them by their numbers as it should
     warnings.filterwarnings("ignore", message="mtime may not be reliable on this filesystem")
 

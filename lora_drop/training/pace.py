@@ -43,9 +43,10 @@ class Pace:
     def add(self, loss: Tensor, batch: Mapping[str, Tensor]) -> None:
         """Add a forward and backward pass: its share of the step's loss, and its tokens without padding."""
         kept = batch["attention_mask"] if "attention_mask" in batch else torch.ones_like(batch["input_ids"])
+        passed, tokens = loss.detach(), kept.detach().sum()
         for window in (self.latest, self.epoch):
-            window.loss = window.loss + loss.detach()
-            window.tokens = window.tokens + kept.detach().sum()
+            window.loss = window.loss + passed
+            window.tokens = window.tokens + tokens
 
     def step(self) -> None:
         """Count an optimizer step."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback
 from transformers.integrations import TensorBoardCallback, get_reporting_integration_callbacks
 
 from lora_drop.errors import UserError
@@ -25,9 +26,17 @@ class Trackers:
     folder: Path
     """Where TensorBoard's files are written."""
 
-    def callbacks(self) -> list[TrainerCallback]:
-        """Return what tells the trackers of each log."""
-        return [self._callback(name) for name in self.names]
+    @contextmanager
+    def watching(self, trainer: Trainer) -> Iterator[None]:
+        """Tell the trackers of what is trained inside the context; what they print is no result."""
+        trainer.args.run_name = self.run
+        with redirect_stdout(sys.stderr):
+            for name in self.names:
+                trainer.add_callback(self._callback(name))
+            try:
+                yield
+            finally:
+                self._close()
 
     def _callback(self, name: str) -> TrainerCallback:
         if name != "tensorboard":
@@ -37,7 +46,7 @@ class Trackers:
 
         return TensorBoardCallback(SummaryWriter(str(self.folder)))
 
-    def close(self) -> None:
+    def _close(self) -> None:
         """End this training there: transformers leaves a run of Weights & Biases open, and the next one would join it."""
         if "wandb" in self.names and "wandb" in sys.modules:
             sys.modules["wandb"].finish()

@@ -11,10 +11,8 @@ What differs from a stock Trainer, and why:
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +20,19 @@ import torch
 from accelerate.data_loader import DataLoaderShard
 from datasets import Dataset
 from torch import nn
-from transformers import TrainerCallback, TrainingArguments
-from transformers.trainer_callback import PrinterCallback, TrainerControl, TrainerState
+from transformers import TrainingArguments
+from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import IntervalStrategy
 
 from lora_drop import processes
 from lora_drop.config.schema import TrainConfig
 from lora_drop.data.batches import LengthGroups, Parts, row_lengths, split_batch
 from lora_drop.data.sentences import Collate
-from lora_drop.errors import UserError
 from lora_drop.interruption import first_signal, raise_for
 from lora_drop.methods.base import Stepper
 from lora_drop.progress import SILENT, Reporter
 from lora_drop.training.checkpoints import WEIGHTS, Checkpointed, load_trainable, newest, path_of
+from lora_drop.training.history import History, Outcome
 from lora_drop.training.loader import WEIGHT, loader
 from lora_drop.training.pace import Pace
 from lora_drop.training.trackers import Trackers
@@ -45,21 +43,6 @@ SEEDS = 1_000_003
 """The distance between the seeds of two processes."""
 Loss = Callable[..., torch.Tensor]
 """`loss(outputs, labels, num_items_in_batch)`: the part that a forward pass has in the loss of the whole batch, which has that many labels."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """The result of a training, beside the weights in the model."""
-
-    epochs: list[dict[str, float]]
-    """Per epoch: `epoch`, `loss` (mean over its steps, or over those since an interruption) and, if evaluated, the metrics."""
-    kept_epoch: float
-    """The epoch whose weights the model holds."""
-    steps: int
-    losses: list[float]
-    """As they were logged: with `log_each_step` of each step, else of each epoch, or of so many steps as are configured."""
-    computed: str
-    """The way batches were computed: packed, or padded and why."""
 
 
 def fit(
@@ -127,7 +110,7 @@ def fit(
     pace = Pace()
     order = LengthGroups(row_lengths(rows), config.batch_size, seed)
     parts = Parts(order, arguments.per_device_train_batch_size, processes.size(), processes.rank())
-    history = _History(report, total / steps_per_epoch, steps_per_epoch, config.save_steps, pace, between)
+    history = History(report, total / steps_per_epoch, steps_per_epoch, config.save_steps, pace, between)
     watching = trackers.callbacks() if trackers else []
     trainer = _Trainer(
         model=model,
@@ -135,7 +118,7 @@ def fit(
         train_dataset=rows,
         eval_dataset=rows,
         data_collator=collate,
-        callbacks=[history, *watching],
+        callbacks=[history],
         evaluator=evaluator,
         compute_loss_func=loss,
         stepper=between,
@@ -149,9 +132,8 @@ def fit(
     if processes.rank():  # the Trainer has seeded all processes alike, and rows of their own need dropout of their own
         torch.manual_seed(seed + SEEDS * processes.rank())
     with first_signal(history.interrupt), ExitStack() as last:
-        if trackers:
-            arguments.run_name = trackers.run
-            last.callback(trackers.close)
+        if trackers and trackers.names:
+            last.enter_context(trackers.watching(trainer))
         trainer.train(resume_from_checkpoint=str(start) if start else None)
     raise_for(processes.highest(history.interrupted))
     kept = trainer.state.best_global_step if best and trainer.state.best_global_step else trainer.state.global_step
@@ -261,103 +243,3 @@ class _Trainer(Checkpointed):
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
-
-
-class _History(TrainerCallback):
-    """Records each epoch, reports progress, and turns a signal into a checkpoint and a stop."""
-
-    def __init__(
-        self,
-        report: Reporter,
-        epochs: float,
-        steps_per_epoch: int,
-        save_steps: int | None,
-        pace: Pace,
-        stepper: Stepper | None = None,
-    ):
-        self.report, self.epochs, self.steps_per_epoch, self.save_steps = report, epochs, steps_per_epoch, save_steps
-        self.pace, self.stepper = pace, stepper
-        self.interrupted = 0
-        """The signal that asked training to end."""
-        self.speed = ""
-        """Of the last epoch, in words."""
-        self.cut = False
-
-    def interrupt(self, number: int) -> None:
-        """Ask training to write a checkpoint and to end; a second signal ends it at once."""
-        self.interrupted = number
-
-    def on_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        if self.stepper is not None:
-            self.stepper.step(state.global_step + 1)
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.pace.step()
-        epoch = math.ceil(state.global_step / self.steps_per_epoch)
-        best = "" if state.best_metric is None else f", best {state.best_metric:.4f}"
-        self.report.advance(
-            state.global_step,
-            state.max_steps,
-            lambda: f"steps, epoch {epoch} of {self.epochs:g}{best}, {self.pace.read()}",
-        )
-        if self._ends_epoch(state):
-            return  # at the end of an epoch its evaluation comes first: a checkpoint says that the epoch is over
-        if self.save_steps and state.global_step % self.save_steps == 0:
-            control.should_save = True
-        if processes.highest(self.interrupted):  # all end after the same step
-            self.cut = control.should_save = control.should_training_stop = True
-
-    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.speed = self.pace.epoch.speed()
-        control.should_log = True  # so that an epoch's loss is known, also where losses are logged between
-        if self.cut:  # a part of an epoch must not be evaluated: it could be kept as the best
-            control.should_evaluate = control.should_log = control.should_save = False
-        if processes.highest(self.interrupted):
-            control.should_training_stop = True
-
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if self._ends_epoch(state):  # its evaluation is done
-            values = self._records(state)[-1]
-            shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items() if name != "epoch")
-            self.report.milestone(f"epoch {values['epoch']:g} of {self.epochs:g}: {shown}, {self.speed}")
-            self.pace.restart()
-
-    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **event: Any) -> None:
-        loss = event["logs"].get("loss", 0.0)
-        if not math.isfinite(loss):
-            raise UserError(
-                f"The loss is {loss} in epoch {state.epoch:g}: training diverged. Lower train.learning_rate."
-            )
-
-    def outcome(self, state: TrainerState, kept_step: int, computed: str) -> Outcome:
-        """Read what was recorded from the Trainer's log, which survives a resume."""
-        losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
-        return Outcome(self._records(state), self._epoch(kept_step), state.global_step, losses, computed)
-
-    def _records(self, state: TrainerState) -> list[dict[str, float]]:
-        """Return each epoch's values; its loss is the mean over its steps, however often the loss was logged."""
-        found: dict[int, dict[str, float]] = {}
-        counted: Counter[int] = Counter()
-        before = 0
-        for entry in state.log_history:
-            step = int(entry["step"])
-            metrics = {key.removeprefix("eval_"): value for key, value in entry.items() if key.startswith("eval_")}
-            if not metrics and "loss" not in entry:
-                continue
-            number = math.ceil(step / self.steps_per_epoch)
-            record = found.setdefault(number, {})
-            record |= {"epoch": self._epoch(step), **metrics}
-            if "loss" in entry:
-                counted[number] += step - before
-                mean = record.get("loss", 0.0)
-                record["loss"] = mean + (entry["loss"] - mean) * ((step - before) / counted[number])
-                before = step
-        return list(found.values())
-
-    def _ends_epoch(self, state: TrainerState) -> bool:
-        return state.global_step % self.steps_per_epoch == 0 or state.global_step >= state.max_steps
-
-    def _epoch(self, step: int) -> float:
-        return round(step / self.steps_per_epoch, 4)
