@@ -352,10 +352,10 @@ def test_divergence_is_said():
     from transformers import TrainerState, TrainingArguments
     from transformers.trainer_callback import TrainerControl
 
+    from lora_drop.training.history import History
     from lora_drop.training.pace import Pace
-    from lora_drop.training.trainer import _History
 
     with pytest.raises(UserError, match="diverged"):
-        _History(Reporter(), 1, 3, None, Pace()).on_log(
+        History(Reporter(), 1, 3, None, Pace()).on_log(
             TrainingArguments("x", use_cpu=True), TrainerState(epoch=1.0), TrainerControl(), logs={"loss": float("nan")}
         )

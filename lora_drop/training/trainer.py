@@ -111,7 +111,6 @@ def fit(
     order = LengthGroups(row_lengths(rows), config.batch_size, seed)
     parts = Parts(order, arguments.per_device_train_batch_size, processes.size(), processes.rank())
     history = History(report, total / steps_per_epoch, steps_per_epoch, config.save_steps, pace, between)
-    watching = trackers.callbacks() if trackers else []
     trainer = _Trainer(
         model=model,
         args=arguments,
@@ -132,7 +131,7 @@ def fit(
     if processes.rank():  # the Trainer has seeded all processes alike, and rows of their own need dropout of their own
         torch.manual_seed(seed + SEEDS * processes.rank())
     with first_signal(history.interrupt), ExitStack() as last:
-        if trackers and trackers.names:
+        if trackers and trackers.names and processes.rank() == 0:
             last.enter_context(trackers.watching(trainer))
         trainer.train(resume_from_checkpoint=str(start) if start else None)
     raise_for(processes.highest(history.interrupted))
