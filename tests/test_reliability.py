@@ -317,6 +317,30 @@ def test_an_adapter_in_a_pickle_is_not_read(tmp_path):
         lora.read_weights(tmp_path)
 
 
+def test_a_module_that_an_adapter_names_is_not_imported(tmp_path, monkeypatch):
+    from transformers import BertConfig, BertForSequenceClassification
+
+    model = BertForSequenceClassification(
+        BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, vocab_size=8)
+    )
+    (tmp_path / "evil.py").write_text(f"import os; os.mkdir({str(tmp_path / 'mark')!r})")
+    monkeypatch.syspath_prepend(tmp_path)
+    settings = {"peft_type": "LORA", "r": 2, "target_modules": ["query"], "megatron_core": "evil"}
+    write_json(tmp_path / "adapter_config.json", {**settings, "megatron_config": {"x": 1}})
+    with pytest.raises(UserError, match="for Megatron"):
+        lora.wrapped(model, tmp_path)
+    assert not (tmp_path / "mark").exists()
+
+
+@pytest.mark.parametrize("key", ["r", "lora_alpha"])
+@pytest.mark.parametrize("value", [None, "8", [8], -1e400])
+def test_a_size_of_an_adapter_that_is_none_is_a_sentence(tmp_path, key, value):
+    settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["query"], key: value}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
+    with pytest.raises(UserError, match=rf"its (rank )?{key} is"):
+        lora.read_config(tmp_path)
+
+
 def test_json_that_cannot_be_read_is_a_sentence(tmp_path):
     for content in (b"[" * 100_000, b"9" * 5000, b"\xff"):
         (tmp_path / "a.json").write_bytes(content)

@@ -111,6 +111,8 @@ def read_config(folder: Path) -> PeftConfig:
         if not (folder / "adapter_config.json").is_file():  # PEFT would take the path for a name on the Hub
             raise ValueError("it has no adapter_config.json")
         config = PeftConfig.from_pretrained(str(folder.absolute()))
+        if getattr(config, "megatron_config", None):  # PEFT would import whatever module the file names
+            raise ValueError("it is an adapter for Megatron")
         config.inference_mode = False
         config.base_model_name_or_path = None  # the model tells its own; PEFT warns of every other name
         if isinstance(config, LoraConfig | AdaLoraConfig | VeraConfig):

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -127,6 +128,10 @@ def adapters(ground: Ground) -> Iterator[Attack]:
                 command = ["run", "-d", "{here}/run", *ways[number // 4 % 2]]
                 files: Mapping[str, Content | bytes] = {"adapter/adapter_config.json": json_with(content, key, value)}
                 yield Attack(f"adapter: {key} = {str(value)[:40]}", command, ("adapter",), files)
+    module = json.dumps({**content, "megatron_config": {"x": 1}, "megatron_core": "evil"}).encode()
+    for way in ways:
+        files = {"adapter/adapter_config.json": module, "evil.py": CODE["python"]}
+        yield Attack("adapter: a module for Megatron", ["run", "-d", "{here}/run", *way], ("adapter",), files)
     for text in ("", "[]", "null", "{}", DEEP, DIGITS, '{"peft_type": "LORA"}', '{"peft_type": "EVIL"}'):
         for way in ways:
             files = {"adapter/adapter_config.json": text.encode()}
@@ -374,6 +379,7 @@ def attack(case: dict[str, Any], folder: Path, ground: Ground) -> Iterator[Trial
         bounded()
         os.chdir(inside)
         os.environ["HOME"] = str(inside)
+        sys.path.insert(0, str(here))  # a module that a file names could be found there
 
     ended = call([part.replace("{here}", str(here)) for part in mine.command], folder / "log", hook, seconds=60)
     elsewhere = (_names_in(here) | _names_in(folder)) - before - OURS
