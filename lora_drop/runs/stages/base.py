@@ -123,6 +123,8 @@ def training(train: TrainConfig, *unused: str) -> Values:
     settings = {key: value for key, value in asdict(train).items() if key not in (*unused, *NO_INPUTS)}
     if not train.held_out:  # configurations of earlier versions had no such key
         settings.pop("held_out", None)
+    if train.device_batch_size:  # parts of a batch that no number divides were weighed otherwise before
+        settings["accumulation"] = 2
     if train.start_from:
         from lora_drop.methods.folder import adapter_folder
 
