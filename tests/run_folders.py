@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from lora_drop.config.schema import Config, MethodConfig, to_yaml
+from lora_drop.config.identity import to_yaml
+from lora_drop.config.schema import Config, MethodConfig
 from lora_drop.files import write_json, write_text
 from lora_drop.pruning.selection import Scored, normalise, select
 

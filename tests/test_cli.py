@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from lora_drop.cli import app as cli
-from lora_drop.config.schema import load_config
+from lora_drop.config.loading import load_config
 from lora_drop.errors import UserError
 
 HEAVY = (

@@ -5,7 +5,9 @@ import pytest
 import yaml
 
 from lora_drop.config.files import OTHERS, config_folders
-from lora_drop.config.schema import Config, config_hash, from_dict, load_config, to_dict
+from lora_drop.config.identity import config_hash, to_dict
+from lora_drop.config.loading import from_dict, load_config
+from lora_drop.config.schema import Config
 from lora_drop.config.strict import describe, flatten
 from lora_drop.errors import UserError
 from lora_drop.registry import TASKS

@@ -11,7 +11,8 @@ from test_pipeline import SMALL, Told, run
 
 from lora_drop.cli import app as cli
 from lora_drop.cli.perform import perform
-from lora_drop.config.schema import config_hash, from_dict, load_config, to_dict
+from lora_drop.config.identity import config_hash, to_dict
+from lora_drop.config.loading import from_dict, load_config
 from lora_drop.errors import UserError
 from lora_drop.files import file_digest, read_json, write_json
 from lora_drop.registry import CRITERIA

@@ -15,7 +15,8 @@ from test_pipeline import Told
 
 import lora_drop
 from lora_drop.cli.perform import perform
-from lora_drop.config.schema import MethodConfig, load_config
+from lora_drop.config.loading import load_config
+from lora_drop.config.schema import MethodConfig
 from lora_drop.data.completions import encode_pairs, pair_collator
 from lora_drop.errors import UserError
 from lora_drop.files import read_json

@@ -3,7 +3,8 @@
 import pytest
 
 from lora_drop.cli.perform import perform
-from lora_drop.config.schema import config_hash, from_dict, load_config
+from lora_drop.config.identity import config_hash
+from lora_drop.config.loading import from_dict, load_config
 from lora_drop.errors import UserError
 from lora_drop.files import read_json
 from lora_drop.progress import SILENT

@@ -9,8 +9,10 @@ import pytest
 import yaml
 
 from lora_drop.config.files import OTHERS, config_folders
+from lora_drop.config.identity import to_dict
 from lora_drop.config.json_schema import schema
-from lora_drop.config.schema import Config, load_config, to_dict
+from lora_drop.config.loading import load_config
+from lora_drop.config.schema import Config
 from lora_drop.config.strict import describe, flatten
 
 TYPES = {"object": dict, "array": list, "string": str, "boolean": bool, "null": type(None)}

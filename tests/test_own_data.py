@@ -9,7 +9,9 @@ import yaml
 from datasets import ClassLabel, Dataset, Features, Value
 
 from lora_drop.cli.app import main
-from lora_drop.config.schema import Config, DataConfig, config_hash, load_config
+from lora_drop.config.identity import config_hash
+from lora_drop.config.loading import load_config
+from lora_drop.config.schema import Config, DataConfig
 from lora_drop.data.content import content_digest
 from lora_drop.errors import UserError
 from lora_drop.evaluation import kinds

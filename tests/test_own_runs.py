@@ -11,7 +11,7 @@ import pytest
 
 from lora_drop import load_run
 from lora_drop.cli.app import main
-from lora_drop.config.schema import load_config
+from lora_drop.config.loading import load_config
 from lora_drop.experiments.grid import Choice, expand, load_experiment
 from lora_drop.experiments.results import Results
 from lora_drop.files import read_json

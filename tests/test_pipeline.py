@@ -14,7 +14,7 @@ import yaml
 
 import lora_drop
 from lora_drop.cli.perform import perform
-from lora_drop.config.schema import load_config
+from lora_drop.config.loading import load_config
 from lora_drop.errors import UserError
 from lora_drop.files import file_digest, read_json
 from lora_drop.progress import Reporter, text_of

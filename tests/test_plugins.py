@@ -13,7 +13,8 @@ import yaml
 from lora_drop.cli import app as cli
 from lora_drop.cli.inspection import count_methods
 from lora_drop.config.explained import explained
-from lora_drop.config.schema import config_hash, from_dict, load_config, to_dict
+from lora_drop.config.identity import config_hash, to_dict
+from lora_drop.config.loading import from_dict, load_config
 from lora_drop.errors import UserError
 from lora_drop.files import read_json
 from lora_drop.models.backbones import load_meta_model, locate

@@ -5,7 +5,7 @@ import importlib.util
 import pytest
 import torch
 
-from lora_drop.config.schema import load_config
+from lora_drop.config.loading import load_config
 from lora_drop.errors import UserError
 from lora_drop.models.backbones import locate
 from lora_drop.models.quantization import check_quantization, nf4

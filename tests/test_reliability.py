@@ -13,7 +13,8 @@ import yaml
 from safetensors import SafetensorError
 
 from lora_drop.cli import app as cli
-from lora_drop.config.schema import Config, from_dict, load_config
+from lora_drop.config.loading import from_dict, load_config
+from lora_drop.config.schema import Config
 from lora_drop.config.strict_yaml import parse
 from lora_drop.errors import UserError
 from lora_drop.experiments.records import read_records

@@ -4,7 +4,7 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from lora_drop.config.schema import config_hash, to_dict
+from lora_drop.config.identity import config_hash, to_dict
 from lora_drop.experiments.grid import Choice, expand, load_experiment
 from lora_drop.experiments.records import Record, versions_of
 from lora_drop.experiments.results import Results

@@ -13,7 +13,9 @@ from rich.console import Console
 
 from lora_drop.cli import app as cli
 from lora_drop.cli.console import PLAIN, ConsoleReporter, print_table
-from lora_drop.config.schema import Config, from_dict, load_config, to_dict
+from lora_drop.config.identity import to_dict
+from lora_drop.config.loading import from_dict, load_config
+from lora_drop.config.schema import Config
 from lora_drop.experiments.grid import Choice, expand, load_experiment
 from lora_drop.experiments.report import report
 from lora_drop.files import read_json, write_json

@@ -7,7 +7,8 @@ import torch
 from models import backbone, method
 
 from lora_drop.cli import app as cli
-from lora_drop.config.schema import TrainConfig, load_config
+from lora_drop.config.loading import load_config
+from lora_drop.config.schema import TrainConfig
 from lora_drop.data.sentences import collator, encode
 from lora_drop.files import read_json
 from lora_drop.progress import Reporter, text_of

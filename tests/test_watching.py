@@ -14,7 +14,8 @@ from rich.console import Console
 
 from lora_drop.cli import app as cli
 from lora_drop.cli import console
-from lora_drop.config.schema import config_hash, load_config
+from lora_drop.config.identity import config_hash
+from lora_drop.config.loading import load_config
 from lora_drop.files import read_json
 
 SMALL = ["task=toy-nli", "backbone=tiny:bert", "device=cpu", "limit.train=96", "limit.eval=32"]

@@ -175,7 +175,7 @@ def show_config(
         return
     from lora_drop.cli.console import out
     from lora_drop.config.explained import explained
-    from lora_drop.config.schema import to_dict
+    from lora_drop.config.identity import to_dict
 
     resolved = configuration(given)
     if given["as_json"]:
@@ -217,7 +217,7 @@ def params(
     """Count every method's trainable parameters, from shapes alone."""
     from lora_drop.cli.console import out, print_table
     from lora_drop.cli.inspection import count_methods
-    from lora_drop.config.schema import from_dict, override
+    from lora_drop.config.loading import from_dict, override
 
     values: dict[str, Any] = {"backbone": backbone, "task": task}
     errors: list[str] = []

@@ -148,7 +148,8 @@ def flags(given: Mapping[str, Any]) -> dict[str, Any]:
 
 def configuration(given: Mapping[str, Any], run_dir: Path | None = None) -> Config:
     """Return what configuration files, or else the run directory, say; then -o, then the flags."""
-    from lora_drop.config.schema import OWN, load_config
+    from lora_drop.config.identity import OWN
+    from lora_drop.config.loading import load_config
 
     own = given.get("data") or given.get("dataset_info")
     found = flags(given)

@@ -7,7 +7,8 @@ import textwrap
 from dataclasses import is_dataclass
 from typing import Any
 
-from lora_drop.config.schema import Config, to_yaml
+from lora_drop.config.identity import to_yaml
+from lora_drop.config.schema import Config
 from lora_drop.config.strict import describe
 
 WIDTH = 78

@@ -1,36 +1,17 @@
-"""The configuration: frozen dataclasses <- YAML files + `key=value` overrides, strict.
-
-The docstring under each field is its help text (`lora-drop config` prints them). Every mistake in a configuration is
-collected and reported at once, with its key, its value, what is allowed, and the nearest valid name.
-"""
+"""The configuration as frozen dataclasses. The docstring under each field is its help text (`lora-drop config` prints it)."""
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import json
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
-from lora_drop.config.files import config_folders as config_folders
-from lora_drop.config.files import find_config, read_sealed, read_yaml
 from lora_drop.config.strict import (
-    MOST_ERRORS,
-    apply_override,
-    build,
     checked,
     fraction,
-    merge,
     one_of,
     portion,
     positive,
-    put,
 )
-from lora_drop.errors import UserError, closest
 
 TRACKERS = ("tensorboard", "wandb", "trackio", "mlflow")
 
@@ -297,155 +278,3 @@ class Config:
     """Decoding."""
     limit: LimitConfig = LimitConfig()
     """Fewer rows."""
-
-
-LATER_KEYS = {
-    **{"train.products": "auto", "train.held_out": 0.0},
-    **{"score.criterion": "output", "score.compare": None, "warmup.adapter": None},
-}
-"""Keys that came after the first results, with the values that configurations without them mean: these values are left
-out of a configuration's identity, so that it stays what it was."""
-OWN = "own"
-"""The task of a configuration with data of the user's own."""
-WHERE_KEYS = ("data_dir", "device", "offline", "train.report_to", "train.logging_steps")
-"""Keys that say where a run happens and who watches it, not what it computes: they are left out of its identity."""
-
-
-def subject(task: str, data: Mapping[str, Any]) -> str:
-    """Return the name of a task for people: of data of the user's own (`data.*`), that of the file or the data set."""
-    named = data.get("name") or data.get("path")
-    return Path(str(named)).name if task == OWN and named else task
-
-
-def to_dict(config: Config) -> dict[str, Any]:
-    """Return the configuration as plain nested dictionaries (tuples become lists)."""
-    return json.loads(json.dumps(dataclasses.asdict(config)))
-
-
-def what_is_computed(config: Config) -> dict[str, Any]:
-    """Return the part of a configuration that decides results. Data of one's own are named only where there are any."""
-    found = without(to_dict(config), WHERE_KEYS if config.data.given else (*WHERE_KEYS, "data"))
-    for dotted, meant in LATER_KEYS.items():
-        section, key = dotted.split(".")
-        if found[section][key] == meant:
-            del found[section][key]
-    return found
-
-
-def without(values: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
-    """Return nested values without those at these dotted keys."""
-    found = {key: dict(value) if isinstance(value, Mapping) else value for key, value in values.items()}
-    for dotted in keys:
-        section, _, key = dotted.rpartition(".")
-        inner = found.get(section) if section else found
-        if isinstance(inner, dict):
-            inner.pop(key, None)
-    return found
-
-
-def to_yaml(config: Config) -> str:
-    """Return the content of a configuration file that gives the same configuration again, whatever its texts hold."""
-    values = to_dict(config)
-    readable = json.dumps(
-        values, ensure_ascii=False
-    ).isprintable()  # else escaped: YAML takes U+0085, say, for a line end
-    return yaml.safe_dump(values, sort_keys=False, allow_unicode=readable)
-
-
-def config_hash(config: Config) -> str:
-    """Return 12 hexadecimal digits that identify what a run computes (WHERE_KEYS are left out)."""
-    return hashlib.sha256(json.dumps(what_is_computed(config), sort_keys=True).encode()).hexdigest()[:12]
-
-
-def load_config(
-    files: Iterable[str | Path] = (),
-    overrides: Iterable[str] = (),
-    flags: Mapping[str, Any] | None = None,
-    stored: Path | None = None,
-) -> Config:
-    """Build a configuration from YAML files, overrides and flags; later ones win.
-
-    Args:
-        stored: a run directory's own configuration, before all others.
-        files: paths, or names of packaged files (`glue/rte`).
-        overrides: `dotted.key=value`, read as the key's type asks for.
-        flags: values by dotted key, taken as they are; None says nothing.
-
-    Raises:
-        UserError: with every mistake found.
-    """
-    errors: list[str] = []
-    merged: dict[str, Any] = read_sealed(stored) if stored is not None else {}
-    for name in files:
-        merge(merged, read_yaml(find_config(name)))
-    override(merged, overrides, flags or {}, errors)
-    return from_dict(merged, errors=errors)
-
-
-def override(into: dict[str, Any], overrides: Iterable[str], flags: Mapping[str, Any], errors: list[str]) -> None:
-    """Put `dotted.key=value` overrides, then flags (values by dotted key; None says nothing) over nested values."""
-    for text in overrides:
-        apply_override(into, text, errors, Config)
-    for key, value in flags.items():
-        if value is not None:
-            put(into, key, value)
-
-
-def from_dict(values: Mapping[str, Any], errors: list[str] | None = None) -> Config:
-    """Build a configuration from nested dictionaries. Raises UserError that lists every unknown key and wrong value."""
-    from lora_drop.registry import CRITERIA, METHODS, TASKS
-
-    errors = [] if errors is None else errors
-    method = values.get("method")
-    options = method.get("options") if isinstance(method, Mapping) else None
-    if isinstance(method, Mapping):
-        values = {**values, "method": {key: value for key, value in method.items() if key != "options"}}
-    config = _with_own_task(build(Config, values, errors), "task" in values, errors)
-    if config.train.select_epoch == "held_out" and not config.train.held_out:
-        errors.append(
-            "train.select_epoch = held_out chooses the epoch on rows that are held out: set train.held_out=0.1, say."
-        )
-    for key, name, known in (
-        ("task", config.task, [*TASKS.names(), *([OWN] if config.data.given else [])]),
-        ("method.name", config.method.name, METHODS.names()),
-        ("score.criterion", config.score.criterion, CRITERIA.names()),
-        *(("score.compare", name, CRITERIA.names()) for name in config.score.compare or ()),
-    ):
-        if name not in known:
-            errors.append(f"{key} = {name!r}: allowed is one of {', '.join(known)}.{closest(name, known)}")
-        elif key == "method.name" and (options is not None or name not in METHODS.own):
-            config = replace(config, method=_with_options(config.method, METHODS.get(name).options, options, errors))
-    if errors:
-        count = "an error" if len(errors) == 1 else f"{len(errors)} errors"
-        told = [*errors[:MOST_ERRORS], *([f"and {len(errors) - MOST_ERRORS} more"] if errors[MOST_ERRORS:] else [])]
-        raise UserError(f"The configuration has {count}:\n" + "\n".join(f"  {error}" for error in told))
-    return config
-
-
-def _with_own_task(config: Config, named: bool, errors: list[str]) -> Config:
-    """Return the configuration with the task `own` if it has data of the user's own; check that its keys fit."""
-    data = config.data
-    if not data.given:
-        extra = [key for key, value in vars(data).items() if value != getattr(DataConfig(), key)]
-        if config.task == OWN or extra:
-            what = f"data.{extra[0]}" if extra else f"task = {OWN!r}"
-            errors.append(f"{what} is for data of your own, and data.path names none. Set it, or use --data FILE.")
-        return config
-    if named and config.task != OWN:
-        errors.append(f"task = {config.task!r} and data.path = {data.path!r} exclude each other. Leave one out.")
-    if (data.dataset_info is None) != (data.name is None) or (data.dataset_info and data.path):
-        errors.append(
-            "data.dataset_info and data.name go together, and take the place of data.path: "
-            "--dataset-info dataset_info.json --name NAME."
-        )
-    return replace(config, task=OWN)
-
-
-def _with_options(method: MethodConfig, declared: type | None, given: Any, errors: list[str]) -> MethodConfig:
-    """Add a method's own options (`declared` is their dataclass) to its configuration."""
-    if declared is not None:
-        options: Any = build(declared, {} if given is None else given, errors, "method.options.")
-        return OwnMethodConfig(**vars(method), options=options)
-    if given is not None:
-        errors.append(f"method.options: the method {method.name} has no options of its own. Leave it out.")
-    return method

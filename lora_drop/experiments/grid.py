@@ -14,18 +14,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lora_drop.config.schema import (
-    OWN,
-    WHERE_KEYS,
-    Config,
-    config_folders,
-    config_hash,
-    find_config,
-    from_dict,
-    override,
-    read_yaml,
-    to_dict,
-)
+from lora_drop.config.files import config_folders, find_config, read_yaml
+from lora_drop.config.identity import OWN, WHERE_KEYS, config_hash, to_dict
+from lora_drop.config.loading import from_dict, override
+from lora_drop.config.schema import Config
 from lora_drop.config.strict import build, leaves, merge, put
 from lora_drop.errors import UserError, closest
 from lora_drop.files import digest

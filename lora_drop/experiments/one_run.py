@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lora_drop.config.schema import config_hash
+from lora_drop.config.identity import config_hash
 from lora_drop.errors import UserError
 from lora_drop.experiments.grid import Planned, slug
 from lora_drop.experiments.records import gather

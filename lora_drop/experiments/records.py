@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lora_drop.config.schema import OWN, config_hash, what_is_computed
+from lora_drop.config.identity import OWN, config_hash, what_is_computed
 from lora_drop.errors import UserError
 from lora_drop.experiments.grid import Planned, title_of
 from lora_drop.experiments.record_checks import fault_of

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_drop.config.schema import Config, from_dict, what_is_computed
+from lora_drop.config.identity import what_is_computed
+from lora_drop.config.loading import from_dict
+from lora_drop.config.schema import Config
 from lora_drop.errors import UserError
 from lora_drop.experiments.grid import Planned, slug
 from lora_drop.experiments.records import read_record, versions_of

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_drop.config.files import SEAL, read_sealed, read_yaml
-from lora_drop.config.schema import WHERE_KEYS, subject, without
+from lora_drop.config.identity import WHERE_KEYS, subject, without
 from lora_drop.errors import UserError
 from lora_drop.files import digest, file_digest, read_json
 from lora_drop.pruning.selection import Scored, Selection, read_scores

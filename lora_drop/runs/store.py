@@ -21,7 +21,9 @@ from typing import Any
 
 from lora_drop import processes
 from lora_drop.config.files import read_sealed, sealed
-from lora_drop.config.schema import Config, config_hash, from_dict, to_yaml
+from lora_drop.config.identity import config_hash, to_yaml
+from lora_drop.config.loading import from_dict
+from lora_drop.config.schema import Config
 from lora_drop.errors import UserError
 from lora_drop.files import digest, file_digest, read_json, remove, sweep, write_folder, write_json, write_text
 from lora_drop.progress import SILENT, Reporter

@@ -15,7 +15,8 @@ import torch
 from bench.rounds import clock, interleave, spread
 from bench.subject import Subject
 from bench.training import Training, Variant
-from lora_drop.config.schema import LimitConfig, to_yaml
+from lora_drop.config.identity import to_yaml
+from lora_drop.config.schema import LimitConfig
 
 EPOCHS = 30
 """Of the training that the share is taken of: what Hu et al. train the larger tasks of GLUE for (RTE: 80)."""

@@ -11,7 +11,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from bench.flops import training_flops
-from lora_drop.config.schema import Config, MethodConfig, load_config
+from lora_drop.config.loading import load_config
+from lora_drop.config.schema import Config, MethodConfig
 from lora_drop.data.batches import row_lengths
 from lora_drop.models.backbones import load_meta_model, load_model, locate, resolve_device
 from lora_drop.models.checks import check_length

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from lora_drop import processes
-from lora_drop.config.schema import subject
+from lora_drop.config.identity import subject
 from lora_drop.files import read_json, write_json
 from lora_drop.runs.stages.base import (
     Stage,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lora_drop.config.schema import subject
+from lora_drop.config.identity import subject
 from lora_drop.files import file_digest, read_json
 from lora_drop.runs.stages.base import Stage, Work, criterion, digest_of, selects
 

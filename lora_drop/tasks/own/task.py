@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 
 from datasets import Dataset
 
-from lora_drop.config.schema import OWN, DataConfig
+from lora_drop.config.identity import OWN
+from lora_drop.config.schema import DataConfig
 from lora_drop.errors import UserError, closest
 from lora_drop.files import digest, file_digest
 from lora_drop.pruning.sampling import stratified_sample
