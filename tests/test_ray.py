@@ -3,9 +3,9 @@
 import os
 import signal
 import subprocess
-import sys
 import time
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
@@ -17,10 +17,7 @@ from lora_drop.experiments.report import report
 from lora_drop.files import read_json
 from lora_drop.runs import locks
 
-ray_installed = pytest.mark.skipif(
-    subprocess.run([sys.executable, "-c", "import ray"], capture_output=True, check=False).returncode != 0,
-    reason="needs Ray: the extra `ray`",
-)
+ray_installed = pytest.mark.skipif(find_spec("ray") is None, reason="needs Ray: the extra `ray`")
 slow = pytest.mark.slow
 ROWS = ("full", "lora", "tied_lora")
 GRID = ("table1", "--methods", ",".join(ROWS), "--engine", "ray")
