@@ -26,7 +26,8 @@ def config(source: Source) -> str:
 def lora_config(source: Source) -> dict[str, Any]:
     """Return the warm-up's configuration on the modules that are retained. Raises UserError without a selection."""
     source.run.require("selection.json", "select")
-    stored: dict[str, Any] = read_json(source.run.require("warmup/adapter_config.json", "score"))
+    source.run.require("warmup/adapter_config.json", "score")
+    stored: dict[str, Any] = read_json(source.facts.whole("warmup/adapter_config.json"))
     stored |= {"target_modules": source.facts.retained_modules, "inference_mode": False}
     return stored | {"base_model_name_or_path": source.base, "revision": source.revision}
 

@@ -62,5 +62,6 @@ class Source:
 
     @property
     def adapter(self) -> Path:
-        """The folder of the trained adapter. Raises UserError if there is none."""
-        return self.run.require("adapter", "train")
+        """The folder of the trained adapter. Raises UserError if there is none, or not as the training has left it."""
+        self.run.require("adapter", "train")
+        return self.facts.whole("adapter")

@@ -106,13 +106,13 @@ class Facts:
     @cached_property
     def scored(self) -> list[Scored]:
         """The rows of `scores.json`; empty if nothing was scored."""
-        path = self._whole("scores.json")
+        path = self.whole("scores.json")
         return read_scores(path) if path.is_file() else []
 
     @cached_property
     def selection(self) -> Selection | None:
         """The selection of layers, if there is one."""
-        path = self._whole("selection.json")
+        path = self.whole("selection.json")
         return Selection.load(path) if path.is_file() else None
 
     @property
@@ -176,10 +176,10 @@ class Facts:
         return digest(without(self.config, (*WHERE_KEYS, "seed")))
 
     def _json(self, name: str) -> dict[str, Any]:
-        path = self._whole(name)
+        path = self.whole(name)
         return read_json(path) if path.is_file() else {}
 
-    def _whole(self, name: str) -> Path:
+    def whole(self, name: str) -> Path:
         """Return the path of a file. Raises UserError if it is not as the stage that made it has left it."""
         output = name.partition("/")[0]
         made = [entry["outputs"][output] for entry in self.stages.values() if output in entry.get("outputs", {})]
