@@ -8,6 +8,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 from lora_drop.experiments.agreement import (
     between_seeds,
@@ -262,14 +263,16 @@ def _between_rows(table: Table) -> list[str]:
 def _between_seeds(table: Table) -> list[str]:
     """A line for each row and task that has several seeds."""
     projections = projections_of(table)
-    body, shown = [], []
+    body: list[list[str]] = []
+    shown: dict[str, list[Any]] = {}
     for row in table.rows:
         mine = [record for record in scored(table) if record.row == row.name]
         for title in dict.fromkeys(record.task_title for record in mine):
             records = [record for record in mine if record.task_title == title]
-            warm_ups = [record.scores for record in records]
-            if len(records) > 1 and (title, warm_ups) not in shown:  # rows that only select differently share them
-                shown.append((title, warm_ups))
+            known = shown.setdefault(title, [])
+            fresh = [record.scores for record in records if record.scores not in known]
+            if len(records) > 1 and fresh:  # rows that only select differently share the warm-ups of an earlier one
+                known += fresh
                 taus = [" ".join(f"{tau:.2f}" for tau in between_seeds(records, name)) for name in projections]
                 config = records[0].config
                 batch = config["warmup"].get("batch_size") or config["train"]["batch_size"]

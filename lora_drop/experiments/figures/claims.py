@@ -27,7 +27,9 @@ def draw(table: Table, records: list[Record]) -> Drawing:
     names = [f"{plain(found.row)}\nagainst {plain(found.against)}" for found in reversed(verdicts)]
     axis.set_yticks(range(len(verdicts)), names, fontsize=8)
     axis.set_ylim(-0.6, len(verdicts) - 0.4)
-    axis.set_xlabel("difference in points; line: 95 % interval of the mean; dotted: the margin of the claim")
+    axis.set_xlabel(
+        "difference in points\n(line: 95 % interval of the mean; strokes: pairs; dotted: the margin of the claim)"
+    )
     return figure
 
 

@@ -25,7 +25,7 @@ def draw(table: Table, records: list[Record]) -> Drawing:
     projections = projections_of(table)
     cells = {name: [mean_importances(mine, name) for mine in by_task.values()] for name in projections}
     layers = len(next(iter(cells.values()))[0])
-    width, height = 0.42 * layers + 1.6, 0.42 * len(by_task) + 0.9
+    width, height = 0.42 * layers + 1.6, max(0.42 * len(by_task) + 0.9, 1.6)
     figure, axes = panels(1, len(projections), width=width, height=height, sharey=True)
     darkest = max(values.max() for block in cells.values() for values in block)
     for axis, name in zip(axes[0], projections, strict=True):

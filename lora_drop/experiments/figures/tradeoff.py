@@ -7,7 +7,7 @@ from __future__ import annotations
 from typing import Any
 
 from matplotlib.figure import Figure as Drawing
-from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from lora_drop.experiments.plots import MARKERS, OWN, Figure, Point, grey, is_own, label_points, panels
 from lora_drop.experiments.records import Record
@@ -22,7 +22,7 @@ def draw(table: Table, records: list[Record]) -> Drawing:
     """Draw the columns in which there is a score."""
     columns = [column for column in table.columns if any(column.key in row.cells for row in table.rows)]
     sizes = [row.parameters for row in table.rows if row.parameters]
-    ticks = (1.0,) if max(sizes) > 100 * min(sizes) else (1.0, 3.0)
+    spread = max(sizes) / min(sizes)
     figure, axes = panels(1, len(columns), width=3.6, height=3.4, sharex=True)
     ours = {record.row for record in records if is_own(record)}
     measured = [row for row in table.rows if row.cells and row.parameters is not None]
@@ -41,7 +41,7 @@ def draw(table: Table, records: list[Record]) -> Drawing:
             points.append((row.parameters, cell.mean, plain(row.title), OWN if row.name in ours else "black"))
         named.append((axis, points))
         _pareto(axis, points)
-        _scale(axis, ticks)
+        _scale(axis, spread)
         axis.set_title(plain(column.title), fontsize=10)
         axis.set_xlabel("trainable parameters")
     axes[0][0].set_ylabel("score")
@@ -72,11 +72,14 @@ def _pareto(axis: Any, points: list[Point]) -> None:
         axis.step(across, up, where="post", color="0.6", linewidth=0.9, linestyle="--", zorder=0)
 
 
-def _scale(axis: Any, ticks: tuple[float, ...]) -> None:
-    axis.set_xscale("log")
-    axis.xaxis.set_major_locator(LogLocator(subs=ticks))
+def _scale(axis: Any, spread: float) -> None:
+    """Let the x axis be logarithmic where the largest number is many times the smallest."""
+    axis.xaxis.set_major_locator(MaxNLocator(nbins=4))
+    if spread > 5:
+        axis.set_xscale("log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1.0,) if spread > 100 else (1.0, 3.0)))
+        axis.xaxis.set_minor_formatter(NullFormatter())
     axis.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axis.xaxis.set_minor_formatter(NullFormatter())
 
 
 FIGURE = Figure("tradeoff", reads=lambda record: record.metrics, draw=draw)
