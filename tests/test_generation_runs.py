@@ -161,7 +161,7 @@ def test_a_run_through_the_command_line(tmp_path):
     process = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
     assert process.returncode == 0, process.stderr
     (row,) = json.loads(process.stdout.splitlines()[-1])["results"]
-    assert row["method"] == "LoRA-drop" and row["n"] == 40 and row["epoch"] == "1 (last)"
+    assert row["method"] == "LoRA-drop" and row["n"] == 40 and (row["epoch"], row["select_epoch"]) == (1, "last")
     assert "Warning" not in process.stderr and "Traceback" not in process.stderr
 
 

@@ -106,7 +106,7 @@ def test_a_kept_copy_that_is_damaged_is_made_anew(tmp_path, monkeypatch):
     monkeypatch.setenv("LORA_DROP_CACHE", str(tmp_path / "cache"))
     path = own_data.write(tmp_path / "r.csv", own_data.reviews(20))
     before = rows(read(path, label="stars"))
-    (copy,) = (tmp_path / "cache" / "rows").glob("*")
+    (copy,) = (tmp_path / "cache" / "rows").glob("*.arrow")
     copy.write_bytes(copy.read_bytes()[:100])
     assert rows(read(path, label="stars")) == before and copy.stat().st_size > 100
     monkeypatch.setenv("LORA_DROP_CACHE", str(path))  # a file, in which no folder can be made

@@ -145,14 +145,14 @@ def test_a_terminal_shows_every_run_under_way():
         two.at("node b")
         one.start("train")
         one.advance(4, 8, "epoch 1/2, best 0.7123")
-        grid.progress.refresh()
+        grid.bar.refresh()
         shown = " ".join(text.getvalue().split())
         assert "1/12 lora-rte GPU 0 train" in shown and "4/8 epoch 1/2, best 0.7123" in shown
         assert "2/12 full-rte node b begins" in shown
         grid.wait("full-rte", "another process is at it")
-        assert [task.fields["label"] for task in grid.progress.tasks] == [" 1/12  lora-rte"]
+        assert [task.fields["label"] for task in grid.bar.tasks] == [" 1/12  lora-rte"]
         grid.end("lora-rte", "accuracy 0.7")
-        assert grid.progress is None and " s  GPU 0  accuracy 0.7\n" in text.getvalue()
+        assert grid.bar is None and " s  GPU 0  accuracy 0.7\n" in text.getvalue()
         grid.end("vera-rte", "on no node yet: it failed")
     assert "vera-rte  not begun  on no node yet: it failed" in text.getvalue()
 

@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from lora_drop import processes
+from lora_drop.config.identity import subject
 from lora_drop.config.schema import Config
 from lora_drop.errors import UserError
 from lora_drop.progress import SILENT, Reporter
@@ -39,6 +40,11 @@ class Job:
     def config(self) -> Config:
         """The run's configuration."""
         return self.run.config
+
+    @property
+    def subject(self) -> str:
+        """The task as people name it."""
+        return subject(self.config.task, vars(self.config.data))
 
     @cached_property
     def task(self) -> Task:

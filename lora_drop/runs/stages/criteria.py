@@ -6,7 +6,6 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from lora_drop import processes
-from lora_drop.config.identity import subject
 from lora_drop.files import read_json, write_json
 from lora_drop.runs.stages.base import (
     Stage,
@@ -64,9 +63,7 @@ def _write(job: Job, modules: dict[str, list[Values]]) -> None:
     }
     write_json(job.run.file("criteria.json"), content)
     titles = {name: CRITERIA.get(name).title for name in modules}
-    figure = criteria_figure(
-        modules, titles, taus, f"{subject(job.config.task, vars(job.config.data))}, {job.config.backbone}"
-    )
+    figure = criteria_figure(modules, titles, taus, f"{job.subject}, {job.config.backbone}")
     save_figure(figure, job.run.file("criteria.png"))
 
 

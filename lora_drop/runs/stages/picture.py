@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lora_drop.config.identity import subject
 from lora_drop.files import file_digest, read_json
 from lora_drop.runs.stages.base import Stage, Work, criterion, digest_of, selects
 
@@ -32,7 +31,7 @@ def work(job: Job) -> Work:
 def _title(job: Job) -> list[str]:
     by = job.config.score.criterion
     return [
-        subject(job.config.task, vars(job.config.data)),
+        job.subject,
         job.config.backbone,
         *([f"by {by}"] if criterion(by) else []),
     ]
