@@ -29,3 +29,12 @@ def data_dir() -> Path:
     if not folder:
         pytest.skip("needs the official files: set LORA_DROP_DATA")
     return Path(folder)
+
+
+@pytest.fixture(autouse=True)
+def no_plugin_stays():
+    """Workers of later tests load no plugin of an earlier one."""
+    yield
+    from lora_drop.plugins import LOADED
+
+    LOADED.clear()
