@@ -76,7 +76,7 @@ def _scores(table: Table, row: str) -> dict[tuple[str, int], float]:
     """Return the primary score of each task and seed, of the epoch kept, in the table's unit."""
     learnt = {column.task for column in table.columns if column.learnt}
     mine: list[Record] = [each for each in table.records if each.row == row and each.metrics and each.task in learnt]
-    return {(each.task, each.seed): (100 if each.percent else 1) * each.metrics[each.primary] for each in mine}
+    return {(each.task, each.seed): each.unit * each.metrics[each.primary] for each in mine}
 
 
 def interval(differences: Sequence[float]) -> tuple[float, float]:

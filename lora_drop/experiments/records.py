@@ -108,6 +108,11 @@ class Record:
     version: int = VERSION
     """Of this format."""
 
+    @property
+    def unit(self) -> float:
+        """What metrics are multiplied by in tables and figures."""
+        return 100.0 if self.percent else 1.0
+
 
 def versions_of(task: str, method: str, stages: Iterable[str], criterion: str = PAPER) -> dict[str, int]:
     """Return the versions on which the numbers of these stages rest: their own, the task's, method's and criterion's."""

@@ -233,7 +233,7 @@ def _row(
 def _cell(
     records: Sequence[Record], column: Column, layout: Mapping[str, Any], published: float | None, comparable: bool
 ) -> Cell:
-    unit = 100.0 if records[0].percent else 1.0
+    unit = records[0].unit
     values = [unit * record.metrics[column.metric] for record in records]
     mean = statistics.fmean(values)
     seeds = tuple(sorted(record.seed for record in records))

@@ -66,7 +66,7 @@ def points_of(records: list[Record]) -> Points:
 
 
 def _score(record: Record) -> float:
-    return record.metrics[record.primary] * (100 if record.percent else 1)
+    return record.metrics[record.primary] * record.unit
 
 
 FIGURE = Figure("criteria", reads=lambda record: record.metrics and record.parameters, draw=draw)

@@ -48,8 +48,7 @@ def _curve(records: list[Record]) -> tuple[list[float], np.ndarray]:
         for record in records
     ]
     shared = sorted(set.intersection(*map(set, scored)))
-    unit = 100.0 if records[0].percent else 1.0
-    return shared, unit * np.mean([[curve[epoch] for epoch in shared] for curve in scored], axis=0)
+    return shared, records[0].unit * np.mean([[curve[epoch] for epoch in shared] for curve in scored], axis=0)
 
 
 FIGURE = Figure("curves", reads=lambda record: len(record.epochs) > 1 and record.best, draw=draw)
