@@ -7,6 +7,9 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 TORCH_INDEX ?= $(shell command -v nvidia-smi >/dev/null 2>&1 || echo --retries 0 --extra-index-url https://download.pytorch.org/whl/cpu)
 
+# A core runs one file of tests at a time, those with slow tests first (tests/conftest.py).
+SPREAD := -n auto --dist loadscope --no-loadscope-reorder
+
 # The oldest Python that is allowed and the newest at hand, of pyenv if it is there.
 OLDEST ?= $(firstword $(sort $(wildcard $(HOME)/.pyenv/versions/3.10.*/bin/python)) python3.10)
 NEWEST ?= $(lastword python3 $(sort $(wildcard $(HOME)/.pyenv/versions/3.1[1-9].*/bin/python)))
@@ -32,10 +35,10 @@ demo: install ## The whole method on generated data in a few minutes: profile, s
 	$(BIN)/lora-drop run --config demo --run-dir runs/demo --compare lora
 
 test: install ## The test suite; with LORA_DROP_DATA also on the official files
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadscope  # a core runs one file at a time
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(SPREAD)
 
 test-fast: install ## The unit tests alone, without training runs
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadscope -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(SPREAD) -m "not slow"
 
 test-lowest: .venv-lowest/installed ## The core tests on Python 3.10 with the lowest versions that pyproject.toml allows; warnings are shown, no errors
 	.venv-lowest/bin/python -m pytest -W default $(CORE)

@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,12 @@ os.environ["LORA_DROP_CACHE"] = _CACHE.name
 
 with install_import_hook("lora_drop.pruning.importance", "beartype.beartype"):
     import lora_drop.pruning.importance  # noqa: F401
+
+
+def pytest_collection_modifyitems(items):
+    """Files with slow tests come first (`--no-loadscope-reorder` keeps the order), so that no core waits for one at the end."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
 
 
 @pytest.fixture

@@ -47,6 +47,21 @@ def test_a_threshold_sweep_warms_up_once(swept):
     assert kept["t1.00"] == 4096 >= kept["t0.95"] >= kept["t0.90"] >= kept["t0.80"] >= kept["t0.70"]
 
 
+def test_a_warm_up_taken_over_leaves_nothing_of_its_own_try_that_was_killed(tmp_path):
+    """Killed in its warm-up, a run finds at its return that another one has made the same meanwhile."""
+    runs = planned("table6")[:2]
+    perform(tmp_path, runs)
+    run = run_directory(runs[1], tmp_path / "runs")
+    (run / "scores.json").unlink()
+    (run / "checkpoints" / "score").mkdir(parents=True)
+    (run / "checkpoints" / "score" / "inputs").write_text("of its own try")
+    for record in (tmp_path / "results").rglob("*-s0-*.json"):
+        record.unlink()
+    outcome = perform(tmp_path, runs)
+    assert len(outcome.performed) == 2 and read_json(run / "run.json")["stages"]["score"]["shared_from"]
+    assert not (run / "checkpoints" / "score").exists()
+
+
 def test_a_record_holds_what_its_run_gave(swept):
     (record,) = [
         record for record in read_records(swept / "results" / "table6" / "tiny-roberta") if record.row == "t0.90"

@@ -122,6 +122,7 @@ def adopt(job: Job, stage: Stage, others: Iterable[Run]) -> bool:
             for name in stage.outputs:
                 job.run.copy(other.file(name), name)
             job.run.enter(stage.name, {"shared_from": other.path.name, **entry})
+        job.run.remove_checkpoints(stage.name)  # of its own try, which was killed
         return True
     return False
 

@@ -16,11 +16,11 @@ from typing import Any
 
 os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "GIT_OPTIONAL_LOCKS": "0"}
 
-from torture import damage, fuzz, hostile, kills, machine, runs
+from torture import damage, fuzz, hostile, kills, machine, runs, several
 from torture.runs import Ground, Part
 from torture.server import Trial, call, preload, shared_out
 
-PARTS = {each.__name__.rpartition(".")[2]: each.PARTS for each in (kills, damage, hostile, fuzz, machine)}
+PARTS = {each.__name__.rpartition(".")[2]: each.PARTS for each in (kills, damage, hostile, fuzz, machine, several)}
 """The lines of the table, by module."""
 MEMORY = Path("/dev/shm")
 """Where run directories cost no waiting for a disk. A killed process leaves there what it would leave on a disk."""
