@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import signal
+import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 ENDING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
@@ -30,9 +33,28 @@ def raise_for(number: int) -> None:
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP raise Stopped, as Ctrl-C raises KeyboardInterrupt, while the block runs."""
-    with _caught(ENDING[1:], lambda number, _: raise_for(number)):
-        yield
+    """Let SIGTERM and SIGHUP raise Stopped, as Ctrl-C raises KeyboardInterrupt, while the block runs.
+
+    What they raise in a destructor Python prints and forgets; the signal is then sent again.
+    """
+    before = sys.unraisablehook
+    sys.unraisablehook = partial(_sent_again, before)
+    try:
+        with _caught(ENDING[1:], lambda number, _: raise_for(number)):
+            yield
+    finally:
+        sys.unraisablehook = before
+
+
+def _sent_again(otherwise: Callable[[Any], object], ignored: Any) -> None:
+    stop = ignored.exc_value
+    if not isinstance(stop, (KeyboardInterrupt, Stopped)):
+        otherwise(ignored)
+        return
+    number = signal.Signals[stop.signal] if isinstance(stop, Stopped) else signal.SIGINT
+    again = threading.Timer(0.01, signal.raise_signal, [number])  # by then the destructor has ended
+    again.daemon = True
+    again.start()
 
 
 @contextmanager

@@ -1,6 +1,8 @@
 import os
 import shutil
 import signal
+import sys
+import time
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ from lora_drop.config.schema import TrainConfig
 from lora_drop.data.batches import LengthGroups, split_batch
 from lora_drop.data.sentences import batches, collator, encode
 from lora_drop.errors import UserError
-from lora_drop.interruption import Stopped
+from lora_drop.interruption import Stopped, stoppable
 from lora_drop.progress import Reporter
 from lora_drop.registry import TASKS
 from lora_drop.tasks.base import Source
@@ -219,6 +221,27 @@ def test_checkpoints_between_epochs(tmp_path):
         train(tmp_path / "b", save_steps=2, report=Kill())
     assert (tmp_path / "b" / "checkpoint-4").exists()
     assert same(undisturbed, train(tmp_path / "b", save_steps=2)[0])
+
+
+class Ends:
+    """Gets a signal in its destructor."""
+
+    def __init__(self, number: int):
+        self.number = number
+
+    def __del__(self):
+        signal.raise_signal(self.number)
+
+
+@pytest.mark.parametrize(("number", "raised"), [(signal.SIGTERM, Stopped), (signal.SIGINT, KeyboardInterrupt)])
+def test_a_signal_in_a_destructor_ends_the_work_all_the_same(number, raised):
+    """Python prints and forgets what a destructor raises."""
+    before = sys.unraisablehook
+    with pytest.raises(raised), stoppable():
+        ends = Ends(number)
+        del ends
+        time.sleep(20)
+    assert sys.unraisablehook is before
 
 
 def test_sigterm_and_sighup_save_and_give_their_exit_codes(tmp_path):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import importlib
 import json
 import os
 import signal
+import struct
 import sys
 import tempfile
 import time
@@ -20,6 +22,7 @@ from typing import Any
 Hook = Callable[[], None]
 HUNG = 999
 """Exit code of a command that was still running when its time was over."""
+_PLACE = struct.Struct("i")
 
 
 @dataclass(frozen=True)
@@ -143,17 +146,17 @@ def bounded() -> None:
 def shared_out(
     work: Callable[[Any, Path], Iterable[Trial]], items: Sequence[Any], root: Path, jobs: int
 ) -> list[Trial]:
-    """Try every item, in `jobs` processes; each calls `work(item, folder of its own)`."""
-    children = []
-    for number in range(jobs):
+    """Try every item, in `jobs` processes; each takes the next item that is left, and calls `work(item, folder of its own)`."""
+    children, left = [], _queue(len(items))
+    for _ in range(jobs):
         folder = Path(tempfile.mkdtemp(dir=root))
         process = os.fork()
         if not process:
             code = 1
             try:
                 with (folder / "trials.jsonl").open("w") as file:
-                    for item in items[number::jobs]:
-                        for trial in work(item, folder):
+                    while place := os.read(left, _PLACE.size):
+                        for trial in work(items[_PLACE.unpack(place)[0]], folder):
                             file.write(json.dumps(asdict(trial)) + "\n")
                             file.flush()
                 code = 0
@@ -162,6 +165,7 @@ def shared_out(
             finally:
                 os._exit(code)
         children.append((process, folder))
+    os.close(left)
     trials = []
     for process, folder in children:
         _, status = os.waitpid(process, 0)
@@ -169,3 +173,13 @@ def shared_out(
             raise SystemExit("The torture itself failed; the traceback is above.")
         trials += [Trial(**json.loads(line)) for line in (folder / "trials.jsonl").read_text().splitlines()]
     return trials
+
+
+def _queue(count: int) -> int:
+    """Return a pipe that holds the numbers below `count`: whoever reads one has taken it."""
+    left, filled = os.pipe()
+    numbers = b"".join(map(_PLACE.pack, range(count)))
+    fcntl.fcntl(filled, fcntl.F_SETPIPE_SZ, max(len(numbers), os.sysconf("SC_PAGESIZE")))
+    os.write(filled, numbers)
+    os.close(filled)
+    return left
