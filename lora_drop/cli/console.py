@@ -195,8 +195,7 @@ def _doubt(row: Mapping[str, Any] | None) -> str:
 
 
 def _summary(layers: Any) -> str:
-    retained, total = len(layers.retained), len(layers.retained + layers.shared)
-    return f"{retained} of {total} layers hold {layers.coverage:.1%} of the importance"
+    return f"{len(layers.retained)} of {len(layers.all)} layers hold {layers.coverage:.1%} of the importance"
 
 
 def print_rows(console: Console, rows: Sequence[Mapping[str, Any]], title: str | None = None) -> None:

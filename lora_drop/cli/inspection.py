@@ -58,8 +58,7 @@ def count_methods(config: Config) -> dict[str, Any]:
         counted[name] = asdict(method.count(method.build(model, settings, config.seed, selection)))
         if selection is not None:
             retained = ", ".join(
-                f"{len(layers.retained)} of {len(layers.retained + layers.shared)} {key}"
-                for key, layers in selection.projections.items()
+                f"{len(layers.retained)} of {len(layers.all)} {key}" for key, layers in selection.projections.items()
             )
             counted[name]["note"] = f"if {retained} layers are retained; the data decide"
     return {"backbone": config.backbone, "methods": counted}

@@ -108,9 +108,7 @@ def _check_copies(weights: dict[str, Tensor], groups: list[list[str]], folder: P
 
 def _check(selection: Selection, places: Iterable[Place]) -> None:
     """The selection must speak of exactly the modules that the model has."""
-    chosen = {
-        (name, layer) for name, layers in selection.projections.items() for layer in (*layers.retained, *layers.shared)
-    }
+    chosen = {(name, layer) for name, layers in selection.projections.items() for layer in layers.all}
     present = {(place.projection, place.layer) for place in places}
     if chosen != present:
         projection, layer = sorted(chosen ^ present)[0]

@@ -102,8 +102,7 @@ def answer(run: Facts) -> str:
 
 def _needed(name: str, selection: Selection) -> str:
     layers = selection.projections[name]
-    total = len(layers.retained) + len(layers.shared)
-    return f"{len(layers.retained)} of {total} {name} layers ({spans(layers.retained)})"
+    return f"{len(layers.retained)} of {len(layers.all)} {name} layers ({spans(layers.retained)})"
 
 
 def spans(numbers: Sequence[int]) -> str:
