@@ -60,7 +60,7 @@ def read_compact(folder: Path) -> tuple[LoraConfig, list[list[str]], dict[str, T
         )
         for first, *others in groups:
             for half in HALVES:
-                weights |= {_key(name, half): weights[_key(first, half)].clone() for name in others}
+                weights |= {tensor_name(name, half): weights[tensor_name(first, half)].clone() for name in others}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
         raise UserError(
             f"{folder} holds no whole compact adapter ({type(error).__name__}: {error}). Export it again."
@@ -70,8 +70,9 @@ def read_compact(folder: Path) -> tuple[LoraConfig, list[list[str]], dict[str, T
 
 
 def _copies(groups: list[list[str]]) -> list[str]:
-    return [_key(name, half) for _, *others in groups for name in others for half in HALVES]
+    return [tensor_name(name, half) for _, *others in groups for name in others for half in HALVES]
 
 
-def _key(name: str, half: str) -> str:
+def tensor_name(name: str, half: str) -> str:
+    """Return the name in a saved adapter of A or B (`half`, one of HALVES) of a module's LoRA."""
     return f"{PREFIX}{name}.{half}.weight"
