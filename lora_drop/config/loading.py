@@ -13,13 +13,7 @@ from typing import Any
 from lora_drop.config.files import find_config, read_sealed, read_yaml
 from lora_drop.config.identity import OWN
 from lora_drop.config.schema import Config, DataConfig, MethodConfig, OwnMethodConfig
-from lora_drop.config.strict import (
-    MOST_ERRORS,
-    apply_override,
-    build,
-    merge,
-    put,
-)
+from lora_drop.config.strict import MOST_ERRORS, apply_override, build, merge, put
 from lora_drop.errors import UserError, closest
 
 
