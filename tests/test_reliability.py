@@ -25,9 +25,10 @@ from lora_drop.methods import lora
 from lora_drop.progress import Reporter
 from lora_drop.registry import TASKS
 from lora_drop.runs import pipeline
+from lora_drop.runs.facts import read_facts
 from lora_drop.runs.job import Job
 from lora_drop.runs.stages.base import Stage
-from lora_drop.runs.store import Run, status_of, stored_config
+from lora_drop.runs.store import Run, stored_config
 from lora_drop.tasks.base import Source
 
 
@@ -132,10 +133,10 @@ def test_a_manifest_that_is_none_is_a_sentence(tmp_path, content):
 def test_a_killed_run_is_not_shown_as_running(tmp_path):
     run = Run(tmp_path, Config())
     with run.working():
-        assert status_of(tmp_path) == "running"
-    assert status_of(tmp_path) == "done"
+        assert read_facts(tmp_path).status == "running"
+    assert read_facts(tmp_path).status == "done"
     run.record(status="running")  # as a kill leaves it
-    assert status_of(tmp_path) == "interrupted"
+    assert read_facts(tmp_path).status == "interrupted"
 
 
 def test_checkpoints_go_when_the_manifest_says_that_the_stage_is_done(tmp_path):

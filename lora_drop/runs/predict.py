@@ -198,12 +198,8 @@ class _Writer:
         reading = predictor.reading
         self.read = list(dict.fromkeys([*reading.columns, *([reading.label] if labelled and reading.label else [])]))
         self.labels = reading.labels
-        self.file, self.table = (
-            file,
-            None
-            if suffix == ".jsonl"
-            else csv.writer(file, "excel-tab" if suffix == ".tsv" else "excel", lineterminator="\n"),
-        )
+        self.file, dialect = file, {".csv": "excel", ".tsv": "excel-tab"}.get(suffix)
+        self.table = csv.writer(file, dialect, lineterminator="\n") if dialect else None
         if self.table:
             scores = ["score", *(f"P({name})" for name in self.labels)] if self.labels else []
             self.table.writerow(map(csv_cell, [*self.read, "prediction", *scores]))

@@ -24,14 +24,8 @@ Work = tuple[str, Values]
 
 HELD_OUT = "held_out"
 """The primary metric on the rows that are held out of training, among the metrics of an epoch."""
-
-
 NO_INPUTS = ("save_steps", "report_to", "logging_steps")
 """Settings of a training that change none of its results."""
-
-
-def _always(job: Job) -> bool:
-    return True
 
 
 def selects(job: Job) -> bool:
@@ -57,7 +51,7 @@ class Stage:
     """All other inputs: rows, weights, outputs of earlier stages."""
     work: Callable[[Job], Work]
     """Writes the outputs."""
-    wanted: Callable[[Job], bool] = _always
+    wanted: Callable[[Job], bool] = lambda job: True
     """True if a run has this stage."""
     rows: Callable[[Job], tuple[str, ...]] = lambda job: ("train",)
     """The rows that it reads: "train", "eval", both or none."""
