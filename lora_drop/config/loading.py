@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lora_drop.config.files import find_config, read_sealed, read_yaml
+from lora_drop.config.files import read_config, read_sealed
 from lora_drop.config.identity import OWN
 from lora_drop.config.schema import Config, DataConfig, MethodConfig, OwnMethodConfig
 from lora_drop.config.strict import MOST_ERRORS, apply_override, build, merge, put
@@ -37,7 +37,7 @@ def load_config(
     errors: list[str] = []
     merged: dict[str, Any] = read_sealed(stored) if stored is not None else {}
     for name in files:
-        merge(merged, read_yaml(find_config(name)))
+        merge(merged, read_config(name))
     override(merged, overrides, flags or {}, errors)
     return from_dict(merged, errors=errors)
 

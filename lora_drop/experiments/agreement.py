@@ -25,14 +25,18 @@ def scored_by_row(table: Table) -> dict[str, list[Record]]:
     return {title: mine for title, mine in rows.items() if mine}
 
 
-def one_warm_up_a_seed(table: Table) -> list[Record]:
-    """Return the first record with importances per task and seed: rows that only select differently share a warm-up."""
+def warm_ups_by_task(table: Table) -> dict[str, list[Record]]:
+    """Return by the task's title the first record with importances of each seed: rows that only select differently
+    share a warm-up."""
     first: dict[tuple[str, int], Record] = {}
     for row in table.rows:
         for record in scored(table):
             if record.row == row.name:
                 first.setdefault((record.task, record.seed), record)
-    return list(first.values())
+    by_task: dict[str, list[Record]] = {}
+    for record in first.values():
+        by_task.setdefault(record.task_title, []).append(record)
+    return by_task
 
 
 def projections_of(table: Table) -> list[str]:
