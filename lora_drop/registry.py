@@ -45,11 +45,9 @@ class Registry(Generic[T]):
             return self.added[name]
         if name in self.own:
             module, attribute = self.own[name].split(":")
-            found: T = getattr(importlib.import_module(module), attribute)
-            return found
+            return getattr(importlib.import_module(module), attribute)
         if name in self.installed:
-            loaded: T = self.installed[name].load()
-            return loaded
+            return self.installed[name].load()
         names = self.names()
         raise UserError(f"Unknown {self.what} {name!r}.{closest(name, names)} Known: {', '.join(names)}")
 

@@ -84,8 +84,7 @@ def load_model(backbone: Backbone, kind: Any, config: PretrainedConfig, device: 
     options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
     if backbone.quantization != "none":
         options |= {"quantization_config": nf4(), "device_map": {"": device or "cuda"}}
-    loaded: Loaded = from_pretrained(kind, backbone, **options)
-    return loaded
+    return from_pretrained(kind, backbone, **options)
 
 
 def from_pretrained(kind: Any, backbone: Backbone, **options: Any) -> Any:

@@ -98,8 +98,7 @@ class Observer:
         from accelerate.utils import send_to_device
 
         kept = {key: value for key, value in batch.items() if key != "labels" or (self.two_stacks and _is_text(value))}
-        moved: dict[str, Any] = send_to_device(kept, self.device)
-        return moved
+        return send_to_device(kept, self.device)
 
     def look(self, inputs: dict[str, Any], layout: Layout | None = None) -> None:
         """Run the model on a batch, packed as `layout` says.

@@ -70,8 +70,7 @@ class Facts:
     @property
     def stages(self) -> dict[str, dict[str, Any]]:
         """The entries of the stages that were done."""
-        found: dict[str, dict[str, Any]] = self.manifest.get("stages", {})
-        return found
+        return self.manifest.get("stages", {})
 
     @cached_property
     def status(self) -> str:
@@ -82,8 +81,7 @@ class Facts:
     @property
     def parameters(self) -> dict[str, int]:
         """Trainable parameters, `adapter` and `head`; empty before training."""
-        found: dict[str, int] = self.stages.get("train", {}).get("trainable_parameters", {})
-        return found
+        return self.stages.get("train", {}).get("trainable_parameters", {})
 
     @cached_property
     def metrics(self) -> dict[str, Any]:
@@ -145,14 +143,12 @@ class Facts:
     @cached_property
     def warmup_losses(self) -> list[float]:
         """The loss of each step of the warm-up; empty if it is not there."""
-        found: list[float] = self._json("warmup/losses.json").get("losses", [])
-        return found
+        return self._json("warmup/losses.json").get("losses", [])
 
     @property
     def epochs(self) -> list[dict[str, float]]:
         """Loss and metrics of each epoch of the training."""
-        found: list[dict[str, float]] = self.stages.get("train", {}).get("epochs", [])
-        return found
+        return self.stages.get("train", {}).get("epochs", [])
 
     @property
     def seconds(self) -> float:

@@ -58,8 +58,7 @@ def load_adapter(job: Job, method: Method, artefact: str) -> nn.Module:
 def backbone_config(model: nn.Module) -> PretrainedConfig:
     """Return the configuration of the backbone under an adapter."""
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-    found: PretrainedConfig = base.config
-    return found
+    return base.config
 
 
 def start(job: Job, model: nn.Module) -> None:

@@ -130,8 +130,7 @@ class Run:
 
     def entry(self, stage: str) -> dict[str, Any]:
         """Return what the manifest says of a stage; empty if it was not done."""
-        found: dict[str, Any] = self.manifest["stages"].get(stage, {})
-        return found
+        return self.manifest["stages"].get(stage, {})
 
     def whole(self, stage: str, outputs: Sequence[str]) -> bool:
         """Return True if the outputs of a stage are those that it wrote."""
