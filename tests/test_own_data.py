@@ -20,8 +20,7 @@ from lora_drop.models.backbones import load_tokenizer, locate
 from lora_drop.progress import Reporter
 from lora_drop.tasks.base import Source
 from lora_drop.tasks.own.reading import Reading
-from lora_drop.tasks.own.splits import Named
-from lora_drop.tasks.own.tables import table_of
+from lora_drop.tasks.own.splits import table_of
 from lora_drop.tasks.own.task import OwnData, own_task, stored_task
 from lora_drop.tasks.own.values import as_label, kind_of, ordered, several
 
@@ -295,9 +294,7 @@ def test_a_stored_task_reads_rows_as_the_trained_one_did(tmp_path):
 
 def test_classes_of_the_hub_have_their_names():
     features = Features({"text": Value("string"), "label": ClassLabel(names=["bad", "good"])})
-    table = table_of(
-        "org/name", ["text", "label"], Named(Dataset.from_dict({"text": ["a", "b"], "label": [1, -1]}, features)), ""
-    )
+    table = table_of("org/name", Dataset.from_dict({"text": ["a", "b"], "label": [1, -1]}, features), "")
     assert list(table.rows()) == [
         ("org/name, row 1", {"text": "a", "label": "good"}),
         ("org/name, row 2", {"text": "b", "label": None}),
