@@ -38,8 +38,10 @@ def write_compact(adapter: Path, folder: Path) -> None:
         groups = json.loads((adapter / TIES).read_text(encoding="utf-8"))["tied"]
         config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
         weights = load_file(adapter / "adapter_model.safetensors")
-        for name in _copies(groups):
-            del weights[name]
+        for _, *others in groups:
+            for name in others:
+                for half in HALVES:
+                    del weights[tensor_name(name, half)]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
         raise UserError(f"{adapter} holds no whole LoRA-drop adapter ({type(error).__name__}: {error}).") from error
     save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
@@ -67,10 +69,6 @@ def read_compact(folder: Path) -> tuple[LoraConfig, list[list[str]], dict[str, T
         ) from error
     assert isinstance(config, LoraConfig)
     return config, groups, weights
-
-
-def _copies(groups: list[list[str]]) -> list[str]:
-    return [tensor_name(name, half) for _, *others in groups for name in others for half in HALVES]
 
 
 def tensor_name(name: str, half: str) -> str:

@@ -28,7 +28,7 @@ def locate(name: str, request: Request) -> Backbone:
     nearest = closest(prefix, BACKBONES.names()) if colon else ""
     if nearest:
         raise UserError(f"Unknown kind of backbone {prefix!r} in {name}.{nearest}")
-    model = locate_model(name, request.offline, request.weights, request.known, request.report)
+    model = locate_model(name, request)
     _check_no_adapter(model.folder)
     identity = model.identity if request.weights else ""
     return Backbone(name, str(model.folder), identity, {"local_files_only": True}, origin=model.origin)
