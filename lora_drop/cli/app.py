@@ -22,6 +22,7 @@ from lora_drop.cli.terminal import forsake, tolerate_encodings
 from lora_drop.errors import UserError
 from lora_drop.faults import as_sentences
 from lora_drop.interruption import stoppable
+from lora_drop.registry import TASKS
 from lora_drop.runs.stages import STAGES
 
 app = typer.Typer(
@@ -108,7 +109,6 @@ for stage in STAGES:
 def _score_file(task: str, predictions: Path, split: str | None, given: dict[str, Any]) -> None:
     from lora_drop.cli.console import ConsoleReporter, err, note, out, print_table
     from lora_drop.evaluation.predictions import score_predictions
-    from lora_drop.registry import TASKS
     from lora_drop.tasks.base import Source
 
     source = Source.resolve(given["data_dir"], given["offline"], report=ConsoleReporter(err))

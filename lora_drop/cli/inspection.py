@@ -9,7 +9,7 @@ from typing import Any
 
 from lora_drop.config.schema import Config
 from lora_drop.errors import UserError
-from lora_drop.registry import TASKS
+from lora_drop.registry import METHODS, TASKS, needs_selection
 from lora_drop.tasks.base import Source
 
 
@@ -46,7 +46,6 @@ def count_methods(config: Config) -> dict[str, Any]:
     LoRA-drop's count depends on the data; given is the number at the retained layers that would halve LoRA.
     """
     from lora_drop.models.backbones import load_meta_model, locate
-    from lora_drop.registry import METHODS, needs_selection
 
     task = TASKS.get(config.task)
     backbone = locate(config.backbone, config.offline, weights=False)

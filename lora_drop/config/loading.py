@@ -15,6 +15,7 @@ from lora_drop.config.identity import OWN
 from lora_drop.config.schema import Config, DataConfig, MethodConfig, OwnMethodConfig
 from lora_drop.config.strict import MOST_ERRORS, apply_override, build, merge, put
 from lora_drop.errors import UserError, closest
+from lora_drop.registry import CRITERIA, METHODS, TASKS
 
 
 def load_config(
@@ -53,8 +54,6 @@ def override(into: dict[str, Any], overrides: Iterable[str], flags: Mapping[str,
 
 def from_dict(values: Mapping[str, Any], errors: list[str] | None = None) -> Config:
     """Build a configuration from nested dictionaries. Raises UserError that lists every unknown key and wrong value."""
-    from lora_drop.registry import CRITERIA, METHODS, TASKS
-
     errors = [] if errors is None else errors
     method = values.get("method")
     options = method.get("options") if isinstance(method, Mapping) else None

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from lora_drop import processes
 from lora_drop.files import write_json
+from lora_drop.registry import CRITERIA, METHODS
 from lora_drop.runs.stages.base import Stage, Values, Work, criterion, names, precision, scored_inputs, selects
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ def work(job: Job) -> Work:
 
     from lora_drop.data.sentences import batches
     from lora_drop.pruning import importance
-    from lora_drop.registry import CRITERIA, METHODS
     from lora_drop.runs import models
 
     encoded = models.sampled(job)
