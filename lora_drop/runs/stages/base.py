@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from lora_drop.files import file_digest
+from lora_drop.methods.folder import adapter_folder
 from lora_drop.registry import CRITERIA
 
 if TYPE_CHECKING:
@@ -119,7 +120,5 @@ def training(train: TrainConfig, *unused: str) -> Values:
     if train.device_batch_size:  # parts of a batch that no number divides were weighed otherwise before
         settings["accumulation"] = 2
     if train.start_from:
-        from lora_drop.methods.folder import adapter_folder
-
         settings["start_from"] = file_digest(adapter_folder(train.start_from))
     return settings
