@@ -8,7 +8,7 @@ import own_data
 import pytest
 import torch
 from datasets import Dataset
-from test_own_data import error, read, rows
+from own_data import error, read, rows
 from test_own_runs import lora_drop, read_csv
 from torch.nn import functional
 
