@@ -10,6 +10,7 @@ import numpy as np
 
 from lora_drop.experiments.records import Record
 from lora_drop.experiments.table import Table
+from lora_drop.pruning.agreement import by_layer
 from lora_drop.pruning.agreement import kendall as tau
 
 
@@ -46,8 +47,7 @@ def projections_of(table: Table) -> list[str]:
 
 def importances_of(rows: Sequence[Mapping[str, Any]], projection: str) -> list[float]:
     """Return the importances of one projection in the order of its layers."""
-    mine = sorted((row for row in rows if row["projection"] == projection), key=lambda row: row["layer"])
-    return [row["importance"] for row in mine]
+    return [importance for _, importance in sorted(by_layer(rows, projection).items())]
 
 
 def mean_importances(records: Sequence[Record], projection: str) -> np.ndarray:
