@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import textwrap
 from dataclasses import is_dataclass
-from typing import Any
 
 from lora_drop.config.identity import to_yaml
 from lora_drop.config.schema import Config
@@ -17,7 +16,7 @@ WIDTH = 78
 def explained(config: Config) -> str:
     """Return the content of a configuration file that gives the same configuration, with a comment above each key."""
     lines: list[str] = []
-    sections: list[Any] = [config]  # that the line is in, from the outermost
+    sections: list[object] = [config]  # that the line is in, from the outermost
     for line in to_yaml(config).splitlines():
         key = re.match(r"((?:  )*)(\w+):", line)
         if key is None:  # an item of a list

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from lora_drop import processes
 from lora_drop.data.completions import IGNORED, pair_collator, token_loss
 from lora_drop.data.sentences import batches
-from lora_drop.errors import UserError
+from lora_drop.evaluation.base import check_finite
 from lora_drop.pruning.observation import eval_mode
 from lora_drop.training.way import Way
 
@@ -44,6 +44,5 @@ def perplexity(
             total += float(loss(model(**given), labels, 1))
             count += int((labels[:, 1:] != IGNORED).sum())
     total, count = map(sum, zip(*processes.everywhere((total, count)), strict=True))
-    if not math.isfinite(total):
-        raise UserError("The model predicts NaN: its training diverged. Lower train.learning_rate.")
+    check_finite(total)
     return math.exp(min(total / count, 700.0))  # more than that is no number

@@ -12,7 +12,7 @@ from datasets import Features, Value
 from scipy import stats
 from sklearn import metrics
 
-from lora_drop.errors import UserError
+from lora_drop.evaluation.base import check_finite
 from lora_drop.evaluation.metrics.text_metric import InMemory
 from lora_drop.tasks.base import Task
 
@@ -81,8 +81,7 @@ def evaluate_predictions(
     Raises:
         UserError: if a prediction is not a number: the model has diverged.
     """
-    if not np.isfinite(predictions).all():
-        raise UserError("The model predicts NaN: its training diverged. Lower train.learning_rate.")
+    check_finite(predictions)
     metric = GlueMetric(task.metrics)
     results = dict(metric.compute(predictions=predictions, references=references))
     parts = sorted(set(groups or ()))
