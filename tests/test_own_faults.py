@@ -9,7 +9,7 @@ from own_data import Notices, csv_file, error, read, rows
 from lora_drop.config.schema import DataConfig
 from lora_drop.errors import UserError
 from lora_drop.tasks.base import Source
-from lora_drop.tasks.own.task import own_task
+from lora_drop.tasks.own.task import OwnData
 
 GOOD = "text,label\n" + "a,1\nb,2\n" * 5
 
@@ -48,7 +48,7 @@ def test_rows_without_text_or_label_are_left_out_and_named(tmp_path):
 def test_faults_are_named_with_file_line_and_column(text, given, says, tmp_path):
     path = csv_file(tmp_path, text)
     with pytest.raises(UserError) as found:
-        own_task(DataConfig(path=str(path), **given), Source(None, offline=True))
+        OwnData(DataConfig(path=str(path), **given), Source(None, offline=True))
     assert says in str(found.value)
     assert given or str(path) in str(found.value)
 

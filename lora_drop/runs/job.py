@@ -51,9 +51,9 @@ class Job:
     def task(self) -> Task:
         """The task."""
         if self.config.data.given:
-            from lora_drop.tasks.own.task import own_task
+            from lora_drop.tasks.own.task import OwnData
 
-            return own_task(self.config.data, self.source)
+            return OwnData(self.config.data, self.source).task()
         return TASKS.get(self.config.task)
 
     @cached_property

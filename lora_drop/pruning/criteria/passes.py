@@ -59,17 +59,12 @@ class Gradients:
     tokens: int
 
 
-def pairs(given: Given) -> dict[str, list[nn.Parameter]]:
-    """Return the parameters of each LoRA: A and B, and the bias of B where there is one."""
-    return {name: lora.tensors for name, lora in given.layers.items()}
-
-
 def gradients(given: Given, one_by_one: bool = False) -> Iterator[Gradients]:
     """Yield the gradients of each batch, or of each example, without dropout; the model is left as it was.
 
     Raises UserError for a batch without labels, and for a model that computes no loss from them.
     """
-    parameters = list({id(each): each for pair in pairs(given).values() for each in pair}.values())
+    parameters = list({id(each): each for lora in given.layers.values() for each in lora.tensors}.values())
     device = next(given.model.parameters()).device
     seen = 0
     with _learning(given.model, parameters):
