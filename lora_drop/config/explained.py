@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import textwrap
 from dataclasses import is_dataclass
+from typing import Any
 
 from lora_drop.config.identity import to_yaml
 from lora_drop.config.schema import Config
@@ -16,7 +17,7 @@ WIDTH = 78
 def explained(config: Config) -> str:
     """Return the content of a configuration file that gives the same configuration, with a comment above each key."""
     lines: list[str] = []
-    sections: list[object] = [config]  # that the line is in, from the outermost
+    sections: list[Any] = [config]  # that the line is in, from the outermost
     for line in to_yaml(config).splitlines():
         key = re.match(r"((?:  )*)(\w+):", line)
         if key is None:  # an item of a list
@@ -26,7 +27,8 @@ def explained(config: Config) -> str:
         if not indent:
             lines.append("")
         del sections[len(indent) // 2 + 1 :]
-        text = describe(type(sections[-1])).get(name, "")
+        section: type = type(sections[-1])
+        text = describe(section).get(name, "")
         lines += textwrap.wrap(text, WIDTH, initial_indent=f"{indent}# ", subsequent_indent=f"{indent}# ")
         lines.append(line)
         value = getattr(sections[-1], name)
