@@ -48,7 +48,7 @@ def test_rows_without_text_or_label_are_left_out_and_named(tmp_path):
 def test_faults_are_named_with_file_line_and_column(text, given, says, tmp_path):
     path = csv_file(tmp_path, text)
     with pytest.raises(UserError) as found:
-        OwnData(DataConfig(path=str(path), **given), Source(None, offline=True))
+        OwnData(DataConfig(path=str(path), **given), Source(None, offline=True)).task()
     assert says in str(found.value)
     assert given or str(path) in str(found.value)
 
