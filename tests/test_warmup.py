@@ -60,7 +60,7 @@ def scored(folder, *overrides):
     run = Run(folder, load_config([], [*SMALL, *overrides]))
     with run.working():
         for stage in ("sample", "score"):
-            perform(Job(run, told), stage)
+            perform(Job(run, told), BY_NAME[stage])
     return run, told
 
 
