@@ -156,16 +156,18 @@ def file_digest(path: Path) -> str:
     return total.hexdigest()[:16]
 
 
+def sha256(path: Path) -> str:
+    """Return the sha256 of a file's content. Raises OSError."""
+    total = hashlib.sha256()
+    _add(path, total)
+    return total.hexdigest()
+
+
 def digests_below(folder: Path) -> dict[str, str]:
     """Return the sha256 of each file of a folder, by name; a link or a folder in it has none. Raises OSError."""
-    found = {}
-    for path in sorted(folder.iterdir()):
-        plain = path.is_file() and not path.is_symlink()
-        total = hashlib.sha256()
-        if plain:
-            _add(path, total)
-        found[path.name] = total.hexdigest() if plain else ""
-    return found
+    return {
+        path.name: sha256(path) if path.is_file() and not path.is_symlink() else "" for path in sorted(folder.iterdir())
+    }
 
 
 def _add(path: Path, total: hashlib._Hash) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 Note = str | Callable[[], str]
@@ -65,36 +66,17 @@ class Relay(Reporter):
 
     def __init__(self, send: Callable[[tuple[Any, ...]], object]):
         self.send, self.sent = send, 0.0
+        for name in ("at", "start", "doing", "finish", "skip", "notice"):
+            setattr(self, name, partial(self._hand_on, name))
 
-    def at(self, place: str) -> None:
-        """Hand it on."""
-        self.send(("at", place))
-
-    def start(self, stage: str) -> None:
-        """Hand it on."""
-        self.send(("start", stage))
-
-    def doing(self, what: str) -> None:
-        """Hand it on."""
-        self.send(("doing", what))
+    def _hand_on(self, name: str, *values: Any) -> None:
+        self.send((name, *values))
 
     def advance(self, done: int, total: int, note: Note = "") -> None:
         """Hand it on, but for what comes too soon."""
         if time.monotonic() - self.sent > 0.5 or done == total:
             self.send(("advance", done, total, text_of(note)))
             self.sent = time.monotonic()
-
-    def finish(self, stage: str, seconds: float, note: str) -> None:
-        """Hand it on."""
-        self.send(("finish", stage, seconds, note))
-
-    def skip(self, stage: str, reason: str) -> None:
-        """Hand it on."""
-        self.send(("skip", stage, reason))
-
-    def notice(self, text: str) -> None:
-        """Hand it on."""
-        self.send(("notice", text))
 
 
 SILENT = Reporter()

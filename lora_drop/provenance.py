@@ -61,11 +61,6 @@ def peak_memory_mb() -> int:
     return peak // (2**20 if sys.platform == "darwin" else 2**10)
 
 
-def resident_memory_mb() -> int:
-    """Return the memory in MB that the process holds now."""
-    return int(psutil.Process().memory_info().rss) // 2**20
-
-
 def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
     """Return the versions of Python and of `packages`: those that decide numbers, if none are given."""
     found = {"python": platform.python_version()}

@@ -14,7 +14,6 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from functools import cached_property
-from importlib.metadata import entry_points
 from typing import Any, Generic, TypeVar
 
 from lora_drop.errors import UserError, closest
@@ -33,6 +32,8 @@ class Registry(Generic[T]):
     @cached_property
     def installed(self) -> dict[str, Any]:
         """Entry points of installed packages by name."""
+        from importlib.metadata import entry_points  # not before: it takes longer than the help
+
         return {entry.name: entry for entry in entry_points(group=self.group)}
 
     def names(self) -> list[str]:
@@ -45,11 +46,9 @@ class Registry(Generic[T]):
             return self.added[name]
         if name in self.own:
             module, attribute = self.own[name].split(":")
-            found: T = getattr(importlib.import_module(module), attribute)
-            return found
+            return getattr(importlib.import_module(module), attribute)
         if name in self.installed:
-            loaded: T = self.installed[name].load()
-            return loaded
+            return self.installed[name].load()
         names = self.names()
         raise UserError(f"Unknown {self.what} {name!r}.{closest(name, names)} Known: {', '.join(names)}")
 

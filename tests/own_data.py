@@ -1,9 +1,17 @@
-"""Product reviews made by a generator, as people have them: in a table of each kind."""
+"""Product reviews made by a generator, as people have them: in a table of each kind; and what is read of them."""
 
 import csv
 import json
 import random
 from pathlib import Path
+
+import pytest
+
+from lora_drop.config.schema import DataConfig
+from lora_drop.errors import UserError
+from lora_drop.progress import Reporter
+from lora_drop.tasks.base import Source
+from lora_drop.tasks.own.task import OwnData
 
 PRODUCTS = ("kettle", "lamp", "backpack", "keyboard", "blender", "tent", "headset", "chair", "camera", "drill")
 ASPECTS = {
@@ -95,4 +103,33 @@ def write(path: Path, rows: list[dict]) -> Path:
         from pyarrow import parquet
 
         parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    return path
+
+
+class Notices(Reporter):
+    def __init__(self):
+        self.texts = []
+
+    def notice(self, text):
+        self.texts.append(text)
+
+
+def read(path, report=None, **data) -> OwnData:
+    source = Source(None, offline=True, report=report or Reporter())
+    return OwnData(DataConfig(path=str(path), **data), source)
+
+
+def rows(data: OwnData, split="train"):
+    return data.load(data.source, split).to_list()
+
+
+def error(path, **data) -> str:
+    with pytest.raises(UserError) as found:
+        read(path, **data)
+    return str(found.value)
+
+
+def csv_file(tmp_path: Path, text: str, name="t.csv") -> Path:
+    path = tmp_path / name
+    path.write_bytes(text.encode())
     return path

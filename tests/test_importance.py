@@ -4,7 +4,7 @@ from models import backbone, inputs, trained_lora
 
 from lora_drop.errors import UserError
 from lora_drop.pruning.adapters import loras
-from lora_drop.pruning.importance import collect_moments, example_norms, score, score_moments, token_gram
+from lora_drop.pruning.importance import collect_moments, example_norms, score, token_gram
 from lora_drop.pruning.sharing import tie
 
 
@@ -74,13 +74,13 @@ def test_importances_sum_to_one_per_projection():
         assert sum(row.importance for row in layers) == pytest.approx(1)
 
 
-def test_moments_of_parts_add_up_to_the_whole():
+def test_what_is_measured_on_parts_adds_up_to_the_whole():
     model, tokenizer = trained_lora()
-    batch = inputs(tokenizer, 9)
-    parts = split(batch, 4)
-    total = collect_moments(model, parts[:1], per_example=True) + collect_moments(model, parts[1:], per_example=True)
+    parts = split(inputs(tokenizer, 9), 4)
+    first = []
+    score(model, parts[:1], per_example=True, total=lambda measured: first.append(measured) or measured)
+    added = score(model, parts[1:], per_example=True, total=lambda measured: first[0] + measured)
     whole = score(model, parts, per_example=True)
-    added = score_moments(model, total)
     assert [row.score for row in added.rows] == pytest.approx([row.score for row in whole.rows], rel=1e-12)
     assert (added.examples, added.tokens, added.norms) == (whole.examples, whole.tokens, whole.norms)
 

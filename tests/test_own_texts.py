@@ -8,7 +8,7 @@ import own_data
 import pytest
 import torch
 from datasets import Dataset
-from test_own_data import error, read, rows
+from own_data import error, read, rows
 from test_own_runs import lora_drop, read_csv
 from torch.nn import functional
 
@@ -20,7 +20,7 @@ from lora_drop.evaluation.perplexity import perplexity
 from lora_drop.models.backbones import load_model, load_tokenizer, locate
 from lora_drop.registry import TASKS
 from lora_drop.tasks.base import Source
-from lora_drop.tasks.own.task import own_task
+from lora_drop.tasks.own.task import OwnData
 
 TEMPLATE = (
     "{{ bos_token }}{% for turn in messages %}<{{ turn.role }}>{{ turn.content }}"
@@ -131,7 +131,7 @@ def llama_factory(tmp_path, **entries):
 
 def described(path, name):
     source = Source(None, offline=True)
-    return own_task(DataConfig(dataset_info=str(path), name=name), source).load(source, "train").to_list()
+    return OwnData(DataConfig(dataset_info=str(path), name=name), source).load(source, "train").to_list()
 
 
 def test_dataset_info_of_llama_factory_is_understood(tmp_path):

@@ -205,10 +205,11 @@ def test_norms_stand_in_the_order_of_the_sample(finished):
     from lora_drop.runs import models
     from lora_drop.runs.job import Job
     from lora_drop.runs.pipeline import perform as perform_stage
+    from lora_drop.runs.stages import BY_NAME
     from lora_drop.runs.store import Run
 
     job = Job(Run(finished))
-    perform_stage(job, "norms")
+    perform_stage(job, BY_NAME["norms"])
     first = job.data.train_encoded.select(read_json(finished / "sample.json")["indices"][:1])
     model = METHODS.get("lora").load(models.load_backbone(job), finished / "warmup")
     alone = profiler.score(model, (batch for _, batch in batches(first, job.data.collate, 1)))

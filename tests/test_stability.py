@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from lora_drop.errors import UserError
-from lora_drop.pruning.selection import Scored
-from lora_drop.pruning.stability import bootstrap, rescored
+from lora_drop.pruning.selection import Scored, rescored
+from lora_drop.pruning.stability import bootstrap
 
 NAMES = [("query", 0), ("query", 1), ("query", 2)]
 

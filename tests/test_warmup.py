@@ -15,6 +15,7 @@ from lora_drop.progress import Reporter, text_of
 from lora_drop.registry import TASKS
 from lora_drop.runs.job import Job
 from lora_drop.runs.pipeline import perform
+from lora_drop.runs.stages import BY_NAME
 from lora_drop.runs.store import Run
 from lora_drop.tasks.base import Source
 from lora_drop.training.trainer import fit
@@ -59,7 +60,7 @@ def scored(folder, *overrides):
     run = Run(folder, load_config([], [*SMALL, *overrides]))
     with run.working():
         for stage in ("sample", "score"):
-            perform(Job(run, told), stage)
+            perform(Job(run, told), BY_NAME[stage])
     return run, told
 
 
@@ -107,7 +108,7 @@ def test_the_batch_of_the_warm_up_is_an_input_of_its_stage_and_that_of_training_
         told = Told()
         other = Run(tmp_path / "run", load_config([], [*SMALL, *overrides]))
         with other.working():
-            perform(Job(other, told), "score")
+            perform(Job(other, told), BY_NAME["score"])
         return bool(told.notes)
 
     assert not again("warmup.batch_size=4", "train.warmup_ratio=0.5", "train.epochs=2")
@@ -125,11 +126,11 @@ def test_a_warm_up_that_was_killed_keeps_its_losses(tmp_path):
 
     run = Run(tmp_path / "killed", load_config([], [*SMALL, "warmup.batch_size=4", "train.save_steps=3"]))
     with pytest.raises(RuntimeError, match="killed"), run.working():
-        perform(Job(run, Killed()), "sample")
-        perform(Job(run, Killed()), "score")
+        perform(Job(run, Killed()), BY_NAME["sample"])
+        perform(Job(run, Killed()), BY_NAME["score"])
     told = Told()
     with run.working():
-        perform(Job(run, told), "score")
+        perform(Job(run, told), BY_NAME["score"])
     assert run.manifest["stages"]["score"]["resumed"]
     for name in ("warmup/losses.json", "scores.json"):
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()

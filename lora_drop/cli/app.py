@@ -15,13 +15,14 @@ import typer
 from lora_drop import processes
 from lora_drop.cli.experiments import report, reproduce
 from lora_drop.cli.export import export
-from lora_drop.cli.options import RunDir, configuration, flags, options, own_run_dir
+from lora_drop.cli.options import Backbone, RunDir, configuration, flags, options, own_run_dir
 from lora_drop.cli.own import OWN_DATA, predict, show_data
 from lora_drop.cli.runs import runs
 from lora_drop.cli.terminal import forsake, tolerate_encodings
 from lora_drop.errors import UserError
 from lora_drop.faults import as_sentences
 from lora_drop.interruption import stoppable
+from lora_drop.registry import TASKS
 from lora_drop.runs.stages import STAGES
 
 app = typer.Typer(
@@ -40,18 +41,8 @@ app = typer.Typer(
 )
 COMMON = ("quiet", "as_json", "debug")
 WHERE = ("seed", "device", "offline", "force", *COMMON)
-RUN = (
-    "config",
-    "overrides",
-    "backbone",
-    *OWN_DATA,
-    "budget",
-    "bootstrap",
-    "data_dir",
-    "limit_train",
-    "limit_eval",
-    *WHERE,
-)
+LIMITS = ("limit_train", "limit_eval")
+RUN = ("config", "overrides", "backbone", *OWN_DATA, "budget", "bootstrap", "data_dir", *LIMITS, *WHERE)
 
 
 def _stage(name: str, help_text: str) -> Callable[..., None]:
@@ -116,9 +107,8 @@ for stage in STAGES:
 
 
 def _score_file(task: str, predictions: Path, split: str | None, given: dict[str, Any]) -> None:
-    from lora_drop.cli.console import ConsoleReporter, err, out, print_table
+    from lora_drop.cli.console import ConsoleReporter, err, note, out, print_table
     from lora_drop.evaluation.predictions import score_predictions
-    from lora_drop.registry import TASKS
     from lora_drop.tasks.base import Source
 
     source = Source.resolve(given["data_dir"], given["offline"], report=ConsoleReporter(err))
@@ -130,7 +120,7 @@ def _score_file(task: str, predictions: Path, split: str | None, given: dict[str
     title = f"{task}, {scored['split']}, {scored['examples']} items"
     print_table(out, ["metric", "value", "protocol"], rows, title)
     for name, reason in scored.get("skipped", {}).items():
-        err.print(f"note: {name} was not computed. {reason}", soft_wrap=True)
+        note(f"{name} was not computed. {reason}")
 
 
 @app.command()
@@ -205,12 +195,7 @@ def tasks(
 @app.command()
 @options("overrides", "offline", "as_json", "debug")
 def params(
-    backbone: Annotated[
-        str,
-        typer.Option(
-            "--backbone", "-b", help="A Hub id (or id@revision), a folder, packaged:NAME, shape:NAME or tiny:NAME."
-        ),
-    ] = "packaged:minilm-l6",
+    backbone: Backbone = "packaged:minilm-l6",
     task: Annotated[str, typer.Option("--task", "-t", help="Decides the head.")] = "rte",
     **given: Any,
 ) -> None:

@@ -46,7 +46,7 @@ class ConsoleReporter(Reporter):
         self.shown = self.said = time.monotonic()
         """When the bar was moved, and when a line was written."""
         self.stage = ""
-        self.measured = Measured(0, 0)
+        self.measured = Measured()
         self.told: set[str] = set()
 
     def __enter__(self) -> Self:
@@ -62,7 +62,7 @@ class ConsoleReporter(Reporter):
     def start(self, stage: str) -> None:
         """A stage begins: show a bar in a terminal."""
         self.close()
-        self.stage, self.measured = stage, Measured(0, 0)
+        self.stage, self.measured = stage, Measured()
         self._open()
 
     def doing(self, what: str) -> None:
@@ -74,9 +74,7 @@ class ConsoleReporter(Reporter):
 
     def advance(self, done: int, total: int, note: Note = "") -> None:
         """Move the bar, a few times a second; elsewhere say it if nothing else was said for long."""
-        if total != self.measured.total or done < self.measured.done:
-            self.measured = Measured(done, total)
-        self.measured.done = done
+        self.measured.reach(done, total)
         now, last = time.monotonic(), done == total
         if self._open():
             if last or now - self.shown > REDRAWN_S:
@@ -117,11 +115,7 @@ class ConsoleReporter(Reporter):
         if self.quiet or not self.console.is_terminal:
             return False
         if self.bar is None:
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-            stage, note = (TextColumn(text, markup=False) for text in ("{task.fields[stage]:<7}", "{task.description}"))
-            columns = (stage, BarColumn(24), MofNCompleteColumn(), note, TimeRemainingColumn())
-            self.bar = Progress(*columns, console=self.console, transient=True)
+            self.bar = progress_bar(self.console, 24, "{task.fields[stage]:<7}")
             self.task = self.bar.add_task("", total=None, stage=self.stage)
             self.bar.start()
         return True
@@ -135,11 +129,27 @@ class ConsoleReporter(Reporter):
             self.console.print(text, soft_wrap=True)
 
 
+def progress_bar(console: Console, width: int, *fields: str) -> Progress:
+    """Return a bar of so many signs, behind these fields of its tasks, and before counts, a note and the time that is left."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    *before, note = (TextColumn(text, markup=False) for text in (*fields, "{task.description}"))
+    columns = (*before, BarColumn(width), MofNCompleteColumn(), note, TimeRemainingColumn())
+    return Progress(*columns, console=console, transient=True)
+
+
 class Measured:
     """The speed of a stage since it was first heard of: a resumed one does not begin at 0."""
 
-    def __init__(self, first: int, total: int):
-        self.first, self.done, self.total, self.began = first, first, total, time.monotonic()
+    def __init__(self) -> None:
+        self.first = self.done = self.total = 0
+        self.began = time.monotonic()
+
+    def reach(self, done: int, total: int) -> None:
+        """So much is done. Of another total, or less than before, it is the beginning of something else."""
+        if total != self.total or done < self.done:
+            self.first, self.total, self.began = done, total, time.monotonic()
+        self.done = done
 
     def speed(self) -> str:
         """Return a rate and the remaining time in words; nothing before there is a rate."""
@@ -195,8 +205,12 @@ def _doubt(row: Mapping[str, Any] | None) -> str:
 
 
 def _summary(layers: Any) -> str:
-    retained, total = len(layers.retained), len(layers.retained + layers.shared)
-    return f"{retained} of {total} layers hold {layers.coverage:.1%} of the importance"
+    return f"{len(layers.retained)} of {len(layers.all)} layers hold {layers.coverage:.1%} of the importance"
+
+
+def note(text: str) -> None:
+    """Say something to know, on standard error."""
+    err.print(f"note: {text}", soft_wrap=True)
 
 
 def print_rows(console: Console, rows: Sequence[Mapping[str, Any]], title: str | None = None) -> None:
@@ -221,6 +235,8 @@ def print_table(
 
 
 def _cell(value: Any) -> str:
+    if value is None:
+        return ""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int):

@@ -59,15 +59,8 @@ def reproduce(
     if experiment == "list":
         _list(given["as_json"])
         return
-    choice = Choice(
-        backbone,
-        _split(tasks),
-        _split(methods),
-        _numbers(seeds),
-        given["config"] or [],
-        given["overrides"] or [],
-        flags(given),
-    )
+    asked = given["config"] or [], given["overrides"] or [], flags(given)
+    choice = Choice(backbone, _split(tasks), _split(methods), _numbers(seeds), *asked)
     make = engine_of(engine, runs, jobs, address, gpus_per_run)
     planned, kept = part_of(expand(load_experiment(experiment), choice), shard), Results(results, keep_old)
     if dry_run:
@@ -84,11 +77,8 @@ def _list(as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps([{"experiment": item.name, "title": item.title} for item in found]))
     else:
-        runs = [len(expand(item, Choice())) for item in found]
-        print_rows(
-            out,
-            [{"experiment": item.name, "what": item.title, "runs": n} for item, n in zip(found, runs, strict=True)],
-        )
+        rows = [{"experiment": item.name, "what": item.title, "runs": len(expand(item, Choice()))} for item in found]
+        print_rows(out, rows)
 
 
 @options("quiet", "as_json", "debug")
@@ -141,10 +131,10 @@ def _write_page(runs: list[Path], names: list[str], page: Path | None, given: di
 
 
 def _write_tables(results: Path, experiments: list[str], figures: bool, given: dict[str, Any]) -> None:
-    from lora_drop.cli.console import err, out
+    from lora_drop.cli.console import note, out
     from lora_drop.experiments.report import report as write
 
-    written = write(results, experiments, figures, tell=lambda text: err.print(f"note: {text}", soft_wrap=True))
+    written = write(results, experiments, figures, tell=note)
     if given["as_json"]:
         typer.echo(json.dumps({"folders": [str(folder) for folder in written]}))
         return
@@ -163,7 +153,7 @@ def _perform(
     as_json: bool,
 ) -> bool:
     """Perform runs and show their tables; return True if none is missing."""
-    from lora_drop.cli.console import err, out
+    from lora_drop.cli.console import err, note, out
     from lora_drop.cli.grid_progress import ConsoleGridReporter
     from lora_drop.experiments.engine import perform_grid
     from lora_drop.experiments.one_run import run_directory
@@ -180,12 +170,7 @@ def _perform(
     folders = sorted({results.path(run).parent for run in planned})
     present = [folder for folder in folders if any(folder.glob("*.json"))]
     for folder in present:
-        (tables,) = write(
-            results.folder,
-            [folder.parent.name],
-            backbones=[folder.name],
-            tell=lambda text: err.print(f"note: {text}", soft_wrap=True),
-        ).values()
+        (tables,) = write(results.folder, [folder.parent.name], backbones=[folder.name], tell=note).values()
         if not as_json:
             _show_tables(tables)
             out.print(f"Files: {folder}", soft_wrap=True)
@@ -221,8 +206,8 @@ def _show_plan(planned: list[Planned], results: Results, jobs: int, as_json: boo
     times = [
         {
             "devices": each["devices"],
-            "minutes, longest runs first": round(each["seconds"] / 60, 1),
-            "in this order": round(each["in_order"] / 60, 1),
+            "minutes, longest runs first": _over(each["seconds"], 60),
+            "in this order": _over(each["in_order"], 60),
         }
         for each in several
     ]
@@ -241,8 +226,8 @@ def _cost(entry: Estimate) -> dict[str, Any]:
     return {"row": entry.row, "task": entry.task, "runs": entry.runs, **cost, "": entry.reason}
 
 
-def _over(value: float | None, unit: float) -> Any:
-    return "" if value is None else round(value / unit, 1)
+def _over(value: float | None, unit: float) -> float | None:
+    return None if value is None else round(value / unit, 1)
 
 
 def _show_tables(tables: list[Table]) -> None:

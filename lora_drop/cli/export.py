@@ -41,16 +41,10 @@ def export(
     if to not in FOLDERS:
         if push:
             raise UserError(f"--push uploads an adapter or a model, and {to} is a text. Use --to {', '.join(FOLDERS)}.")
-        text = export_text(run, to, out, base)
-        if given["as_json"]:
-            typer.echo(json.dumps({"to": to, "file": str(out) if out else None, "text": text}))
-        elif out is None:
-            typer.echo(text, nl=False)
-        else:
-            typer.echo(f"File: {out}")
+        _show_text(export_text(run, to, out, base), to, out, given["as_json"])
         return
     if push:
-        from lora_drop.hub.upload import check_upload
+        from lora_drop.hub.upload import check_upload, upload
 
         check_upload(push)
     from lora_drop.cli.console import ConsoleReporter, err
@@ -62,8 +56,6 @@ def export(
         reporter.doing(f"writing {to}")
         folder, said = export_folder(run, to, out, base)
         if push:
-            from lora_drop.hub.upload import upload
-
             reporter.doing(f"uploading to {push}")
             url = upload(folder, push, private=not public)
     if given["as_json"]:
@@ -72,3 +64,12 @@ def export(
     typer.echo(f"Files: {folder} ({said})")
     if url:
         typer.echo(f"Uploaded: {url}")
+
+
+def _show_text(text: str, to: str, out: Path | None, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps({"to": to, "file": str(out) if out else None, "text": text}))
+    elif out is None:
+        typer.echo(text, nl=False)
+    else:
+        typer.echo(f"File: {out}")

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 
-from lora_drop.cli.console import REDRAWN_S, SILENCE_S, ConsoleReporter, Measured
+from lora_drop.cli.console import REDRAWN_S, SILENCE_S, ConsoleReporter, Measured, progress_bar
 from lora_drop.progress import GridReporter, Note, Reporter, text_of
-
-if TYPE_CHECKING:
-    from rich.progress import Progress
 
 
 class ConsoleGridReporter(ConsoleReporter, GridReporter):
@@ -27,7 +24,9 @@ class ConsoleGridReporter(ConsoleReporter, GridReporter):
         """A run begins."""
         label = f"{number:>{len(str(total))}}/{total}  {name}"
         if self.bar is None and self.console.is_terminal and not self.quiet:
-            self.bar = _table(self.console)
+            self.bar = progress_bar(
+                self.console, 16, "{task.fields[label]}", "{task.fields[place]}", "{task.fields[stage]:<7}"
+            )
             self.bar.start()
         self.rows[name] = _Row(self, label)
         return self.rows[name]
@@ -66,7 +65,7 @@ class _Row(Reporter):
         self.grid, self.label, self.began = grid, label, time.monotonic()
         self.fields: dict[str, Any] = {"label": label, "place": "", "stage": "begins"}
         self.task: Any = None
-        self.shown, self.measured = 0.0, Measured(0, 0)
+        self.shown, self.measured = 0.0, Measured()
         if grid.bar is not None:
             self.task = grid.bar.add_task("", total=None, **self.fields)
 
@@ -88,9 +87,7 @@ class _Row(Reporter):
         self._state(what)
 
     def advance(self, done: int, total: int, note: Note = "") -> None:
-        if total != self.measured.total or done < self.measured.done:
-            self.measured = Measured(done, total)
-        self.measured.done = done
+        self.measured.reach(done, total)
         if self.grid.bar is None:
             self._state(lambda: f"{done:,} of {total:,} {text_of(note)}{self.measured.speed()}")
         elif time.monotonic() - self.shown > REDRAWN_S or done == total:
@@ -108,14 +105,3 @@ class _Row(Reporter):
     def _update(self, **values: Any) -> None:
         if self.grid.bar is not None:
             self.grid.bar.update(self.task, **values)
-
-
-def _table(console: Console) -> Progress:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    label, place, stage, note = (
-        TextColumn(text, markup=False)
-        for text in ("{task.fields[label]}", "{task.fields[place]}", "{task.fields[stage]:<7}", "{task.description}")
-    )
-    columns = (label, place, stage, BarColumn(16), MofNCompleteColumn(), note, TimeRemainingColumn())
-    return Progress(*columns, console=console, transient=True)

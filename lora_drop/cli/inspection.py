@@ -9,7 +9,7 @@ from typing import Any
 
 from lora_drop.config.schema import Config
 from lora_drop.errors import UserError
-from lora_drop.registry import TASKS
+from lora_drop.registry import METHODS, TASKS, needs_selection
 from lora_drop.tasks.base import Source
 
 
@@ -46,7 +46,6 @@ def count_methods(config: Config) -> dict[str, Any]:
     LoRA-drop's count depends on the data; given is the number at the retained layers that would halve LoRA.
     """
     from lora_drop.models.backbones import load_meta_model, locate
-    from lora_drop.registry import METHODS, needs_selection
 
     task = TASKS.get(config.task)
     backbone = locate(config.backbone, config.offline, weights=False)
@@ -58,8 +57,7 @@ def count_methods(config: Config) -> dict[str, Any]:
         counted[name] = asdict(method.count(method.build(model, settings, config.seed, selection)))
         if selection is not None:
             retained = ", ".join(
-                f"{len(layers.retained)} of {len(layers.retained + layers.shared)} {key}"
-                for key, layers in selection.projections.items()
+                f"{len(layers.retained)} of {len(layers.all)} {key}" for key, layers in selection.projections.items()
             )
             counted[name]["note"] = f"if {retained} layers are retained; the data decide"
     return {"backbone": config.backbone, "methods": counted}

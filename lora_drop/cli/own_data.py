@@ -42,10 +42,7 @@ def inspect(config: Config, source: Source, backbone: bool) -> dict[str, Any]:
         "rows": {split: len(part) for split, part in rows.items()},
         "labels": _labels(data, rows),
         "lengths": _lengths(config, rows["train"], data, backbone),
-        "repeated": {
-            "within train": len(train) - len(set(train)),
-            "of validation in train": data.known,
-        },
+        "repeated": {"within train": len(train) - len(set(train)), "of validation in train": data.known},
         "empty": [place for found in data.surveys.values() for place in found.empty],
         "unlabelled": [place for found in data.surveys.values() for place in found.unlabelled],
         "yaml": yaml_to_paste(config, data),

@@ -116,7 +116,7 @@ def _profile(run: Run, summary: Summary, stages: list[str]) -> None:
     """Read the importances and the selection that can be shown: after `score` alone there is no selection yet."""
     scored_last = stages[-1] == "score"
     if _whole(run, "select") and _whole(run, "score") and not scored_last:
-        summary.selection = Selection.from_json(read_json(run.file("selection.json")))
+        summary.selection = Selection.load(run.file("selection.json"))
         summary.remarks += _plain(summary.selection, read_scores(run.file("scores.json")))
     # the stage `select` alone leaves a bootstrap of another threshold as it was
     stability = run.file("stability.json")

@@ -39,7 +39,7 @@ def runs(
 
 
 def _list(folder: Path, as_json: bool) -> None:
-    from lora_drop.cli.console import err, out, print_rows
+    from lora_drop.cli.console import note, out, print_rows
     from lora_drop.runs.listing import read_all, row
 
     found, damaged = read_all(folder)
@@ -47,9 +47,9 @@ def _list(folder: Path, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps([{**each, "path": str(facts.path)} for each, facts in zip(rows, found, strict=True)]))
     else:
-        print_rows(out, [{key: "" if value is None else value for key, value in each.items()} for each in rows])
+        print_rows(out, rows)
     for message in damaged:
-        err.print(f"note: {message}", soft_wrap=True)
+        note(message)
 
 
 def _compare(one: Path, other: Path, as_json: bool) -> None:
@@ -63,8 +63,7 @@ def _compare(one: Path, other: Path, as_json: bool) -> None:
         return
     for title, rows in found.items():
         if rows:
-            named = [{title: each["what"], str(one): each["a"], str(other): each["b"]} for each in rows]
-            print_rows(out, [{key: "" if value is None else value for key, value in each.items()} for each in named])
+            print_rows(out, [{title: each["what"], str(one): each["a"], str(other): each["b"]} for each in rows])
             out.print()
     if not any(found.values()):
         out.print("The runs do not differ.")

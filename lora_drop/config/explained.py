@@ -27,7 +27,8 @@ def explained(config: Config) -> str:
         if not indent:
             lines.append("")
         del sections[len(indent) // 2 + 1 :]
-        text = describe(type(sections[-1])).get(name, "")
+        section: type = type(sections[-1])
+        text = describe(section).get(name, "")
         lines += textwrap.wrap(text, WIDTH, initial_indent=f"{indent}# ", subsequent_indent=f"{indent}# ")
         lines.append(line)
         value = getattr(sections[-1], name)

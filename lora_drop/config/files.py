@@ -36,6 +36,11 @@ def config_folders() -> list[Path]:
     return [folder for folder in (package / "configs", package.parent / "configs") if folder.is_dir()]
 
 
+def read_config(name: str | Path) -> dict[str, Any]:
+    """Return the keys and values of a configuration file, by path or packaged name. Raises UserError."""
+    return read_yaml(find_config(name))
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """Return the keys and values of a YAML file, empty if it is. Raises UserError for any other content."""
     try:

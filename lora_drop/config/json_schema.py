@@ -9,6 +9,7 @@ from typing import Any
 
 from lora_drop.config.schema import Config
 from lora_drop.config.strict import alternatives, describe
+from lora_drop.registry import METHODS, TASKS
 
 TYPES = {bool: "boolean", int: "integer", float: "number", str: "string"}
 
@@ -19,8 +20,6 @@ def schema() -> dict[str, Any]:
     Names of tasks and methods are suggestions, as a plugin may add others; what `method.options` holds is up to the
     method.
     """
-    from lora_drop.registry import METHODS, TASKS
-
     found = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "lora-drop", **_section(Config)}
     method = found["properties"]["method"]["properties"]
     found["properties"]["task"]["examples"] = TASKS.names()

@@ -10,17 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lora_drop.config.files import find_config, read_sealed, read_yaml
+from lora_drop.config.files import read_config, read_sealed
 from lora_drop.config.identity import OWN
 from lora_drop.config.schema import Config, DataConfig, MethodConfig, OwnMethodConfig
-from lora_drop.config.strict import (
-    MOST_ERRORS,
-    apply_override,
-    build,
-    merge,
-    put,
-)
+from lora_drop.config.strict import MOST_ERRORS, apply_override, build, merge, put
 from lora_drop.errors import UserError, closest
+from lora_drop.registry import CRITERIA, METHODS, TASKS
 
 
 def load_config(
@@ -43,7 +38,7 @@ def load_config(
     errors: list[str] = []
     merged: dict[str, Any] = read_sealed(stored) if stored is not None else {}
     for name in files:
-        merge(merged, read_yaml(find_config(name)))
+        merge(merged, read_config(name))
     override(merged, overrides, flags or {}, errors)
     return from_dict(merged, errors=errors)
 
@@ -59,8 +54,6 @@ def override(into: dict[str, Any], overrides: Iterable[str], flags: Mapping[str,
 
 def from_dict(values: Mapping[str, Any], errors: list[str] | None = None) -> Config:
     """Build a configuration from nested dictionaries. Raises UserError that lists every unknown key and wrong value."""
-    from lora_drop.registry import CRITERIA, METHODS, TASKS
-
     errors = [] if errors is None else errors
     method = values.get("method")
     options = method.get("options") if isinstance(method, Mapping) else None

@@ -5,13 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from lora_drop.config.strict import (
-    checked,
-    fraction,
-    one_of,
-    portion,
-    positive,
-)
+from lora_drop.config.strict import checked, fraction, one_of, portion, positive
 
 TRACKERS = ("tensorboard", "wandb", "trackio", "mlflow")
 

@@ -57,13 +57,9 @@ def portion(default: Any) -> Any:
     return checked(default, "0 < value ≤ 1", lambda value: 0 < value <= 1, exclusiveMinimum=0, maximum=1)
 
 
-def describe(cls: type) -> dict[str, str]:
-    """Return the docstring under each field of a dataclass, and of those that it extends, by field name."""
-    return _texts(cls)
-
-
 @cache
-def _texts(cls: Any) -> dict[str, str]:
+def describe(cls: Any) -> dict[str, str]:
+    """Return the docstring under each field of a dataclass, and of those that it extends, by field name."""
     texts = {}
     for owner in filter(dataclasses.is_dataclass, reversed(cls.__mro__)):
         (definition,) = ast.parse(textwrap.dedent(inspect.getsource(typing.cast(type, owner)))).body

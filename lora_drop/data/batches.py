@@ -35,8 +35,7 @@ def split_batch(total: int, device_limit: int | None, devices: int = 1) -> tuple
 
 def row_lengths(rows: Dataset) -> list[int]:
     """Return the number of tokens of each row. (Counted by arrow: to unpack a large task takes Python seconds.)"""
-    lengths: list[int] = pyarrow.compute.list_value_length(rows.with_format("arrow")["input_ids"][:]).to_pylist()
-    return lengths
+    return pyarrow.compute.list_value_length(rows.with_format("arrow")["input_ids"][:]).to_pylist()
 
 
 class LengthGroups(Sampler[int]):

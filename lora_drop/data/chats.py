@@ -114,5 +114,4 @@ def _render(tokenizer: PreTrainedTokenizerBase, messages: Messages, asks: bool) 
 
 def _tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Return the tokens of a text; the template has written all special ones."""
-    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return ids
+    return tokenizer(text, add_special_tokens=False)["input_ids"]

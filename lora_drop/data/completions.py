@@ -102,12 +102,12 @@ def end_of_text(tokenizer: PreTrainedTokenizerBase) -> int:
 
 def pair_collator(tokenizer: PreTrainedTokenizerBase) -> Collate:
     """Return the function that pads training rows on the right: positions then count from the first real token."""
-    return lambda rows: _pad(rows, _padding(tokenizer), left=False)
+    return lambda rows: _pad(rows, padding(tokenizer), left=False)
 
 
 def prompt_collator(tokenizer: PreTrainedTokenizerBase) -> Collate:
     """Return the function that pads prompts on the left: what is generated follows the prompt's last token."""
-    return lambda rows: _pad(rows, _padding(tokenizer), left=True)
+    return lambda rows: _pad(rows, padding(tokenizer), left=True)
 
 
 def token_loss(smoothing: float = 0.0) -> Callable[..., torch.Tensor]:
@@ -136,9 +136,9 @@ def token_loss(smoothing: float = 0.0) -> Callable[..., torch.Tensor]:
     return loss
 
 
-def _pad(rows: Sequence[dict], padding: int, left: bool) -> dict[str, torch.Tensor]:
-    """Return tensors `batch seq` of each column, filled with `padding`, in labels with IGNORED, in the mask with 0."""
-    fillers = {"input_ids": padding, "attention_mask": 0, "labels": IGNORED}
+def _pad(rows: Sequence[dict], filling: int, left: bool) -> dict[str, torch.Tensor]:
+    """Return tensors `batch seq` of each column, filled with `filling`, in labels with IGNORED, in the mask with 0."""
+    fillers = {"input_ids": filling, "attention_mask": 0, "labels": IGNORED}
     longest = max(len(row["input_ids"]) for row in rows)
 
     def filled(row: dict, name: str) -> list[int]:
@@ -148,7 +148,8 @@ def _pad(rows: Sequence[dict], padding: int, left: bool) -> dict[str, torch.Tens
     return {name: torch.tensor([filled(row, name) for row in rows]) for name in fillers if name in rows[0]}
 
 
-def _padding(tokenizer: PreTrainedTokenizerBase) -> int:
+def padding(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the token that fills a batch up: the tokenizer's, else that which ends a text."""
     return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end_of_text(tokenizer)
 
 

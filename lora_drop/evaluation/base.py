@@ -5,6 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
+from lora_drop.errors import UserError
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -16,3 +20,9 @@ class Evaluation:
     details: dict[str, Any] = field(default_factory=dict)
     """More for `metrics.json`: for labels and numbers the scores of a constant prediction (`baseline`); for texts how each number was counted
     (`signatures`), and those left out with the reason (`skipped`)."""
+
+
+def check_finite(predicted: Any) -> None:
+    """Raise UserError if what a model puts out, one number or many, is not a number: it has diverged."""
+    if not np.isfinite(predicted).all():
+        raise UserError("The model predicts NaN: its training diverged. Lower train.learning_rate.")

@@ -13,6 +13,7 @@ from torch import nn
 from lora_drop import processes
 from lora_drop.data.sentences import Collate, batches
 from lora_drop.evaluation.base import Evaluation
+from lora_drop.pruning.observation import eval_mode
 from lora_drop.tasks.base import Task
 from lora_drop.training.way import Way
 
@@ -73,11 +74,9 @@ def predict(
 
     Each of several processes computes a share of the batches.
     """
-    training = model.training
-    model.eval()
     device = next(model.parameters()).device
     found: dict[int, torch.Tensor] = {}
-    with torch.no_grad():
+    with eval_mode(model), torch.no_grad():
         for chosen, batch in batches(encoded, collate, batch_size, by_tokens=True, share=processes.mine):
             batch.pop("labels")
             given = {name: tensor.to(device) for name, tensor in batch.items()}
@@ -86,7 +85,6 @@ def predict(
             found |= zip(chosen, logits, strict=True)
             if progress:
                 progress(min(processes.size() * len(found), len(encoded)), len(encoded))
-    model.train(training)
     for others in processes.everywhere(found):
         found |= others
     return torch.stack([found[index] for index in range(len(encoded))])

@@ -27,9 +27,10 @@ from transformers import (
 
 from lora_drop import processes
 from lora_drop.config import schema as config
-from lora_drop.data.completions import end_of_text, prompt_collator
+from lora_drop.data.completions import end_of_text, padding, prompt_collator
 from lora_drop.data.sentences import batches
 from lora_drop.evaluation.base import Evaluation
+from lora_drop.pruning.observation import eval_mode
 from lora_drop.tasks.base import Task
 from lora_drop.training.way import Way
 
@@ -99,9 +100,7 @@ def generate(
     if journal and processes.size() > 1:
         journal = journal.with_suffix(f".{processes.rank()}-of-{processes.size()}{journal.suffix}")
     finished = read_journal(journal) if journal else []
-    training = model.training
-    model.eval()
-    with torch.no_grad():
+    with eval_mode(model), torch.no_grad():
         shared = batches(encoded, prompt_collator(tokenizer), batch_size, share=processes.mine)
         for number, (chosen, batch) in enumerate(shared):
             if number < len(finished):
@@ -114,7 +113,6 @@ def generate(
             texts |= zip(chosen, written, strict=True)
             if progress:
                 progress(min(processes.size() * len(texts), len(encoded)), len(encoded))
-    model.train(training)
     for others in processes.everywhere(texts):
         texts |= others
     return [texts[index] for index in range(len(encoded))]
@@ -123,14 +121,12 @@ def generate(
 def decoding_config(settings: config.GenerationConfig, tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
     """Return transformers' settings; those of beam search only where there are beams, since transformers warns of others."""
     beams = {"length_penalty": settings.length_penalty, "early_stopping": False} if settings.num_beams > 1 else {}
-    end = end_of_text(tokenizer)
-    padding = end if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     return GenerationConfig(
         do_sample=False,
         num_beams=settings.num_beams,
         max_new_tokens=settings.max_new_tokens,
-        eos_token_id=end,
-        pad_token_id=padding,
+        eos_token_id=end_of_text(tokenizer),
+        pad_token_id=padding(tokenizer),
         use_cache=True,
         **beams,
     )

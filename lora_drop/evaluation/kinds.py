@@ -201,7 +201,7 @@ _CLASSIFIER = Kind(
     evaluate=lambda model, task, rows, encoded, tokenizer, config, way, progress, journal: evaluate_classifier(
         model, task, rows, encoded, collator(tokenizer), config.eval.batch_size, way, progress
     ),
-    settings=lambda config: _metric(config),
+    settings=_metric,
 )
 _GENERATOR = Kind(
     causal=True,

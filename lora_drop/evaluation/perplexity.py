@@ -13,7 +13,8 @@ from transformers import PreTrainedTokenizerBase
 from lora_drop import processes
 from lora_drop.data.completions import IGNORED, pair_collator, token_loss
 from lora_drop.data.sentences import batches
-from lora_drop.errors import UserError
+from lora_drop.evaluation.base import check_finite
+from lora_drop.pruning.observation import eval_mode
 from lora_drop.training.way import Way
 
 NAME = "perplexity"
@@ -34,17 +35,14 @@ def perplexity(
     Raises:
         UserError: if the model puts out what is not a number: it has diverged.
     """
-    training, device, loss = model.training, next(model.parameters()).device, token_loss()
-    model.eval()
+    device, loss = next(model.parameters()).device, token_loss()
     total, count = 0.0, 0
-    with torch.no_grad(), way.over() if way else nullcontext():
+    with eval_mode(model), torch.no_grad(), way.over() if way else nullcontext():
         for _, batch in batches(encoded, pair_collator(tokenizer), batch_size, share=processes.mine):
             given = {name: tensor.to(device) for name, tensor in batch.items()}
             labels = given.pop("labels")
             total += float(loss(model(**given), labels, 1))
             count += int((labels[:, 1:] != IGNORED).sum())
-    model.train(training)
     total, count = map(sum, zip(*processes.everywhere((total, count)), strict=True))
-    if not math.isfinite(total):
-        raise UserError("The model predicts NaN: its training diverged. Lower train.learning_rate.")
+    check_finite(total)
     return math.exp(min(total / count, 700.0))  # more than that is no number

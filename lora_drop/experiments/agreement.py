@@ -10,6 +10,7 @@ import numpy as np
 
 from lora_drop.experiments.records import Record
 from lora_drop.experiments.table import Table
+from lora_drop.pruning.agreement import by_layer
 from lora_drop.pruning.agreement import kendall as tau
 
 
@@ -25,14 +26,18 @@ def scored_by_row(table: Table) -> dict[str, list[Record]]:
     return {title: mine for title, mine in rows.items() if mine}
 
 
-def one_warm_up_a_seed(table: Table) -> list[Record]:
-    """Return the first record with importances per task and seed: rows that only select differently share a warm-up."""
+def warm_ups_by_task(table: Table) -> dict[str, list[Record]]:
+    """Return by the task's title the first record with importances of each seed: rows that only select differently
+    share a warm-up."""
     first: dict[tuple[str, int], Record] = {}
     for row in table.rows:
         for record in scored(table):
             if record.row == row.name:
                 first.setdefault((record.task, record.seed), record)
-    return list(first.values())
+    by_task: dict[str, list[Record]] = {}
+    for record in first.values():
+        by_task.setdefault(record.task_title, []).append(record)
+    return by_task
 
 
 def projections_of(table: Table) -> list[str]:
@@ -42,8 +47,7 @@ def projections_of(table: Table) -> list[str]:
 
 def importances_of(rows: Sequence[Mapping[str, Any]], projection: str) -> list[float]:
     """Return the importances of one projection in the order of its layers."""
-    mine = sorted((row for row in rows if row["projection"] == projection), key=lambda row: row["layer"])
-    return [row["importance"] for row in mine]
+    return [importance for _, importance in sorted(by_layer(rows, projection).items())]
 
 
 def mean_importances(records: Sequence[Record], projection: str) -> np.ndarray:

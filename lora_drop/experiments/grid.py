@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lora_drop.config.files import config_folders, find_config, read_yaml
+from lora_drop.config.files import config_folders, find_config, read_config, read_yaml
 from lora_drop.config.identity import OWN, WHERE_KEYS, config_hash, to_dict
 from lora_drop.config.loading import from_dict, override
 from lora_drop.config.schema import Config
@@ -68,7 +68,6 @@ class Experiment:
     @property
     def layout(self) -> dict[str, Any]:
         """The part of the experiment that tables and figures need; stored with every result."""
-
         rows = {row: str(keys.get("title", row)) for row, keys in self.rows.items()}
         tasks = {name: title_of(name) for name in self.tasks}
         parts = ("title", "backbone", "columns", "metrics", "figures", "claims", "published", "seeds")
@@ -273,8 +272,3 @@ def _planned(experiment: Experiment, row: str, task: str, seed: int, choice: Cho
 def _task_config(experiment: Experiment, task: str) -> str:
     by_task = "{task}" in experiment.config
     return f"toy/{task}" if task in TOY.values() and by_task else experiment.config.format(task=task)
-
-
-def read_config(name: str) -> dict[str, Any]:
-    """Return the content of a configuration file, by path or packaged name."""
-    return read_yaml(find_config(name))

@@ -73,7 +73,7 @@ def _performed(planned: Planned, runs: Path, report: Reporter) -> End:
         for stage in stages:
             lock = path.parent / f".{stage.name}-{inputs_digest(job, stage)}.lock" if stage.shared else None
             with hold(lock, f"Another process is at the same {stage.name}") if lock else nullcontext():
-                if not (stage.shared and adopt(job, stage, job.others())):
+                if not (stage.shared and adopt(job, stage)):
                     perform(job, stage)
         record = asdict(gather(planned, run, [stage.name for stage in stages]))
     return End(str(run.manifest["stages"][planned.experiment.until or "eval"]["note"]), record)

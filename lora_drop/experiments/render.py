@@ -30,17 +30,9 @@ _LATEX = str.maketrans(
     | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "−": "$-$"}
 )
 CSV_COLUMNS = (
-    *("experiment", "backbone", "overrides", "row", "title", "retained", "task", "metric", "n_seeds", "seeds", "mean"),
-    *(
-        "standard_deviation",
-        "best_epoch_mean",
-        "held_out_epoch_mean",
-        "last_epoch_mean",
-        "parameters",
-        "head_parameters",
-        "published",
-    ),
-    *("difference", "flags"),
+    *("experiment", "backbone", "overrides", "row", "title", "retained", "task", "metric", "n_seeds", "seeds"),
+    *("mean", "standard_deviation", "best_epoch_mean", "held_out_epoch_mean", "last_epoch_mean"),
+    *("parameters", "head_parameters", "published", "difference", "flags"),
 )
 
 
@@ -76,11 +68,7 @@ def _csv_lines(table: Table, row: Row) -> Iterator[list[object]]:
         seeds = [len(cell.seeds) or "", " ".join(map(str, cell.seeds))]
         epochs = (cell.mean, cell.deviation, cell.best, cell.held_out, cell.last)
         numbers = (*epochs, row.parameters, row.head, cell.published, cell.difference)
-        yield [*map(csv_cell, head), *seeds, *map(_exact, numbers), cell.flags]
-
-
-def _exact(value: float | None) -> str:
-    return "" if value is None else f"{value:.10g}"
+        yield [*map(csv_cell, head), *seeds, *(_shown(number, ".10g") for number in numbers), cell.flags]
 
 
 def heads(table: Table) -> list[str]:
@@ -99,9 +87,9 @@ def lines(table: Table, flag: Callable[[str], str]) -> Iterable[tuple[str, list[
     several = averaged(table)
     for row in table.rows:
         scores = [_score(row.cells.get(column.key), flag) for column in table.columns]
-        average = [_number(row.average) + (flag(row.average_flags) if row.average is not None else "")] * several
-        kept = [_number(row.retained.get(name)) for name in table.projections]
-        parameters = f"{row.parameters:,.0f}" if row.parameters is not None else ""
+        average = [_shown(row.average, ".1f") + (flag(row.average_flags) if row.average is not None else "")] * several
+        kept = [_shown(row.retained.get(name), ".1f") for name in table.projections]
+        parameters = _shown(row.parameters, ",.0f")
         yield "measured", [row.title, parameters, *kept, *scores, *average]
         published = _published_line(table, row, several)
         if any(published[1:]):
@@ -169,13 +157,13 @@ def _how_scored(table: Table, trained: Sequence[Record]) -> str:
 
 def _published_line(table: Table, row: Row, several: bool) -> list[str]:
     theirs = row.published
-    retained = [_as_printed(theirs.get("retained", {}).get(name)) for name in table.projections]
+    retained = [_shown(theirs.get("retained", {}).get(name), "g") for name in table.projections]
     derived = theirs.get("derived", ())
     scores = [
-        "≈ " * (column.key in derived) + _as_printed(theirs.get("scores", {}).get(column.key))
+        "≈ " * (column.key in derived) + _shown(theirs.get("scores", {}).get(column.key), "g")
         for column in table.columns
     ]
-    average = [_as_printed(theirs.get("average"))] * several
+    average = [_shown(theirs.get("average"), "g")] * several
     return ["published", str(theirs.get("parameters", "")), *retained, *scores, *average]
 
 
@@ -197,7 +185,7 @@ def _elsewhere(table: Table) -> list[str]:
     body = [
         [each["title"], str(each["parameters"]), *scores, each["source"]]
         for each in table.elsewhere
-        if any(scores := [_as_printed(each["scores"].get(column.key)) for column in table.columns])
+        if any(scores := [_shown(each["scores"].get(column.key), "g") for column in table.columns])
     ]
     head = ["", "parameters", *(column.title for column in table.columns), "source"]
     if not body:
@@ -328,13 +316,9 @@ def _score(cell: Cell | None, flag: Callable[[str], str]) -> str:
     return f"{cell.mean:.1f}{spread} ({len(cell.seeds)}){flag(cell.flags)}"
 
 
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.1f}"
-
-
-def _as_printed(value: float | None) -> str:
-    return "" if value is None else f"{value:g}"
+def _shown(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
 
 
 def _signed(value: float | None) -> str:
-    return "" if value is None else f"{value:+.1f}".replace("-", "−")
+    return _shown(value, "+.1f").replace("-", "−")

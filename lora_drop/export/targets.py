@@ -11,7 +11,7 @@ from lora_drop.files import write_folder, write_text
 FOLDERS = ("peft", "compact", "merged")
 """Forms that are a folder with a model card."""
 TEXTS = ("config", "axolotl", "llamafactory", "trl")
-"""Forms that are one text."""
+"""Forms that are one text, and the functions of `recipes.py` that write them."""
 
 
 def check_target(name: str) -> None:
@@ -64,8 +64,7 @@ def export_text(run: Path, target: str, file: Path | None, base: str | None) -> 
     from lora_drop.export import recipes
     from lora_drop.export.source import Source
 
-    texts = {"axolotl": recipes.axolotl, "llamafactory": recipes.llamafactory, "trl": recipes.trl}
-    text = {**texts, "config": recipes.config}[target](Source.open(run, base))
+    text: str = getattr(recipes, target)(Source.open(run, base))
     if file is not None:
         try:
             write_text(file, text)

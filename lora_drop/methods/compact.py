@@ -38,8 +38,10 @@ def write_compact(adapter: Path, folder: Path) -> None:
         groups = json.loads((adapter / TIES).read_text(encoding="utf-8"))["tied"]
         config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
         weights = load_file(adapter / "adapter_model.safetensors")
-        for name in _copies(groups):
-            del weights[name]
+        for _, *others in groups:
+            for name in others:
+                for half in HALVES:
+                    del weights[tensor_name(name, half)]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
         raise UserError(f"{adapter} holds no whole LoRA-drop adapter ({type(error).__name__}: {error}).") from error
     save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
@@ -60,7 +62,7 @@ def read_compact(folder: Path) -> tuple[LoraConfig, list[list[str]], dict[str, T
         )
         for first, *others in groups:
             for half in HALVES:
-                weights |= {_key(name, half): weights[_key(first, half)].clone() for name in others}
+                weights |= {tensor_name(name, half): weights[tensor_name(first, half)].clone() for name in others}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
         raise UserError(
             f"{folder} holds no whole compact adapter ({type(error).__name__}: {error}). Export it again."
@@ -69,9 +71,6 @@ def read_compact(folder: Path) -> tuple[LoraConfig, list[list[str]], dict[str, T
     return config, groups, weights
 
 
-def _copies(groups: list[list[str]]) -> list[str]:
-    return [_key(name, half) for _, *others in groups for name in others for half in HALVES]
-
-
-def _key(name: str, half: str) -> str:
+def tensor_name(name: str, half: str) -> str:
+    """Return the name in a saved adapter of A or B (`half`, one of HALVES) of a module's LoRA."""
     return f"{PREFIX}{name}.{half}.weight"

@@ -19,7 +19,7 @@ from lora_drop.config.schema import MethodConfig
 from lora_drop.errors import UserError
 from lora_drop.methods import lora
 from lora_drop.methods.base import Method
-from lora_drop.methods.compact import TIES, is_compact, read_compact
+from lora_drop.methods.compact import HALVES, TIES, is_compact, read_compact, tensor_name
 from lora_drop.pruning.adapters import loras
 from lora_drop.pruning.places import Place, find_places
 from lora_drop.pruning.selection import Selection
@@ -98,8 +98,8 @@ def _check_copies(weights: dict[str, Tensor], groups: list[list[str]], folder: P
     """The file holds a copy of the shared pair for each layer; if one was altered, it is not known which is meant."""
     for first, *others in groups:
         for name in others:
-            for half in ("lora_A", "lora_B"):
-                one, two = (weights[f"base_model.model.{layer}.{half}.weight"] for layer in (first, name))
+            for half in HALVES:
+                one, two = (weights[tensor_name(layer, half)] for layer in (first, name))
                 if not torch.equal(one, two):
                     raise UserError(
                         f"In {folder} the {half} of {first} and {name} differ, though {TIES} says that they share one. Train it again."
@@ -108,9 +108,7 @@ def _check_copies(weights: dict[str, Tensor], groups: list[list[str]], folder: P
 
 def _check(selection: Selection, places: Iterable[Place]) -> None:
     """The selection must speak of exactly the modules that the model has."""
-    chosen = {
-        (name, layer) for name, layers in selection.projections.items() for layer in (*layers.retained, *layers.shared)
-    }
+    chosen = {(name, layer) for name, layers in selection.projections.items() for layer in layers.all}
     present = {(place.projection, place.layer) for place in places}
     if chosen != present:
         projection, layer = sorted(chosen ^ present)[0]

@@ -25,6 +25,7 @@ from lora_drop.config.schema import MethodConfig
 from lora_drop.errors import UserError
 from lora_drop.methods import lora
 from lora_drop.methods.base import Method, Parameters, count_parameters, is_head, trainable
+from lora_drop.pruning.observation import eval_mode
 from lora_drop.pruning.selection import Selection
 
 DEVIATION = 0.02
@@ -55,19 +56,18 @@ def snip_scores(
     model: nn.Module, parameters: Mapping[str, nn.Parameter], batches: Iterable[Mapping[str, Tensor]]
 ) -> dict[str, Float[Tensor, "rows columns"]]:
     """Return |θ · ∂L/∂θ| of each weight; L is the loss summed over all examples (learned tokens), without dropout."""
-    training, device = model.training, next(model.parameters()).device
-    model.eval()
+    device = next(model.parameters()).device
     model.zero_grad()
-    for batch in batches:
-        inputs = {name: tensor.to(device) for name, tensor in batch.items()}
-        (model(**inputs).loss * _predicted(inputs["labels"])).backward()
+    with eval_mode(model):
+        for batch in batches:
+            inputs = {name: tensor.to(device) for name, tensor in batch.items()}
+            (model(**inputs).loss * _predicted(inputs["labels"])).backward()
     scores = {
         name: (parameter * parameter.grad).abs().detach()
         for name, parameter in parameters.items()
         if parameter.grad is not None
     }
     model.zero_grad()
-    model.train(training)
     return scores
 
 

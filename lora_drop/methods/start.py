@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lora_drop.errors import UserError
 from lora_drop.methods.base import Method, is_head
+from lora_drop.methods.compact import HALVES, tensor_name
 from lora_drop.methods.folder import adapter_folder
 from lora_drop.methods.lora import read_config, read_weights
 from lora_drop.pruning.adapters import PREFIX, Lora, loras
@@ -69,7 +70,7 @@ def start_from(model: nn.Module, folder: Path) -> str:
 
 
 def _take_pair(group: list[tuple[str, Lora]], weights: dict[str, Tensor], config: Any, folder: Path) -> bool:
-    pairs = [[weights.get(f"{PREFIX}{name}.{half}.weight") for half in ("lora_A", "lora_B")] for name, _ in group]
+    pairs = [[weights.get(tensor_name(name, half)) for half in HALVES] for name, _ in group]
     if any(half is None for pair in pairs for half in pair):
         return False
     (name, lora), first = group[0], [half for half in pairs[0] if half is not None]

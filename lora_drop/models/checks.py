@@ -98,7 +98,7 @@ def check_weights(
         theirs = next(iter(mismatched.values()))[0]
         notice(f"{name} comes with a head of {theirs} outputs; this task needs {outputs}, so the head starts afresh")
     _check_finite(name, model.named_parameters())
-    return _modules([*missing, *mismatched])
+    return sorted({key.rpartition(".")[0] for key in (*missing, *mismatched)})
 
 
 def _check_finite(name: str, parameters: Iterable[tuple[str, nn.Parameter]]) -> None:
@@ -112,10 +112,6 @@ def _check_finite(name: str, parameters: Iterable[tuple[str, nn.Parameter]]) -> 
 def _parameters_of(model: nn.Module, part: nn.Module | None) -> set[str]:
     inside = {id(parameter) for parameter in part.parameters()} if part is not None else set()
     return {key for key, parameter in model.named_parameters() if id(parameter) in inside}
-
-
-def _modules(keys: Iterable[str]) -> list[str]:
-    return sorted({key.rpartition(".")[0] for key in keys})
 
 
 def check_length(model: PreTrainedModel, max_length: int) -> None:

@@ -11,6 +11,8 @@ from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
+from lora_drop import files
+
 REMEMBERED = 2**24
 """Bytes from which on a hash is remembered."""
 
@@ -24,9 +26,9 @@ def sha256(path: Path) -> str:
     return _sha256(str(path.resolve()), state.st_size, state.st_mtime_ns)
 
 
-def sha256_of_all(files: Iterable[Path]) -> str:
+def sha256_of_all(paths: Iterable[Path]) -> str:
     """Return a hash of the names and contents of files, whatever their order."""
-    listed = sorted((file.name, sha256(file)) for file in files)
+    listed = sorted((path.name, sha256(path)) for path in paths)
     return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
 
 
@@ -36,17 +38,10 @@ def _sha256(path: str, size: int, changed: int) -> str:
     if remembered is not None:
         with suppress(OSError):
             return remembered.read_text(encoding="ascii")
-    total = hashlib.sha256()
-    with Path(path).open("rb") as file:
-        while block := file.read(2**20):
-            total.update(block)
-    found = total.hexdigest()
+    found = files.sha256(Path(path))
     if remembered is not None:
         with suppress(OSError):  # a home that cannot be written costs the time of reading again
-            remembered.parent.mkdir(parents=True, exist_ok=True)
-            temporary = remembered.with_suffix(f".{os.getpid()}")
-            temporary.write_text(found, encoding="ascii")
-            temporary.replace(remembered)
+            files.write_text(remembered, found)
     return found
 
 

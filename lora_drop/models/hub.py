@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,9 @@ from huggingface_hub import hf_hub_download
 from lora_drop.errors import UserError
 from lora_drop.hub.commits import cached_commits, choose, tell_newer
 from lora_drop.hub.repo import Repo, asking, forbidden_by
+from lora_drop.models.base import Request
 from lora_drop.models.content import sha256_of_all
-from lora_drop.progress import SILENT, Reporter
+from lora_drop.progress import Reporter
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 TOKENIZER = re.compile(
@@ -56,39 +57,30 @@ class HubModel:
         return sha256_of_all(self.folder / name for name in loaded_files(self.folder))
 
 
-def locate_model(
-    name: str,
-    offline: bool = False,
-    weights: bool = True,
-    known: Mapping[str, str] | None = None,
-    report: Reporter = SILENT,
-) -> HubModel:
+def locate_model(name: str, request: Request) -> HubModel:
     """Find a model on this machine, else fetch it.
 
     Args:
         name: `organisation/name` or `organisation/name@revision`. Without a revision, and for a branch or a tag, the
             cached commit is used.
-        offline: the Hub must not be asked.
-        weights: also the weights and the tokenizer; else the configuration alone.
-        known: an `origin` that this name has had before, to be had again.
-        report: told of a newer revision, and of what is fetched.
+        request: how it is looked for; the weights are wanted with the tokenizer.
 
     Raises:
         UserError: with the reason and the remedy if it is not there and cannot be fetched, or is no transformers model
             in safetensors.
     """
-    repo = Repo.parse(name)
-    forbidden = forbidden_by(offline)
+    repo, known, weights = Repo.parse(name), request.known, request.weights
+    forbidden = forbidden_by(request.offline)
     used = known["commit"] if known and HubModel(repo, known["commit"]).origin == known else None
     commits = cached_commits(repo, used, forbidden, (repo.cache / "snapshots").glob("*"))
     commit = next((commit for commit in commits if not missing(repo.snapshot(commit), weights)), None)
     if commit is None:
         if forbidden:
             raise UserError(_absent(repo, commits, weights, forbidden))
-        return HubModel(repo, _fetch(repo, commits, weights, report))
+        return HubModel(repo, _fetch(repo, commits, weights, request.report))
     found = HubModel(repo, commit)
     if weights and not forbidden:
-        tell_newer(repo, commit, loaded_files(found.folder), f"backbone={repo.name}@", report)
+        tell_newer(repo, commit, loaded_files(found.folder), f"backbone={repo.name}@", request.report)
     return found
 
 

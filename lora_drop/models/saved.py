@@ -28,7 +28,7 @@ def locate(name: str, request: Request) -> Backbone:
     nearest = closest(prefix, BACKBONES.names()) if colon else ""
     if nearest:
         raise UserError(f"Unknown kind of backbone {prefix!r} in {name}.{nearest}")
-    model = locate_model(name, request.offline, request.weights, request.known, request.report)
+    model = locate_model(name, request)
     _check_no_adapter(model.folder)
     identity = model.identity if request.weights else ""
     return Backbone(name, str(model.folder), identity, {"local_files_only": True}, origin=model.origin)
@@ -84,8 +84,7 @@ def load_model(backbone: Backbone, kind: Any, config: PretrainedConfig, device: 
     options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
     if backbone.quantization != "none":
         options |= {"quantization_config": nf4(), "device_map": {"": device or "cuda"}}
-    loaded: Loaded = from_pretrained(kind, backbone, **options)
-    return loaded
+    return from_pretrained(kind, backbone, **options)
 
 
 def from_pretrained(kind: Any, backbone: Backbone, **options: Any) -> Any:

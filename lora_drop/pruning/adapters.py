@@ -33,8 +33,7 @@ class Lora:
     @property
     def down(self) -> Tensor:
         """A, `rank inputs`."""
-        weight: Tensor = self.layer.lora_A[self.adapter].weight
-        return weight
+        return self.layer.lora_A[self.adapter].weight
 
     @property
     def up(self) -> Float[Tensor, "outputs inner"]:

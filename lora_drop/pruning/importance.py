@@ -26,9 +26,9 @@ from lora_drop.pruning.adapters import Lora, loras
 from lora_drop.pruning.criteria.base import Criterion, Given, Measured
 from lora_drop.pruning.criteria.output import CRITERION as OUTPUT
 from lora_drop.pruning.observation import Layout, Observer, View, examples_in
-from lora_drop.pruning.places import Place, all_places
+from lora_drop.pruning.places import all_places
 from lora_drop.pruning.scores import Scores
-from lora_drop.pruning.selection import Scored, normalise
+from lora_drop.pruning.selection import Scored, rescored
 
 
 @runtime_checkable
@@ -41,7 +41,7 @@ class Packing(Protocol):
 
 @dataclass
 class Moments:
-    """The sums that a pass over the data keeps, so that the passes over two halves add up to one over the whole."""
+    """The sums that a pass over the data keeps."""
 
     gram: dict[str, Float[Tensor, "rank rank"]] = field(default_factory=dict)
     """C = Σ z zᵀ per module, float64, on the CPU."""
@@ -49,14 +49,6 @@ class Moments:
     tokens: int = 0
     norms: dict[str, list[float]] | None = None
     """‖ΔW x‖² of each example per module, in the order of the data, if asked for."""
-
-    def __add__(self, other: Moments) -> Moments:
-        """Return the moments of both passes together."""
-        gram = {name: self.gram[name] + other.gram[name] for name in self.gram} if self.gram else dict(other.gram)
-        norms = None
-        if self.norms is not None and other.norms is not None:
-            norms = {name: self.norms.get(name, []) + other.norms[name] for name in other.norms}
-        return Moments(gram, self.examples + other.examples, self.tokens + other.tokens, norms)
 
 
 def score(
@@ -144,13 +136,6 @@ def collect_moments(
     return moments
 
 
-def score_moments(model: nn.Module, moments: Moments) -> Scores:
-    """Turn Gram matrices into scores: g_i = ⟨C_i, M_i⟩ / examples, normalised per projection."""
-    layers = numbered(model)
-    measured = Measured(contracted(moments, layers), moments.examples, moments.tokens, moments.norms)
-    return _scores(model, layers, measured, OUTPUT)
-
-
 def contracted(moments: Moments, layers: Mapping[str, Lora]) -> dict[str, float]:
     """Return g_i = ⟨C_i, M_i⟩ / examples of each LoRA that was seen."""
     return {
@@ -164,14 +149,12 @@ def _scores(model: nn.Module, layers: Mapping[str, Lora], measured: Measured, cr
     places = {place.name: place for place in all_places(model) if place.name in layers}
     if criterion.reads and measured.examples == 0:
         raise UserError("There is nothing to score: the sample has no rows.")
-    values = measured.values
-    shares = _importances(places.values(), values)
-    rows = [
-        Scored(name, place.projection, place.layer, values[name], shares[name], layers[name].parameters)
-        for name, place in places.items()
+    unscored = [
+        Scored(name, place.projection, place.layer, 0.0, 0.0, layers[name].parameters) for name, place in places.items()
     ]
+    rows = tuple(rescored(unscored, [measured.values[name] for name in places]))
     left_out = tuple(name for name in loras(model) if name not in layers)
-    return Scores(tuple(rows), measured.examples, measured.tokens, measured.norms, left_out, criterion.name)
+    return Scores(rows, measured.examples, measured.tokens, measured.norms, left_out, criterion.name)
 
 
 def numbered(model: nn.Module) -> dict[str, Lora]:
@@ -198,14 +181,3 @@ def example_norms(z: Float[Tensor, "batch seq inner"], metric: Float[Tensor, "in
     """Return Σ over tokens of zᵀ M z for each example. Padding must be zero."""
     z = z.float()
     return ((z @ metric) * z).sum(dim=(1, 2))
-
-
-def _importances(places: Iterable[Place], values: Mapping[str, float]) -> dict[str, float]:
-    by_projection: dict[str, dict[int, str]] = {}
-    for place in places:
-        by_projection.setdefault(place.projection, {})[place.layer] = place.name
-    shares = {}
-    for names in by_projection.values():
-        for layer, share in normalise({layer: values[name] for layer, name in names.items()}).items():
-            shares[names[layer]] = share
-    return shares

@@ -29,9 +29,7 @@ def lora_config(
     from peft import LoraConfig
 
     places = {(place.projection, place.layer): place for place in all_places(base)}
-    wanted = [
-        (name, layer) for name, layers in selection.projections.items() for layer in (*layers.retained, *layers.shared)
-    ]
+    wanted = [(name, layer) for name, layers in selection.projections.items() for layer in layers.all]
     missing = [key for key in wanted if key not in places]
     if missing:
         raise UserError(

@@ -37,9 +37,9 @@ def selection_html(selection: Selection) -> str:
         kept = set(layers.retained)
         strip = "".join(
             f'<span style="{KEPT if layer in kept else LOW}" title="{"retained" if layer in kept else rest}">{layer}</span>'
-            for layer in sorted((*layers.retained, *layers.shared))
+            for layer in sorted(layers.all)
         )
-        counts = f"{len(layers.retained)} of {len(layers.retained) + len(layers.shared)}"
+        counts = f"{len(layers.retained)} of {len(layers.all)}"
         rows.append([escape(name), counts, f"{layers.coverage:.1%}", strip])
     caption = (
         f"T = {selection.threshold:.3g} ({escape(selection.policy)}): {selection.trainable_parameters:,} parameters; dark "

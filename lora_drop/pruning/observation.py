@@ -16,8 +16,8 @@ Most modules are called once, on `batch seq width`. Others are not, and each kin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from types import TracebackType
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -41,6 +41,18 @@ class Layout(Protocol):
 
     def restore(self, hidden: Tensor) -> Tensor:
         """Return them as `batch seq width`, zero at padding."""
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Let a model be in eval mode inside the context; each of its modules is in its own mode again after it."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
 
 
 class Observer:
@@ -67,32 +79,26 @@ class Observer:
         self._constant: dict[str, set[int]] | None = None
 
     def __enter__(self) -> Observer:
-        self._modes = {module: module.training for module in self.model.modules()}
-        self._handles = []
-        self.model.eval()
         in_decoder = set(map(id, self.base.get_decoder().modules())) if self.two_stacks else set()
-        for name, lora in self.layers.items():
-            hook = self._hook(name, lora, id(lora.layer) in in_decoder)
-            self._handles.append(lora.layer.register_forward_pre_hook(hook, with_kwargs=True))
-        if self.two_stacks:
-            self._handles.append(self.base.get_encoder().register_forward_hook(self._encoded))
+        with ExitStack() as undo:
+            undo.enter_context(eval_mode(self.model))
+            for name, lora in self.layers.items():
+                hook = self._hook(name, lora, id(lora.layer) in in_decoder)
+                undo.callback(lora.layer.register_forward_pre_hook(hook, with_kwargs=True).remove)
+            if self.two_stacks:
+                undo.callback(self.base.get_encoder().register_forward_hook(self._encoded).remove)
+            self._undo = undo.pop_all()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for handle in self._handles:
-            handle.remove()
-        for module, training in self._modes.items():
-            module.training = training
+    def __exit__(self, *_: object) -> None:
+        self._undo.close()
 
     def prepare(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Return what the model is called with, on its device: labels only where a decoder is fed with them."""
         from accelerate.utils import send_to_device
 
         kept = {key: value for key, value in batch.items() if key != "labels" or (self.two_stacks and _is_text(value))}
-        moved: dict[str, Any] = send_to_device(kept, self.device)
-        return moved
+        return send_to_device(kept, self.device)
 
     def look(self, inputs: dict[str, Any], layout: Layout | None = None) -> None:
         """Run the model on a batch, packed as `layout` says.

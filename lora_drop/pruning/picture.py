@@ -95,8 +95,7 @@ def _bars(scored: Sequence[Scored], selection: Selection, doubts: Doubts) -> Fig
 
 def _counted(projection: str, selection: Selection) -> str:
     layers = selection.projections[projection]
-    total = len(layers.retained) + len(layers.shared)
-    return plain(f"{projection}: {len(layers.retained)} of {total} layers hold {layers.coverage:.0%}")
+    return plain(f"{projection}: {len(layers.retained)} of {len(layers.all)} layers hold {layers.coverage:.0%}")
 
 
 def _strip(scored: Sequence[Scored], selection: Selection, doubts: Doubts) -> Figure:

@@ -10,7 +10,7 @@ import json
 import math
 import random
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -48,6 +48,11 @@ class Layers:
     retained: tuple[int, ...]
     shared: tuple[int, ...]
     coverage: float
+
+    @property
+    def all(self) -> tuple[int, ...]:
+        """Both, the retained first."""
+        return (*self.retained, *self.shared)
 
 
 @dataclass(frozen=True)
@@ -98,7 +103,7 @@ class Selection:
         rows = [
             {"projection": name, "layer": layer, "lora": "retained" if layer in layers.retained else low}
             for name, layers in self.projections.items()
-            for layer in sorted((*layers.retained, *layers.shared))
+            for layer in sorted(layers.all)
         ]
         return DataFrame(rows)
 
@@ -147,6 +152,18 @@ def normalise(scores: Mapping[int, float]) -> dict[int, float]:
     if total == 0:
         raise UserError("All scores are 0: the LoRA was not trained (B is still zero). Warm it up before scoring.")
     return {layer: score / total for layer, score in scores.items()}
+
+
+def rescored(scored: Sequence[Scored], scores: Sequence[float]) -> list[Scored]:
+    """Return the rows with other scores, and the importances that follow from these."""
+    layers: dict[str, dict[int, float]] = {}
+    for row, score in zip(scored, scores, strict=True):
+        layers.setdefault(row.projection, {})[row.layer] = score
+    shares = {projection: normalise(by_layer) for projection, by_layer in layers.items()}
+    return [
+        replace(row, score=score, importance=shares[row.projection][row.layer])
+        for row, score in zip(scored, scores, strict=True)
+    ]
 
 
 class HasRows(Protocol):

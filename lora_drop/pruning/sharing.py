@@ -32,7 +32,7 @@ def share(model: PeftModel, selection: Selection) -> PeftModel:
     found = loras(model)
     names = {(place.projection, place.layer): place.name for place in all_places(model) if place.name in found}
     for projection, layers in selection.projections.items():
-        missing = [layer for layer in (*layers.retained, *layers.shared) if (projection, layer) not in names]
+        missing = [layer for layer in layers.all if (projection, layer) not in names]
         if missing:
             raise UserError(
                 f"The model has no {projection} LoRA in layer {missing[0]}, of which the selection speaks. Was it scored with this model?"

@@ -8,13 +8,12 @@ The warm-up is not repeated.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from lora_drop.errors import UserError
-from lora_drop.pruning.selection import Scored, normalise, select
+from lora_drop.pruning.selection import Scored, rescored, select
 
 CONFIDENCE = 0.95
 CHUNK = 100
@@ -83,15 +82,3 @@ def _resampled_means(values: np.ndarray, resamples: int, seed: int) -> np.ndarra
     generator, share = np.random.default_rng(seed), np.full(examples, 1 / examples)
     sizes = [min(CHUNK, resamples - start) for start in range(0, resamples, CHUNK)]
     return np.concatenate([generator.multinomial(examples, share, size=size) @ values.T / examples for size in sizes])
-
-
-def rescored(scored: Sequence[Scored], scores: Sequence[float]) -> list[Scored]:
-    """Return the rows with other scores, and the importances that follow from these."""
-    layers: dict[str, dict[int, float]] = {}
-    for row, score in zip(scored, scores, strict=True):
-        layers.setdefault(row.projection, {})[row.layer] = score
-    shares = {projection: normalise(by_layer) for projection, by_layer in layers.items()}
-    return [
-        replace(row, score=score, importance=shares[row.projection][row.layer])
-        for row, score in zip(scored, scores, strict=True)
-    ]

@@ -23,7 +23,7 @@ def line_chart(points: Sequence[Point], across: str, up: str, label: str) -> Mar
     path = " ".join(f"{scale.x(x):.1f},{scale.y(y):.1f}" for x, y in points)
     dots = [_dot(scale.x(x), scale.y(y), 3, "dot") for x, y in points] if len(points) <= 30 else []
     marks = [f'<polyline class="line" points="{path}"/>', *dots]
-    return _frame(scale, [_short(x) for x in (scale.left, scale.right)], marks, across, up, label)
+    return _frame(scale, [f"{x:,.6g}" for x in (scale.left, scale.right)], marks, across, up, label)
 
 
 def pareto(rows: Sequence[Compared]) -> Markup:
@@ -87,10 +87,6 @@ def _widened(low: float, high: float) -> Point:
 
 def _dot(x: float, y: float, radius: int, kind: str) -> str:
     return f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="{radius}"/>'
-
-
-def _short(value: float) -> str:
-    return f"{value:,.6g}"
 
 
 def _frame(scale: _Scale, ends: Sequence[str], marks: Sequence[str], across: str, up: str, label: str) -> Markup:

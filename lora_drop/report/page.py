@@ -12,7 +12,6 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from lora_drop.errors import UserError
 from lora_drop.files import write_text
-from lora_drop.pruning.selection import Selection
 from lora_drop.report.charts import line_chart, pareto
 from lora_drop.report.criteria import side_by_side
 from lora_drop.report.snippets import at_threshold, snippets
@@ -76,12 +75,11 @@ def _profile(run: Facts) -> dict[str, Any]:
     intervals = {(row["projection"], row["layer"]): row for row in run.stability.get("modules", [])}
     cells = {(row.projection, row.layer): row for row in run.scored}
     widest = max(row.importance for row in run.scored)
-    layers = sorted({row.layer for row in run.scored})
     names = list(dict.fromkeys(row.projection for row in run.scored))
-    table = []
-    for layer in layers:
-        line = [(name, cells.get((name, layer)), intervals.get((name, layer))) for name in names]
-        table.append((layer, line))
+    table = [
+        (layer, [(name, cells.get((name, layer)), intervals.get((name, layer))) for name in names])
+        for layer in sorted({row.layer for row in run.scored})
+    ]
     data = slider(run)
     return {
         "run": run,
@@ -97,12 +95,8 @@ def _profile(run: Facts) -> dict[str, Any]:
         "snippets": snippets(run),
         "command": at_threshold(run),
         "criteria": side_by_side(run),
-        "saves": _saves(selection, data["whole"]),
+        "saves": f"{1 - selection.trainable_parameters / data['whole']:.0%}",
     }
-
-
-def _saves(selection: Selection, whole: int) -> str:
-    return f"{1 - selection.trainable_parameters / whole:.0%}"
 
 
 def _curves(run: Facts) -> list[tuple[str, Any]]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 from lora_drop.config.files import SEAL, read_sealed, read_yaml
 from lora_drop.config.identity import WHERE_KEYS, subject, without
+from lora_drop.config.strict import leaves
 from lora_drop.errors import UserError
 from lora_drop.files import digest, file_digest, read_json
 from lora_drop.pruning.selection import Scored, Selection, read_scores
@@ -70,8 +70,7 @@ class Facts:
     @property
     def stages(self) -> dict[str, dict[str, Any]]:
         """The entries of the stages that were done."""
-        found: dict[str, dict[str, Any]] = self.manifest.get("stages", {})
-        return found
+        return self.manifest.get("stages", {})
 
     @cached_property
     def status(self) -> str:
@@ -82,8 +81,7 @@ class Facts:
     @property
     def parameters(self) -> dict[str, int]:
         """Trainable parameters, `adapter` and `head`; empty before training."""
-        found: dict[str, int] = self.stages.get("train", {}).get("trainable_parameters", {})
-        return found
+        return self.stages.get("train", {}).get("trainable_parameters", {})
 
     @cached_property
     def metrics(self) -> dict[str, Any]:
@@ -145,14 +143,12 @@ class Facts:
     @cached_property
     def warmup_losses(self) -> list[float]:
         """The loss of each step of the warm-up; empty if it is not there."""
-        found: list[float] = self._json("warmup/losses.json").get("losses", [])
-        return found
+        return self._json("warmup/losses.json").get("losses", [])
 
     @property
     def epochs(self) -> list[dict[str, float]]:
         """Loss and metrics of each epoch of the training."""
-        found: list[dict[str, float]] = self.stages.get("train", {}).get("epochs", [])
-        return found
+        return self.stages.get("train", {}).get("epochs", [])
 
     @property
     def seconds(self) -> float:
@@ -215,18 +211,9 @@ def find_runs(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: path.parts)
 
 
-def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the entries of nested mappings by dotted key."""
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
 def differences(one: Facts, other: Facts) -> dict[str, tuple[Any, Any]]:
     """Return the settings that differ between two runs, by dotted key; where they ran is none."""
-    first, second = dict(flat(one.config)), dict(flat(other.config))
+    first, second = leaves(one.config), leaves(other.config)
     keys = [key for key in (first | second) if key not in WHERE_KEYS]
     return {key: (first.get(key), second.get(key)) for key in keys if first.get(key) != second.get(key)}
 

@@ -15,6 +15,7 @@ from lora_drop.config.identity import subject
 from lora_drop.config.schema import Config
 from lora_drop.errors import UserError
 from lora_drop.progress import SILENT, Reporter
+from lora_drop.registry import CRITERIA, METHODS, TASKS, needs_selection
 from lora_drop.runs.store import Run
 
 if TYPE_CHECKING:
@@ -49,19 +50,15 @@ class Job:
     @cached_property
     def task(self) -> Task:
         """The task."""
-        from lora_drop.registry import TASKS
-
         if self.config.data.given:
-            from lora_drop.tasks.own.task import own_task
+            from lora_drop.tasks.own.task import OwnData
 
-            return own_task(self.config.data, self.source)
+            return OwnData(self.config.data, self.source).task()
         return TASKS.get(self.config.task)
 
     @cached_property
     def method(self) -> Method:
         """The method."""
-        from lora_drop.registry import METHODS
-
         return METHODS.get(self.config.method.name)
 
     @cached_property
@@ -132,15 +129,11 @@ class Job:
     @property
     def selects(self) -> bool:
         """True if the method needs a selection of layers; known without loading it."""
-        from lora_drop.registry import needs_selection
-
         return needs_selection(self.config.method.name)
 
 
 def _check_criterion(config: Config) -> None:
     """Raise UserError if values of examples are asked for, and the criterion has none."""
-    from lora_drop.registry import CRITERIA
-
     score = config.score
     asked = "score.bootstrap" if score.bootstrap else "score.norms" if score.norms else ""
     if asked and not CRITERIA.get(score.criterion).additive:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -133,8 +133,5 @@ def clean(parts: Sequence[Removable]) -> None:
 
 def size_of(folder: Path) -> int:
     """Return the bytes of all files in a folder; 0 for a link, which is not followed."""
-    return 0 if folder.is_symlink() else sum(path.stat().st_size for path in _files(folder))
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    return (path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+    files = (path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+    return 0 if folder.is_symlink() else sum(path.stat().st_size for path in files)

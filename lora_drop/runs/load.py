@@ -45,6 +45,5 @@ def load_run(path: str | Path, device: str = "auto") -> tuple[torch.nn.Module, P
 def trained_task(run: Run) -> Task:
     """Return the task that a run was trained on; of own data, what the adapter keeps of it."""
     if not run.config.data.given:
-        task: Task = TASKS.get(run.config.task)
-        return task
+        return TASKS.get(run.config.task)
     return stored_task(read_json(run.require("adapter", "train") / TASK_FILE))

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
 from functools import partial, reduce
 from operator import add
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from datasets import Dataset
 from peft import PeftModel
-from torch import nn
+from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from lora_drop import processes
@@ -58,8 +59,7 @@ def load_adapter(job: Job, method: Method, artefact: str) -> nn.Module:
 def backbone_config(model: nn.Module) -> PretrainedConfig:
     """Return the configuration of the backbone under an adapter."""
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-    found: PretrainedConfig = base.config
-    return found
+    return base.config
 
 
 def start(job: Job, model: nn.Module) -> None:
@@ -132,40 +132,50 @@ def sampled(job: Job) -> Dataset:
     return job.data.train_encoded.select(read_json(job.run.file("sample.json"))["indices"])
 
 
-def find(job: Job, model: nn.Module, encoded: Dataset) -> Way:
-    """Return the way to compute the model on tokenised training rows."""
+def find(job: Job, model: nn.Module, encoded: Dataset | None, learns: bool = True) -> Way:
+    """Return the way to compute the model on tokenised training rows; see `training.way.find_way`."""
     job.report.doing("trying ways to compute the model")
     model.to(job.device)
-    return find_way(model, encoded, job.data.collate, job.config.train, job.data.kind.loss(0.0))
+    loss = job.data.kind.loss(0.0) if learns else None
+    return find_way(model, encoded, job.data.collate, job.config.train, loss, learns)
 
 
 def find_for_evaluation(job: Job, model: nn.Module) -> Way:
     """Return the way to compute the model on tokenised evaluation rows."""
-    job.report.doing("trying ways to compute the model")
-    model.to(job.device)
-    rows = None if job.data.kind.causal else job.data.eval_encoded
-    return find_way(model, rows, job.data.collate, job.config.train, learns=False)
+    return find(job, model, None if job.data.kind.causal else job.data.eval_encoded, learns=False)
 
 
-def score(job: Job, model: nn.Module, encoded: Dataset, criterion: str, way: Way) -> Scores:
-    """Score a model on tokenised rows by a criterion; each of several processes has a share of them if its values add up."""
+def score(job: Job, model: nn.Module, encoded: Dataset, criterion: str, way: Way, per_example: bool = False) -> Scores:
+    """Score a model on tokenised rows by a criterion; each of several processes has a share of them if its values add up.
+
+    The values of the examples, if asked for, are in the order of the rows.
+    """
     chosen = CRITERIA.get(criterion)
-    share = processes.mine if chosen.additive else iter
-    return importance.score(
+    share, times = (processes.mine, processes.size()) if chosen.additive else (iter, 1)
+    seen: list[int] = []
+
+    def given() -> Iterator[dict[str, Tensor]]:
+        for rows, batch in batches(encoded, job.data.collate, job.data.batch_size, share=share):
+            seen.extend(rows)
+            yield batch
+
+    def progress(done: int) -> None:
+        job.report.advance(min(times * done, len(encoded)), len(encoded), f"examples, scored by {criterion}")
+
+    scores = importance.score(
         model,
-        (batch for _, batch in batches(encoded, job.data.collate, job.data.batch_size, share=share)),
+        given(),
         criterion=chosen,
-        progress=scoring(job, encoded, criterion, chosen.additive),
+        per_example=per_example,
+        progress=progress,
         packing=way,
         seed=job.config.seed,
         total=total if chosen.additive else None,
     )
-
-
-def scoring(job: Job, encoded: Dataset, what: str, shared: bool = True) -> Callable[[int], None]:
-    """Return what is called with the number of examples that a process has scored, of its share or of all."""
-    times = processes.size() if shared else 1
-    return lambda done: job.report.advance(min(times * done, len(encoded)), len(encoded), f"examples, scored by {what}")
+    if scores.norms is None:
+        return scores
+    order = np.argsort([row for rows in processes.everywhere(seen) for row in rows])  # from the batches' order
+    return replace(scores, norms={name: np.array(values)[order].tolist() for name, values in scores.norms.items()})
 
 
 def total(measured: Measured) -> Measured:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
 from typing import Any
 
 from lora_drop import processes
@@ -14,7 +13,6 @@ from lora_drop.provenance import commit, other_versions, peak_memory_mb, release
 from lora_drop.runs.job import Job
 from lora_drop.runs.stages import BY_NAME, STAGES
 from lora_drop.runs.stages.base import Stage
-from lora_drop.runs.store import Run
 
 MEMORY = (
     "Lower train.device_batch_size (in an evaluation, eval.batch_size) or train.max_length, or set "
@@ -27,9 +25,9 @@ def plan(job: Job, until: str = "") -> list[Stage]:
     stages = [stage for stage in STAGES if stage.wanted(job)]
     if not until:
         return stages
-    if until not in [stage.name for stage in stages]:
+    if BY_NAME.get(until) not in stages:
         raise UserError(f"The method {job.method.name} has no stage {until}: it needs no selection of layers.")
-    return stages[: [stage.name for stage in stages].index(until) + 1]
+    return stages[: stages.index(BY_NAME[until]) + 1]
 
 
 def perform_all(job: Job) -> None:
@@ -58,12 +56,11 @@ def perform_one(job: Job, name: str) -> None:
             perform(job, each)
 
 
-def perform(job: Job, stage: Stage | str) -> None:
+def perform(job: Job, stage: Stage) -> None:
     """Perform a stage, unless its outputs are there, made from the same inputs; record inputs, circumstances and cost.
 
     Outputs that were altered, or whose inputs have changed since, are made anew.
     """
-    stage = BY_NAME[stage] if isinstance(stage, str) else stage
     run, report = job.run, job.report
     report.doing(f"{stage.name}: comparing its inputs with those of what is there")
     key = processes.by_first(lambda: inputs_digest(job, stage))
@@ -107,14 +104,13 @@ def _enter(job: Job, stage: Stage, key: str, note: str, facts: dict[str, Any]) -
     run.remove_checkpoints(stage.name)
 
 
-def adopt(job: Job, stage: Stage, others: Iterable[Run]) -> bool:
-    """Copy a stage from the first of `others` that has done it from the same inputs; return True if it is now done
-    here.
+def adopt(job: Job, stage: Stage) -> bool:
+    """Copy a stage from the first other run that has done it from the same inputs; return True if it is now done here.
 
     What it cost, and was computed with, stays what it was there; the record says where it was done.
     """
     key = inputs_digest(job, stage)
-    for other in (job.run, *others):
+    for other in (job.run, *job.others()):
         entry = other.entry(stage.name)
         if entry.get("inputs") != key or not other.whole(stage.name, stage.outputs):
             continue

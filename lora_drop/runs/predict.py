@@ -160,8 +160,19 @@ def predict(
     labelled = bool(predictor.reading.chat) or predictor.reading.label in table.columns
     began = time.perf_counter()
     report.start("predict")
-    references: list[Label | None] = []
+    made, references, blank = _written(predictor, table, to, labelled)
+    if blank:
+        report.notice(f"{some_places(blank, 'no text')}: what is predicted of them says nothing")
+    report.finish("predict", time.perf_counter() - began, f"{len(made):,} rows")
+    return Predicted(to, len(made), _metrics(predictor, made, references, report) if labelled else {})
+
+
+def _written(
+    predictor: Predictor, table: Table, to: Path, labelled: bool
+) -> tuple[list[Any], list[Label | None], list[str]]:
+    """Write what is predicted of a table; return it, the labels of the rows, and the places of those without text."""
     made: list[Any] = []
+    references: list[Label | None] = []
     blank: list[str] = []
     to.parent.mkdir(parents=True, exist_ok=True)
     temporary = to.with_name(f".{to.name}.{os.getpid()}.tmp")
@@ -175,14 +186,11 @@ def predict(
                 made += [each["prediction"] for each in found]
                 blank += [place for place, row in rows if predictor.reading.empty(row)]
                 references += [predictor.reading.answer(place, row) for place, row in rows]
-                report.doing(f"{len(made):,} rows are predicted")
+                predictor.report.doing(f"{len(made):,} rows are predicted")
         temporary.replace(to)
     finally:
         temporary.unlink(missing_ok=True)
-    if blank:
-        report.notice(f"{some_places(blank, 'no text')}: what is predicted of them says nothing")
-    report.finish("predict", time.perf_counter() - began, f"{len(made):,} rows")
-    return Predicted(to, len(made), _metrics(predictor, made, references, report) if labelled else {})
+    return made, references, blank
 
 
 def _chunks(rows: Iterable[Placed]) -> Iterator[list[Placed]]:
@@ -198,12 +206,8 @@ class _Writer:
         reading = predictor.reading
         self.read = list(dict.fromkeys([*reading.columns, *([reading.label] if labelled and reading.label else [])]))
         self.labels = reading.labels
-        self.file, self.table = (
-            file,
-            None
-            if suffix == ".jsonl"
-            else csv.writer(file, "excel-tab" if suffix == ".tsv" else "excel", lineterminator="\n"),
-        )
+        self.file, dialect = file, {".csv": "excel", ".tsv": "excel-tab"}.get(suffix)
+        self.table = csv.writer(file, dialect, lineterminator="\n") if dialect else None
         if self.table:
             scores = ["score", *(f"P({name})" for name in self.labels)] if self.labels else []
             self.table.writerow(map(csv_cell, [*self.read, "prediction", *scores]))

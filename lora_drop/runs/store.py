@@ -28,7 +28,7 @@ from lora_drop.errors import UserError
 from lora_drop.files import digest, file_digest, read_json, remove, sweep, write_folder, write_json, write_text
 from lora_drop.progress import SILENT, Reporter
 from lora_drop.provenance import commit
-from lora_drop.runs.locks import LOCK, Busy, hold, is_held
+from lora_drop.runs.locks import LOCK, Busy, hold
 from lora_drop.training.environment import neutral_environment
 
 FORMAT = 3
@@ -130,8 +130,7 @@ class Run:
 
     def entry(self, stage: str) -> dict[str, Any]:
         """Return what the manifest says of a stage; empty if it was not done."""
-        found: dict[str, Any] = self.manifest["stages"].get(stage, {})
-        return found
+        return self.manifest["stages"].get(stage, {})
 
     def whole(self, stage: str, outputs: Sequence[str]) -> bool:
         """Return True if the outputs of a stage are those that it wrote."""
@@ -235,14 +234,6 @@ def read_manifest(path: Path) -> tuple[dict[str, Any], list[str]]:
         name: entry for name, entry in stages.items() if isinstance(entry, dict) and entry.get(SEAL) == _seal(entry)
     }
     return {**stored, "stages": whole}, [name for name in stages if name not in whole]
-
-
-def status_of(path: Path) -> str:
-    """Return the status of a run directory: "running" only while a process holds it; killed ones are "interrupted"."""
-    status = str(read_manifest(path)[0].get("status", "new"))
-    if status != "running":
-        return status
-    return "running" if is_held(path / LOCK) else "interrupted"
 
 
 def _seal(entry: dict[str, Any]) -> str:

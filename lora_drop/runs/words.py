@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
+from lora_drop.config.strict import leaves
 from lora_drop.pruning.selection import Selection
-from lora_drop.runs.facts import Facts, differences, flat
+from lora_drop.runs.facts import Facts, differences
 from lora_drop.training.warmup import doubts
 
 
@@ -70,7 +71,7 @@ def _title(run: Facts, others: Sequence[Facts]) -> str:
     """Return the method's title, with the settings in which runs of the same method differ from this one."""
     namesakes = [other for other in others if other is not run and other.method == run.method]
     keys = list(dict.fromkeys(key for other in namesakes for key in differences(run, other) if key != "seed"))
-    values = dict(flat(run.config))
+    values = leaves(run.config)
     told = [f"{key.removeprefix('method.')} {shown(values.get(key))}" for key in keys]
     return f"{run.title} ({', '.join(told)})" if told else run.title
 
@@ -102,8 +103,7 @@ def answer(run: Facts) -> str:
 
 def _needed(name: str, selection: Selection) -> str:
     layers = selection.projections[name]
-    total = len(layers.retained) + len(layers.shared)
-    return f"{len(layers.retained)} of {total} {name} layers ({spans(layers.retained)})"
+    return f"{len(layers.retained)} of {len(layers.all)} {name} layers ({spans(layers.retained)})"
 
 
 def spans(numbers: Sequence[int]) -> str:

@@ -22,7 +22,6 @@ from datasets import Dataset
 from torch import nn
 from transformers import TrainingArguments
 from transformers.trainer_callback import PrinterCallback
-from transformers.trainer_utils import IntervalStrategy
 
 from lora_drop import processes
 from lora_drop.config.schema import TrainConfig
@@ -102,10 +101,8 @@ def fit(
         report.notice(f"batches are computed {way.padding}")
     steps_per_epoch = math.ceil(len(rows) / config.batch_size)
     total = steps or math.ceil(epochs * steps_per_epoch)
-    arguments = _arguments(config, folder, seed, device, total, learning_rate, evaluator is not None, best)
-    if log_each_step or config.logging_steps:
-        arguments.logging_strategy = IntervalStrategy.STEPS
-        arguments.logging_steps = 1 if log_each_step else config.logging_steps or 1
+    log_every = 1 if log_each_step else config.logging_steps
+    arguments = _arguments(config, folder, seed, device, total, learning_rate, log_every, evaluator is not None, best)
     between = stepper(model, total) if stepper else None
     pace = Pace()
     order = LengthGroups(row_lengths(rows), config.batch_size, seed)
@@ -130,15 +127,20 @@ def fit(
     start = processes.by_first(lambda: newest(folder, report, best=best is not None))
     if processes.rank():  # the Trainer has seeded all processes alike, and rows of their own need dropout of their own
         torch.manual_seed(seed + SEEDS * processes.rank())
+    _train(trainer, start, history, trackers)
+    kept = trainer.state.best_global_step if best and trainer.state.best_global_step else trainer.state.global_step
+    if kept != trainer.state.global_step:
+        load_trainable(model, path_of(folder, kept) / WEIGHTS)
+    return history.outcome(trainer.state, kept, str(way))
+
+
+def _train(trainer: _Trainer, start: Path | None, history: History, trackers: Trackers | None) -> None:
+    """Train from a checkpoint, or from the beginning. Raises KeyboardInterrupt or Stopped, when a checkpoint is written."""
     with first_signal(history.interrupt), ExitStack() as last:
         if trackers and trackers.names and processes.rank() == 0:
             last.enter_context(trackers.watching(trainer))
         trainer.train(resume_from_checkpoint=str(start) if start else None)
     raise_for(processes.highest(history.interrupted))
-    kept = trainer.state.best_global_step if best and trainer.state.best_global_step else trainer.state.global_step
-    if kept != trainer.state.global_step:
-        load_trainable(model, path_of(folder, kept) / WEIGHTS)
-    return history.outcome(trainer.state, kept, str(way))
 
 
 def warmup_steps(config: TrainConfig, total: int) -> int:
@@ -155,6 +157,7 @@ def _arguments(
     device: torch.device,
     steps: int,
     learning_rate: float,
+    log_every: int | None,
     evaluated: bool,
     best: str | None,
 ) -> TrainingArguments:
@@ -175,7 +178,8 @@ def _arguments(
         use_cpu=device.type == "cpu",
         eval_strategy="epoch" if evaluated else "no",
         save_strategy="epoch",
-        logging_strategy="epoch",
+        logging_strategy="steps" if log_every else "epoch",
+        logging_steps=log_every or 500,  # their default, where nobody reads it
         logging_nan_inf_filter=False,
         # the Trainer notes the best epoch; `fit` loads it, since the Trainer would do so after Ctrl-C, too
         metric_for_best_model=best,

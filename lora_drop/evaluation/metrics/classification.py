@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import evaluate
 import numpy as np
@@ -11,14 +12,15 @@ from datasets import Features, Value
 from scipy import stats
 from sklearn import metrics
 
-from lora_drop.errors import UserError
+from lora_drop.evaluation.base import check_finite
 from lora_drop.evaluation.metrics.text_metric import InMemory
 from lora_drop.tasks.base import Task
 
+Function = Callable[[np.ndarray, np.ndarray], float]
+"""Of predictions and references."""
 
-def _association(
-    function: Callable[[np.ndarray, np.ndarray], float],
-) -> Callable[[np.ndarray, np.ndarray], float]:
+
+def _association(function: Function) -> Function:
     """Report 0 where one side is constant: NaN would hide that the model learnt nothing."""
 
     def compute(predictions: np.ndarray, references: np.ndarray) -> float:
@@ -30,16 +32,16 @@ def _association(
     return compute
 
 
-def _f1_of_classes(predictions: np.ndarray, references: np.ndarray, average: str) -> float:
-    """F1 of each class that occurs, averaged (macro), or of all decisions (micro)."""
+def _f1(predictions: np.ndarray, references: np.ndarray, average: str = "binary") -> float:
+    """F1 of label 1, of each class that occurs, averaged (macro), or of all decisions (micro)."""
     return float(metrics.f1_score(references, predictions, average=average, zero_division=0.0))
 
 
-FUNCTIONS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
+FUNCTIONS: dict[str, Function] = {
     "accuracy": lambda predictions, references: float(np.mean(predictions == references)),
-    "f1": lambda predictions, references: float(metrics.f1_score(references, predictions, zero_division=0.0)),
-    "f1_macro": lambda predictions, references: _f1_of_classes(predictions, references, "macro"),
-    "f1_micro": lambda predictions, references: _f1_of_classes(predictions, references, "micro"),
+    "f1": _f1,
+    "f1_macro": partial(_f1, average="macro"),
+    "f1_micro": partial(_f1, average="micro"),
     "matthews_correlation": _association(
         lambda predictions, references: metrics.matthews_corrcoef(references, predictions)
     ),
@@ -79,8 +81,7 @@ def evaluate_predictions(
     Raises:
         UserError: if a prediction is not a number: the model has diverged.
     """
-    if not np.isfinite(predictions).all():
-        raise UserError("The model predicts NaN: its training diverged. Lower train.learning_rate.")
+    check_finite(predictions)
     metric = GlueMetric(task.metrics)
     results = dict(metric.compute(predictions=predictions, references=references))
     parts = sorted(set(groups or ()))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from sklearn.metrics import f1_score
 
-from lora_drop.errors import UserError
+from lora_drop.evaluation.base import check_finite
 
 Rows = Sequence[Sequence[int]]
 """For each row, 1 or 0 for each label."""
@@ -21,8 +21,7 @@ def evaluate_several(
     Raises:
         UserError: if what the model puts out is not a number: it has diverged.
     """
-    if not np.isfinite(logits).all():
-        raise UserError("The model predicts NaN: its training diverged. Lower train.learning_rate.")
+    check_finite(logits)
     return _scores(names, np.asarray(predictions), np.asarray(references))
 
 

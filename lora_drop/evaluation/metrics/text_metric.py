@@ -28,7 +28,6 @@ class TextMetric(InMemory):
 
     names: ClassVar[tuple[str, ...]]
     description: ClassVar[str]
-    citation: ClassVar[str] = ""
 
     def __init__(self, as_written: bool = True):
         """Make the metric.
@@ -43,7 +42,7 @@ class TextMetric(InMemory):
 
     def _info(self) -> evaluate.MetricInfo:
         features = Features({"predictions": Value("string"), "references": List(Value("string"))})
-        return evaluate.MetricInfo(description=self.description, citation=self.citation, features=features)
+        return evaluate.MetricInfo(description=self.description, citation="", features=features)
 
 
 def mean(values: Sequence[float]) -> float:

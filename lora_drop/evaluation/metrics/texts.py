@@ -41,20 +41,18 @@ def score_texts(
     predictions: Sequence[str],
     references: Sequence[Sequence[str]],
     as_written: bool = False,
-    skip_missing: bool = True,
 ) -> TextScores:
-    """Compare texts with references.
+    """Compare texts with references. Metrics whose packages (extra paper-metrics) are not installed are `skipped`.
 
     Args:
         names: metrics to compute (keys of METRICS); the numbers come in this order.
         predictions: one text per item.
         references: one or more texts per item.
         as_written: see TextMetric; False suits the raw text of a model.
-        skip_missing: leave out metrics whose packages (extra paper-metrics) are not installed, and say so in `skipped`.
 
     Raises:
-        UserError: for an unknown metric, no items, other numbers of predictions and references, an item without
-            reference, and, unless `skip_missing`, for packages that are not installed.
+        UserError: for an unknown metric, no items, other numbers of predictions and references, and an item without
+            reference.
     """
     for name in names:
         if name not in METRICS:
@@ -67,7 +65,7 @@ def score_texts(
         raise UserError(
             f"Item {[bool(given) for given in references].index(False) + 1} has no reference to compare with."
         )
-    skipped = _not_installed(names) if skip_missing else {}
+    skipped = _not_installed(names)
     numbers: dict[str, float] = {}
     signatures: dict[str, str] = {}
     for metric_class in dict.fromkeys(METRICS[name] for name in names if name not in skipped):

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from lora_drop.experiments.grid import Planned
 from lora_drop.experiments.one_run import End
 from lora_drop.progress import Reporter
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 Line = Callable[[], Reporter]
 """Returns what hears of a run; called when it is really under way."""
@@ -36,6 +33,6 @@ class Engine(Protocol):
         An engine that performs runs in this process takes as long as they need.
         """
 
-    def __enter__(self) -> Self: ...
+    def __enter__(self) -> Engine: ...
 
     def __exit__(self, *_: object) -> None: ...

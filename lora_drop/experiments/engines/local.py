@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import psutil
 
@@ -20,9 +20,6 @@ from lora_drop.experiments.one_run import End, perform_run
 from lora_drop.interruption import stoppable
 from lora_drop.plugins import LOADED, load_plugin
 from lora_drop.progress import Relay
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 GRACE_S = 300.0
 """For a worker that was asked to end: a step and a checkpoint."""
@@ -59,7 +56,7 @@ class InProcess:
         (number, run, line), self.next = self.next, None
         return [(number, perform_run(run, self.runs, line()))]
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> InProcess:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -105,7 +102,7 @@ class Processes:
         found = [(busy[pipe].run, busy[pipe].hear()) for pipe in ready]
         return [(number, end) for number, end in found if number is not None and end is not None]
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Processes:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lora_drop.errors import UserError
 from lora_drop.experiments.engines.base import Line
@@ -25,9 +25,6 @@ from lora_drop.interruption import ENDING
 from lora_drop.plugins import LOADED, load_plugin
 from lora_drop.progress import GridReporter, Relay
 from lora_drop.provenance import versions
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 RETRIES = 3
 """For a run whose node, or whose process, is lost."""
@@ -135,7 +132,7 @@ class RayCluster:
             return End(f"on {place}: {type(error).__name__}: {f'{error}'.strip().splitlines()[0]}")
         return end if end.record is not None else replace(end, note=f"on {place}: {end.note}")
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> RayCluster:
         _reachable(self.address)
         local = {"object_store_memory": STORE_BYTES, "include_dashboard": False} if self.address == "local" else {}
         environment = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from matplotlib.figure import Figure as Drawing
 
-from lora_drop.experiments.agreement import mean_importances, one_warm_up_a_seed, projections_of
+from lora_drop.experiments.agreement import mean_importances, projections_of, warm_ups_by_task
 from lora_drop.experiments.plots import DARK, Figure, layer_axis, panels
 from lora_drop.experiments.records import Record
 from lora_drop.experiments.table import Table
@@ -13,10 +13,7 @@ from lora_drop.pruning.picture import plain
 
 def draw(table: Table, records: list[Record]) -> Drawing:
     """Draw each warm-up once: rows that only select differently share it."""
-    by_task: dict[str, list[Record]] = {}
-    for record in one_warm_up_a_seed(table):
-        by_task.setdefault(record.task_title, []).append(record)
-    projections = projections_of(table)
+    by_task, projections = warm_ups_by_task(table), projections_of(table)
     figure, axes = panels(len(projections), len(by_task), width=2.9, height=2.3, sharey="row")
     for across, (title, mine) in enumerate(by_task.items()):
         for down, projection in enumerate(projections):

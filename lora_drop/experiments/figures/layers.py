@@ -10,7 +10,7 @@ from typing import Any
 from matplotlib.figure import Figure as Drawing
 from matplotlib.ticker import MaxNLocator
 
-from lora_drop.experiments.agreement import mean_importances, one_warm_up_a_seed, projections_of
+from lora_drop.experiments.agreement import mean_importances, projections_of, warm_ups_by_task
 from lora_drop.experiments.plots import Figure, panels
 from lora_drop.experiments.records import Record
 from lora_drop.experiments.table import Table
@@ -19,10 +19,7 @@ from lora_drop.pruning.picture import plain
 
 def draw(table: Table, records: list[Record]) -> Drawing:
     """Draw each warm-up once: rows that only select differently share it."""
-    by_task: dict[str, list[Record]] = {}
-    for record in one_warm_up_a_seed(table):
-        by_task.setdefault(record.task_title, []).append(record)
-    projections = projections_of(table)
+    by_task, projections = warm_ups_by_task(table), projections_of(table)
     cells = {name: [mean_importances(mine, name) for mine in by_task.values()] for name in projections}
     layers = len(next(iter(cells.values()))[0])
     width, height = 0.42 * layers + 1.6, max(0.42 * len(by_task) + 0.9, 1.6)

@@ -12,14 +12,14 @@ from lora_drop.pruning.criteria.base import Criterion, Given, Measured
 
 def measure(given: Given) -> Measured:
     """Return g of each LoRA. Raises UserError if the data have no labels."""
-    from lora_drop.pruning.criteria.passes import gradients, pairs
+    from lora_drop.pruning.criteria.passes import gradients
 
     norms: dict[str, list[float]] = {name: [] for name in given.layers}
     found = Measured()
     for row in gradients(given, one_by_one=True):
         squares = {each: float((each.detach() * gradient).double().square().sum()) for each, gradient in row.gradients}
-        for name, pair in pairs(given).items():
-            norms[name].append(sum(squares.get(each, 0.0) for each in pair))
+        for name, lora in given.layers.items():
+            norms[name].append(sum(squares.get(each, 0.0) for each in lora.tensors))
         found.examples += row.examples
         found.tokens += row.tokens
     found.values = {name: sum(values) / max(len(values), 1) for name, values in norms.items()}

@@ -13,7 +13,7 @@ from lora_drop.pruning.criteria.base import Criterion, Given, Measured
 
 def measure(given: Given) -> Measured:
     """Return g of each LoRA. Raises UserError if the data have no labels."""
-    from lora_drop.pruning.criteria.passes import gradients, pairs
+    from lora_drop.pruning.criteria.passes import gradients
 
     found, sums = Measured(), dict[Any, Any]()
     for batch in gradients(given):
@@ -21,10 +21,9 @@ def measure(given: Given) -> Measured:
             sums[parameter] = sums[parameter] + gradient if parameter in sums else gradient
         found.examples += batch.examples
         found.tokens += batch.tokens
-    for name, pair in pairs(given).items():
-        total = sum(
-            float((each.detach() * sums[each]).abs().sum(dtype=sums[each].dtype)) for each in pair if each in sums
-        )
+    for name, lora in given.layers.items():
+        known = [each for each in lora.tensors if each in sums]
+        total = sum(float((each.detach() * sums[each]).abs().sum(dtype=sums[each].dtype)) for each in known)
         found.values[name] = total / max(found.examples, 1)
     return found
 

@@ -11,12 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from lora_drop.errors import UserError
-from lora_drop.pruning.adapters import Lora
 from lora_drop.pruning.criteria.base import Given, Measured
 from lora_drop.pruning.importance import wide
-from lora_drop.pruning.observation import Observer, examples_in
-
-View = Callable[[Lora, Tensor], Tensor]
+from lora_drop.pruning.observation import Observer, View, eval_mode, examples_in
 
 
 def sums_of_examples(given: Given, view: View, value: Callable[[Tensor], Tensor]) -> Measured:
@@ -62,17 +59,12 @@ class Gradients:
     tokens: int
 
 
-def pairs(given: Given) -> dict[str, list[nn.Parameter]]:
-    """Return the parameters of each LoRA: A and B, and the bias of B where there is one."""
-    return {name: lora.tensors for name, lora in given.layers.items()}
-
-
 def gradients(given: Given, one_by_one: bool = False) -> Iterator[Gradients]:
     """Yield the gradients of each batch, or of each example, without dropout; the model is left as it was.
 
     Raises UserError for a batch without labels, and for a model that computes no loss from them.
     """
-    parameters = list({id(each): each for pair in pairs(given).values() for each in pair}.values())
+    parameters = list({id(each): each for lora in given.layers.values() for each in lora.tensors}.values())
     device = next(given.model.parameters()).device
     seen = 0
     with _learning(given.model, parameters):
@@ -127,15 +119,13 @@ def _rows(inputs: Mapping[str, Any], rows: int) -> Iterator[dict[str, Any]]:
 @contextmanager
 def _learning(model: nn.Module, parameters: list[nn.Parameter]) -> Iterator[None]:
     """Let the model be in eval mode and only these parameters have gradients, inside the context."""
-    modes = {module: module.training for module in model.modules()}
     learnt = {parameter: parameter.requires_grad for parameter in model.parameters()}
     try:
-        model.eval().requires_grad_(False)
+        model.requires_grad_(False)
         for parameter in parameters:
             parameter.requires_grad_(True)
-        yield
+        with eval_mode(model):
+            yield
     finally:
-        for module, training in modes.items():
-            module.training = training
         for parameter, learns in learnt.items():
             parameter.requires_grad_(learns)

@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from lora_drop.files import file_digest
+from lora_drop.methods.folder import adapter_folder
+from lora_drop.registry import CRITERIA
 
 if TYPE_CHECKING:
     from lora_drop.config.schema import TrainConfig
@@ -24,14 +26,8 @@ Work = tuple[str, Values]
 
 HELD_OUT = "held_out"
 """The primary metric on the rows that are held out of training, among the metrics of an epoch."""
-
-
 NO_INPUTS = ("save_steps", "report_to", "logging_steps")
 """Settings of a training that change none of its results."""
-
-
-def _always(job: Job) -> bool:
-    return True
 
 
 def selects(job: Job) -> bool:
@@ -57,7 +53,7 @@ class Stage:
     """All other inputs: rows, weights, outputs of earlier stages."""
     work: Callable[[Job], Work]
     """Writes the outputs."""
-    wanted: Callable[[Job], bool] = _always
+    wanted: Callable[[Job], bool] = lambda job: True
     """True if a run has this stage."""
     rows: Callable[[Job], tuple[str, ...]] = lambda job: ("train",)
     """The rows that it reads: "train", "eval", both or none."""
@@ -97,8 +93,6 @@ def names(job: Job) -> Values:
 def criterion(name: str, always: bool = False) -> Values:
     """Return name and version of a criterion; nothing for the paper's first, unless `always`: it was the only one once,
     and what was made then stands."""
-    from lora_drop.registry import CRITERIA
-
     if name == CRITERIA.names()[0] and CRITERIA.get(name).version == 1 and not always:
         return {}
     return {"criterion": [name, CRITERIA.get(name).version]}
@@ -126,7 +120,5 @@ def training(train: TrainConfig, *unused: str) -> Values:
     if train.device_batch_size:  # parts of a batch that no number divides were weighed otherwise before
         settings["accumulation"] = 2
     if train.start_from:
-        from lora_drop.methods.folder import adapter_folder
-
         settings["start_from"] = file_digest(adapter_folder(train.start_from))
     return settings

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from lora_drop import processes
 from lora_drop.files import read_json, write_json
+from lora_drop.registry import CRITERIA, METHODS
 from lora_drop.runs.stages.base import (
     Stage,
     Values,
@@ -36,7 +37,6 @@ def settings(job: Job) -> Values:
 
 def work(job: Job) -> Work:
     """Score the warm-up by each of the other criteria; write `criteria.json` and `criteria.png`."""
-    from lora_drop.registry import METHODS
     from lora_drop.runs import models
 
     encoded, chosen = models.sampled(job), job.config.score.criterion
@@ -53,7 +53,6 @@ def _write(job: Job, modules: dict[str, list[Values]]) -> None:
     from lora_drop.pruning.agreement import agreement
     from lora_drop.pruning.criteria_picture import criteria_figure
     from lora_drop.pruning.picture import save_figure
-    from lora_drop.registry import CRITERIA
 
     chosen, taus = job.config.score.criterion, agreement(modules)
     content = {

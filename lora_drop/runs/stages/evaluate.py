@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from lora_drop import processes
@@ -26,17 +25,17 @@ def inputs(job: Job) -> Values:
     return {**read, **rows_of(job, "eval"), **weights(job), **job.data.kind.settings(job.config)}
 
 
-def _shown(job: Job) -> Callable[[int, int], None]:
-    return lambda done, total: job.report.advance(done, total, "rows")
-
-
 def work(job: Job) -> Work:
     """Evaluate and write `metrics.json` and `predictions.jsonl`."""
     from lora_drop.runs import models
 
     model = models.load_adapter(job, job.method, "adapter")
     way = models.find_for_evaluation(job, model)
-    result = models.evaluate(job, model, way, _shown(job), job.run.checkpoints("eval") / "predictions.jsonl")
+
+    def shown(done: int, total: int) -> None:
+        job.report.advance(done, total, "rows")
+
+    result = models.evaluate(job, model, way, shown, job.run.checkpoints("eval") / "predictions.jsonl")
     processes.by_first(lambda: _write(job, result))
     split, primary = job.data.split, job.task.primary
     note = f"{primary} {result.metrics[primary]:.4f} on {len(job.data.eval_rows):,} rows of {split}"

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from lora_drop import processes
 from lora_drop.files import write_json
+from lora_drop.registry import METHODS
 from lora_drop.runs.stages.base import Stage, Values, Work, criterion, names, precision, scored_inputs, selects
 
 if TYPE_CHECKING:
@@ -20,32 +21,16 @@ def settings(job: Job) -> Values:
 
 def work(job: Job) -> Work:
     """Score the warm-up once more, keeping the norm of each example."""
-    import numpy as np
-
-    from lora_drop.data.sentences import batches
-    from lora_drop.pruning import importance
-    from lora_drop.registry import CRITERIA, METHODS
     from lora_drop.runs import models
 
     encoded = models.sampled(job)
     model = models.load_adapter(job, METHODS.get("lora"), "warmup")
     way = models.find(job, model, encoded)
-    chunks = list(batches(encoded, job.data.collate, job.data.batch_size, share=processes.mine))
-    scores = importance.score(
-        model,
-        (batch for _, batch in chunks),
-        criterion=CRITERIA.get(job.config.score.criterion),
-        per_example=True,
-        progress=models.scoring(job, encoded, job.config.score.criterion),
-        packing=way,
-        total=models.total,
-    )
-    seen = processes.everywhere([row for chosen, _ in chunks for row in chosen])
-    order = np.argsort([row for rows in seen for row in rows])  # from the batches' order to the sample's
-    values = [np.array(norms)[order].tolist() for norms in (scores.norms or {}).values()]
+    scores = models.score(job, model, encoded, job.config.score.criterion, way, per_example=True)
+    assert scores.norms is not None
     modules = [
-        {"name": row.name, "projection": row.projection, "layer": row.layer, "norms": norms}
-        for row, norms in zip(scores.rows, values, strict=True)
+        {"name": row.name, "projection": row.projection, "layer": row.layer, "norms": scores.norms[row.name]}
+        for row in scores.rows
     ]
     processes.by_first(
         lambda: write_json(job.run.file("norms.json"), {"examples": scores.examples, "modules": modules})

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lora_drop.files import file_digest, read_json
+from lora_drop.files import file_digest
 from lora_drop.runs.stages.base import Stage, Work, criterion, digest_of, selects
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ def work(job: Job) -> Work:
     from lora_drop.runs.facts import read_facts
 
     scored = read_scores(job.run.file("scores.json"))
-    selection = Selection.from_json(read_json(job.run.file("selection.json")))
+    selection = Selection.load(job.run.file("selection.json"))
     rows = read_facts(job.run.path).stability.get("modules", [])
     figure = importance_figure(scored, selection, ", ".join(_title(job)), rows)
     save_figure(figure, job.run.file("importance.png"))
@@ -30,11 +30,7 @@ def work(job: Job) -> Work:
 
 def _title(job: Job) -> list[str]:
     by = job.config.score.criterion
-    return [
-        job.subject,
-        job.config.backbone,
-        *([f"by {by}"] if criterion(by) else []),
-    ]
+    return [job.subject, job.config.backbone, *([f"by {by}"] if criterion(by) else [])]
 
 
 STAGE = Stage(

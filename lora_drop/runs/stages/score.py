@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from lora_drop import processes
 from lora_drop.files import digest, file_digest, read_json, write_folder, write_json
+from lora_drop.methods.folder import adapter_folder
+from lora_drop.registry import METHODS
 from lora_drop.runs.stages.base import (
     Stage,
     Values,
@@ -48,8 +50,6 @@ def warmup_settings(job: Job) -> Values:
     config = job.config
     common = {**names(job), "limit": config.limit.train}
     if config.warmup.adapter:
-        from lora_drop.methods.folder import adapter_folder
-
         adapter = file_digest(adapter_folder(config.warmup.adapter, "warmup.adapter"))
         return {**common, "adapter": adapter, "max_length": config.train.max_length, **precision(job)}
     method = asdict(config.method)
@@ -98,7 +98,6 @@ def work(job: Job) -> Work:
 
 
 def _write(job: Job, warm: Warm, scores: Any) -> None:
-    from lora_drop.registry import METHODS
     from lora_drop.runs import models
 
     if not warm.there:
@@ -124,8 +123,6 @@ def _told(warm: Warm, scores: Any) -> Work:
 
 def _made(job: Job, encoded: Dataset) -> Warm:
     """Train the warm-up, or load the adapter that is scored instead of one."""
-    from lora_drop.methods.folder import adapter_folder
-    from lora_drop.registry import METHODS
     from lora_drop.runs import models
     from lora_drop.training import warmup
 
@@ -145,7 +142,6 @@ def _made(job: Job, encoded: Dataset) -> Warm:
 
 def _kept(job: Job, made_from: str, encoded: Dataset) -> Warm | None:
     """Return the warm-up that this run, or another one of the grid, has made from the same inputs; None if none has."""
-    from lora_drop.registry import METHODS
     from lora_drop.runs import models
 
     entry = processes.by_first(lambda: _taken_over(job, made_from))

@@ -32,8 +32,7 @@ def work(job: Job) -> Work:
     write_json(job.run.file("selection.json"), selection.to_json())
     whole = sum(row.parameters for row in scored)
     counts = ", ".join(
-        f"{name} {len(layers.retained)} of {len(layers.retained + layers.shared)}"
-        for name, layers in selection.projections.items()
+        f"{name} {len(layers.retained)} of {len(layers.all)}" for name, layers in selection.projections.items()
     )
     share = selection.trainable_parameters / whole
     return f"retained {counts}; {selection.trainable_parameters:,} parameters, {share:.0%} of LoRA's", {}

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from lora_drop import processes
-from lora_drop.files import read_json, write_folder, write_json
+from lora_drop.files import write_folder, write_json
 from lora_drop.runs.stages.base import Stage, Values, Work, digest_of, names, rows_of, selects, training, weights
 
 if TYPE_CHECKING:
@@ -44,22 +44,15 @@ def work(job: Job) -> Work:
     from lora_drop.runs import models
 
     config, method = job.config, job.method
-    selection = Selection.from_json(read_json(job.run.file("selection.json"))) if selects(job) else None
+    selection = Selection.load(job.run.file("selection.json")) if selects(job) else None
     model = method.build(models.load_backbone(job), config.method, config.seed, selection)
     models.start(job, model)
     if method.prepare is not None:
         method.prepare(model.to(job.device), job.data.some_batches(method.examples))
     parameters = method.count(model)
     processes.by_first(lambda: job.run.forget("eval", ("metrics.json", "predictions.jsonl")))
-    outcome = models.fit(
-        job,
-        "train",
-        method,
-        model,
-        job.data.train_encoded,
-        config.train,
-        evaluated=job.scored_each_epoch,
-    )
+    evaluated = job.scored_each_epoch
+    outcome = models.fit(job, "train", method, model, job.data.train_encoded, config.train, evaluated=evaluated)
     processes.by_first(lambda: _write(job, model))
     kept = f"kept epoch {outcome.kept_epoch:g} ({config.train.select_epoch})"
     return f"{parameters.adapter:,} trainable parameters (head {parameters.head:,}); {kept}", {

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from datasets import ClassLabel, Dataset
 
@@ -15,7 +14,7 @@ from lora_drop.errors import UserError, closest
 from lora_drop.hub.repo import is_name
 from lora_drop.tasks.base import Source
 from lora_drop.tasks.hub_rows import HubRows
-from lora_drop.tasks.own.tables import FORMATS, SUFFIXES, Table, open_table, table_of
+from lora_drop.tasks.own.tables import FORMATS, SUFFIXES, Placed, Table, open_table
 
 NAMES = {
     "train": ("train", "training"),
@@ -82,7 +81,9 @@ def open_split(path: str, split: str, source: Source) -> Table:
             f"The data {path} do not exist. Give a file ({FORMATS}), a folder with files named train and validation, or "
             "org/name on the Hub."
         )
-    return _hub_split(hub.groupdict(), split, source)
+    rows = HubRows(hub["name"], hub["configuration"], hub["revision"] or "main")
+    found = rows.load(source, split, "", ())
+    return table_of(f"{rows}, {split}", found, f"{rows} {split} {source.origins[split]['commit']}")
 
 
 def _files(folder: Path) -> dict[str, list[Path]]:
@@ -98,26 +99,15 @@ def _files(folder: Path) -> dict[str, list[Path]]:
     return found
 
 
-def _hub_split(hub: dict[str, Any], split: str, source: Source) -> Table:
-    rows = HubRows(hub["name"], hub["configuration"], hub["revision"] or "main")
-    found = rows.load(source, split, "", ())
-    commit = source.origins[split]["commit"]
-    return table_of(f"{rows}, {split}", found.column_names, Named(found), f"{rows} {split} {commit}")
+def table_of(name: str, rows: Dataset, identity: str) -> Table:
+    """Return the rows of a data set of the Hub as a table, classes by their names."""
+    classes = {column: kind for column, kind in rows.features.items() if isinstance(kind, ClassLabel)}
 
+    def placed() -> Iterator[Placed]:
+        for number, row in enumerate(rows, 1):
+            for column, kind in classes.items():
+                index = row[column]
+                row[column] = None if index is None or index < 0 else kind.int2str(index)  # -1: a test without answers
+            yield f"{name}, row {number}", row
 
-class Named(Sequence[Any]):
-    """Rows of a data set of the Hub, read one by one each time they are asked for, classes by their names."""
-
-    def __init__(self, rows: Dataset):
-        self.rows = rows
-        self.classes = {name: kind for name, kind in rows.features.items() if isinstance(kind, ClassLabel)}
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: Any) -> Any:
-        row = self.rows[index]
-        for name, kind in self.classes.items():
-            number = row[name]
-            row[name] = None if number is None or number < 0 else kind.int2str(number)  # -1: a test without answers
-        return row
+    return Table(name, tuple(rows.column_names), placed, identity)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -61,22 +61,8 @@ def open_table(paths: Sequence[Path]) -> Table:
                 f"{other.name} has other columns ({', '.join(other.columns)}) than {first.name} ({', '.join(first.columns)})."
             )
     name = first.name if len(tables) == 1 else f"{first.name} and {len(tables) - 1} more"
-    return Table(
-        name,
-        first.columns,
-        lambda: chain.from_iterable(table.rows() for table in tables),
-        digest([table.identity for table in tables]),
-    )
-
-
-def table_of(name: str, columns: Sequence[str], rows: Iterable[Row], identity: str) -> Table:
-    """Return the rows of a data set of the Hub as a table."""
-    return Table(
-        name,
-        tuple(columns),
-        lambda: ((f"{name}, row {number}", row) for number, row in enumerate(rows, 1)),
-        identity,
-    )
+    identity = digest([table.identity for table in tables])
+    return Table(name, first.columns, lambda: chain.from_iterable(table.rows() for table in tables), identity)
 
 
 def _open(path: Path) -> Table:

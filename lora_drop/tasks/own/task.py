@@ -45,21 +45,6 @@ ALLOWED = {
 ALIASES = {"matthews": "matthews_correlation", "rougeL": "rouge_l", "rougel": "rouge_l"}
 
 
-def own_task(data: DataConfig, source: Source) -> Task:
-    """Return the task that `data` describes.
-
-    The tables are read once here: what they hold decides kind, labels, and the rows that are held out.
-
-    Args:
-        data: with `path`.
-        source: its Hub settings count, and it is told what is left out.
-
-    Raises:
-        UserError: for whatever cannot be read, naming file, line and column.
-    """
-    return OwnData(data, source).task()
-
-
 def stored_task(record: Mapping[str, Any]) -> Task:
     """Return the task of a trained adapter from what the adapter keeps of it (`Task.record`), without its data."""
     return _task(Reading.of_record(record), None)
@@ -69,7 +54,15 @@ class OwnData:
     """Anybody's data: tables, reading, and what is in them."""
 
     def __init__(self, data: DataConfig, source: Source):
-        """Read the tables. Raises UserError."""
+        """Read the tables once: what they hold decides kind, labels, and the rows that are held out.
+
+        Args:
+            data: with `path` or `dataset_info`.
+            source: its Hub settings count, and it is told what is left out.
+
+        Raises:
+            UserError: for whatever cannot be read, naming file, line and column.
+        """
         self.data, self.source = data, source
         chat = None
         if data.dataset_info is not None:

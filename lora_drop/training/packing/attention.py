@@ -166,5 +166,4 @@ def varlen_attention(query: Tensor, key: Tensor, value: Tensor, layout: Layout, 
     out = functional.scaled_dot_product_attention(
         q, k, v, dropout_p=scoring.dropout, is_causal=scoring.causal, scale=scoring.scaling
     )
-    values: Tensor = out.transpose(1, 2).values()
-    return values
+    return out.transpose(1, 2).values()

@@ -22,8 +22,7 @@ LIMIT = 2**31
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Return x Wᵀ + b (`rows outputs`) by oneDNN; `weight` as it is or reordered."""
-    out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-    return out
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
 def multiplies_bf16() -> bool:

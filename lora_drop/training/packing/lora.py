@@ -44,8 +44,7 @@ def lora_forward(layer: Any, adapter: str, base: Frozen | nn.Linear, half: Half,
     """Return what a plain LoRA layer returns for `x` (`*batch inputs`); what is not of fp32 or bf16, it computes itself."""
     known = isinstance(base, Frozen) or not torch.is_autocast_enabled(x.device.type)
     if not (known and computable(x)):
-        result: Tensor = type(layer).forward(layer, x)
-        return result
+        return type(layer).forward(layer, x)
     down, up, scaling = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight, layer.scaling[adapter]
     out: Tensor = _LoraLinear.apply(x, down, up, scaling, base, half)
     return out.view(*x.shape[:-1], -1)

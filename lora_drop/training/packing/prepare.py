@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from lora_drop.pruning.observation import eval_mode
 from lora_drop.training.packing.frozen import Frozen
 from lora_drop.training.packing.layout import Unpackable
 from lora_drop.training.packing.packed import Packing
@@ -31,22 +32,17 @@ def prepare(
     Returns:
         The packing, or None if the model has to be computed the stock way; and in words, which way it is and why.
     """
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
     reasons = []
-    try:
-        for own in (False, True):
-            try:
+    for own in (False, True):
+        try:
+            with eval_mode(model):
                 packing = _tried(Packing(model, frozen, own), model, batch, loss, recomputes)
-                return packing, str(packing)
-            except Unpackable as error:
-                reasons.append(str(error))
-            except (RuntimeError, ValueError, TypeError, AttributeError) as error:
-                reasons.append(f"{type(error).__name__}: {str(error).splitlines()[0]}")
-        return None, f"padded: {reasons[0]}" + (f"; by its own code: {reasons[1]}" if len(set(reasons)) > 1 else "")
-    finally:
-        for module, training in modes.items():
-            module.training = training
+            return packing, str(packing)
+        except Unpackable as error:
+            reasons.append(str(error))
+        except (RuntimeError, ValueError, TypeError, AttributeError) as error:
+            reasons.append(f"{type(error).__name__}: {str(error).splitlines()[0]}")
+    return None, f"padded: {reasons[0]}" + (f"; by its own code: {reasons[1]}" if len(set(reasons)) > 1 else "")
 
 
 def _tried(
