@@ -35,8 +35,10 @@ FORMAT = 3
 """Of `run.json`. An older one did not seal the entries of its stages, so that these are done anew."""
 OUTPUTS = (
     *("sample.json", "scores.json", "selection.json", "metrics.json", "predictions.jsonl", "norms.json"),
-    *("warmup", "adapter", "checkpoints", "compare"),
+    *("stability.json", "criteria.json", "criteria.png", "importance.png", "scores_trained.json", "report.html"),
+    *("warmup", "adapter", "checkpoints", "compare", "export"),
 )
+"""Names that a run replaces or removes: a folder that has one, and is no run directory, is somebody's own."""
 SEAL = "seal"
 """Key of a stage's entry: the digest of all its others, by which an entry that was altered is known."""
 
