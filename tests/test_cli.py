@@ -96,6 +96,7 @@ def test_stages_import_only_what_they_use(tmp_path):
 def test_commands_without_a_model_import_no_model(tmp_path):
     heavy = ("torch", "transformers", "peft", "matplotlib", "scipy", *METRICS)
     assert imported_by("tasks", "--offline", among=heavy) == (0, set())
+    assert imported_by("reproduce", "list", among=(*heavy, "numpy")) == (0, set())
     shutil.copytree(Path(__file__).parent.parent / "results" / "smollm2", tmp_path / "results" / "smollm2")
     assert imported_by("report", "--results", tmp_path / "results", "--no-figures", "-q", among=heavy) == (0, set())
 

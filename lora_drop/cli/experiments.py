@@ -78,17 +78,13 @@ def reproduce(
 
 def _list(as_json: bool) -> None:
     from lora_drop.cli.console import out, print_rows
-    from lora_drop.experiments.grid import Choice, expand, experiment_names, load_experiment
+    from lora_drop.experiments.grid import experiment_names, load_experiment
 
     found = [load_experiment(name) for name in experiment_names()]
     if as_json:
         typer.echo(json.dumps([{"experiment": item.name, "title": item.title} for item in found]))
     else:
-        runs = [len(expand(item, Choice())) for item in found]
-        print_rows(
-            out,
-            [{"experiment": item.name, "what": item.title, "runs": n} for item, n in zip(found, runs, strict=True)],
-        )
+        print_rows(out, [{"experiment": item.name, "what": item.title, "runs": item.size} for item in found])
 
 
 @options("quiet", "as_json", "debug")
