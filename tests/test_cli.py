@@ -273,6 +273,22 @@ def test_ctrl_c_leaves_a_checkpoint_and_code_130(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("loaded", ["typer", "lora_drop.cli.app", "numpy", "torch", "datasets", "transformers", "peft"])
+def test_ctrl_c_while_libraries_are_loaded_ends_quietly(loaded, tmp_path):
+    small = ["-o", "backbone=tiny:bert", "--limit-train", "40", "--device", "cpu", "-o", "method.name=lora"]
+    command = [sys.executable, "-X", "importtime", "-m", "lora_drop", "run", "-d", tmp_path / "run", *small]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        for line in process.stderr:
+            if line.split("|")[-1].strip() == loaded:
+                process.send_signal(signal.SIGINT)
+                break
+        said, told = process.communicate(timeout=60)
+    told = [line for line in told.splitlines() if not line.startswith("import time:")]
+    assert process.returncode == 130 and said == ""
+    assert told in ([], ["Interrupted. The same command continues where it stopped."])
+
+
+@pytest.mark.slow
 def test_params_tasks_and_doctor(tmp_path):
     counted = json.loads(lora_drop("params", "--backbone", "tiny:roberta", "--json").stdout)
     assert counted["backbone"] == "tiny:roberta" and counted["methods"]["lora"] == {

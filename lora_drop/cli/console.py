@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from lora_drop.interruption import Stopped
+from lora_drop.interruption import Stopped, stoppable
 from lora_drop.progress import Note, Reporter, text_of
 
 if TYPE_CHECKING:
@@ -36,8 +37,8 @@ err = Console(stderr=True, **PLAIN)
 class ConsoleReporter(Reporter):
     """A live bar in a terminal; elsewhere a line per stage and epoch, and one every 30 s; nothing if quiet.
 
-    As a context it removes the bar at the end of the work, turns Ctrl-C into exit code 130, and says that the same
-    command continues.
+    As a context it lets signals end the work in order, removes the bar at its end, turns Ctrl-C into exit code 130, and
+    says that the same command continues.
     """
 
     def __init__(self, console: Console, quiet: bool = False):
@@ -48,12 +49,15 @@ class ConsoleReporter(Reporter):
         self.stage = ""
         self.measured = Measured(0, 0)
         self.told: set[str] = set()
+        self.signals = ExitStack()
 
     def __enter__(self) -> Self:
+        self.signals.enter_context(stoppable())
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.close()
+        self.signals.close()
         if kind in (KeyboardInterrupt, Stopped):
             self.console.print("Interrupted. The same command continues where it stopped.")
         if kind is KeyboardInterrupt:

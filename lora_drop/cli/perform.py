@@ -13,6 +13,7 @@ from typing import Any
 from lora_drop import processes
 from lora_drop.config.schema import Config
 from lora_drop.files import read_json
+from lora_drop.interruption import at_once
 from lora_drop.progress import SILENT, Reporter
 from lora_drop.pruning.selection import Scored, Selection, read_scores
 from lora_drop.registry import METHODS, needs_selection
@@ -51,8 +52,9 @@ class Summary:
 def quiet_libraries(report: Reporter = SILENT) -> None:
     """Let transformers print nothing but errors, and neither it nor datasets a bar: our reporter says what matters."""
     report.doing("starting torch and transformers")
-    import datasets
-    from transformers.utils import logging
+    with at_once(report.close):
+        import datasets
+        from transformers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
