@@ -189,6 +189,12 @@ def test_a_run_ends_with_a_machine_readable_line(tmp_path):
         (["eval", "--task", "rte"], "Give either --run-dir"),
         (["eval", "--task", "rte", "--predictions", "nowhere"], "predictions nowhere does not exist"),
         (["eval", "-d", "x"], "does not exist. Make it with: lora-drop train"),
+        (["select", "-d", "x"], "does not exist. Make it with: lora-drop sample"),
+        (["train", "-d", "x", "-o", "backbone=tiny:bert"], "does not exist. Make it with: lora-drop sample"),
+        (["score", "-d", "x", "-o", "backbone=tiny:bert"], "does not exist. Make it with: lora-drop sample"),
+        (["picture", "-d", "x"], "does not exist. Make it with: lora-drop sample"),
+        (["run", "-d", "x", "-o", "backbone=tiny:bert", "-o", "task=toy-nlg"], "it cannot continue a text"),
+        (["run", "-d", "x", "--data", "nowhere.csv", "-b", "tiny:bert"], "nowhere.csv do not exist"),
         (["run", "-d", "x", "-o", "sample.ratio=2"], "allowed is 0 < value ≤ 1"),
     ],
 )
@@ -200,6 +206,7 @@ def test_mistakes_give_one_message_and_code_2(arguments, text, tmp_path, monkeyp
     message = capsys.readouterr().err
     assert end.value.code == 2
     assert text in message and message.count("Error") == 1 and "Traceback" not in message
+    assert not list(tmp_path.iterdir()), "told before anything is written"
 
 
 def test_anybodys_predictions_are_scored(tmp_path, capsys):
