@@ -17,6 +17,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from lora_drop.cli.long_work import LongWork
 from lora_drop.interruption import Stopped, stoppable
 from lora_drop.progress import Note, Reporter, text_of
 
@@ -35,7 +36,8 @@ err = Console(stderr=True, **PLAIN)
 
 
 class ConsoleReporter(Reporter):
-    """A live bar in a terminal; elsewhere a line per stage and epoch, and one every 30 s; nothing if quiet.
+    """A live bar in a terminal; elsewhere a line per stage and epoch, one for what takes long, and one every 30 s; nothing
+    if quiet.
 
     As a context it lets signals end the work in order, removes the bar at its end, turns Ctrl-C into exit code 130, and
     says that the same command continues.
@@ -50,6 +52,7 @@ class ConsoleReporter(Reporter):
         self.measured = Measured(0, 0)
         self.told: set[str] = set()
         self.signals = ExitStack()
+        self.long = LongWork(self._state)
 
     def __enter__(self) -> Self:
         self.signals.enter_context(stoppable())
@@ -70,17 +73,20 @@ class ConsoleReporter(Reporter):
         self._open()
 
     def doing(self, what: str) -> None:
-        """Say it beside the bar; elsewhere only if nothing else was said for long."""
+        """Say it beside the bar; elsewhere only if it takes long, or nothing else was said for long."""
         if self._open():
             self.bar.update(self.task, description=what)  # type: ignore[union-attr]
         elif time.monotonic() - self.said > SILENCE_S:
             self._state(what)
+        elif not self.quiet:
+            self.long.begin(what)
 
     def advance(self, done: int, total: int, note: Note = "") -> None:
         """Move the bar, a few times a second; elsewhere say it if nothing else was said for long."""
         if total != self.measured.total or done < self.measured.done:
             self.measured = Measured(done, total)
         self.measured.done = done
+        self.long.end()
         now, last = time.monotonic(), done == total
         if self._open():
             if last or now - self.shown > REDRAWN_S:
@@ -101,6 +107,7 @@ class ConsoleReporter(Reporter):
 
     def skip(self, stage: str, reason: str) -> None:
         """A stage is already done."""
+        self.long.end()
         self._line(f"{stage:<9}   skipped  {reason}")
 
     def notice(self, text: str) -> None:
@@ -111,6 +118,7 @@ class ConsoleReporter(Reporter):
 
     def close(self) -> None:
         """Remove the bar, also when a stage has failed."""
+        self.long.end()
         self.stage = ""
         if self.bar is not None:
             self.bar.stop()
