@@ -1,6 +1,15 @@
-"""`python -m lora_drop` is the command `lora-drop`."""
+"""The command `lora-drop`, and `python -m lora_drop`. Ctrl-C ends it quietly, also while it is still being loaded."""
 
-from lora_drop.cli.app import main
+from lora_drop.interruption import end_at_once
+
+
+def main() -> None:
+    """Run the command line of this process."""
+    end_at_once()
+    from lora_drop.cli.app import main as run
+
+    run()
+
 
 if __name__ == "__main__":
     main()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -31,16 +32,54 @@ def raise_for(number: int) -> None:
         raise Stopped(number)
 
 
+_owned = False
+
+
+def end_at_once() -> None:
+    """Let signals end this process at once, without a word, wherever no block of `stoppable` has something to lose.
+
+    For the process of a command, while it loads libraries: within an import a KeyboardInterrupt may come out as another
+    error, or be printed and lost.
+    """
+    global _owned
+    _owned = True
+    for number in ENDING:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, lambda number, _: os._exit(128 + number))
+
+
+def ends_at_once() -> bool:
+    """Return True in a process that is there for one command alone; a notebook, or a test, is not."""
+    return _owned
+
+
+@contextmanager
+def at_once(close: Callable[[], None]) -> Iterator[None]:
+    """Let signals end such a process at once while the block, inside of a `stoppable` one, loads libraries.
+
+    `close` is called before: it leaves the terminal as it was.
+    """
+
+    def end(number: int, _: Any) -> None:
+        try:
+            close()
+        finally:
+            os._exit(128 + number)
+
+    with _caught(ENDING if _owned else (), end):
+        yield
+
+
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP raise Stopped, as Ctrl-C raises KeyboardInterrupt, while the block runs.
+    """Let Ctrl-C raise KeyboardInterrupt, and SIGTERM and SIGHUP Stopped, while the block runs.
 
     What they raise in a destructor Python prints and forgets; the signal is then sent again.
     """
     before = sys.unraisablehook
     sys.unraisablehook = partial(_sent_again, before)
     try:
-        with _caught(ENDING[1:], lambda number, _: raise_for(number)):
+        with _caught(ENDING, lambda number, _: raise_for(number)):
             yield
     finally:
         sys.unraisablehook = before

@@ -43,6 +43,9 @@ class Reporter:
     def notice(self, text: str) -> None:
         """Something the user should know: truncated inputs, tiny strata, a limited run."""
 
+    def close(self) -> None:
+        """What is drawn is removed: the work is over, or an error is about to be shown."""
+
 
 class GridReporter(Reporter):
     """Also hears which run of a grid begins, and how it ended. Several may be under way at once."""

@@ -96,6 +96,7 @@ def test_stages_import_only_what_they_use(tmp_path):
 def test_commands_without_a_model_import_no_model(tmp_path):
     heavy = ("torch", "transformers", "peft", "matplotlib", "scipy", *METRICS)
     assert imported_by("tasks", "--offline", among=heavy) == (0, set())
+    assert imported_by("reproduce", "list", among=(*heavy, "numpy")) == (0, set())
     shutil.copytree(Path(__file__).parent.parent / "results" / "smollm2", tmp_path / "results" / "smollm2")
     assert imported_by("report", "--results", tmp_path / "results", "--no-figures", "-q", among=heavy) == (0, set())
 
@@ -188,6 +189,12 @@ def test_a_run_ends_with_a_machine_readable_line(tmp_path):
         (["eval", "--task", "rte"], "Give either --run-dir"),
         (["eval", "--task", "rte", "--predictions", "nowhere"], "predictions nowhere does not exist"),
         (["eval", "-d", "x"], "does not exist. Make it with: lora-drop train"),
+        (["select", "-d", "x"], "does not exist. Make it with: lora-drop sample"),
+        (["train", "-d", "x", "-o", "backbone=tiny:bert"], "does not exist. Make it with: lora-drop sample"),
+        (["score", "-d", "x", "-o", "backbone=tiny:bert"], "does not exist. Make it with: lora-drop sample"),
+        (["picture", "-d", "x"], "does not exist. Make it with: lora-drop sample"),
+        (["run", "-d", "x", "-o", "backbone=tiny:bert", "-o", "task=toy-nlg"], "it cannot continue a text"),
+        (["run", "-d", "x", "--data", "nowhere.csv", "-b", "tiny:bert"], "nowhere.csv do not exist"),
         (["run", "-d", "x", "-o", "sample.ratio=2"], "allowed is 0 < value ≤ 1"),
     ],
 )
@@ -199,6 +206,7 @@ def test_mistakes_give_one_message_and_code_2(arguments, text, tmp_path, monkeyp
     message = capsys.readouterr().err
     assert end.value.code == 2
     assert text in message and message.count("Error") == 1 and "Traceback" not in message
+    assert not list(tmp_path.iterdir()), "told before anything is written"
 
 
 def test_anybodys_predictions_are_scored(tmp_path, capsys):
@@ -269,6 +277,22 @@ def test_ctrl_c_leaves_a_checkpoint_and_code_130(tmp_path):
     assert process.returncode == 130 and "continues where it stopped" in stderr
     assert json.loads((folder / "run.json").read_text())["status"] == "interrupted"
     assert list((folder / "checkpoints" / "train").glob("checkpoint-*/trainer_state.json"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loaded", ["typer", "lora_drop.cli.app", "numpy", "torch", "datasets", "transformers", "peft"])
+def test_ctrl_c_while_libraries_are_loaded_ends_quietly(loaded, tmp_path):
+    small = ["-o", "backbone=tiny:bert", "--limit-train", "40", "--device", "cpu", "-o", "method.name=lora"]
+    command = [sys.executable, "-X", "importtime", "-m", "lora_drop", "run", "-d", tmp_path / "run", *small]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        for line in process.stderr:
+            if line.split("|")[-1].strip() == loaded:
+                process.send_signal(signal.SIGINT)
+                break
+        said, told = process.communicate(timeout=60)
+    told = [line for line in told.splitlines() if not line.startswith("import time:")]
+    assert process.returncode == 130 and said == ""
+    assert told in ([], ["Interrupted. The same command continues where it stopped."])
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@ import math
 import pytest
 import yaml
 
-from lora_drop.config.files import OTHERS, config_folders
+from lora_drop.config.files import OTHERS, config_folders, read_yaml
 from lora_drop.config.identity import config_hash, to_dict
 from lora_drop.config.loading import from_dict, load_config
 from lora_drop.config.schema import Config
@@ -137,3 +137,12 @@ def test_generation_configurations_are_the_published_scripts_and_fit_a_cpu_with_
         small = load_config([f"nlg/{task}", "smollm2-cpu"])
         assert (small.task, small.backbone, small.generation.num_beams) == (task, "packaged:smollm2-135m", 1)
         assert small.train.warmup_steps is None and small.train.precision == "fp32"
+
+
+def test_what_is_read_from_a_file_is_the_readers_own(tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_text("train: {epochs: 1}")
+    read_yaml(path)["train"]["epochs"] = 2  # as a grid does, which lays the keys of its rows over it
+    assert read_yaml(path) == {"train": {"epochs": 1}}
+    path.write_text("train: {epochs: 3}")
+    assert read_yaml(path) == {"train": {"epochs": 3}}

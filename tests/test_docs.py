@@ -10,7 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 from models import backbone
+from typer.main import get_command
 
+from lora_drop.cli.app import app
+from lora_drop.config.schema import Config
+from lora_drop.config.strict import flatten
 from lora_drop.pruning.sharing import ties
 
 ROOT = Path(__file__).parent.parent
@@ -32,6 +36,26 @@ def test_every_link_leads_somewhere():
     for text in (README, *(path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md"))):
         for target in re.findall(r"\]\((?!http)([^)#]+)", text):
             assert (ROOT / target).exists() or (ROOT / "docs" / target).exists(), target
+
+
+def test_every_command_option_and_key_that_a_page_names_exists():
+    commands = get_command(app).commands
+    options = {
+        name: {option for each in command.params for option in (*each.opts, *each.secondary_opts)} | {"--help"}
+        for name, command in commands.items()
+    }
+    keys, seen = flatten(Config), set()
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        text = path.read_text(encoding="utf-8").replace("\\\n", " ")
+        for line in re.findall(r"(?:^\$ |`)lora-drop (?:--plugin \S+ )?([a-z]+\b[^`\n#|]*)", text, re.MULTILINE):
+            name, *words = line.split()
+            assert name in commands, (path.name, line)
+            named = {word.split("=")[0] for word in words if re.match(r"--?[a-z]", word)}
+            assert named <= options[name], (path.name, line, named - options[name])
+            given = re.findall(r"(?:-o|--set) ([a-z_.]+)=", line)
+            assert set(given) <= set(keys), (path.name, line)
+            seen |= {name, *named, *given}
+    assert {"--run-dir", "-o", "method.threshold"} <= seen and set(commands) - seen <= {"train"}
 
 
 def test_the_configuration_reference_is_up_to_date():

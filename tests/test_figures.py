@@ -1,24 +1,26 @@
 """Figures from records: what they name, count and tell apart."""
 
+import shutil
 from itertools import pairwise
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from measured import RESULTS, record
 
 from lora_drop.experiments.agreement import kendall
 from lora_drop.experiments.plots import OWN, is_own, shade
 from lora_drop.experiments.records import read_records
+from lora_drop.experiments.report import draw
 from lora_drop.experiments.table import build_tables
 from lora_drop.registry import FIGURES
 
+SCORES = [{"projection": name, "layer": layer, "importance": 0.5} for name in ("query", "value") for layer in (0, 1)]
+
 
 def test_the_importance_figure_counts_seeds_not_rows():
-    scores = [
-        {"projection": name, "layer": layer, "importance": 0.5} for name in ("query", "value") for layer in (0, 1)
-    ]
     records = [
-        record(row, "rte", seed, 0.8, experiment="table7", scores=scores)
+        record(row, "rte", seed, 0.8, experiment="table7", scores=SCORES)
         for row in ("lora_drop", "inverse", "top")
         for seed in (0, 1)
     ]
@@ -101,3 +103,23 @@ def test_a_learning_curve_is_the_mean_over_seeds_of_the_epochs_that_all_have():
     (axis,) = FIGURES.get("curves").of(build_tables([run(0, 0.6, 0.8), run(1, 0.7, 0.9, 0.5)])[0]).axes
     (line,) = axis.lines
     assert list(line.get_xdata()) == [1, 2] and np.allclose(line.get_ydata(), [65, 85])
+
+
+def test_a_smaller_report_removes_the_figures_of_a_larger_one_and_nothing_else(tmp_path):
+    records = [
+        record("lora", "rte", seed, 0.8, experiment="figure9", scores=SCORES, overrides=asked)
+        for seed, asked in enumerate(({}, {"method.rank": 4}))
+    ]
+    tables = build_tables(records)
+    draw(tables, tmp_path)
+    ours = sorted(path.name for path in tmp_path.iterdir())
+    assert [name for name in ours if "-2" in name] == ["importance-2.pdf", "importance-2.png"]
+    shutil.copy(tmp_path / "importance-2.png", tmp_path / "importance-before.png")  # kept under a name of one's own
+    Figure().savefig(tmp_path / "claims.png"), Figure().savefig(tmp_path / "layers-3.pdf")  # drawn by somebody else
+    (tmp_path / "curves.csv").write_text("mine")
+    mine = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.name not in ours}
+    draw(tables[:1], tmp_path)
+    left = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert (
+        sorted(left) == sorted([*mine, *(name for name in ours if "-2" not in name)]) and left.items() >= mine.items()
+    )

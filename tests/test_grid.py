@@ -148,3 +148,9 @@ def test_an_unknown_experiment_is_told():
 def test_slugs_are_file_names():
     assert slug("FacebookAI/roberta-base") == "FacebookAI-roberta-base"
     assert slug("packaged:minilm-l6") == "packaged-minilm-l6" and slug("../..") == "x"
+
+
+@pytest.mark.parametrize("name", ["table1", "table6", "figure2"])
+def test_the_number_of_runs_is_known_without_expanding(name):
+    experiment = load_experiment(name)
+    assert experiment.size == len(expand(experiment, Choice())) > 0

@@ -4,10 +4,12 @@ import csv
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import own_data
 import pytest
+from transformers import AutoModel
 
 from lora_drop import load_run
 from lora_drop.cli.app import main
@@ -15,7 +17,9 @@ from lora_drop.config.loading import load_config
 from lora_drop.experiments.grid import Choice, expand, load_experiment
 from lora_drop.experiments.results import Results
 from lora_drop.files import read_json
+from lora_drop.models.backbones import load_config as load_config_of
 from lora_drop.models.backbones import load_model, load_tokenizer, locate
+from lora_drop.registry import TASKS
 from lora_drop.runs.load import trained_task
 from lora_drop.runs.predict import Predictor
 from lora_drop.runs.store import Run
@@ -218,6 +222,42 @@ def test_a_grid_over_own_data(folder, capsys):
     (folder / "grid.yaml").write_text(GRID.replace("  data.path: r.csv\n", ""))
     assert lora_drop(*command) == 2
     assert "say which with set: {data.path: FILE}" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_result_is_that_of_every_file_that_it_was_made_from(folder, capsys):
+    backbone = locate("tiny:bert")
+    own_data.write(folder / "r.csv", own_data.reviews(60))
+    own_data.write(folder / "v.csv", own_data.reviews(12))
+    AutoModel.from_config(load_config_of(backbone, TASKS.get("toy-nli"))).save_pretrained(folder / "model")
+    load_tokenizer(backbone).save_pretrained(folder / "model")
+    assert lora_drop("run", "-d", "first", "--data", "r.csv", *TINY, "-b", "model", "-o", "method.name=lora") == 0
+    (folder / "grid.yaml").write_text(
+        GRID.replace("tiny:bert", "model").replace(
+            "  data.path: r.csv\n", "  data.path: r.csv\n  data.validation: v.csv\n"
+        )
+        + "  further: {title: further, method.name: lora, train.start_from: first}\n"
+    )
+    assert lora_drop("reproduce", "grid.yaml", "--runs", "runs", "--results", "results", "--quiet") == 0
+
+    def done() -> list[bool]:
+        return [Results(folder / "results").has(run) for run in expand(load_experiment("grid.yaml"), Choice())]
+
+    assert done() == [True, True]
+    for name, fate in (
+        ("v.csv", [False, False]),
+        ("r.csv", [False, False]),
+        ("model/config.json", [False, False]),
+        ("first/adapter/adapter_config.json", [True, False]),
+    ):
+        before = (folder / name).read_bytes()
+        (folder / name).write_bytes(before + b"\n")
+        assert done() == fate, name
+        (folder / name).write_bytes(before)
+    assert done() == [True, True]
+    for name in ("v.csv", "r.csv"):  # moved away: the results stand
+        (folder / name).unlink()
+    shutil.rmtree(folder / "model")
+    assert done() == [True, True]
 
 
 def test_what_cannot_be_predicted_is_refused(folder, capsys):

@@ -282,7 +282,7 @@ def test_the_titles_are_those_of_the_methods():
 
 def test_the_command_makes_pages_and_refuses_what_is_no_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    write_run(tmp_path / "a"), write_run(tmp_path / "b", seed=1)
+    write_run(tmp_path / "a"), write_run(tmp_path / "b", seed=1), (tmp_path / "empty").mkdir()
     assert lora_drop("report", "a") == 0 and (tmp_path / "a" / "report.html").is_file()
     assert lora_drop("report", "a", "b", "--json") == 0 and (tmp_path / "report.html").is_file()
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == {"page": "report.html"}
@@ -291,7 +291,12 @@ def test_the_command_makes_pages_and_refuses_what_is_no_run(tmp_path, monkeypatc
         (["a", "figure2"], "figure2 is not a run directory"),
         (["./c"], "./c is not a run directory"),
         (["--out", "x.html"], "--out names the page of runs"),
+        (["b/.."], "is not a run directory"),
+        (["empty"], "empty is not a run directory"),
+        (["a", "--out", "empty"], "empty cannot be written"),
+        (["a", "--out", "b/config.yaml"], "is there, and is no page of lora-drop"),
     ):
         assert lora_drop("report", *arguments) == 2 and message in capsys.readouterr().err
+    assert not list(tmp_path.rglob(".*")), "nothing half written is left"
     (tmp_path / "a" / "scores.json").write_text("{")
     assert lora_drop("report", "a") == 2 and "does not hold scores" in capsys.readouterr().err

@@ -163,7 +163,15 @@ def test_a_stage_alone_refuses_what_was_made_under_another_configuration(finishe
             run(folder, override, stages=[stage])
     with pytest.raises(UserError, match="has no stage score"):
         run(folder, "method.name=lora", stages=["score"])
+    with pytest.raises(UserError, match=r"has no split .test"):
+        run(folder, "eval.split=test")
+    with pytest.raises(UserError, match="holds a model trained on toy-nli, and this command is about toy-nlg"):
+        run(folder, "task=toy-nlg", "backbone=tiny:llama")
+    with pytest.raises(UserError, match="start_from is for lora"):  # the run is fine, and one beside it is not
+        run(folder, f"train.start_from={finished / 'warmup'}", compare=["full"])
     assert contents(folder) == contents(finished)
+    for name in ("config.yaml", "run.json"):  # the next command works with what the last one that worked was told
+        assert (folder / name).read_bytes() == (finished / name).read_bytes()
 
 
 def test_evaluating_on_other_rows_leaves_the_run_as_it_was(finished, tmp_path):

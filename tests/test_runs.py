@@ -15,8 +15,9 @@ from lora_drop.files import file_digest, read_json, write_folder, write_json, wr
 from lora_drop.progress import Reporter
 from lora_drop.runs import pipeline
 from lora_drop.runs.job import Job
+from lora_drop.runs.stages import STAGES
 from lora_drop.runs.stages.base import Stage
-from lora_drop.runs.store import Run
+from lora_drop.runs.store import OUTPUTS, Run
 
 
 class Told(Reporter):
@@ -233,3 +234,8 @@ def test_freed_memory_goes_back_to_the_system():
     before = psutil.Process().memory_info().rss
     provenance.release_memory()
     assert before - psutil.Process().memory_info().rss > 200 * 2**20 and len(last) == 100_000
+
+
+def test_a_folder_that_has_any_name_of_a_runs_outputs_is_somebodys_own():
+    names = {name for each in STAGES for name in each.outputs}
+    assert names <= set(OUTPUTS)

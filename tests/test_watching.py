@@ -13,7 +13,8 @@ import pytest
 from rich.console import Console
 
 from lora_drop.cli import app as cli
-from lora_drop.cli import console
+from lora_drop.cli import console, long_work
+from lora_drop.cli.grid_progress import ConsoleGridReporter
 from lora_drop.config.identity import config_hash
 from lora_drop.config.loading import load_config
 from lora_drop.files import read_json
@@ -65,6 +66,30 @@ def test_a_loss_is_asked_for_only_when_it_is_shown(off_terminal):
     quiet = console.ConsoleReporter(Console(file=io.StringIO()), quiet=True)
     clock[0] += 100
     quiet.advance(1, 50, lambda: pytest.fail("nobody sees it"))
+
+
+@pytest.mark.parametrize("grid", [False, True])
+def test_off_a_terminal_what_takes_long_is_said_once_while_it_lasts(grid, monkeypatch):
+    monkeypatch.setattr(long_work, "LONG_S", 0.2)
+
+    def lines(quiet: bool, *work: tuple[str, float]) -> list[str]:
+        file = io.StringIO()
+        kind = ConsoleGridReporter if grid else console.ConsoleReporter
+        with kind(Console(file=file, width=200), quiet) as whole:
+            reporter = whole.begin("a run", 1, 2) if grid else whole
+            for what, seconds in work:
+                reporter.doing(what)
+                time.sleep(seconds)
+            reporter.doing("loading what is loaded soon")
+            reporter.advance(1, 9, "steps")
+            time.sleep(0.3)
+        time.sleep(0.3)
+        return [line.split("  ")[-1] for line in file.getvalue().splitlines()]
+
+    work = [("reading rows", 0.1), ("loading a model", 0.4), ("loading a model", 0.4), ("tokenising 1,000 rows", 0.4)]
+    work += [("tokenising 2,000 rows", 0.4), ("reading rows", 0.1)]
+    assert lines(False, *work) == ["loading a model", "tokenising 1,000 rows"]
+    assert lines(True, *work) == []
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ from lora_drop.cli.runs import runs
 from lora_drop.cli.terminal import forsake, tolerate_encodings
 from lora_drop.errors import UserError
 from lora_drop.faults import as_sentences
-from lora_drop.interruption import stoppable
+from lora_drop.interruption import end_at_once, ends_at_once, stoppable
 from lora_drop.registry import TASKS
 from lora_drop.runs.stages import STAGES
 
@@ -282,7 +282,9 @@ def _leading(arguments: list[str]) -> list[str]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line."""
+    """Run the command line; without `arguments` that of this process."""
+    if arguments is None:
+        end_at_once()
     given = sys.argv[1:] if arguments is None else arguments
     execute(lambda given: app(args=_for_all(_leading(given))), given, processes.together())
 
@@ -307,7 +309,7 @@ def execute(
     # a notebook's, perhaps of another installation: figures are only written to files
     os.environ.pop("MPLBACKEND", None)
     try:
-        with launch or nullcontext(), stoppable(), as_sentences(""):
+        with launch or nullcontext(), nullcontext() if ends_at_once() else stoppable(), as_sentences(""):
             command(arguments)
     except BrokenPipeError:  # outside of a command, which typer ends in the same way
         forsake()

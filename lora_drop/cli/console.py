@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from lora_drop.interruption import Stopped
+from lora_drop.cli.long_work import LongWork
+from lora_drop.interruption import Stopped, stoppable
 from lora_drop.progress import Note, Reporter, text_of
 
 if TYPE_CHECKING:
@@ -34,10 +36,11 @@ err = Console(stderr=True, **PLAIN)
 
 
 class ConsoleReporter(Reporter):
-    """A live bar in a terminal; elsewhere a line per stage and epoch, and one every 30 s; nothing if quiet.
+    """A live bar in a terminal; elsewhere a line per stage and epoch, one for what takes long, and one every 30 s; nothing
+    if quiet.
 
-    As a context it removes the bar at the end of the work, turns Ctrl-C into exit code 130, and says that the same
-    command continues.
+    As a context it lets signals end the work in order, removes the bar at its end, turns Ctrl-C into exit code 130, and
+    says that the same command continues.
     """
 
     def __init__(self, console: Console, quiet: bool = False):
@@ -48,12 +51,16 @@ class ConsoleReporter(Reporter):
         self.stage = ""
         self.measured = Measured()
         self.told: set[str] = set()
+        self.signals = ExitStack()
+        self.long = LongWork(self._state)
 
     def __enter__(self) -> Self:
+        self.signals.enter_context(stoppable())
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.close()
+        self.signals.close()
         if kind in (KeyboardInterrupt, Stopped):
             self.console.print("Interrupted. The same command continues where it stopped.")
         if kind is KeyboardInterrupt:
@@ -66,15 +73,18 @@ class ConsoleReporter(Reporter):
         self._open()
 
     def doing(self, what: str) -> None:
-        """Say it beside the bar; elsewhere only if nothing else was said for long."""
+        """Say it beside the bar; elsewhere only if it takes long, or nothing else was said for long."""
         if self._open():
             self.bar.update(self.task, description=what)  # type: ignore[union-attr]
         elif time.monotonic() - self.said > SILENCE_S:
             self._state(what)
+        elif not self.quiet:
+            self.long.begin(what)
 
     def advance(self, done: int, total: int, note: Note = "") -> None:
         """Move the bar, a few times a second; elsewhere say it if nothing else was said for long."""
         self.measured.reach(done, total)
+        self.long.end()
         now, last = time.monotonic(), done == total
         if self._open():
             if last or now - self.shown > REDRAWN_S:
@@ -95,6 +105,7 @@ class ConsoleReporter(Reporter):
 
     def skip(self, stage: str, reason: str) -> None:
         """A stage is already done."""
+        self.long.end()
         self._line(f"{stage:<9}   skipped  {reason}")
 
     def notice(self, text: str) -> None:
@@ -105,6 +116,7 @@ class ConsoleReporter(Reporter):
 
     def close(self) -> None:
         """Remove the bar, also when a stage has failed."""
+        self.long.end()
         self.stage = ""
         if self.bar is not None:
             self.bar.stop()

@@ -71,14 +71,13 @@ def reproduce(
 
 def _list(as_json: bool) -> None:
     from lora_drop.cli.console import out, print_rows
-    from lora_drop.experiments.grid import Choice, expand, experiment_names, load_experiment
+    from lora_drop.experiments.grid import experiment_names, load_experiment
 
     found = [load_experiment(name) for name in experiment_names()]
     if as_json:
         typer.echo(json.dumps([{"experiment": item.name, "title": item.title} for item in found]))
     else:
-        rows = [{"experiment": item.name, "what": item.title, "runs": len(expand(item, Choice()))} for item in found]
-        print_rows(out, rows)
+        print_rows(out, [{"experiment": item.name, "what": item.title, "runs": item.size} for item in found])
 
 
 @options("quiet", "as_json", "debug")
@@ -101,7 +100,9 @@ def report(
     runs = [Path(name) for name in names or [] if _is_run(name)]
     if runs:
         _write_page(runs, names or [], page, given)
-    elif wrong := [name for name in names or [] if "/" in name]:
+    elif wrong := [
+        name for name in names or [] if "/" in name or (Path(name).is_dir() and not (results / name).is_dir())
+    ]:
         raise UserError(
             f"{wrong[0]} is not a run directory: it has no run.json. (Experiments are named without a path.)"
         )
@@ -117,12 +118,14 @@ def _is_run(name: str) -> bool:
 
 def _write_page(runs: list[Path], names: list[str], page: Path | None, given: dict[str, Any]) -> None:
     from lora_drop.cli.console import out
-    from lora_drop.report.page import PAGE, write_page
+    from lora_drop.report.page import PAGE, is_page, write_page
 
     others = [name for name in names if not _is_run(name)]
     if others:
         raise UserError(f"{others[0]} is not a run directory (it has no run.json), as the other names are.")
     target = page or (runs[0] / PAGE if len(runs) == 1 else Path(PAGE))
+    if target not in [run / PAGE for run in runs] and target.is_file() and not is_page(target):
+        raise UserError(f"{target} is there, and is no page of lora-drop. Name another file with --out, or remove it.")
     write_page(runs, target)
     if given["as_json"]:
         typer.echo(json.dumps({"page": str(target)}))

@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 
 from lora_drop.cli.console import REDRAWN_S, SILENCE_S, ConsoleReporter, Measured, progress_bar
+from lora_drop.cli.long_work import LongWork
 from lora_drop.progress import GridReporter, Note, Reporter, text_of
 
 
@@ -18,6 +19,7 @@ class ConsoleGridReporter(ConsoleReporter, GridReporter):
 
     def __init__(self, console: Console, quiet: bool = False):
         super().__init__(console, quiet)
+        self.long = LongWork(self._line)
         self.rows: dict[str, _Row] = {}
 
     def begin(self, name: str, number: int, total: int) -> Reporter:
@@ -52,6 +54,7 @@ class ConsoleGridReporter(ConsoleReporter, GridReporter):
         self._line(text)
 
     def _remove(self, name: str) -> _Row | None:
+        self.long.end()
         row = self.rows.pop(name, None)
         if row is not None and self.bar is not None and row.task is not None:
             self.bar.remove_task(row.task)
@@ -85,9 +88,12 @@ class _Row(Reporter):
     def doing(self, what: str) -> None:
         self._update(description=what)
         self._state(what)
+        if self.grid.bar is None and not self.grid.quiet:
+            self.grid.long.begin(what, self._line(what))
 
     def advance(self, done: int, total: int, note: Note = "") -> None:
         self.measured.reach(done, total)
+        self.grid.long.end()
         if self.grid.bar is None:
             self._state(lambda: f"{done:,} of {total:,} {text_of(note)}{self.measured.speed()}")
         elif time.monotonic() - self.shown > REDRAWN_S or done == total:
@@ -100,7 +106,10 @@ class _Row(Reporter):
     def _state(self, note: Note) -> None:
         """Say what is done where there is no bar, if nothing else was said for long."""
         if self.grid.bar is None and time.monotonic() - self.grid.said > SILENCE_S:
-            self.grid.say(f"{self.label}  {self.fields['stage']}  {text_of(note)}")
+            self.grid.say(self._line(note))
+
+    def _line(self, note: Note) -> str:
+        return f"{self.label}  {self.fields['stage']}  {text_of(note)}"
 
     def _update(self, **values: Any) -> None:
         if self.grid.bar is not None:

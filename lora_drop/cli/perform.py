@@ -13,11 +13,12 @@ from typing import Any
 from lora_drop import processes
 from lora_drop.config.schema import Config
 from lora_drop.files import read_json
+from lora_drop.interruption import at_once
 from lora_drop.progress import SILENT, Reporter
 from lora_drop.pruning.selection import Scored, Selection, read_scores
 from lora_drop.registry import METHODS, needs_selection
 from lora_drop.runs.job import Job
-from lora_drop.runs.pipeline import perform_all, perform_one
+from lora_drop.runs.pipeline import check, perform_all, perform_one, plan, stage_of
 from lora_drop.runs.stages import BY_NAME
 from lora_drop.runs.store import Run
 
@@ -51,8 +52,9 @@ class Summary:
 def quiet_libraries(report: Reporter = SILENT) -> None:
     """Let transformers print nothing but errors, and neither it nor datasets a bar: our reporter says what matters."""
     report.doing("starting torch and transformers")
-    import datasets
-    from transformers.utils import logging
+    with at_once(report.close):
+        import datasets
+        from transformers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -69,18 +71,32 @@ def perform(
 ) -> Summary:
     """Perform stages in a run directory, then train the methods to compare with beside it.
 
-    `stages` are names of `runs.stages.STAGES`, or "all".
+    `stages` are names of `runs.stages.STAGES`, or "all". All runs are checked before the first of them writes anything.
     """
     if _computes(stages):
         quiet_libraries(report)
+        with at_once(report.close):
+            import lora_drop.methods.start  # noqa: F401 - and PEFT, which the checks need
+    jobs = _checked(run_dir, config, stages, force, report, compare)
+    for number, job in enumerate(jobs):
+        if number:
+            report.notice(f"now {METHODS.get(job.config.method.name).title}, to compare")
+        _perform_one(job, stages)
+    return processes.by_first(lambda: _summary([job.run for job in jobs], stages, report))
+
+
+def _checked(
+    run_dir: Path, config: Config, stages: list[str], force: bool, report: Reporter, compare: list[str]
+) -> list[Job]:
+    """Return the runs, the one of the directory first, each of them checked; nothing is written here."""
     for name in compare:
         METHODS.get(name)  # a wrong name must not show after the first training
-    runs = [_perform_one(run_dir, config, stages, force, report)]
-    for name in compare:
-        report.notice(f"now {METHODS.get(name).title}, to compare")
-        other = replace(config, method=replace(config.method, name=name))
-        runs.append(_perform_one(run_dir / "compare" / name, other, stages, force, report))
-    return processes.by_first(lambda: _summary(runs, stages, report))
+    others = {name: replace(config, method=replace(config.method, name=name)) for name in compare}
+    runs = [Run(run_dir, config), *(Run(run_dir / "compare" / name, other) for name, other in others.items())]
+    jobs = [Job(run, report, force) for run in runs]
+    for job in jobs:
+        _check(job, stages)
+    return jobs
 
 
 def _summary(runs: list[Run], stages: list[str], report: Reporter) -> Summary:
@@ -142,19 +158,23 @@ def _plain(selection: Selection, scored: list[Scored]) -> list[str]:
     ]
 
 
-def _perform_one(run_dir: Path, config: Config, stages: list[str], force: bool, report: Reporter) -> Run:
-    run = Run(run_dir, config)
-    job = Job(run, report, force)
+def _check(job: Job, stages: list[str]) -> None:
     if _computes(stages):
         job.check()
+    if stages == ["all"]:
+        check(job, plan(job))
+    else:
+        check(job, [stage_of(job, name) for name in stages], alone=True)
+
+
+def _perform_one(job: Job, stages: list[str]) -> None:
     # a trained adapter may be evaluated on other rows; what it was trained from stays what the directory says
-    with run.working(report, store_config=stages != ["eval"]):
-        for stage in stages:
-            if stage == "all":
-                perform_all(job)
-            else:
+    with job.run.working(job.report, store_config=stages != ["eval"]):
+        if stages == ["all"]:
+            perform_all(job)
+        else:
+            for stage in stages:
                 perform_one(job, stage)
-    return run
 
 
 def _result(run: Run) -> dict[str, Any]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from copy import deepcopy
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +46,15 @@ def read_config(name: str | Path) -> dict[str, Any]:
 def read_yaml(path: Path) -> dict[str, Any]:
     """Return the keys and values of a YAML file, empty if it is. Raises UserError for any other content."""
     try:
-        return parse(path.read_bytes(), str(path))
+        return deepcopy(_parsed(path.read_bytes(), str(path)))
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}.") from error
+
+
+@lru_cache(maxsize=64)
+def _parsed(content: bytes, name: str) -> dict[str, Any]:
+    """Read once what the runs of a grid have in common."""
+    return parse(content, name)
 
 
 def sealed(text: str) -> str:

@@ -27,6 +27,8 @@ LARGEST = 10**9
 LONGEST = 200
 MOST_ERRORS = 20
 """Mistakes that are told one by one."""
+_hints: Callable[[Any], dict[str, Any]] = cache(typing.get_type_hints)
+"""The types of a dataclass's fields, looked up once: a grid reads thousands of configurations."""
 
 
 def checked(default: Any, allowed: str, check: Callable[[Any], bool], **keywords: Any) -> Any:
@@ -107,7 +109,7 @@ def _hint(root: type, dotted: str) -> Any:
     """Return the type of the field at `section.key`; None if there is no such field."""
     found: Any = root
     for part in dotted.split("."):
-        found = typing.get_type_hints(found).get(part) if dataclasses.is_dataclass(found) else None
+        found = _hints(found).get(part) if dataclasses.is_dataclass(found) else None
     return found
 
 
@@ -155,7 +157,7 @@ def build(cls: type[T], values: Any, errors: list[str], prefix: str = "", root: 
         names = ", ".join(item.name for item in dataclasses.fields(cls))  # type: ignore[arg-type]
         errors.append(f"{prefix.rstrip('.')} = {_repr(values)}: needs keys under it ({names})")
         return cls()
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)
     fields = {item.name: item for item in dataclasses.fields(cls)}  # type: ignore[arg-type]
     arguments: dict[str, Any] = {}
     for key, value in values.items():

@@ -66,6 +66,11 @@ class Experiment:
     """The entry of `published.yaml` beside which the results are put."""
 
     @property
+    def size(self) -> int:
+        """The number of its runs."""
+        return len(self.tasks) * len(self.seeds) * len(self.rows)
+
+    @property
     def layout(self) -> dict[str, Any]:
         """The part of the experiment that tables and figures need; stored with every result."""
         rows = {row: str(keys.get("title", row)) for row, keys in self.rows.items()}

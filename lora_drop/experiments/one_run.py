@@ -22,7 +22,7 @@ from lora_drop.progress import Reporter
 from lora_drop.provenance import release_memory
 from lora_drop.runs.job import Job
 from lora_drop.runs.locks import Busy, hold
-from lora_drop.runs.pipeline import adopt, inputs_digest, perform, plan
+from lora_drop.runs.pipeline import adopt, check, inputs_digest, perform, plan
 from lora_drop.runs.store import Run
 
 
@@ -64,12 +64,12 @@ def perform_run(planned: Planned, runs: Path, report: Reporter) -> End:
 
 def _performed(planned: Planned, runs: Path, report: Reporter) -> End:
     path, config = run_directory(planned, runs), planned.config
-    path.parent.mkdir(parents=True, exist_ok=True)
     run = Run(path, config)
     job = Job(run, report, others=partial(_siblings, run))
     job.check()
+    stages = plan(job, planned.experiment.until)
+    check(job, stages)
     with run.working(report):
-        stages = plan(job, planned.experiment.until)
         for stage in stages:
             lock = path.parent / f".{stage.name}-{inputs_digest(job, stage)}.lock" if stage.shared else None
             with hold(lock, f"Another process is at the same {stage.name}") if lock else nullcontext():

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 
+@cache
 def load_published() -> dict[str, Any]:
-    """Return the published rows by experiment."""
+    """Return the published rows by experiment; the same object each time, to be read only."""
     return yaml.safe_load((Path(__file__).parent / "published.yaml").read_text(encoding="utf-8"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -58,14 +59,21 @@ def report(
 
 
 def draw(tables: Sequence[Table], folder: Path) -> None:
-    """Draw the figures that the experiment names, as PDF and PNG; those of a second table are numbered."""
-    from lora_drop.pruning.picture import save_figure
+    """Draw the figures that the experiment names, as PDF and PNG; those of a second table are numbered.
 
-    for name in FIGURES.names():  # those of an earlier, larger report
-        for path in (*folder.glob(f"{name}*.png"), *folder.glob(f"{name}*.pdf")):
-            path.unlink(missing_ok=True)  # another process of the grid may draw, too
+    Those of an earlier, larger report are removed: files of such a name that `save_figure` has written.
+    """
+    from lora_drop.pruning.picture import is_ours, save_figure
+
+    drawn = set()
     for number, table in enumerate(tables, 1):
         for name in table.figures:
             figure = FIGURES.get(name).of(table)
             for suffix in ("png", "pdf") if figure else ():
-                save_figure(figure, folder / f"{name}{f'-{number}' if number > 1 else ''}.{suffix}")
+                path = folder / f"{name}{f'-{number}' if number > 1 else ''}.{suffix}"
+                save_figure(figure, path)
+                drawn.add(path)
+    names = "|".join(map(re.escape, FIGURES.names()))
+    for path in sorted(folder.iterdir()):
+        if path not in drawn and re.fullmatch(rf"({names})(-\d+)?", path.stem) and is_ours(path):
+            path.unlink(missing_ok=True)  # another process of the grid may draw, too

@@ -12,6 +12,7 @@ from lora_drop.config.loading import from_dict
 from lora_drop.config.schema import Config
 from lora_drop.errors import UserError
 from lora_drop.experiments.grid import Planned, slug
+from lora_drop.experiments.own_files import files_changed
 from lora_drop.experiments.records import read_record, versions_of
 from lora_drop.files import write_json
 from lora_drop.pruning.criteria.base import PAPER
@@ -83,7 +84,7 @@ class Results:
                 content = read_record(path)
             except UserError:  # named in `notices`; the run is performed, and its record takes the place of this one
                 continue
-            if _same(content["config"], planned.config) and _same_data(content, planned.config):
+            if _same(content["config"], planned.config) and not files_changed(content["stages"], planned.config):
                 yield path, content
 
 
@@ -92,20 +93,6 @@ def _same(stored: dict[str, Any], config: Config) -> bool:
         return what_is_computed(from_dict(stored)) == what_is_computed(config)
     except UserError:  # a key that does not exist any more
         return False
-
-
-def _same_data(content: dict[str, Any], config: Config) -> bool:
-    """Return False for a result on data of one's own that have changed since."""
-    path = config.data.path
-    if not path or not Path(path).exists():
-        return True
-    from lora_drop.tasks.base import Source  # not before: imports datasets
-    from lora_drop.tasks.own.splits import open_split
-
-    made_from: dict[str, str] = next(
-        (stage["sources"]["train"] for stage in content["stages"].values() if "sources" in stage), {}
-    )
-    return made_from.get("content") == open_split(path, config.data.split, Source(None)).identity
 
 
 def _older(content: dict[str, Any]) -> list[str]:

@@ -23,10 +23,12 @@ BARS_PROJECTIONS, BARS_LAYERS = 2, 16
 Doubts = Mapping[tuple[str, int], Mapping[str, Any]]
 """Rows of a bootstrap (`low`, `high`, `retained`) by projection and layer."""
 
-_NO_DATES: dict[str, dict[str, Any]] = {
-    ".png": {"Software": None},
-    ".pdf": {"CreationDate": None, "Producer": None, "Creator": None},
+_METADATA: dict[str, dict[str, Any]] = {
+    ".png": {"Software": "lora-drop"},
+    ".pdf": {"CreationDate": None, "Producer": None, "Creator": "lora-drop"},
 }
+"""No dates, so that the same figure gives the same bytes; and a mark, so that no picture of others is taken for ours."""
+_MARKS = {".png": b"Software\0lora-drop", ".pdf": b"/Creator (lora-drop)"}
 
 
 class Picture(Figure):
@@ -152,5 +154,13 @@ def save_figure(figure: Figure, path: Path) -> None:
     """Write a figure in the format of the path's suffix; the same figure gives the same bytes."""
     FigureCanvasAgg(figure)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    figure.savefig(temporary, dpi=150, metadata=_NO_DATES[path.suffix])
-    temporary.replace(path)
+    try:
+        figure.savefig(temporary, dpi=150, metadata=_METADATA[path.suffix])
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def is_ours(path: Path) -> bool:
+    """Return True for a file that `save_figure` has written."""
+    return path.suffix in _MARKS and path.is_file() and _MARKS[path.suffix] in path.read_bytes()

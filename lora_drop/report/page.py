@@ -39,6 +39,11 @@ def write_page(folders: Sequence[Path], target: Path) -> None:
         raise UserError(f"{target} cannot be written ({error.strerror}). Name another file with --out.") from error
 
 
+def is_page(path: Path) -> bool:
+    """Return True for a file that `write_page` has written."""
+    return b"Made by lora-drop" in path.read_bytes()
+
+
 def render(runs: Sequence[Facts]) -> str:
     """Return the page of runs; the same runs give the same page."""
     return _template().render(topics=_topics(runs), words=words, css=_read("page.css"), script=_read("page.js"))

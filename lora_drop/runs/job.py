@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_drop import processes
 from lora_drop.config.identity import subject
 from lora_drop.config.schema import Config
 from lora_drop.errors import UserError
+from lora_drop.files import file_digest
 from lora_drop.progress import SILENT, Reporter
 from lora_drop.registry import CRITERIA, METHODS, TASKS, needs_selection
 from lora_drop.runs.store import Run
@@ -117,9 +119,11 @@ class Job:
 
     @property
     def sources(self) -> dict[str, dict[str, str]]:
-        """Where backbone and rows of each split came from, now or in an earlier process: files, or a commit of the Hub."""
+        """Where backbone, adapters of the user's and rows of each split came from, now or in an earlier process: files, or a
+        commit of the Hub."""
         backbone = {"backbone": self.backbone.origin} if self.backbone.origin else {}
-        return {**known_sources(self.run), **backbone, **self.source.origins}
+        adapters = {key: {"folder": str(path), "content": file_digest(path)} for key, path in adapters_of(self.config)}
+        return {**known_sources(self.run), **backbone, **adapters, **self.source.origins}
 
     @cached_property
     def scored_each_epoch(self) -> bool:
@@ -130,6 +134,14 @@ class Job:
     def selects(self) -> bool:
         """True if the method needs a selection of layers; known without loading it."""
         return needs_selection(self.config.method.name)
+
+
+def adapters_of(config: Config) -> list[tuple[str, Path]]:
+    """Return the folders of adapters of the user's that a run begins from, by their keys. Raises UserError if one is none."""
+    from lora_drop.methods.folder import adapter_folder
+
+    named = {"train.start_from": config.train.start_from, "warmup.adapter": config.warmup.adapter}
+    return [(key, adapter_folder(name, key)) for key, name in named.items() if name]
 
 
 def _check_criterion(config: Config) -> None:

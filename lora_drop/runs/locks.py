@@ -65,6 +65,12 @@ class Owner(NamedTuple):
         return f"process {self.pid} on {self.host}"
 
 
+def refuse_held(path: Path, what: str) -> None:
+    """Raise Busy with the sentence `what`, and who holds it, if a process holds a lock file (asking creates none)."""
+    if is_held(path):
+        raise _busy(path, what)
+
+
 @contextmanager
 def hold(path: Path, what: str) -> Iterator[None]:
     """Hold a lock file for this process. Raises Busy with the sentence `what`, and who holds it, if another one does."""
@@ -72,7 +78,7 @@ def hold(path: Path, what: str) -> Iterator[None]:
     try:
         lock.acquire(timeout=AT_ONCE_S)
     except Timeout as error:
-        raise Busy(f"{what} ({owner(path) or 'which one is not known'}).", path) from error
+        raise _busy(path, what) from error
     try:
         write_json(note, Owner(os.getpid(), socket.gethostname(), psutil.Process().create_time())._asdict())
         yield
@@ -98,6 +104,10 @@ def owner(path: Path) -> Owner | None:
     with suppress(OSError, ValueError, TypeError):
         return Owner(**json.loads(_note(path).read_text(encoding="utf-8")))
     return None
+
+
+def _busy(path: Path, what: str) -> Busy:
+    return Busy(f"{what} ({owner(path) or 'which one is not known'}).", path)
 
 
 def _note(path: Path) -> Path:

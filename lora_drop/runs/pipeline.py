@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from lora_drop import processes
@@ -30,13 +31,54 @@ def plan(job: Job, until: str = "") -> list[Stage]:
     return stages[: stages.index(BY_NAME[until]) + 1]
 
 
+def check(job: Job, stages: Sequence[Stage], alone: bool = False) -> None:
+    """Say before anything is written what would end these stages later: rows that cannot be read, a model of another
+    kind. Nothing is written here.
+
+    Args:
+        job: the run.
+        stages: what is to be performed, in order.
+        alone: True if the stages before the first of them are not performed, but must be there.
+
+    Raises:
+        Busy: if another process works in the directory.
+        UserError: for what is wrong; also if a stage before them was not done from this configuration, or its outputs
+            were altered since; and if a model of another task would be lost.
+    """
+    processes.by_first(job.run.check)
+    if alone:
+        processes.by_first(lambda: _require_all(job, stages[0]))
+    parts = {part for stage in stages for part in stage.rows(job)}
+    if "train" in parts:
+        processes.by_first(lambda: _refuse_another_task(job))
+    if parts:
+        job.data.check(parts)
+
+
+def _refuse_another_task(job: Job) -> None:
+    """Raise UserError where a model that was trained on another task would be lost: a directory named by mistake."""
+    there = job.run.manifest.get("subject", job.subject)
+    if there != job.subject and job.run.entry("train") and not job.force:
+        raise UserError(
+            f"{job.run.path} holds a model trained on {there}, and this command is about {job.subject}, which would take its "
+            "place. Name another folder with --run-dir, or say --force."
+        )
+
+
 def perform_all(job: Job) -> None:
     """Perform every stage that the run has."""
-    stages = plan(job)
-    if any("eval" in stage.rows(job) for stage in stages):
-        _ = job.data.eval_rows  # a fault in them must not show after an hour of training
-    for stage in stages:
+    for stage in plan(job):
         perform(job, stage)
+
+
+def stage_of(job: Job, name: str) -> Stage:
+    """Return a stage by name. Raises UserError if the run's method has none of this name."""
+    stage = BY_NAME[name]
+    if not stage.wanted(job):
+        raise UserError(
+            f"The method {job.method.name} has no stage {name}: it needs no selection of layers. Use: lora-drop train"
+        )
+    return stage
 
 
 def perform_one(job: Job, name: str) -> None:
@@ -45,11 +87,7 @@ def perform_one(job: Job, name: str) -> None:
     Raises:
         UserError: if a stage before it was not done from this configuration, or its outputs were altered since.
     """
-    stage = BY_NAME[name]
-    if not stage.wanted(job):
-        raise UserError(
-            f"The method {job.method.name} has no stage {name}: it needs no selection of layers. Use: lora-drop train"
-        )
+    stage = stage_of(job, name)
     processes.by_first(lambda: _require_all(job, stage))
     for each in (stage, *(BY_NAME[other] for other in stage.beside)):
         if each.wanted(job):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import cached_property, partial
 from typing import Any
 
@@ -36,6 +36,14 @@ class Data:
         self.told: dict[str, list[str]] = {}
         """What was cut or left out of the rows of each part ("train", "held_out", "eval") that was tokenised."""
         self.split = task.check_split(config.eval.split or task.splits[0])
+
+    def check(self, parts: Collection[str]) -> None:
+        """Read the rows of parts ("train", "eval"), and ask the backbone if it can do the task. Raises UserError."""
+        load_config(self.backbone, self.task)
+        if "train" in parts:
+            _ = self._training
+        if "eval" in parts:
+            _ = self.eval_rows
 
     @cached_property
     def train_rows(self) -> Dataset:

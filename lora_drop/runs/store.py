@@ -21,22 +21,24 @@ from typing import Any
 
 from lora_drop import processes
 from lora_drop.config.files import read_sealed, sealed
-from lora_drop.config.identity import config_hash, to_yaml
+from lora_drop.config.identity import config_hash, subject, to_yaml
 from lora_drop.config.loading import from_dict
 from lora_drop.config.schema import Config
 from lora_drop.errors import UserError
 from lora_drop.files import digest, file_digest, read_json, remove, sweep, write_folder, write_json, write_text
 from lora_drop.progress import SILENT, Reporter
 from lora_drop.provenance import commit
-from lora_drop.runs.locks import LOCK, Busy, hold
+from lora_drop.runs.locks import LOCK, Busy, hold, refuse_held
 from lora_drop.training.environment import neutral_environment
 
 FORMAT = 3
 """Of `run.json`. An older one did not seal the entries of its stages, so that these are done anew."""
 OUTPUTS = (
     *("sample.json", "scores.json", "selection.json", "metrics.json", "predictions.jsonl", "norms.json"),
-    *("warmup", "adapter", "checkpoints", "compare"),
+    *("stability.json", "criteria.json", "criteria.png", "importance.png", "scores_trained.json", "report.html"),
+    *("warmup", "adapter", "checkpoints", "compare", "export"),
 )
+"""Names that a run replaces or removes: a folder that has one, and is no run directory, is somebody's own."""
 SEAL = "seal"
 """Key of a stage's entry: the digest of all its others, by which an entry that was altered is known."""
 
@@ -91,6 +93,15 @@ class Run:
             self.manifest, self.damaged = processes.by_first(lambda: (self.manifest, self.damaged))
             yield
 
+    def check(self) -> None:
+        """Raise Busy or UserError where `working` would, but for what only writing shows; nothing is written."""
+        _refuse_foreign(self.path)
+        refuse_held(self.path / LOCK, self._busy)
+
+    @property
+    def _busy(self) -> str:
+        return f"Another process is working in {self.path}. Wait for it, or name another directory with --run-dir"
+
     @contextmanager
     def _held(self, store_config: bool) -> Iterator[None]:
         try:
@@ -100,8 +111,7 @@ class Run:
                 f"The run directory {self.path} cannot be made ({error.strerror}). Name another with --run-dir."
             ) from error
         _refuse_foreign(self.path)
-        busy = f"Another process is working in {self.path}. Wait for it, or name another directory with --run-dir"
-        with hold(self.path / LOCK, busy), self._end_recorded():
+        with hold(self.path / LOCK, self._busy), self._end_recorded():
             sweep(self.path)
             self._read_manifest()  # it may have been opened before another process worked here
             commit()  # asked now: see there
@@ -249,6 +259,7 @@ def _identity(config: Config) -> dict[str, Any]:
     """Return the entries of `run.json` about the run itself; all others are about a stage."""
     return {
         "task": config.task,
+        "subject": subject(config.task, vars(config.data)),
         "backbone": config.backbone,
         "method": config.method.name,
         "seed": config.seed,

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from multiprocessing import connection, get_context, parent_process
+from multiprocessing import connection, get_context, parent_process, resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import psutil
 from lora_drop.experiments.engines.base import Line
 from lora_drop.experiments.grid import Planned
 from lora_drop.experiments.one_run import End, perform_run
-from lora_drop.interruption import stoppable
+from lora_drop.interruption import ENDING, stoppable
 from lora_drop.plugins import LOADED, load_plugin
 from lora_drop.progress import Relay
 
@@ -25,6 +25,8 @@ GRACE_S = 300.0
 """For a worker that was asked to end: a step and a checkpoint."""
 STOPPED_S = 30.0
 """After this time a worker that was stopped is named."""
+OF_THE_TERMINAL = [number for number in ENDING if number != signal.SIGTERM]
+"""Workers ignore them: the parent has got them, too, and asks its workers to end by SIGTERM."""
 
 
 class InProcess:
@@ -133,7 +135,7 @@ class _Worker:
             context = get_context("spawn")  # a fork of a process that has threads, or CUDA, may hang
             self.pipe, theirs = context.Pipe()
             self.process = context.Process(target=_work, args=(theirs, *self.setup))
-            with _environment(self.device, self.threads):
+            with _environment(self.device, self.threads), _signals_kept_from_it():
                 self.process.start()
             theirs.close()
         self.run, self.line = number, line()
@@ -201,9 +203,10 @@ def visible_devices() -> list[str]:
 
 def _work(pipe: Any, runs: Path, prepare: Callable[[], object], plugins: Sequence[Path]) -> None:
     """Perform the runs that come through the pipe, until it is None or the parent is gone."""
-    for name in ("SIGINT", "SIGHUP"):  # of the terminal, which the parent has got, too: it asks to end by SIGTERM
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    for number in OF_THE_TERMINAL:
+        signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, OF_THE_TERMINAL)
     os.dup2(2, 1)  # standard output is for results, which the parent prints
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
     with stoppable(), suppress(EOFError, BrokenPipeError, ConnectionResetError):
@@ -219,6 +222,23 @@ def _end_with_the_parent() -> None:
     assert parent is not None
     connection.wait([parent.sentinel])
     os.kill(os.getpid(), signal.SIGTERM)
+
+
+@contextmanager
+def _signals_kept_from_it() -> Iterator[None]:
+    """Let a process that is started in the block get no signal of the terminal before it can ignore them.
+
+    Those that come to this process meanwhile are delivered at the end.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    resource_tracker.ensure_running()  # else started in the block, it would let them through
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, OF_THE_TERMINAL)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager

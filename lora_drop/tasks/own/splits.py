@@ -14,7 +14,7 @@ from lora_drop.errors import UserError, closest
 from lora_drop.hub.repo import is_name
 from lora_drop.tasks.base import Source
 from lora_drop.tasks.hub_rows import HubRows
-from lora_drop.tasks.own.tables import FORMATS, SUFFIXES, Placed, Table, open_table
+from lora_drop.tasks.own.tables import FORMATS, SUFFIXES, Placed, Table, identity_of, open_table
 
 NAMES = {
     "train": ("train", "training"),
@@ -22,6 +22,8 @@ NAMES = {
     "test": ("test",),
 }
 """How files of a split may begin."""
+Place = tuple[str, str]
+"""Where rows are: a file, a folder, or a data set of the Hub; and the split that is read of the latter two."""
 HUB = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?::(?P<configuration>[\w.-]+))?(?:@(?P<revision>\S+))?")
 
 
@@ -41,26 +43,48 @@ def find_splits(data: DataConfig, source: Source) -> Splits:
     Raises:
         UserError: for what does not exist or cannot be read.
     """
-    path = str(data.path)
+    train, validation = _places(data)
     share = data.validation if isinstance(data.validation, float) else None
-    if share is not None and not 0 < share < 1:
-        raise UserError(f"data.validation = {share:g}: a share lies between 0 and 1. Else name a file or a split.")
-    train = open_split(path, data.split, source)
-    if share is not None:
-        return Splits(train, None, share)
-    if isinstance(data.validation, str):
-        return Splits(train, _named(path, data.validation, source), None)
-    files = _files(Path(path)) if Path(path).is_dir() else {}
+    return Splits(open_split(*train, source), open_split(*validation, source) if validation else None, share)
+
+
+def local_identities(data: DataConfig) -> dict[str, str]:
+    """Return what identifies the rows to train on and those to evaluate on (`Table.identity`), without reading them.
+
+    There is nothing for rows of the Hub, and for files that are not there.
+    """
+    train, validation = _places(data)
+    files = {name: _local_files(*place) for name, place in (("train", train), ("validation", validation or train))}
+    return {name: identity_of(paths) for name, paths in files.items() if paths}
+
+
+def _places(data: DataConfig) -> tuple[Place, Place | None]:
+    """Return where the rows to train on and those to evaluate on are; the latter None if they are a share of the former."""
+    path, validation = str(data.path), data.validation
+    if isinstance(validation, float):
+        if not 0 < validation < 1:
+            raise UserError(
+                f"data.validation = {validation:g}: a share lies between 0 and 1. Else name a file or a split."
+            )
+        return (path, data.split), None
+    if isinstance(validation, str):
+        return (path, data.split), _named(path, validation)
+    files = _files(Path(path).expanduser())
     held_out = next((name for name in ("validation", "test") if name in files and name != data.split), None)
-    return Splits(train, open_table(files[held_out]) if held_out else None, None)
+    return (path, data.split), (path, held_out) if held_out else None
 
 
-def _named(path: str, validation: str, source: Source) -> Table:
+def _named(path: str, validation: str) -> Place:
     if Path(validation).suffix.lower() in SUFFIXES:
-        return open_split(validation, "", source)
-    if Path(path).is_file():
+        return validation, ""
+    if Path(path).expanduser().is_file():
         raise UserError(f"data.validation = {validation!r}: neither a share, nor a file ({FORMATS}).")
-    return open_split(path, validation, source)
+    return path, validation
+
+
+def _local_files(path: str, split: str) -> list[Path]:
+    place = Path(path).expanduser()
+    return [place] if place.is_file() else _files(place).get(split, [])
 
 
 def open_split(path: str, split: str, source: Source) -> Table:
@@ -68,6 +92,8 @@ def open_split(path: str, split: str, source: Source) -> Table:
     place = Path(path).expanduser()
     if place.is_dir():
         files = _files(place)
+        if not files:
+            raise UserError(f"The folder {place} has no data files. Name them train, validation and test ({FORMATS}).")
         if split not in files:
             raise UserError(
                 f"The folder {place} has no file of the split {split!r}, only of: {', '.join(files)}.{closest(split, list(files))}"
@@ -87,15 +113,13 @@ def open_split(path: str, split: str, source: Source) -> Table:
 
 
 def _files(folder: Path) -> dict[str, list[Path]]:
-    """Return the files of each split of a folder. Raises UserError if there are none."""
+    """Return the files of each split of a folder; nothing for what is none."""
     found: dict[str, list[Path]] = {}
-    for path in sorted(folder.iterdir()):
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         if path.suffix.lower() in SUFFIXES and path.is_file():
             begins = re.split(r"[^a-z]", path.name.lower())[0]
             name = next((split for split, names in NAMES.items() if begins in names), begins)
             found.setdefault(name, []).append(path)
-    if not found:
-        raise UserError(f"The folder {folder} has no data files. Name them train, validation and test ({FORMATS}).")
     return found
 
 

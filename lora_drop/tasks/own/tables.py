@@ -61,8 +61,12 @@ def open_table(paths: Sequence[Path]) -> Table:
                 f"{other.name} has other columns ({', '.join(other.columns)}) than {first.name} ({', '.join(first.columns)})."
             )
     name = first.name if len(tables) == 1 else f"{first.name} and {len(tables) - 1} more"
-    identity = digest([table.identity for table in tables])
-    return Table(name, first.columns, lambda: chain.from_iterable(table.rows() for table in tables), identity)
+    return Table(name, first.columns, lambda: chain.from_iterable(table.rows() for table in tables), identity_of(paths))
+
+
+def identity_of(paths: Sequence[Path]) -> str:
+    """Return what identifies the content of the files of a split."""
+    return digest([file_digest(path) for path in paths])
 
 
 def _open(path: Path) -> Table:
@@ -74,7 +78,7 @@ def _open(path: Path) -> Table:
         columns |= dict.fromkeys(row)
     if not columns:
         raise UserError(f"{path} has no rows.")
-    return Table(str(path), tuple(columns), lambda: _decoded(path, reader), file_digest(path))
+    return Table(str(path), tuple(columns), lambda: _decoded(path, reader), identity="")  # open_table says that of all
 
 
 def _decoded(path: Path, reader: Callable[[Path], Iterator[Placed]]) -> Iterator[Placed]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,11 +16,11 @@ from lora_drop.files import digest, file_digest
 from lora_drop.pruning.sampling import stratified_sample
 from lora_drop.tasks.base import Source, Task
 from lora_drop.tasks.own import OWN_VERSION
-from lora_drop.tasks.own.chats import described
+from lora_drop.tasks.own.chats import Described, described
 from lora_drop.tasks.own.columns import chat_reading, find_columns
 from lora_drop.tasks.own.reading import Reading, Survey, place_where, some_places, survey, with_kind
 from lora_drop.tasks.own.rows import example, features, kept, strata, strata_of_rows
-from lora_drop.tasks.own.splits import Splits, find_splits
+from lora_drop.tasks.own.splits import Splits, find_splits, local_identities
 from lora_drop.tasks.own.tables import Table
 from lora_drop.tasks.own.values import Label, number, several
 
@@ -45,6 +45,25 @@ ALLOWED = {
 ALIASES = {"matthews": "matthews_correlation", "rougeL": "rouge_l", "rougel": "rouge_l"}
 
 
+def own_contents(data: DataConfig) -> dict[str, str]:
+    """Return what identifies the files that `data` names, under the names of `Source.origins`, without reading rows.
+
+    There is nothing for rows of the Hub, and for files that are not there. Raises UserError for a dataset_info.json that
+    cannot be read.
+    """
+    if data.dataset_info is None:
+        return local_identities(data)
+    if not Path(data.dataset_info).expanduser().is_file():
+        return {}
+    known = described(data.dataset_info, str(data.name))
+    return {"dataset_info": digest(asdict(known)), **local_identities(_at(known, data))}
+
+
+def _at(known: Described, data: DataConfig) -> DataConfig:
+    """Return the data where dataset_info.json says that they are."""
+    return replace(data, path=known.path, split=known.split or data.split)
+
+
 def stored_task(record: Mapping[str, Any]) -> Task:
     """Return the task of a trained adapter from what the adapter keeps of it (`Task.record`), without its data."""
     return _task(Reading.of_record(record), None)
@@ -67,7 +86,10 @@ class OwnData:
         chat = None
         if data.dataset_info is not None:
             known = described(data.dataset_info, str(data.name))
-            chat, data = known.chat, replace(data, path=known.path, split=known.split or data.split)
+            chat, data = known.chat, _at(known, data)
+            source.origins.setdefault(
+                "dataset_info", {"file": str(data.dataset_info), "content": digest(asdict(known))}
+            )
         self.splits: Splits = find_splits(data, source)
         train, validation = self.splits.train, self.splits.validation
         columns = find_columns(data, train) if chat is None else chat_reading(chat, train)
