@@ -25,12 +25,15 @@ from torture.runs import Ground, Part, fault, fresh, options, results
 from torture.server import Ended, Hook, Trial, call, spawn, wait
 
 SEVERAL = "two processes (DDP), two Ray nodes: one of them killed"
-NODE = {"num_cpus": 1, "num_gpus": 0, "object_store_memory": 80 * 2**20}
+NODE: dict[str, Any] = {"num_cpus": 1, "num_gpus": 0, "object_store_memory": 80 * 2**20}
 GRID = {
-    **{"title": "x", "tasks": ["toy-nli"], "seeds": [0], "rows": {"a": {"title": "A", "method.name": "lora"}}},
+    **{"title": "x", "tasks": ["toy-nli"], "seeds": [0]},
     "set": {"backbone": "tiny:bert", "limit.train": 160, "limit.eval": 40, "train.epochs": 4, "train.save_steps": 2},
+    "rows": {
+        "a": {"title": "A", "method.name": "lora"},
+        **{name: {"title": name, "method.threshold": at} for name, at in (("b", 0.3), ("c", 0.5), ("d", 0.7))},
+    },
 }
-GRID["rows"] |= {name: {"title": name, "method.threshold": at} for name, at in (("b", 0.3), ("c", 0.5), ("d", 0.7))}
 PATIENCE_S = 90.0
 
 
