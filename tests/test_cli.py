@@ -195,6 +195,8 @@ def test_a_run_ends_with_a_machine_readable_line(tmp_path):
         (["picture", "-d", "x"], "does not exist. Make it with: lora-drop sample"),
         (["run", "-d", "x", "-o", "backbone=tiny:bert", "-o", "task=toy-nlg"], "it cannot continue a text"),
         (["run", "-d", "x", "--data", "nowhere.csv", "-b", "tiny:bert"], "nowhere.csv do not exist"),
+        (["run", "-d", "x", "--data", "", "-b", "tiny:bert"], "--data is empty"),
+        (["run", "-d", "x", "--data-dir", ""], "--data-dir is empty"),
         (["run", "-d", "x", "-o", "sample.ratio=2"], "allowed is 0 < value ≤ 1"),
     ],
 )

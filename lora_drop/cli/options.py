@@ -138,7 +138,13 @@ def options(*names: str) -> Callable[[Command], Command]:
 
 
 def flags(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values that shared options give to keys of the configuration; None says nothing."""
+    """Return the values that shared options give to keys of the configuration; None says nothing.
+
+    Raises UserError for an empty one: a path without a name would be the folder that one is in.
+    """
+    for name, value in given.items():
+        if SHARED[name].key and value in ("", [""]):
+            raise UserError(f"--{name.replace('_', '-')} is empty. Is a variable of the shell not set?")
     keys = {SHARED[name].key: value for name, value in given.items() if SHARED[name].key}
     if keys.get("score.criterion"):  # a list: the first one decides, the others are compared with it
         first, *others = [name.strip() for name in keys["score.criterion"].split(",")]
