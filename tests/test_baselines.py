@@ -8,6 +8,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 from lora_drop.config.schema import MethodConfig
 from lora_drop.errors import UserError
 from lora_drop.methods.base import count_parameters, trainable
+from lora_drop.methods.sparse_adapter import snip_scores
 from lora_drop.pruning.selection import Layers, Selection
 from lora_drop.registry import METHODS
 
@@ -191,6 +192,19 @@ def test_snip_keeps_the_weights_of_highest_score_in_float64():
     kept = torch.cat([dict(trainable(model))[name].mask.flatten() for name in names])
     assert int(kept.sum()) == len(kept) // 2
     assert scores[kept].min() >= scores[~kept].max() * (1 - 1e-3)
+
+
+def test_snip_counts_rows_where_each_has_several_labels():
+    plain, tokenizer = backbone()
+    plain.config.problem_type = "multi_label_classification"
+    model = method("sparse_adapter", plain)
+    batch = inputs(tokenizer, 7)
+    batch["labels"] = torch.tensor([[0.0, 1.0], [1.0, 1.0]])[torch.arange(7) % 2][:, : plain.config.num_labels]
+    parts = [{key: value[start : start + 3] for key, value in batch.items()} for start in range(0, 7, 3)]
+    weights = {name: weight for name, weight in trainable(model) if "lora_" in name}
+    for name, scores in snip_scores(model, weights, parts).items():
+        (expected,) = torch.autograd.grad(model(**batch).loss * 7, weights[name])
+        torch.testing.assert_close(scores, (weights[name] * expected).abs().detach(), rtol=1e-3, atol=1e-7)
 
 
 def test_pruned_weights_stay_zero_under_adamw_with_decay():

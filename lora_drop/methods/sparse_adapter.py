@@ -72,8 +72,9 @@ def snip_scores(
 
 
 def _predicted(labels: Tensor) -> int:
-    """Return over how many items a loss is a mean: examples, or learned tokens (`batch seq`, -100 elsewhere)."""
-    return len(labels) if labels.ndim == 1 else int((labels[:, 1:] != -100).sum())
+    """Return over how many items a loss is a mean: examples (`batch`, or `batch labels` of 0.0 and 1.0), or learned tokens
+    (`batch seq`, -100 elsewhere)."""
+    return len(labels) if labels.ndim == 1 or labels.is_floating_point() else int((labels[:, 1:] != -100).sum())
 
 
 def keep_highest(
