@@ -197,7 +197,7 @@ def test_snip_keeps_the_weights_of_highest_score_in_float64():
 def test_snip_counts_rows_where_each_has_several_labels():
     plain, tokenizer = backbone()
     plain.config.problem_type = "multi_label_classification"
-    model = method("sparse_adapter", plain)
+    model = method("sparse_adapter", plain).eval()
     batch = inputs(tokenizer, 7)
     batch["labels"] = torch.tensor([[0.0, 1.0], [1.0, 1.0]])[torch.arange(7) % 2][:, : plain.config.num_labels]
     parts = [{key: value[start : start + 3] for key, value in batch.items()} for start in range(0, 7, 3)]

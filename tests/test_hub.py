@@ -284,7 +284,8 @@ def test_what_goes_wrong_is_said_and_the_same_command_goes_on(hub, machine, mode
     hub.fault(match, **what)
     wrong = machine(*sample)
     assert wrong.code == 2 and text.format(name=f"acme/{model.name}") in wrong.err, wrong.err
-    assert wrong.err.startswith("Error: ") and wrong.err.count("\n") == 1
+    (said,) = [line for line in wrong.err.splitlines() if "  …  " not in line]  # that is what takes long
+    assert said.startswith("Error: ")
     hub.faults.clear()
     assert machine(*sample).code == 0
 
@@ -316,13 +317,11 @@ def test_repositories_without_a_model_that_can_be_loaded(hub, machine, model, na
     ):
         wrong = machine(*sample, "-o", f"backbone=acme/{title}")
         assert wrong.code == 2 and text in wrong.err, wrong.err
-    for title, text in (
-        ("damaged", "cannot be loaded"),
-        ("coded", "comes with code of its own, which is never executed"),
-    ):
-        assert machine(*sample, "-o", f"backbone=acme/{title}").code == 0
-        wrong = machine("score", "-d", tmp_path / "run")
-        assert wrong.code == 2 and text in wrong.err and "Traceback" not in wrong.err, wrong.err
+    wrong = machine(*sample, "-o", "backbone=acme/coded")
+    assert wrong.code == 2 and "comes with code of its own, which is never executed" in wrong.err, wrong.err
+    assert machine(*sample, "-o", "backbone=acme/damaged").code == 0
+    wrong = machine("score", "-d", tmp_path / "run")
+    assert wrong.code == 2 and "cannot be loaded" in wrong.err and "Traceback" not in wrong.err, wrong.err
     assert not marker.exists() and hub.asked("pytorch_model|custom.py") == []
 
 

@@ -1,6 +1,7 @@
 """Scores and Selection as objects: shown, kept, turned into PEFT's configuration."""
 
 import re
+import sys
 from html.parser import HTMLParser
 
 import pytest
@@ -99,8 +100,9 @@ def test_pictures_show_themselves(scores):
 def test_a_bar_counts_the_batches_where_it_can_be_seen(scores, monkeypatch, capsys):
     model, tokenizer = trained_lora("tiny:bert")
     batch = inputs(tokenizer)
+    monkeypatch.delitem(sys.modules, "ipykernel", raising=False)  # of another test
     assert lora_drop.score(model, [batch, batch]).examples == 14 and capsys.readouterr().err == ""  # no terminal
-    monkeypatch.setitem(__import__("sys").modules, "ipykernel", object())
+    monkeypatch.setitem(sys.modules, "ipykernel", object())
     assert lora_drop.score(model, [batch, batch], criterion="output_relative").criterion == "output_relative"
     assert "scoring by output_relative" in capsys.readouterr().err
     seen = []

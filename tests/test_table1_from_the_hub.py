@@ -20,7 +20,7 @@ def test_every_row_of_table_1_is_filled(tmp_path):
     write_hub(tmp_path / "hub", tmp_path / "official")
     make_checkpoint(tmp_path / "hub" / "models" / "FacebookAI" / "roberta-base", ROBERTA)
     folders = ("--runs", tmp_path / "runs", "--results", tmp_path / "results")
-    limits = ("--limit-train", "64", "--limit-eval", "32", "--seeds", "0", "-o", "train.epochs=2")
+    limits = ("--limit-train", "64", "--limit-eval", "32", "--seeds", "0", "-o", "train.epochs=5")
     with HubServer(tmp_path / "hub") as hub, Machine(hub.env(tmp_path / "home", **FAST)) as machine:
         done = machine("reproduce", "table1", *folders, *limits, "--json", "--quiet")
     assert done.code == 0, done.err
