@@ -74,11 +74,17 @@ def test_the_committed_tables_are_those_of_the_committed_results(folder):
         assert (folder / f"{name}.png").is_file() and (folder / f"{name}.pdf").is_file()
 
 
+ALTERED = {("mpnet", "stsb", seed) for seed in (0, 1)}
+"""Made at a commit whose mpnet.yaml had been altered, in nothing but the epochs of MRPC, RTE and STS-B (results/README.md)."""
+
+
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: "/".join(folder.parts[-2:]))
 def test_the_committed_results_are_whole_and_of_a_clean_commit(folder):
     for found in read_records(folder):
         for name, stage in found.stages.items():
-            assert re.fullmatch("[0-9a-f]{40}", stage["commit"]) and stage["versions"]["torch"]
+            commit, _, altered = stage["commit"].partition("+")
+            assert re.fullmatch("[0-9a-f]{40}", commit) and stage["versions"]["torch"]
+            assert not altered or (found.experiment, found.task, found.seed) in ALTERED
             assert name in ("select", "picture") or stage["device"]  # which compute nothing
         assert not {"data_dir", "device"} & found.config.keys()
 
