@@ -151,8 +151,7 @@ def stop(shot: dict[str, Any], folder: Path, ground: Ground) -> Iterator[Trial]:
         time.sleep(shot["again"])
         os.kill(process, number)
     ended = wait(process, log)
-    at_once = shot["again"] is not None and ended.code == -number and "Interrupted." in ended.text  # at the very end
-    right = (ended.code in (0, CODES[number]) or at_once) and not ended.traceback
+    right = ended.code in (0, CODES[number]) and not ended.traceback
     problem = "" if right else f"after the signal: {ended.kind}"
     what = f"{name}, {number.name}{'' if shot['again'] is None else ' twice'} after {shot['at']:.2f} s"
     yield Trial(SIGNALS, what, problem or _continued(command, run, log, ground.known[name]))

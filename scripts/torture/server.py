@@ -19,6 +19,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from lora_drop.interruption import end_at_once
+
 Hook = Callable[[], None]
 HUNG = 999
 """Exit code of a command that was still running when its time was over."""
@@ -94,6 +96,7 @@ def spawn(arguments: Sequence[object], log: Path, hook: Hook | None = None, modu
     try:
         os.setsid()
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        end_at_once()  # as `lora_drop.__main__` does in a process of its own
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
         os.dup2(descriptor, 1)
         os.dup2(descriptor, 2)
