@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from importlib.util import find_spec
@@ -63,7 +63,8 @@ def in_two(case: dict[str, Any], folder: Path, root: Path) -> str:
     """Kill one process of a launch. The other is ended by its launcher, or notices by itself; neither leaves anything wrong."""
     name, rank, run = case["run"], case["rank"], fresh(folder / "run")
     expected, seconds = undisturbed(name, folder)
-    processes = launch(name, run, folder, {rank: at_change(case["at"], run)} if case["way"] == "change" else {})
+    command = ["run", "-d", run, *options(name)]
+    processes = launch(command, folder, {rank: at_change(case["at"], run)} if case["way"] == "change" else {})
     if case["way"] == "moment":
         time.sleep(case["at"] * seconds)
         os.kill(processes[rank], signal.SIGKILL)
@@ -77,7 +78,7 @@ def in_two(case: dict[str, Any], folder: Path, root: Path) -> str:
     said = other.code == 2 and "Another process of this run has ended." in other.text
     if not (said or other.code in (0, 143, -signal.SIGTERM)) or other.traceback:  # -15: before it handles signals
         return f"the other one: {other.kind}"
-    again = both(launch(name, run, folder), folder)
+    again = all_of(launch(command, folder), folder)
     broken = [ended.kind for ended in again if ended.code]
     return f"continued: {', '.join(broken)}" if broken else fault(run, expected)
 
@@ -86,26 +87,34 @@ def in_two(case: dict[str, Any], folder: Path, root: Path) -> str:
 def undisturbed(name: str, folder: Path) -> tuple[dict[str, object], float]:
     """Return results and seconds of a run in two processes that nobody disturbs."""
     run, began = fresh(folder / "two"), time.monotonic()
-    broken = [ended.text for ended in both(launch(name, run, folder), folder) if ended.code]
+    command = ["run", "-d", run, *options(name)]
+    broken = [ended.text for ended in all_of(launch(command, folder), folder) if ended.code]
     if broken:
         raise SystemExit(f"The run {name} in two processes fails undisturbed: {broken[0]}")
     return results(run), time.monotonic() - began
 
 
-def launch(name: str, run: Path, folder: Path, hooks: dict[int, Hook] | None = None) -> list[int]:
-    """Start a run in two processes, told their places as torchrun tells them."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+def launch(
+    arguments: Sequence[object], folder: Path, hooks: Mapping[int, Hook] | None = None, count: int = 2
+) -> list[int]:
+    """Start a command in several processes, told their places as torchrun tells them; each calls its hook first."""
+    port = free_port()
 
     def placed(rank: int) -> Hook:
         def hook() -> None:
-            place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_PORT": port}
+            place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_PORT": port}
             os.environ.update({key: str(value) for key, value in place.items()}, MASTER_ADDR="127.0.0.1")
             (hooks or {}).get(rank, lambda: None)()
 
         return hook
 
-    return [spawn(["run", "-d", run, *options(name)], log(folder, rank), placed(rank)) for rank in (0, 1)]
+    return [spawn(arguments, log(folder, rank), placed(rank)) for rank in range(count)]
+
+
+def free_port() -> int:
+    """Return a port of this machine that nobody listens at."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return int(free.getsockname()[1])
 
 
 def log(folder: Path, rank: int) -> Path:
@@ -113,8 +122,8 @@ def log(folder: Path, rank: int) -> Path:
     return folder / f"rank-{rank}"
 
 
-def both(processes: list[int], folder: Path) -> list[Ended]:
-    """Wait for both processes of a launch."""
+def all_of(processes: Sequence[int], folder: Path) -> list[Ended]:
+    """Wait for all processes of a launch."""
     return [wait(process, log(folder, rank)) for rank, process in enumerate(processes)]
 
 
