@@ -264,6 +264,7 @@ def test_nothing_in_a_block():
         lora_drop.score(model, [batch()])
 
 
+@pytest.mark.slow
 def test_the_bytes_of_an_adapter_do_not_depend_on_the_order_of_sets(tmp_path):
     code = (
         "import sys, pathlib; from models import backbone, method; from lora_drop.registry import METHODS\n"

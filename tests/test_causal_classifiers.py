@@ -58,6 +58,7 @@ def test_a_pair_is_parted_also_by_a_tokenizer_that_would_not():
     assert tokenizer.decode(encode(rows, tokenizer, 50)[0][0]["input_ids"]) == "One.\nTwo."
 
 
+@pytest.mark.slow
 def test_the_whole_pipeline_with_the_head_trained_saved_and_counted_apart(tmp_path):
     told, summary = run(tmp_path / "run", "backbone=tiny:llama", "train.epochs=1")
     assert told.done == ["sample", "score", "select", "picture", "train", "eval"]

@@ -94,6 +94,7 @@ def test_it_is_joined_once_and_then_needs_no_package(site, tmp_path):
     assert locate(NAME, report=heard) == found and len(heard.notices) == 1
 
 
+@pytest.mark.slow
 def test_it_runs_through_all_stages(site, tmp_path):
     directory = run(NAME, tmp_path / "run")
     train = json.loads((directory / "run.json").read_text())["stages"]["train"]

@@ -130,6 +130,7 @@ def test_bars_and_tables_show_text_as_it_is():
     assert f"stage {ODD}" in shown and shown.count(ODD) >= 7
 
 
+@pytest.mark.slow
 def test_odd_titles_and_backbones_are_drawn_and_tabulated_as_they_are(tmp_path):
     title = "a|b *c* $d$ 50% {e} [f](g) \\h `i` _j_ ~k^l"
     source = Path(__file__).parent.parent / "results" / "smollm2" / "packaged-smollm2-135m"
