@@ -15,8 +15,9 @@ A configuration is one or more YAML files that state only what differs from the 
 `-o key=value`, then flags such as `--seed`. `-c glue/rte` names a file that comes with the package. Unknown keys and wrong
 values are errors, all reported at once. `lora-drop config -c FILE` prints the result; a run stores it as `config.yaml`.
 
-A flag is taken as it is, and so is `-o` for a key that holds a text (`-o data_dir=/mnt/my #1 data`); there, nothing or `null` means empty, where the
-key may be. For other keys `-o` reads YAML: numbers, true and false, lists (`-o method.target_projections=[query, key]`).
+A flag is taken as it is, and so is `-o` for a key that holds a text (`-o 'data_dir=/mnt/my #1 data'`); there, nothing or
+`null` means empty, where the key may be. For other keys `-o` reads YAML: numbers, true and false, lists
+(`-o 'method.target_projections=[query, key]'`).
 
 A method of a plugin may have keys of its own: `method.options.NAME`.
 

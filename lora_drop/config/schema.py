@@ -196,8 +196,8 @@ class DataConfig:
     kind: str = one_of("auto", "auto", "classification", "regression", "multilabel", "generation")
     """The kind of task; auto: what the label's values are."""
     validation: float | str | None = None
-    """The rows that are evaluated: a share of the training file (stratified), another file, or a split; empty: the
-    split validation, else 0.2 of the rows, at most 2,000."""
+    """The rows that are evaluated: a share of the training file (stratified), another file, or a split; empty: in a
+    folder the split validation, else test; otherwise, and always on the Hub, 0.2 of the rows, at most 2,000."""
     metric: tuple[str, ...] | None = None
     """Metrics, that which chooses the best epoch first: accuracy, f1_macro, f1_micro, matthews; pearson, spearman;
     sacrebleu, rougeL, perplexity; empty: those that suit the kind."""
