@@ -93,8 +93,6 @@ def fit(
         job.run.checkpoints(stage),
         seed=job.config.seed,
         device=job.device,
-        epochs=settings.epochs,
-        learning_rate=settings.learning_rate,
         steps=steps,
         log_each_step=stage == "score",
         evaluator=(lambda trained: _scored(job, trained, way)) if evaluated else None,
