@@ -106,9 +106,8 @@ def precision(job: Job) -> Values:
 
 def rows_of(job: Job, *parts: str) -> Values:
     """Return what identifies the task and its rows."""
-    digests = {"train": lambda: job.data.train_digest, "eval": lambda: job.data.eval_digest}
     own = {"reading": dict(job.task.record)} if job.task.record else {}
-    return {"task_version": job.task.version, **own, **{part: digests[part]() for part in parts}}
+    return {"task_version": job.task.version, **own, **{part: job.data.parts[part].digest for part in parts}}
 
 
 def training(train: TrainConfig, *unused: str) -> Values:

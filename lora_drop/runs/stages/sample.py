@@ -21,7 +21,7 @@ def work(job: Job) -> Work:
     """Draw the sample and write `sample.json`."""
     from lora_drop.pruning.sampling import stratified_sample
 
-    rows, ratio = job.data.train_rows, job.config.sample.ratio
+    rows, ratio = job.data.train.rows, job.config.sample.ratio
     size = max(1, round(ratio * len(rows)))
     drawn = stratified_sample(job.task.strata(rows), size, job.config.seed)
     if drawn.absent:
