@@ -30,11 +30,6 @@ NO_INPUTS = ("save_steps", "report_to", "logging_steps")
 """Settings of a training that change none of its results."""
 
 
-def selects(job: Job) -> bool:
-    """Return whether the run's method needs a selection of layers."""
-    return job.selects
-
-
 @dataclass(frozen=True)
 class Stage:
     """One stage of a run."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from lora_drop import processes
 from lora_drop.files import write_folder, write_json
-from lora_drop.runs.stages.base import Stage, Values, Work, digest_of, names, rows_of, selects, training, weights
+from lora_drop.runs.stages.base import Stage, Values, Work, digest_of, names, rows_of, training, weights
 
 if TYPE_CHECKING:
     from torch import nn
@@ -27,7 +27,7 @@ def settings(job: Job) -> Values:
 
 def inputs(job: Job) -> Values:
     """Return what identifies selection, rows and weights."""
-    selection = digest_of(job, "selection.json", "select") if selects(job) else None
+    selection = digest_of(job, "selection.json", "select") if job.selects else None
     chosen = job.data.kind.settings(job.config) if job.scored_each_epoch else {}
     held_out = {"held_out": job.data.held_out.digest} if job.config.train.held_out else {}
     return {"selection": selection, **rows_of(job, *rows(job)), **held_out, **weights(job), **chosen}
@@ -44,7 +44,7 @@ def work(job: Job) -> Work:
     from lora_drop.runs import models
 
     config, method = job.config, job.method
-    selection = Selection.load(job.run.file("selection.json")) if selects(job) else None
+    selection = Selection.load(job.run.file("selection.json")) if job.selects else None
     model = method.build(models.load_backbone(job), config.method, config.seed, selection)
     models.start(job, model)
     if method.prepare is not None:
