@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 from datasets import Dataset, Features, List, Value
 from datasets.arrow_writer import ArrowWriter
 
-from lora_drop.files import cache_root, file_digest, write_text
+from lora_drop.files import cache_root, file_digest, replacing, write_text
 from lora_drop.tasks.base import quantile_strata
 from lora_drop.tasks.own.chats import asked_and_answered
 from lora_drop.tasks.own.reading import Reading
@@ -90,18 +89,13 @@ def kept(key: str, columns: Features, rows: Callable[[], Iterator[dict[str, Any]
             return Dataset.from_file(str(path))
     except (OSError, ValueError):  # not there yet, or damaged
         pass
-    written = path.with_name(f"{key}-{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with ArrowWriter(features=columns, path=str(written)) as writer:
+        with replacing(path) as written, ArrowWriter(features=columns, path=str(written)) as writer:
             for row in rows():
                 writer.write(row)
             writer.finalize()
-        written.replace(path)
         write_text(seal, file_digest(path))
         return Dataset.from_file(str(path))
     except OSError:
         return Dataset.from_list(list(rows()), features=columns)
-    finally:
-        if written.exists():
-            written.unlink()
