@@ -62,20 +62,15 @@ def score(
     seed: int = 0,
     total: Callable[[Measured], Measured] | None = None,
 ) -> Scores:
-    """Score every active LoRA of a PEFT model: by the squared norm of its output on the data, unless told otherwise.
+    """Score every active LoRA of a PEFT model; `lora_drop.score` calls it, and describes the arguments that are not named here.
 
     Args:
-        model: a PEFT model with LoRA, warmed up. Its mode, hooks and gradients are as before at the end, also on
-            errors.
         batches: keyword arguments of the model's forward: `input_ids` (`batch seq`), or `inputs_embeds`, `pixel_values`
-            and the like, and `attention_mask` (`batch seq`), not 0 at real tokens. Labels are needed where a decoder
-            reads them, and by criteria that follow the loss. A batch without `attention_mask` is taken to have no
-            padding.
+            and the like, and `attention_mask` (`batch seq`), not 0 at real tokens. A batch without it is taken to have
+            no padding.
         criterion: what LoRAs are scored by (`pruning.criteria`).
-        per_example: also keep the value of each example, for distributions and the bootstrap, if the criterion has one.
         progress: called with the number of examples seen, after each batch.
         packing: computes forward passes without padding; None is the model's own way.
-        seed: for criteria that draw.
         total: adds what others have measured on their share of the data, where each of several processes has one.
 
     Returns:
