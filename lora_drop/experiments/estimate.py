@@ -30,6 +30,7 @@ from lora_drop.methods.base import Method, Parameters
 from lora_drop.progress import Note, Reporter
 from lora_drop.provenance import release_memory
 from lora_drop.pruning import importance
+from lora_drop.pruning.criteria.base import Given
 from lora_drop.registry import METHODS, needs_selection
 from lora_drop.runs import models
 from lora_drop.runs.job import Job
@@ -217,7 +218,8 @@ def _time_scoring(job: Job, model: nn.Module, clock: _Clock) -> float:
     rows = _some_rows(data.train.encoded, at_a_time, job.config.seed)
     way = models.find(job, model, rows)
     inputs = [batch for _, batch in batches(rows, data.collate, at_a_time)]
-    return clock.seconds(lambda: importance.collect_moments(model, inputs, packing=way)) / sum(row_lengths(rows))
+    given = Given(model, importance.numbered(model), inputs, packing=way)
+    return clock.seconds(lambda: importance.collect_moments(given)) / sum(row_lengths(rows))
 
 
 def _time_evaluation(job: Job, model: nn.Module, clock: _Clock) -> float:

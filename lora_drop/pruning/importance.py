@@ -25,7 +25,7 @@ from lora_drop.errors import UserError
 from lora_drop.pruning.adapters import Lora, loras
 from lora_drop.pruning.criteria.base import Criterion, Given, Measured
 from lora_drop.pruning.criteria.output import CRITERION as OUTPUT
-from lora_drop.pruning.observation import Layout, Observer, View, examples_in
+from lora_drop.pruning.observation import Add, Layout, Observer, View, examples_in
 from lora_drop.pruning.places import all_places
 from lora_drop.pruning.scores import Scores
 from lora_drop.pruning.selection import Scored, rescored
@@ -88,22 +88,13 @@ def score(
     return _scores(model, layers, total(measured) if total else measured, criterion)
 
 
-def collect_moments(
-    model: nn.Module,
-    batches: Iterable[Mapping[str, Any]],
-    *,
-    per_example: bool = False,
-    progress: Callable[[int], None] | None = None,
-    packing: Packing | None = None,
-    view: View = Lora.project,
-) -> Moments:
+def collect_moments(given: Given, view: View = Lora.project) -> Moments:
     """Run the model once over the data, without gradients, and return the Gram matrices of z = A x; see `score`.
 
     Another `view` gives the Gram matrices of other numbers of each token; norms are those of z alone.
     """
-    layers = numbered(model)
-    metrics = {name: lora.metric for name, lora in layers.items()} if per_example else {}
-    moments = Moments(norms={name: [] for name in layers} if per_example else None)
+    metrics = {name: lora.metric for name, lora in given.layers.items()} if given.per_example else {}
+    moments = Moments(norms={name: [] for name in given.layers} if given.per_example else None)
     sums: dict[str, Tensor] = {}
     norms: dict[str, Tensor] = {}  # of the batch under way, over the calls of each module
 
@@ -114,21 +105,33 @@ def collect_moments(
             of_call = example_norms(z, metrics[name])
             norms[name] = norms[name] + of_call if name in norms else of_call
 
-    with Observer(model, layers, add, view, by_example=per_example) as observer, torch.no_grad():
-        for batch in batches:
-            inputs = observer.prepare(batch)
-            with packing.over(inputs, whole=True) if packing else nullcontext() as layout:
-                observer.look(inputs, layout)
-            moments.examples += examples_in(inputs)
-            moments.tokens += observer.tokens
-            if moments.norms is not None:
-                for name in layers:
-                    moments.norms[name] += norms[name].tolist()
-                norms.clear()
-            if progress:
-                progress(moments.examples)
-    moments.gram = {name: sums[name].cpu() for name in layers if name in sums}
+    def end() -> None:
+        if moments.norms is not None:
+            for name in given.layers:
+                moments.norms[name] += norms.pop(name).tolist()
+
+    moments.examples, moments.tokens = observe(given, view, add, end, by_example=given.per_example)
+    moments.gram = {name: sums[name].cpu() for name in given.layers if name in sums}
     return moments
+
+
+def observe(given: Given, view: View, add: Add, end: Callable[[], None], by_example: bool = True) -> tuple[int, int]:
+    """Run the model once over the data, without gradients; `end()` is called after each batch, and see `Observer`.
+
+    Returns the number of examples, and that of real tokens.
+    """
+    examples = tokens = 0
+    with Observer(given.model, given.layers, add, view, by_example) as observer, torch.no_grad():
+        for batch in given.batches:
+            inputs = observer.prepare(batch)
+            with given.packing.over(inputs, whole=True) if given.packing else nullcontext() as layout:
+                observer.look(inputs, layout)
+            end()
+            examples += examples_in(inputs)
+            tokens += observer.tokens
+            if given.progress:
+                given.progress(examples)
+    return examples, tokens
 
 
 def contracted(moments: Moments, layers: Mapping[str, Lora]) -> dict[str, float]:
