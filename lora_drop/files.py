@@ -18,21 +18,30 @@ OURS = re.compile(r"\..+\.\d+(\.old|\.gone)?\.tmp", re.DOTALL)
 """Names of what is half written, or half removed: the name that it is for, and the process."""
 
 
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield the path of a temporary file, which takes the place of `path` when the block ends without an exception."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:  # it is there still if the block failed, `path` is a folder, or the disk is full
+        temporary.unlink(missing_ok=True)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a file so that a reader sees the old content or the new, never a part: temporary file, fsync, rename.
 
     What UTF-8 cannot hold (half a character, from a path of other bytes) is written as `\\udcff`, which JSON reads back.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:  # it is there still if `path` is a folder, or the disk is full
-        temporary.unlink(missing_ok=True)
+    with (
+        replacing(path) as temporary,
+        temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as file,
+    ):
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     sync_folder(path.parent)
 
 

@@ -66,13 +66,23 @@ def by_first(work: Callable[[], T]) -> T:
 
     If it fails there, all processes end (see `together`).
     """
-    if _launch is None:
+    global _launch
+    launch = _launch
+    if launch is None:
         return work()
-    done = []
-    if _launch.rank == 0:
-        with _alone():
+    import torch
+    import torch.distributed as dist
+
+    done: list[Any] = [None]
+    if launch.rank == 0:
+        _launch = None  # nothing in there can wait for the others
+        try:
             done = [work()]
-    return _broadcast(done)
+        finally:
+            _launch = launch
+    dist.broadcast_object_list(done, src=0, device=torch.device("cpu"))
+    outcome: T = done[0]
+    return outcome
 
 
 def everywhere(value: T) -> list[T]:
@@ -174,16 +184,6 @@ def together() -> Iterator[None]:
     dist.destroy_process_group()
 
 
-@contextmanager
-def _alone() -> Iterator[None]:
-    global _launch
-    before, _launch = _launch, None
-    try:
-        yield
-    finally:
-        _launch = before
-
-
 def _joined() -> _Launch:
     """Meet the other processes. Raises UserError if they do not come."""
     missing = [name for name in PLACE if name not in os.environ]
@@ -207,15 +207,6 @@ def _joined() -> _Launch:
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, store=store, rank=place, world_size=count, timeout=WORK)
     return _Launch(place, count, int(os.environ["LOCAL_RANK"]), store)
-
-
-def _broadcast(done: list[Any]) -> Any:
-    import torch
-    import torch.distributed as dist
-
-    found = done or [None]
-    dist.broadcast_object_list(found, src=0, device=torch.device("cpu"))
-    return found[0]
 
 
 def _refuse_shards() -> None:

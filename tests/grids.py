@@ -3,6 +3,7 @@
 import sys
 
 from lora_drop.experiments.engine import perform_grid
+from lora_drop.experiments.engines.local import InProcess
 from lora_drop.experiments.grid import Choice, expand, load_experiment
 from lora_drop.experiments.results import Results
 from lora_drop.progress import GridReporter
@@ -19,7 +20,7 @@ def planned(name, *overrides, **choice):
 
 
 def perform(tmp_path, runs):
-    return perform_grid(runs, tmp_path / "runs", Results(tmp_path / "results"), GridReporter())
+    return perform_grid(runs, Results(tmp_path / "results"), GridReporter(), InProcess(tmp_path / "runs"))
 
 
 def command(folder, *arguments):

@@ -26,12 +26,10 @@ def train(folder, report=None, epochs=4.0, **settings):
         model,
         encode(rows, tokenizer, 64)[0],
         collator(tokenizer),
-        TrainConfig(batch_size=8, **settings),
+        TrainConfig(epochs=epochs, batch_size=8, learning_rate=1e-2, **settings),
         folder,
         seed=0,
         device=torch.device("cpu"),
-        epochs=epochs,
-        learning_rate=1e-2,
         stepper=ADALORA.stepper,
         report=report or Reporter(),
     )

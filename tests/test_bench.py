@@ -137,7 +137,7 @@ def test_rows_are_known_without_their_padding():
 
 
 def test_stock_rows_are_padded_as_the_tokenizer_pads(subject):
-    tokenizer, texts = subject.data.tokenizer, subject.data.train_rows
+    tokenizer, texts = subject.data.tokenizer, subject.data.train.rows
     rows = padded(subject.rows, tokenizer, 128)
     expected = tokenizer(
         list(texts["text"]), list(texts["text_pair"]), padding="max_length", max_length=128, truncation=True

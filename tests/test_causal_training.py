@@ -30,12 +30,10 @@ def train(folder, rows=48, epochs=1.0, smoothing=0.0, **settings):
         model,
         encoded,
         pair_collator(tokenizer),
-        TrainConfig(batch_size=16, select_epoch="last", **settings),
+        TrainConfig(epochs=epochs, batch_size=16, learning_rate=1e-2, select_epoch="last", **settings),
         folder,
         seed=0,
         device=CPU,
-        epochs=epochs,
-        learning_rate=1e-2,
         loss=token_loss(smoothing),
     )
     return {name: weight.detach() for name, weight in model.named_parameters() if weight.requires_grad}, outcome

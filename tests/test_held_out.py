@@ -23,15 +23,15 @@ def test_rows_held_out_are_a_stratified_part_of_which_nothing_is_trained_on(tmp_
 
     held, whole = data(), data("train.held_out=0")
     rest, aside, all_rows = (
-        [str(row) for row in rows] for rows in (held.train_rows, held.held_out_rows, whole.train_rows)
+        [str(row) for row in rows] for rows in (held.train.rows, held.held_out.rows, whole.train.rows)
     )
     assert len(rest) == 60 and len(aside) == 20 and sorted(rest + aside) == sorted(all_rows)
-    assert len(whole.held_out_rows) == 0 and whole.train_digest != held.train_digest
-    strata = held.task.strata(held.held_out_rows)
-    share = {name: whole.task.strata(whole.train_rows).count(name) / 4 for name in set(strata)}
+    assert len(whole.held_out.rows) == 0 and whole.train.digest != held.train.digest
+    strata = held.task.strata(held.held_out.rows)
+    share = {name: whole.task.strata(whole.train.rows).count(name) / 4 for name in set(strata)}
     assert all(abs(strata.count(name) - expected) < 1 for name, expected in share.items())
     assert held.used(("train",))["limited"] == {"train": 80}  # as limited, not as held out
-    assert data("seed=1").held_out_digest != held.held_out_digest
+    assert data("seed=1").held_out.digest != held.held_out.digest
 
 
 @pytest.mark.slow

@@ -4,7 +4,8 @@ from models import backbone, inputs, trained_lora
 
 from lora_drop.errors import UserError
 from lora_drop.pruning.adapters import loras
-from lora_drop.pruning.importance import collect_moments, example_norms, score, token_gram
+from lora_drop.pruning.criteria.base import Given
+from lora_drop.pruning.importance import collect_moments, example_norms, numbered, score, token_gram
 from lora_drop.pruning.sharing import tie
 
 
@@ -120,7 +121,7 @@ def test_mode_and_hooks_are_restored_also_after_an_exception():
 
 def test_no_gradients_and_no_wide_buffers_are_left():
     model, tokenizer = trained_lora()
-    moments = collect_moments(model, [inputs(tokenizer)])
+    moments = collect_moments(Given(model, numbered(model), [inputs(tokenizer)]))
     assert all(parameter.grad is None for parameter in model.parameters())
     assert {tuple(gram.shape) for gram in moments.gram.values()} == {(8, 8)}
 

@@ -218,7 +218,7 @@ def test_norms_stand_in_the_order_of_the_sample(finished):
 
     job = Job(Run(finished))
     perform_stage(job, BY_NAME["norms"])
-    first = job.data.train_encoded.select(read_json(finished / "sample.json")["indices"][:1])
+    first = job.data.train.encoded.select(read_json(finished / "sample.json")["indices"][:1])
     model = METHODS.get("lora").load(models.load_backbone(job), finished / "warmup")
     alone = profiler.score(model, (batch for _, batch in batches(first, job.data.collate, 1)))
     norms = read_json(finished / "norms.json")["modules"]

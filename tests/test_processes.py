@@ -19,6 +19,7 @@ from lora_drop.cli.grid_progress import ConsoleGridReporter
 from lora_drop.errors import UserError
 from lora_drop.experiments import engine
 from lora_drop.experiments.engines import local
+from lora_drop.experiments.engines.local import InProcess
 from lora_drop.experiments.one_run import run_directory
 from lora_drop.experiments.records import read_records
 from lora_drop.files import read_json
@@ -107,7 +108,7 @@ def test_a_run_that_another_process_holds_is_waited_for(holder, tmp_path, monkey
             if "is at it" in text:
                 process.communicate()  # it ends
 
-    outcome = engine.perform_grid([run], tmp_path / "runs", engine.Results(tmp_path / "results"), Told())
+    outcome = engine.perform_grid([run], engine.Results(tmp_path / "results"), Told(), InProcess(tmp_path / "runs"))
     assert outcome.performed == [run.name] and not outcome.busy
     assert any(f"{run.name} waits: process {process.pid} on " in text for text in told)
 

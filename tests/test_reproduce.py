@@ -15,6 +15,7 @@ from grids import TEXTS, command, perform, planned
 from lora_drop.cli import app as cli
 from lora_drop.errors import UserError
 from lora_drop.experiments.engine import perform_grid
+from lora_drop.experiments.engines.local import InProcess
 from lora_drop.experiments.estimate import ends_after, estimate
 from lora_drop.experiments.grid import Choice, expand, load_experiment
 from lora_drop.experiments.one_run import run_directory
@@ -99,7 +100,7 @@ def test_what_is_done_is_not_repeated_also_for_another_experiment(swept, tmp_pat
         def finish(self, stage, seconds, note):
             seen.append(stage)
 
-    outcome = perform_grid(figure9, swept / "runs", Results(tmp_path), Stages())
+    outcome = perform_grid(figure9, Results(tmp_path), Stages(), InProcess(swept / "runs"))
     assert len(outcome.performed) == 1 and not seen  # LoRA-drop at T = 0.9 is a run of both
     (record,) = read_records(tmp_path / "figure9" / "tiny-roberta")
     assert record.scores and not record.metrics and record.stages.keys() == {"sample", "score", "select"}
@@ -114,7 +115,7 @@ def test_a_run_asked_for_in_another_way_stands_in_both_tables(swept, tmp_path):
     assert again[0].config == first[0].config and again[0].overrides == first[0].overrides  # 0.1 is what it was
     (other,) = planned("table6", rows=["t0.90"], files=[])
     other = dataclasses.replace(other, overrides={**other.overrides, "train.weight_decay": 0.2})
-    assert perform_grid([other], swept / "runs", Results(folder), GridReporter()).already == 1
+    assert perform_grid([other], Results(folder), GridReporter(), InProcess(swept / "runs")).already == 1
     one, two = report(folder, figures=False)[folder / "table6" / "tiny-roberta"]
     assert len(one.records) == 5 and [row.name for row in two.rows if row.cells] == ["t0.90"]
 
@@ -133,8 +134,9 @@ def test_a_result_of_an_older_version_is_made_anew_in_its_place(swept, tmp_path)
         def notice(self, text):
             told.append(text)
 
-    assert perform_grid([run], swept / "runs", Results(folder, keep_old=True), Told()).already == 1
-    assert perform_grid([run], swept / "runs", Results(folder), Told()).performed == [run.name]
+    engine = InProcess(swept / "runs")
+    assert perform_grid([run], Results(folder, keep_old=True), Told(), engine).already == 1
+    assert perform_grid([run], Results(folder), Told(), engine).performed == [run.name]
     assert [text.rpartition(": ")[2] for text in told if "older" in text] == [
         "they are kept",
         "these runs are performed again, unless --keep-old is given",

@@ -1,4 +1,5 @@
 import ast
+import hashlib
 import json
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from lora_drop import provenance
 from lora_drop.config.schema import Config
 from lora_drop.errors import UserError
 from lora_drop.files import file_digest, read_json, write_folder, write_json, write_text
+from lora_drop.models import content
 from lora_drop.progress import Reporter
 from lora_drop.runs import pipeline
 from lora_drop.runs.job import Job
@@ -195,6 +197,21 @@ def test_digests_see_content_and_names(tmp_path):
     (tmp_path / "d" / "a").rename(tmp_path / "d" / "b")
     assert file_digest(tmp_path / "d") != before
     assert file_digest(tmp_path / "none") == ""
+
+
+def test_the_hash_of_a_large_file_is_remembered_in_the_cache_that_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(content, "REMEMBERED", 4)
+    monkeypatch.setenv("LORA_DROP_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    weights = tmp_path / "weights"
+    weights.write_bytes(b"large")
+    found = content.sha256(weights)
+    (remembered,) = (tmp_path / "cache" / "sha256").iterdir()
+    assert remembered.read_text() == found == hashlib.sha256(b"large").hexdigest()
+    assert not (tmp_path / "home").exists()
+    remembered.write_text("read again")
+    content._sha256.cache_clear()  # as another process would ask
+    assert content.sha256(weights) == "read again"
 
 
 def test_what_is_missing_or_damaged_is_said(tmp_path):

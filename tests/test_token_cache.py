@@ -59,16 +59,16 @@ def entries(folder):
 @pytest.mark.parametrize("config", [CUT, WRITTEN], ids=["classifier", "generator"])
 def test_rows_and_notices_are_the_same_the_second_time(config, folder, monkeypatch):
     made, told = data(config)
-    rows = made.train_encoded, made.eval_encoded
+    rows = made.train.encoded, made.eval.encoded
     kept_files = entries(folder)
     assert told.notices and len(kept_files) == 4
     with monkeypatch.context() as without_a_home:
         without_a_home.setattr("lora_drop.runs.rows.cache_folder", lambda: None)
         plain, _ = data(config)
-        in_memory = plain.train_encoded, plain.eval_encoded
+        in_memory = plain.train.encoded, plain.eval.encoded
     kept, told_again = data(config)
     forbid_tokenising(kept)
-    for uncached, first, second in zip(in_memory, rows, (kept.train_encoded, kept.eval_encoded), strict=True):
+    for uncached, first, second in zip(in_memory, rows, (kept.train.encoded, kept.eval.encoded), strict=True):
         assert uncached.features == first.features == second.features
         assert uncached[:] == first[:] == second[:] and second[3] == first[3]
         assert second.select([5, 2])[:] == first.select([5, 2])[:]
@@ -128,18 +128,18 @@ def test_the_key_covers_all_that_the_encoders_read_of_a_configuration(task):
 
 def test_changed_rows_are_tokenised(folder):
     first, _ = data()
-    rows = first.train_encoded
+    rows = first.train.encoded
     changed, _ = data()
-    texts = list(first.train_rows["text"])
-    changed.train_rows = first.train_rows.remove_columns("text").add_column("text", ["Dogs bark.", *texts[1:]])
-    assert changed.train_encoded[0] != rows[0] and changed.train_encoded[1] == rows[1]
+    texts = list(first.train.rows["text"])
+    changed.train.rows = first.train.rows.remove_columns("text").add_column("text", ["Dogs bark.", *texts[1:]])
+    assert changed.train.encoded[0] != rows[0] and changed.train.encoded[1] == rows[1]
     assert len(entries(folder)) == 4
 
 
 @pytest.mark.parametrize("suffix", [".arrow", ".json"])
 @pytest.mark.parametrize("harm", ["cut", "altered", "emptied", "removed"])
 def test_a_damaged_entry_is_made_anew(harm, suffix, folder):
-    whole = data()[0].train_encoded[:]
+    whole = data()[0].train.encoded[:]
     files = entries(folder)
     (path,) = folder.glob(f"*{suffix}")
     content = path.read_bytes()
@@ -148,7 +148,7 @@ def test_a_damaged_entry_is_made_anew(harm, suffix, folder):
     path.write_bytes(harmed.get(harm, b""))
     if harm == "removed":
         path.unlink()
-    assert data()[0].train_encoded[:] == whole
+    assert data()[0].train.encoded[:] == whole
     assert entries(folder) == files
 
 
@@ -156,7 +156,7 @@ def test_a_folder_that_cannot_be_written_is_said_and_the_rows_are_made(tmp_path,
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("LORA_DROP_CACHE", str(tmp_path / "file" / "cache"))  # root may write anywhere but into a file
     rows, heard = data(replace(CUT, train=TrainConfig(max_length=256)))
-    assert len(rows.train_encoded) == 1600 and len(rows.eval_encoded) == 400
+    assert len(rows.train.encoded) == 1600 and len(rows.eval.encoded) == 400
     assert len(set(heard.notices)) == 1 and "LORA_DROP_CACHE names another folder" in heard.notices[0]
 
 
@@ -169,10 +169,10 @@ def test_files_of_others_are_never_touched(tmp_path, monkeypatch):
         (home / name).write_bytes(b"mine")
         os.utime(home / name, (0, 0))
     monkeypatch.setenv("LORA_DROP_CACHE", str(home))
-    rows = data()[0].train_encoded
+    rows = data()[0].train.encoded
     kept, _ = data()
     forbid_tokenising(kept)
-    assert kept.train_encoded[:] == rows[:] and len(list((home / "tokens").iterdir())) == 5
+    assert kept.train.encoded[:] == rows[:] and len(list((home / "tokens").iterdir())) == 5
     assert all((home / name).read_bytes() == b"mine" for name in names)
 
 
@@ -199,8 +199,8 @@ print("ready", flush=True)
 sys.stdin.readline()
 for _ in range(8):
     waits[:] = [True, False]
-    vars(rows).pop("train_encoded", None)
-    print(len(rows.train_encoded))
+    vars(rows.train).pop("encoded", None)
+    print(len(rows.train.encoded))
 """
     command = [sys.executable, "-c", code]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
@@ -215,7 +215,7 @@ for _ in range(8):
     assert len(entries(folder)) == 2
     kept, _ = data(replace(CUT, train=Config().train))
     forbid_tokenising(kept)
-    assert len(kept.train_encoded) == 1600
+    assert len(kept.train.encoded) == 1600
 
 
 def test_where_the_cache_is(monkeypatch, tmp_path):

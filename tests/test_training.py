@@ -99,7 +99,7 @@ def train(folder, epochs=3.0, seed=0, report=None, best=None, dropout=True, kill
     trained = method("lora", model, seed=seed)
     rows = TASKS.get("toy-nli").load(Source(None), "train").select(range(count))
     encoded, *_ = encode(rows, tokenizer, 64)
-    config = TrainConfig(batch_size=16, **settings)
+    config = TrainConfig(epochs=epochs, batch_size=16, learning_rate=1e-2, **settings)
     steps = []
 
     class Counted(Reporter):
@@ -124,8 +124,6 @@ def train(folder, epochs=3.0, seed=0, report=None, best=None, dropout=True, kill
         folder,
         seed=seed,
         device=torch.device("cpu"),
-        epochs=epochs,
-        learning_rate=1e-2,
         evaluator=evaluator,
         primary="accuracy",
         report=Counted(),

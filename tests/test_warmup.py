@@ -93,9 +93,8 @@ def test_the_first_step_of_a_warm_up_counts_and_that_of_training_does_not(tmp_pa
     trained = method("lora", model)
     before = {name: tensor.clone() for name, tensor in trained.state_dict().items()}
     rows, *_ = encode(TASKS.get("toy-nli").load(Source(None), "train").select(range(32)), tokenizer, 64)
-    config, cpu = TrainConfig(batch_size=16, warmup_ratio=0.06), torch.device("cpu")
-    options = {"seed": 0, "device": cpu, "epochs": 1.0, "learning_rate": 1e-2}
-    fit(trained, rows, collator(tokenizer), config, tmp_path / "checkpoints", **options, steps=1)
+    config, cpu = TrainConfig(batch_size=16, learning_rate=1e-2, warmup_ratio=0.06), torch.device("cpu")
+    fit(trained, rows, collator(tokenizer), config, tmp_path / "checkpoints", seed=0, device=cpu, steps=1)
     for name, tensor in trained.state_dict().items():
         assert torch.equal(tensor, before[name]), name
 

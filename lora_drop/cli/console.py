@@ -101,18 +101,24 @@ class ConsoleReporter(Reporter):
     def finish(self, stage: str, seconds: float, note: str) -> None:
         """A stage has ended."""
         self.close()
-        self._line(f"{stage:<9} {seconds:7.1f} s  {note}")
+        self.say(f"{stage:<9} {seconds:7.1f} s  {note}")
 
     def skip(self, stage: str, reason: str) -> None:
         """A stage is already done."""
         self.long.end()
-        self._line(f"{stage:<9}   skipped  {reason}")
+        self.say(f"{stage:<9}   skipped  {reason}")
 
     def notice(self, text: str) -> None:
         """Something to know; what holds for several runs of a command is said once."""
         if text not in self.told:
             self.told.add(text)
-            self._line(f"note: {text}")
+            self.say(f"note: {text}")
+
+    def say(self, text: str) -> None:
+        """Print a line."""
+        self.said = time.monotonic()
+        if not self.quiet:
+            self.console.print(text, soft_wrap=True)
 
     def close(self) -> None:
         """Remove the bar, also when a stage has failed."""
@@ -133,12 +139,7 @@ class ConsoleReporter(Reporter):
         return True
 
     def _state(self, text: str) -> None:
-        self._line(f"{self.stage:<9} {'…':>9}  {text}")
-
-    def _line(self, text: str) -> None:
-        self.said = time.monotonic()
-        if not self.quiet:
-            self.console.print(text, soft_wrap=True)
+        self.say(f"{self.stage:<9} {'…':>9}  {text}")
 
 
 def progress_bar(console: Console, width: int, *fields: str) -> Progress:

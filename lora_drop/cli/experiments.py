@@ -164,7 +164,7 @@ def _perform(
     from lora_drop.report.page import PAGE, write_page
 
     with ConsoleGridReporter(err, quiet) as reporter:
-        outcome = perform_grid(planned, runs, results, reporter, engine(reporter))
+        outcome = perform_grid(planned, results, reporter, engine(reporter))
     for name, message in {**outcome.failed, **outcome.busy}.items():
         err.print(f"{'Failed' if name in outcome.failed else 'Missing'}: {name}: {message}", soft_wrap=True)
     for run in planned:

@@ -19,7 +19,7 @@ class ConsoleGridReporter(ConsoleReporter, GridReporter):
 
     def __init__(self, console: Console, quiet: bool = False):
         super().__init__(console, quiet)
-        self.long = LongWork(self._line)
+        self.long = LongWork(self.say)
         self.rows: dict[str, _Row] = {}
 
     def begin(self, name: str, number: int, total: int) -> Reporter:
@@ -47,11 +47,7 @@ class ConsoleGridReporter(ConsoleReporter, GridReporter):
         if not self.rows:
             self.close()
         place = f"{row.place}  " if row and row.place and row.place not in note else ""
-        self._line(f"{row.label if row else name}  {took}  {place}{note}")
-
-    def say(self, text: str) -> None:
-        """Print a line."""
-        self._line(text)
+        self.say(f"{row.label if row else name}  {took}  {place}{note}")
 
     def _remove(self, name: str) -> _Row | None:
         self.long.end()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from statistics import mean
 from typing import Any
 
@@ -93,37 +93,29 @@ def _labels(data: OwnData, rows: dict[str, Dataset]) -> dict[str, Any]:
     return counts
 
 
-@dataclass(frozen=True)
-class _Measure:
-    """Lengths of texts."""
-
-    unit: str
-    lengths: list[int]
-    limit: int | None
-
-    def to_json(self) -> dict[str, Any]:
-        ordered = sorted(self.lengths)
-        at = {f"{percent} %": ordered[max(0, -(-percent * len(ordered) // 100) - 1)] for percent in PERCENTS}
-        cut = {} if self.limit is None else {"max_length": self.limit, "cut": sum(one > self.limit for one in ordered)}
-        return {"unit": self.unit, **at, **cut}
-
-
 def _lengths(config: Config, rows: Dataset, data: OwnData, backbone: bool) -> dict[str, Any]:
     """Return percentiles of the length of training rows and, by tokens, how many will be cut."""
     if not backbone:
-        return _Measure("words", [sum(len(text.split()) for text in texts) for texts in _texts(rows)], None).to_json()
+        return {"unit": "words", **_percentiles([sum(len(text.split()) for text in texts) for texts in _texts(rows)])}
     from lora_drop.data.batches import row_lengths
     from lora_drop.evaluation.kinds import get_kind
     from lora_drop.models.backbones import load_tokenizer, locate
 
     kind = get_kind(data.task())
     tokenizer = load_tokenizer(locate(config.backbone, config.offline, weights=False), kind.causal)
-    whole = replace(config, train=replace(config.train, max_length=UNLIMITED))
-    lengths = []
+    limit, whole = config.train.max_length, replace(config, train=replace(config.train, max_length=UNLIMITED))
+    lengths: list[int] = []
     for start in range(0, len(rows), AT_A_TIME):
         part = rows.select(range(start, min(start + AT_A_TIME, len(rows))))
         lengths += row_lengths(kind.encode_training(part, tokenizer, whole, "training")[0])
-    return _Measure("tokens", lengths, config.train.max_length).to_json()
+    cut = sum(length > limit for length in lengths)
+    return {"unit": "tokens", **_percentiles(lengths), "max_length": limit, "cut": cut}
+
+
+def _percentiles(lengths: list[int]) -> dict[str, int]:
+    """Return the lengths that PERCENTS of all texts do not exceed."""
+    ordered = sorted(lengths)
+    return {f"{percent} %": ordered[max(0, -(-percent * len(ordered) // 100) - 1)] for percent in PERCENTS}
 
 
 def as_rows(found: dict[str, Any]) -> list[dict[str, Any]]:

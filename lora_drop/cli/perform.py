@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import warnings
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -62,8 +61,6 @@ def quiet_libraries(report: Reporter = SILENT) -> None:
     if "WANDB_MODE" in os.environ:  # transformers then prints to standard output, where results alone belong
         with redirect_stdout(sys.stderr):
             import transformers.integrations.integration_utils  # noqa: F401
-    # transformers 5.0 says so of every checkpoint, and then sorts them by their numbers as it should
-    warnings.filterwarnings("ignore", message="mtime may not be reliable on this filesystem")
 
 
 def perform(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lora_drop.config.strict import checked, fraction, one_of, portion, positive
+from lora_drop.pruning.selection import POLICIES
 
 TRACKERS = ("tensorboard", "wandb", "trackio", "mlflow")
 
@@ -73,7 +74,7 @@ class MethodConfig:
     """T: layers are retained, most important first, until their importances sum to T (the paper: 0.9)."""
     budget: float | None = portion(None)
     """Instead of a threshold: the largest T whose parameters are at most this share of plain LoRA's."""
-    policy: str = one_of("threshold", "threshold", "inverse", "random", "top", "bottom")
+    policy: str = one_of("threshold", *POLICIES)
     """Which layers keep their LoRA: the most important (threshold), or as many of the least important (inverse),
     random, last (top), or first (bottom)."""
     share: bool = True

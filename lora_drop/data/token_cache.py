@@ -9,7 +9,6 @@ says how large the folder is, and it may be deleted at any time.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from datasets import Dataset
 
 from lora_drop.config.schema import Config
-from lora_drop.files import cache_root, digest, file_digest, write_json
+from lora_drop.files import cache_root, digest, file_digest, replacing, write_json
 from lora_drop.progress import Reporter
 from lora_drop.provenance import versions
 
@@ -97,18 +96,17 @@ def kept_or_made(
         return found or make()
     encoded, notices = make()
     path = folder / f"{key}.arrow"
-    written = folder / f"{key}-{os.getpid()}.arrow"  # another process may be writing the same
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        rows.map(
-            lambda _: encoded.with_format("arrow")[:],
-            batched=True,
-            batch_size=len(rows),
-            remove_columns=rows.column_names,
-            new_fingerprint=key,
-            cache_file_name=str(written),
-        )
-        written.replace(path)
+        with replacing(path) as written:  # another process may be writing the same
+            rows.map(
+                lambda _: encoded.with_format("arrow")[:],
+                batched=True,
+                batch_size=len(rows),
+                remove_columns=rows.column_names,
+                new_fingerprint=key,
+                cache_file_name=str(written),
+            )
         write_json(path.with_suffix(".json"), {"digest": file_digest(path), "notices": notices})
         return _read(folder, key) or (encoded, notices)
     except OSError as error:

@@ -15,7 +15,6 @@ from functools import cache, partial
 from pathlib import Path
 
 from lora_drop.experiments.engines.base import Engine
-from lora_drop.experiments.engines.local import InProcess
 from lora_drop.experiments.grid import Planned
 from lora_drop.experiments.one_run import End
 from lora_drop.experiments.results import Results
@@ -90,25 +89,22 @@ class _Wait:
         )
 
 
-def perform_grid(
-    planned: Sequence[Planned], runs: Path, results: Results, report: GridReporter, engine: Engine | None = None
-) -> Outcome:
+def perform_grid(planned: Sequence[Planned], results: Results, report: GridReporter, engine: Engine) -> Outcome:
     """Perform what has no record yet. A run that fails does not stop the others.
 
     Args:
         planned: the runs.
-        runs: folder of the run directories.
         results: where a result is looked for, and written.
         report: told about progress.
-        engine: what performs the runs; by default this process, one after the other.
+        engine: what performs the runs.
 
     Raises:
         KeyboardInterrupt: after Ctrl-C, when the runs under way have written a checkpoint.
     """
     for text in results.notices(planned):
         report.notice(text)
-    with engine or InProcess(runs) as using:
-        return _Grid(planned, results, report, using).perform()
+    with engine:
+        return _Grid(planned, results, report, engine).perform()
 
 
 class _Grid:

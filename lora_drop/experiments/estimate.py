@@ -30,6 +30,7 @@ from lora_drop.methods.base import Method, Parameters
 from lora_drop.progress import Note, Reporter
 from lora_drop.provenance import release_memory
 from lora_drop.pruning import importance
+from lora_drop.pruning.criteria.base import Given
 from lora_drop.registry import METHODS, needs_selection
 from lora_drop.runs import models
 from lora_drop.runs.job import Job
@@ -86,7 +87,7 @@ def _measure(planned: Planned, folder: Path, warmed: set[str]) -> tuple[float, f
     job.check()
     clock.device = job.device
     stages = [stage.name for stage in plan(job, planned.experiment.until)]
-    tokens = sum(row_lengths(job.data.train_encoded))
+    tokens = sum(row_lengths(job.data.train.encoded))
     seconds, left, peak = 0.0, 0.0, 0.0
     settings = warmup_settings(config)
     warm_up = digest(config.task, asdict(config.sample), asdict(settings), config.warmup.steps, asdict(config.method))
@@ -101,7 +102,7 @@ def _measure(planned: Planned, folder: Path, warmed: set[str]) -> tuple[float, f
     if "train" in stages:
         step, model, size = _time_training(job, "train", job.method, config.train, clock)
         epochs = config.train.epochs if job.scored_each_epoch else 0
-        evaluated = len(job.data.eval_rows) * (1 + epochs) + len(job.data.held_out_rows) * epochs
+        evaluated = len(job.data.eval.rows) * (1 + epochs) + len(job.data.held_out.rows) * epochs
         seconds += step * tokens * config.train.epochs
         seconds += _time_evaluation(job, model, clock) * evaluated
         left += _megabytes(size)
@@ -145,7 +146,7 @@ def on_several_devices(todo: Sequence[Planned], estimates: Sequence[Estimate], m
 def _warm_up_passes(steps: int | None, settings: TrainConfig, job: Job) -> float:
     """Return how many times the warm-up computes as many rows as the training set has."""
     if steps is not None:
-        return steps * settings.batch_size / len(job.data.train_rows)
+        return steps * settings.batch_size / len(job.data.train.rows)
     return job.config.sample.ratio * settings.epochs
 
 
@@ -188,7 +189,7 @@ def _time_training(
 ) -> tuple[float, nn.Module, Parameters]:
     """Return seconds per token of a stage's training, the model that it has begun to train, and what is trained."""
     size = settings.batch_size if job.device.type == "cuda" else min(settings.batch_size, CPU_ROWS)
-    rows = _some_rows(job.data.train_encoded, (STEPS + 1) * size, job.config.seed)
+    rows = _some_rows(job.data.train.encoded, (STEPS + 1) * size, job.config.seed)
     # which layers would be retained is not known yet; LoRA on all of them costs the same time and at most as much disk
     built = METHODS.get("lora") if needs_selection(method.name) else method
     model = built.build(models.load_backbone(job), job.config.method, job.config.seed, None)
@@ -214,10 +215,11 @@ def _time_scoring(job: Job, model: nn.Module, clock: _Clock) -> float:
     """Return seconds per token of a pass that scores a LoRA."""
     data = job.data
     at_a_time = data.batch_size if job.device.type == "cuda" else min(data.batch_size, CPU_ROWS)
-    rows = _some_rows(data.train_encoded, at_a_time, job.config.seed)
+    rows = _some_rows(data.train.encoded, at_a_time, job.config.seed)
     way = models.find(job, model, rows)
     inputs = [batch for _, batch in batches(rows, data.collate, at_a_time)]
-    return clock.seconds(lambda: importance.collect_moments(model, inputs, packing=way)) / sum(row_lengths(rows))
+    given = Given(model, importance.numbered(model), inputs, packing=way)
+    return clock.seconds(lambda: importance.collect_moments(given)) / sum(row_lengths(rows))
 
 
 def _time_evaluation(job: Job, model: nn.Module, clock: _Clock) -> float:
@@ -228,8 +230,8 @@ def _time_evaluation(job: Job, model: nn.Module, clock: _Clock) -> float:
     way = models.find_for_evaluation(job, model)
 
     def evaluate(count: int) -> None:
-        chosen = Random(config.seed).choices(range(len(data.eval_rows)), k=count)
-        rows, encoded = data.eval_rows.select(chosen), data.eval_encoded.select(chosen)
+        chosen = Random(config.seed).choices(range(len(data.eval.rows)), k=count)
+        rows, encoded = data.eval.rows.select(chosen), data.eval.encoded.select(chosen)
         data.kind.evaluate(model, job.task, rows, encoded, data.tokenizer, config, way, None, None)
 
     evaluate(1)  # imports the metrics

@@ -15,7 +15,7 @@ from matplotlib.transforms import Bbox
 from lora_drop.experiments.records import Record
 from lora_drop.experiments.table import Table
 
-DARK, MIDDLE, LIGHT = "#1f4e79", "#6b8fb3", "#d9b38c"
+DARK, LIGHT = "#1f4e79", "#d9b38c"
 OWN = "#d95f02"
 """LoRA-drop among other methods."""
 MARKERS = "osD^vP*Xd<>p"

@@ -250,30 +250,41 @@ def _between_rows(table: Table) -> list[str]:
 
 def _between_seeds(table: Table) -> list[str]:
     """A line for each row and task that has several seeds."""
+    if not table.agreement:
+        return []
     projections = projections_of(table)
     body: list[list[str]] = []
     shown: dict[str, list[Any]] = {}
-    for row in table.rows:
-        mine = [record for record in scored(table) if record.row == row.name]
-        for title in dict.fromkeys(record.task_title for record in mine):
-            records = [record for record in mine if record.task_title == title]
-            known = shown.setdefault(title, [])
-            fresh = [record.scores for record in records if record.scores not in known]
-            if len(records) > 1 and fresh:  # rows that only select differently share the warm-ups of an earlier one
-                known += fresh
-                taus = [" ".join(f"{tau:.2f}" for tau in between_seeds(records, name)) for name in projections]
-                config = records[0].config
-                batch = config["warmup"].get("batch_size") or config["train"]["batch_size"]
-                numbers = [f"{number:,}" for number in (records[0].sampled, batch, records[0].warmup_steps)]
-                seeds = " ".join(str(record.seed) for record in records)
-                alike = [retained_alike(records, name) for name in projections]
-                body.append([row.title, title, *numbers, seeds, *taus, *alike])
-    if not table.agreement or not body:
+    for row, title, records in _by_row_and_task(table):
+        known = shown.setdefault(title, [])
+        fresh = [record.scores for record in records if record.scores not in known]
+        if len(records) > 1 and fresh:  # rows that only select differently share the warm-ups of an earlier one
+            known += fresh
+            body.append([row.title, title, *_seeds_alike(records, projections)])
+    if not body:
         return []
     head = ["", "task", "sample", "batch", "warm-up steps", "seeds", *(f"τ {name}" for name in projections)]
     head += [f"alike {name}" for name in projections]
     told = "Kendall τ between the layers' importances of every two seeds, and how many of the retained layers they have in common (mean):"
     return [told, "", *_markdown_table(head, body)]
+
+
+def _by_row_and_task(table: Table) -> Iterator[tuple[Row, str, list[Record]]]:
+    """Yield the scored records of each row and task, with the title of the task."""
+    for row in table.rows:
+        mine = [record for record in scored(table) if record.row == row.name]
+        for title in dict.fromkeys(record.task_title for record in mine):
+            yield row, title, [record for record in mine if record.task_title == title]
+
+
+def _seeds_alike(records: Sequence[Record], projections: Iterable[str]) -> list[str]:
+    """Return the cells of a line: the size of the warm-up, the seeds, and how far they agree in each projection."""
+    first = records[0]
+    batch = first.config["warmup"].get("batch_size") or first.config["train"]["batch_size"]
+    numbers = [f"{number:,}" for number in (first.sampled, batch, first.warmup_steps)]
+    seeds = " ".join(str(record.seed) for record in records)
+    taus = [" ".join(f"{tau:.2f}" for tau in between_seeds(records, name)) for name in projections]
+    return [*numbers, seeds, *taus, *(retained_alike(records, name) for name in projections)]
 
 
 def _markdown_table(head: Sequence[str], body: Iterable[Sequence[str]]) -> list[str]:

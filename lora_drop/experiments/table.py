@@ -204,12 +204,9 @@ def _row(
         if mine:
             theirs = published.get("scores", {}).get(column.key)
             cells[column.key] = _cell(mine, column, layout, theirs, comparable)
-    compared = [column.key for column in columns if column.learnt]
-    several = len({column.task for column in columns}) == len(columns)  # a mean over metrics of a task means nothing
-    complete = several and len(compared) > 1 and set(compared) <= set(cells)
-    average = _mean(cells[key].mean for key in compared) if complete else None
-    known = comparable and len(compared) == len(columns)
-    flags = {flag for key in compared if key in cells for flag in cells[key].flags}
+    average = _average(cells, columns)
+    known = comparable and all(column.learnt for column in columns)
+    flags = {flag for column in columns if column.learnt and column.key in cells for flag in cells[column.key].flags}
     trained = [record for record in records if record.parameters]
     return Row(
         name=name,
@@ -219,15 +216,25 @@ def _row(
         cells=cells,
         average=average,
         average_flags="".join(flag for flag in FLAGS if flag in flags),
-        retained={
-            projection: statistics.fmean(
-                len(record.selection["projections"][projection]["retained"]) for record in records if record.selection
-            )
-            for projection in _projections(records)
-        },
+        retained=_retained(records),
         published=published,
         difference=_difference(average, published.get("average")) if known else None,
     )
+
+
+def _average(cells: Mapping[str, Cell], columns: Sequence[Column]) -> float | None:
+    """Return the mean of the columns in which something was learnt; None if one is not measured, or the columns are no
+    tasks: a mean over metrics of one task means nothing."""
+    compared = [column.key for column in columns if column.learnt]
+    several = len({column.task for column in columns}) == len(columns) and len(compared) > 1
+    return _mean(cells[key].mean for key in compared) if several and set(compared) <= set(cells) else None
+
+
+def _retained(records: Iterable[Record]) -> dict[str, float]:
+    """Return the mean number of layers that are retained, by projection."""
+    selected = [record.selection["projections"] for record in records if record.selection]
+    names = dict.fromkeys(name for projections in selected for name in projections)
+    return {name: statistics.fmean(len(each[name]["retained"]) for each in selected) for name in names}
 
 
 def _cell(

@@ -25,7 +25,9 @@ from lora_drop.config.schema import MethodConfig
 from lora_drop.errors import UserError
 from lora_drop.methods import lora
 from lora_drop.methods.base import Method, Parameters, count_parameters, is_head, trainable
-from lora_drop.pruning.observation import eval_mode
+from lora_drop.pruning.adapters import loras
+from lora_drop.pruning.criteria.base import Given
+from lora_drop.pruning.criteria.passes import gradients
 from lora_drop.pruning.selection import Selection
 
 DEVIATION = 0.02
@@ -56,25 +58,11 @@ def snip_scores(
     model: nn.Module, parameters: Mapping[str, nn.Parameter], batches: Iterable[Mapping[str, Tensor]]
 ) -> dict[str, Float[Tensor, "rows columns"]]:
     """Return |θ · ∂L/∂θ| of each weight; L is the loss summed over all examples (learned tokens), without dropout."""
-    device = next(model.parameters()).device
-    model.zero_grad()
-    with eval_mode(model):
-        for batch in batches:
-            inputs = {name: tensor.to(device) for name, tensor in batch.items()}
-            (model(**inputs).loss * _predicted(inputs["labels"])).backward()
-    scores = {
-        name: (parameter * parameter.grad).abs().detach()
-        for name, parameter in parameters.items()
-        if parameter.grad is not None
-    }
-    model.zero_grad()
-    return scores
-
-
-def _predicted(labels: Tensor) -> int:
-    """Return over how many items a loss is a mean: examples (`batch`, or `batch labels` of 0.0 and 1.0), or learned tokens
-    (`batch seq`, -100 elsewhere)."""
-    return len(labels) if labels.ndim == 1 or labels.is_floating_point() else int((labels[:, 1:] != -100).sum())
+    sums: dict[nn.Parameter, Tensor] = {}
+    for part in gradients(Given(model, loras(model), batches)):
+        for parameter, gradient in part.gradients:
+            sums[parameter] = sums[parameter] + gradient if parameter in sums else gradient
+    return {name: (each.detach() * sums[each]).abs() for name, each in parameters.items() if each in sums}
 
 
 def keep_highest(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterable
 from contextlib import suppress
@@ -46,10 +45,7 @@ def _sha256(path: str, size: int, changed: int) -> str:
 
 
 def _memory(path: str, size: int, changed: int) -> Path | None:
-    """Return where the hash of a file in this state is remembered."""
-    try:
-        home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    except RuntimeError:
-        return None
+    """Return where the hash of a file in this state is remembered; None for a user without a home."""
+    root = files.cache_root()
     key = hashlib.sha256(f"{path}|{size}|{changed}".encode()).hexdigest()[:32]
-    return home / "lora-drop" / "sha256" / key
+    return root / "sha256" / key if root else None

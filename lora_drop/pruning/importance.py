@@ -25,7 +25,7 @@ from lora_drop.errors import UserError
 from lora_drop.pruning.adapters import Lora, loras
 from lora_drop.pruning.criteria.base import Criterion, Given, Measured
 from lora_drop.pruning.criteria.output import CRITERION as OUTPUT
-from lora_drop.pruning.observation import Layout, Observer, View, examples_in
+from lora_drop.pruning.observation import Add, Layout, Observer, View, examples_in
 from lora_drop.pruning.places import all_places
 from lora_drop.pruning.scores import Scores
 from lora_drop.pruning.selection import Scored, rescored
@@ -62,20 +62,15 @@ def score(
     seed: int = 0,
     total: Callable[[Measured], Measured] | None = None,
 ) -> Scores:
-    """Score every active LoRA of a PEFT model: by the squared norm of its output on the data, unless told otherwise.
+    """Score every active LoRA of a PEFT model; `lora_drop.score` calls it, and describes the arguments that are not named here.
 
     Args:
-        model: a PEFT model with LoRA, warmed up. Its mode, hooks and gradients are as before at the end, also on
-            errors.
         batches: keyword arguments of the model's forward: `input_ids` (`batch seq`), or `inputs_embeds`, `pixel_values`
-            and the like, and `attention_mask` (`batch seq`), not 0 at real tokens. Labels are needed where a decoder
-            reads them, and by criteria that follow the loss. A batch without `attention_mask` is taken to have no
-            padding.
+            and the like, and `attention_mask` (`batch seq`), not 0 at real tokens. A batch without it is taken to have
+            no padding.
         criterion: what LoRAs are scored by (`pruning.criteria`).
-        per_example: also keep the value of each example, for distributions and the bootstrap, if the criterion has one.
         progress: called with the number of examples seen, after each batch.
         packing: computes forward passes without padding; None is the model's own way.
-        seed: for criteria that draw.
         total: adds what others have measured on their share of the data, where each of several processes has one.
 
     Returns:
@@ -93,22 +88,13 @@ def score(
     return _scores(model, layers, total(measured) if total else measured, criterion)
 
 
-def collect_moments(
-    model: nn.Module,
-    batches: Iterable[Mapping[str, Any]],
-    *,
-    per_example: bool = False,
-    progress: Callable[[int], None] | None = None,
-    packing: Packing | None = None,
-    view: View = Lora.project,
-) -> Moments:
+def collect_moments(given: Given, view: View = Lora.project) -> Moments:
     """Run the model once over the data, without gradients, and return the Gram matrices of z = A x; see `score`.
 
     Another `view` gives the Gram matrices of other numbers of each token; norms are those of z alone.
     """
-    layers = numbered(model)
-    metrics = {name: lora.metric for name, lora in layers.items()} if per_example else {}
-    moments = Moments(norms={name: [] for name in layers} if per_example else None)
+    metrics = {name: lora.metric for name, lora in given.layers.items()} if given.per_example else {}
+    moments = Moments(norms={name: [] for name in given.layers} if given.per_example else None)
     sums: dict[str, Tensor] = {}
     norms: dict[str, Tensor] = {}  # of the batch under way, over the calls of each module
 
@@ -119,21 +105,33 @@ def collect_moments(
             of_call = example_norms(z, metrics[name])
             norms[name] = norms[name] + of_call if name in norms else of_call
 
-    with Observer(model, layers, add, view, by_example=per_example) as observer, torch.no_grad():
-        for batch in batches:
-            inputs = observer.prepare(batch)
-            with packing.over(inputs, whole=True) if packing else nullcontext() as layout:
-                observer.look(inputs, layout)
-            moments.examples += examples_in(inputs)
-            moments.tokens += observer.tokens
-            if moments.norms is not None:
-                for name in layers:
-                    moments.norms[name] += norms[name].tolist()
-                norms.clear()
-            if progress:
-                progress(moments.examples)
-    moments.gram = {name: sums[name].cpu() for name in layers if name in sums}
+    def end() -> None:
+        if moments.norms is not None:
+            for name in given.layers:
+                moments.norms[name] += norms.pop(name).tolist()
+
+    moments.examples, moments.tokens = observe(given, view, add, end, by_example=given.per_example)
+    moments.gram = {name: sums[name].cpu() for name in given.layers if name in sums}
     return moments
+
+
+def observe(given: Given, view: View, add: Add, end: Callable[[], None], by_example: bool = True) -> tuple[int, int]:
+    """Run the model once over the data, without gradients; `end()` is called after each batch, and see `Observer`.
+
+    Returns the number of examples, and that of real tokens.
+    """
+    examples = tokens = 0
+    with Observer(given.model, given.layers, add, view, by_example) as observer, torch.no_grad():
+        for batch in given.batches:
+            inputs = observer.prepare(batch)
+            with given.packing.over(inputs, whole=True) if given.packing else nullcontext() as layout:
+                observer.look(inputs, layout)
+            end()
+            examples += examples_in(inputs)
+            tokens += observer.tokens
+            if given.progress:
+                given.progress(examples)
+    return examples, tokens
 
 
 def contracted(moments: Moments, layers: Mapping[str, Lora]) -> dict[str, float]:

@@ -29,33 +29,36 @@ def lora_config(
     from peft import LoraConfig
 
     places = {(place.projection, place.layer): place for place in all_places(base)}
-    wanted = [(name, layer) for name, layers in selection.projections.items() for layer in layers.all]
+    if low_rank is None:
+        low_rank = rank if selection.share else 0
+    wanted = {
+        (name, layer): low_rank if layer in layers.shared else rank
+        for name, layers in selection.projections.items()
+        for layer in layers.all
+    }
     missing = [key for key in wanted if key not in places]
     if missing:
         raise UserError(
             f"The model has no {missing[0][0]} in layer {missing[0][1]}, of which the selection speaks. Was it scored with this model?"
         )
-    low = {places[name, layer].name for name, layers in selection.projections.items() for layer in layers.shared}
-    chosen = [place for key, place in places.items() if key in wanted]
-    if low_rank is None:
-        low_rank = rank if selection.share else 0
     if rank < 1 or low_rank < 0:
         raise UserError(f"Ranks must be at least 1 (low_rank: at least 0), but are {rank} and {low_rank}.")
+    ranks = {place.name: wanted[key] for key, place in places.items() if key in wanted}  # in the order of the model
+    adapted = [name for name, own in ranks.items() if own]
+    others = [name for name in adapted if ranks[name] != rank]
     alpha = options.pop("lora_alpha", 2 * rank)
-    adapted = [place.name for place in chosen if low_rank or place.name not in low]
-    smaller = [name for name in adapted if name in low] if low_rank != rank else []
-    ratio = (low_rank / rank) ** (0.5 if options.get("use_rslora") else 1)  # the scaling is the same for all
+    power = 0.5 if options.get("use_rslora") else 1  # the scaling is the same for all
     settings: dict[str, Any] = {
         "r": rank,
         "lora_alpha": alpha,
         "target_modules": adapted,
-        "exclude_modules": [place.name for place in chosen if place.name not in adapted] or None,
-        "rank_pattern": {exactly(name): low_rank for name in smaller},
-        "alpha_pattern": {exactly(name): alpha * ratio for name in smaller},
-        "fan_in_fan_out": transposed(base, chosen) if not hasattr(base, "peft_config") else False,
+        "exclude_modules": [name for name, own in ranks.items() if not own] or None,
+        "rank_pattern": {exactly(name): ranks[name] for name in others},
+        "alpha_pattern": {exactly(name): alpha * (ranks[name] / rank) ** power for name in others},
+        "fan_in_fan_out": not hasattr(base, "peft_config") and transposed(base, (places[key] for key in wanted)),
     }
     config = LoraConfig(**{**settings, **options})
-    _check(config, base, set(adapted), set(smaller))
+    _check(config, base, set(adapted), set(others))
     return config
 
 

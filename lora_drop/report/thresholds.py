@@ -9,7 +9,7 @@ import math
 from typing import Any
 
 from lora_drop.pruning.selection import Scored, Selection, select
-from lora_drop.runs.facts import Facts, tensors_of
+from lora_drop.runs.facts import Facts, shapes_of
 
 PREFIX = "base_model.model."
 
@@ -64,10 +64,10 @@ def _tensors(run: Facts) -> dict[str, Any] | None:
     file = run.path / "warmup" / "adapter_model.safetensors"
     if not file.is_file():
         return None
-    found = tensors_of(file)
+    found = shapes_of(file)
     pairs: list[list[Any]] = []
     for row in run.scored:
         names = [f"{PREFIX}{row.name}.{half}.weight" for half in ("lora_A", "lora_B")]
-        shapes = [found.pop(name)[1] for name in names]
+        shapes = [found.pop(name) for name in names]
         pairs.append([row.projection, row.layer, row.name, *shapes])
-    return {"prefix": PREFIX, "pairs": pairs, "others": [[name, shape] for name, (_, shape) in found.items()]}
+    return {"prefix": PREFIX, "pairs": pairs, "others": [[name, shape] for name, shape in found.items()]}

@@ -31,6 +31,7 @@ from lora_drop.pruning.places import fused_notice
 from lora_drop.pruning.scores import Scores
 from lora_drop.registry import CRITERIA
 from lora_drop.runs.job import Job
+from lora_drop.runs.rows import Part
 from lora_drop.runs.stages.base import HELD_OUT
 from lora_drop.training import trainer
 from lora_drop.training.trackers import Trackers
@@ -93,8 +94,6 @@ def fit(
         job.run.checkpoints(stage),
         seed=job.config.seed,
         device=job.device,
-        epochs=settings.epochs,
-        learning_rate=settings.learning_rate,
         steps=steps,
         log_each_step=stage == "score",
         evaluator=(lambda trained: _scored(job, trained, way)) if evaluated else None,
@@ -112,7 +111,7 @@ def _scored(job: Job, model: nn.Module, way: Way) -> dict[str, float]:
     """Return the metrics on the evaluation rows, and the primary one on the rows that are held out, if any are."""
     metrics = dict(evaluate(job, model, way, _told(job)).metrics)
     if job.config.train.held_out:
-        metrics[HELD_OUT] = evaluate(job, model, way, _told(job), part="held_out").metrics[job.task.primary]
+        metrics[HELD_OUT] = evaluate(job, model, way, _told(job), part=job.data.held_out).metrics[job.task.primary]
     return metrics
 
 
@@ -129,7 +128,7 @@ def _told(job: Job) -> Callable[[int, int], None]:
 
 def sampled(job: Job) -> Dataset:
     """Return the tokenised rows of the sample."""
-    return job.data.train_encoded.select(read_json(job.run.file("sample.json"))["indices"])
+    return job.data.train.encoded.select(read_json(job.run.file("sample.json"))["indices"])
 
 
 def find(job: Job, model: nn.Module, encoded: Dataset | None, learns: bool = True) -> Way:
@@ -142,7 +141,7 @@ def find(job: Job, model: nn.Module, encoded: Dataset | None, learns: bool = Tru
 
 def find_for_evaluation(job: Job, model: nn.Module) -> Way:
     """Return the way to compute the model on tokenised evaluation rows."""
-    return find(job, model, None if job.data.kind.causal else job.data.eval_encoded, learns=False)
+    return find(job, model, None if job.data.kind.causal else job.data.eval.encoded, learns=False)
 
 
 def score(job: Job, model: nn.Module, encoded: Dataset, criterion: str, way: Way, per_example: bool = False) -> Scores:
@@ -202,11 +201,12 @@ def evaluate(
     way: Way | None = None,
     progress: Callable[[int, int], None] | None = None,
     journal: Path | None = None,
-    part: str = "eval",
+    part: Part | None = None,
 ) -> Evaluation:
-    """Evaluate a model on the evaluation rows, or those held out (`part`); in `journal` an evaluation may keep what a
-    killed one continues from."""
+    """Evaluate a model on a part of the rows, unless told otherwise the evaluation rows; in `journal` an evaluation may
+    keep what a killed one continues from."""
     data = job.data
-    held_out = part == "held_out"
-    rows, encoded = (data.held_out_rows, data.held_out_encoded) if held_out else (data.eval_rows, data.eval_encoded)
-    return data.kind.evaluate(model, job.task, rows, encoded, data.tokenizer, job.config, way, progress, journal)
+    part = part or data.eval
+    return data.kind.evaluate(
+        model, job.task, part.rows, part.encoded, data.tokenizer, job.config, way, progress, journal
+    )

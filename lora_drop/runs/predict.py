@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from lora_drop.evaluation.classifier import predict as classify
 from lora_drop.evaluation.generator import generate
 from lora_drop.evaluation.kinds import get_kind
 from lora_drop.evaluation.perplexity import NAME as PERPLEXITY
-from lora_drop.files import csv_cell
+from lora_drop.files import csv_cell, replacing
 from lora_drop.progress import SILENT, Reporter
 from lora_drop.runs.load import load_run, trained_task
 from lora_drop.runs.store import Run
@@ -175,21 +174,16 @@ def _written(
     references: list[Label | None] = []
     blank: list[str] = []
     to.parent.mkdir(parents=True, exist_ok=True)
-    temporary = to.with_name(f".{to.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8", newline="") as file:
-            writer = _Writer(file, to.suffix, predictor, labelled)
-            for rows in _chunks(table.rows()):
-                found = predictor.predict(rows)
-                for (_, row), each in zip(rows, found, strict=True):
-                    writer.write(row, each)
-                made += [each["prediction"] for each in found]
-                blank += [place for place, row in rows if predictor.reading.empty(row)]
-                references += [predictor.reading.answer(place, row) for place, row in rows]
-                predictor.report.doing(f"{len(made):,} rows are predicted")
-        temporary.replace(to)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(to) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        writer = _Writer(file, to.suffix, predictor, labelled)
+        for rows in _chunks(table.rows()):
+            found = predictor.predict(rows)
+            for (_, row), each in zip(rows, found, strict=True):
+                writer.write(row, each)
+            made += [each["prediction"] for each in found]
+            blank += [place for place, row in rows if predictor.reading.empty(row)]
+            references += [predictor.reading.answer(place, row) for place, row in rows]
+            predictor.report.doing(f"{len(made):,} rows are predicted")
     return made, references, blank
 
 

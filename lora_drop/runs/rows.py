@@ -24,6 +24,32 @@ from lora_drop.pruning.sampling import stratified_sample
 from lora_drop.tasks.base import Source, Task
 
 
+class Part:
+    """One part of the rows: as text and as tokens, each made when it is first needed."""
+
+    def __init__(self, name: str, read: Callable[[], Dataset], encode: Callable[[Part], Encoded]):
+        """`read` returns the rows, `encode` their tokens and what is to be said of them; messages call them by `name`."""
+        self.name, self._read, self._encode = name, read, encode
+        self.told: list[str] = []
+        """What was cut or left out of them when they were tokenised."""
+
+    @cached_property
+    def rows(self) -> Dataset:
+        """The rows, limited if so configured."""
+        return self._read()
+
+    @cached_property
+    def digest(self) -> str:
+        """Identifies their content."""
+        return content_digest(self.rows)
+
+    @cached_property
+    def encoded(self) -> Dataset:
+        """The tokenised rows."""
+        encoded, self.told = self._encode(self)
+        return encoded
+
+
 class Data:
     """Training and evaluation rows of one configuration, as text and as tokens."""
 
@@ -33,27 +59,21 @@ class Data:
         self.kind: Kind = get_kind(task)
         self.population: dict[str, int] = {}
         """Rows of each split that was read, before a limit."""
-        self.told: dict[str, list[str]] = {}
-        """What was cut or left out of the rows of each part ("train", "held_out", "eval") that was tokenised."""
         self.split = task.check_split(config.eval.split or task.splits[0])
+        self.train = Part("training", lambda: self._training[0], self._encoded)
+        """What is trained on."""
+        self.held_out = Part("held-out", lambda: self._training[1], self._encoded)
+        """The rows of the training split that nothing is trained on (`train.held_out`)."""
+        self.eval = Part("evaluation", lambda: self._rows(self.split, config.limit.eval), self._encoded)
+        """What is evaluated on."""
+        self.parts = {"train": self.train, "held_out": self.held_out, "eval": self.eval}
 
     def check(self, parts: Collection[str]) -> None:
         """Read the rows of parts ("train", "eval"), and ask the backbone if it can do the task. Raises UserError."""
         load_config(self.backbone, self.task)
-        if "train" in parts:
-            _ = self._training
-        if "eval" in parts:
-            _ = self.eval_rows
-
-    @cached_property
-    def train_rows(self) -> Dataset:
-        """The training rows, limited if so configured, without those that are held out."""
-        return self._training[0]
-
-    @cached_property
-    def held_out_rows(self) -> Dataset:
-        """The rows of the training split that nothing is trained on (`train.held_out`)."""
-        return self._training[1]
+        for name, part in self.parts.items():
+            if name in parts:
+                _ = part.rows
 
     @cached_property
     def _training(self) -> tuple[Dataset, Dataset]:
@@ -64,26 +84,6 @@ class Data:
         drawn = stratified_sample(self.task.strata(rows), max(1, round(share * len(rows))), self.config.seed).indices
         rest = sorted(set(range(len(rows))) - set(drawn))
         return rows.select(rest), rows.select(drawn)
-
-    @cached_property
-    def eval_rows(self) -> Dataset:
-        """The evaluation rows, limited if so configured."""
-        return self._rows(self.split, self.config.limit.eval)
-
-    @cached_property
-    def train_digest(self) -> str:
-        """Identifies the content of the training rows."""
-        return content_digest(self.train_rows)
-
-    @cached_property
-    def held_out_digest(self) -> str:
-        """Identifies the content of the rows that are held out."""
-        return content_digest(self.held_out_rows)
-
-    @cached_property
-    def eval_digest(self) -> str:
-        """Identifies the content of the evaluation rows."""
-        return content_digest(self.eval_rows)
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -102,22 +102,6 @@ class Data:
         """Examples at a time in training, and so in every pass over training rows."""
         return split_batch(self.config.train.batch_size, self.config.train.device_batch_size, processes.size())[0]
 
-    @cached_property
-    def train_encoded(self) -> Dataset:
-        """The tokenised training rows."""
-        return self._encoded("train", "training", self.train_rows, self.train_digest, self.kind.encode_training)
-
-    @cached_property
-    def held_out_encoded(self) -> Dataset:
-        """The tokenised rows that are held out."""
-        encode = self.kind.encode_evaluation
-        return self._encoded("held_out", "held-out", self.held_out_rows, self.held_out_digest, encode)
-
-    @cached_property
-    def eval_encoded(self) -> Dataset:
-        """The tokenised evaluation rows."""
-        return self._encoded("eval", "evaluation", self.eval_rows, self.eval_digest, self.kind.encode_evaluation)
-
     def used(self, parts: Sequence[str]) -> dict[str, dict[str, Any]]:
         """Return what `run.json` says of the rows that a stage has read.
 
@@ -128,17 +112,17 @@ class Data:
             `data`, the hash of the rows of each part; `limited`, the number of rows of each part of which not all are
             used; and `cut`, where something was cut or left out of them when they were tokenised.
         """
-        rows = {part: sum(map(len, self._training)) if part == "train" else len(self.eval_rows) for part in parts}
+        rows = {part: sum(map(len, self._training)) if part == "train" else len(self.eval.rows) for part in parts}
         whole = {part: self.population["train" if part == "train" else self.split] for part in parts}
         return {
-            "data": {part: self.train_digest if part == "train" else self.eval_digest for part in parts},
+            "data": {part: self.parts[part].digest for part in parts},
             "limited": {part: rows[part] for part in parts if rows[part] != whole[part]},
-            "cut": {part: self.told[part] for part in parts if self.told.get(part)},
+            "cut": {part: self.parts[part].told for part in parts if self.parts[part].told},
         }
 
     def some_batches(self, examples: int) -> Iterator[dict[str, torch.Tensor]]:
         """Batches of at most `examples` training rows, drawn by the seed."""
-        rows = self.train_encoded
+        rows = self.train.encoded
         drawn = random.Random(self.config.seed).sample(range(len(rows)), min(examples, len(rows)))
         return (batch for _, batch in batches(rows.select(drawn), self.collate, self.batch_size))
 
@@ -152,13 +136,14 @@ class Data:
         self.report.notice(f"limited to {len(drawn.indices):,} of {len(rows):,} {split} rows")
         return rows.select(drawn.indices)
 
-    def _encoded(self, part: str, what: str, rows: Dataset, content: str, encode: Callable[..., Encoded]) -> Dataset:
+    def _encoded(self, part: Part) -> Encoded:
         """Return the tokens of rows, from the cache if they were made before, and tell what is to be said of them."""
-        self.report.doing(f"tokenising {len(rows):,} {what} rows")
-        key = entry_key(content, what, self.kind.causal, self.tokenizer, self.backbone.identity, self.config)
-        made = partial(encode, rows, self.tokenizer, self.config, what)
+        rows, name = part.rows, part.name
+        self.report.doing(f"tokenising {len(rows):,} {name} rows")
+        encode = self.kind.encode_training if part is self.train else self.kind.encode_evaluation
+        key = entry_key(part.digest, name, self.kind.causal, self.tokenizer, self.backbone.identity, self.config)
+        made = partial(encode, rows, self.tokenizer, self.config, name)
         encoded, notices = kept_or_made(cache_folder(), key, rows, made, self.report)
-        self.told[part] = notices
         for notice in notices:
             self.report.notice(notice)
-        return encoded
+        return encoded, notices

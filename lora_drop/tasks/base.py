@@ -12,9 +12,11 @@ Rows are `datasets.Dataset`s with fixed columns:
 from __future__ import annotations
 
 import os
+from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import quantiles
 from typing import Any, Literal
 
 from datasets import Dataset
@@ -121,6 +123,12 @@ def text_rows(split: str, prompts: Sequence[str], **columns: Sequence[Any]) -> D
     return Dataset.from_dict(
         {"id": [f"{split}-{number}" for number in range(len(prompts))], "prompt": prompts, **columns}
     )
+
+
+def quantile_strata(values: Sequence[float], bins: int, what: str) -> list[str]:
+    """Return the bin of each number, `WHAT 1 of BINS` for the lowest: they are cut at the quantiles of the numbers."""
+    cuts = quantiles(values, n=bins, method="inclusive") if len(values) > 1 else []
+    return [f"{what} {bisect_right(cuts, value) + 1} of {bins}" for value in values]
 
 
 def stratum_column(rows: Dataset) -> list[str]:

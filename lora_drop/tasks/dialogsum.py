@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Iterator
-from statistics import quantiles
 
 from datasets import Dataset
 
-from lora_drop.tasks.base import Source, Task, stratum_column, text_rows
+from lora_drop.tasks.base import Source, Task, quantile_strata, stratum_column, text_rows
 from lora_drop.tasks.files import check_target, official_file, read_jsonl, some, text_in
 from lora_drop.tasks.hub_rows import HubRows
 
@@ -40,9 +38,7 @@ def load(source: Source, split: str) -> Dataset:
 
 def length_strata(dialogues: list[str]) -> list[str]:
     """Return each dialogue's bin of length in words: five bins, cut at the quintiles of the list itself."""
-    lengths = [len(dialogue.split()) for dialogue in dialogues]
-    cuts = quantiles(lengths, n=LENGTH_BINS, method="inclusive") if len(lengths) > 1 else []
-    return [f"length {bisect_right(cuts, length) + 1} of {LENGTH_BINS}" for length in lengths]
+    return quantile_strata([len(dialogue.split()) for dialogue in dialogues], LENGTH_BINS, "length")
 
 
 def _items(source: Source, split: str) -> Iterator[tuple[str, list[str]]]:

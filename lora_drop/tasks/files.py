@@ -14,6 +14,8 @@ from lora_drop.errors import UserError
 from lora_drop.tasks.base import Source
 
 T = TypeVar("T")
+HALF = re.compile(r"[\ud800-\udfff]")
+"""A lone surrogate, which JSON can hold and UTF-8 cannot."""
 OFFICIAL = "Is it the official file of this task, unaltered?"
 
 
@@ -176,7 +178,7 @@ def text_in(path: Path, line: int, row: Any, key: str) -> str:
     if not isinstance(value, str):
         found = "is missing" if value is None else f"is no text but {type(value).__name__}"
         raise UserError(f"{path}, line {line}: {key!r} {found}")
-    if any("\ud800" <= character <= "\udfff" for character in value):
+    if HALF.search(value):
         raise UserError(f"{path}, line {line}: {key!r} holds half a character (a lone surrogate such as \\ud83d)")
     return value
 

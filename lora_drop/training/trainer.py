@@ -53,8 +53,6 @@ def fit(
     *,
     seed: int,
     device: torch.device,
-    epochs: float,
-    learning_rate: float,
     steps: int | None = None,
     log_each_step: bool = False,
     evaluator: Evaluator | None = None,
@@ -72,13 +70,11 @@ def fit(
         model: its parameters with `requires_grad` are trained.
         rows: tokenised rows (`input_ids`, `labels`, …).
         collate: makes a batch of rows.
-        config: everything but epochs and learning rate, in which warm-up and final training differ.
+        config: epochs, learning rate, batch size and all else that a configuration says of a training.
         folder: for checkpoints.
         seed: order of the rows and dropout.
         device: where to compute.
-        epochs: passes over the rows.
-        learning_rate: its peak.
-        steps: exactly so many optimizer steps, instead of epochs.
+        steps: exactly so many optimizer steps, instead of `config.epochs`.
         log_each_step: keep the loss of each step, which on a GPU waits for each step to end.
         evaluator: called with the model after each epoch; its metrics are recorded.
         primary: unless `config.select_epoch == "last"`, the epoch with the highest value of this metric is kept.
@@ -100,9 +96,9 @@ def fit(
     if way.packing is None and config.packing == "auto":
         report.notice(f"batches are computed {way.padding}")
     steps_per_epoch = math.ceil(len(rows) / config.batch_size)
-    total = steps or math.ceil(epochs * steps_per_epoch)
+    total = steps or math.ceil(config.epochs * steps_per_epoch)
     log_every = 1 if log_each_step else config.logging_steps
-    arguments = _arguments(config, folder, seed, device, total, learning_rate, log_every, evaluator is not None, best)
+    arguments = _arguments(config, folder, seed, device, total, log_every, evaluator is not None, best)
     between = stepper(model, total) if stepper else None
     pace = Pace()
     order = LengthGroups(row_lengths(rows), config.batch_size, seed)
@@ -156,7 +152,6 @@ def _arguments(
     seed: int,
     device: torch.device,
     steps: int,
-    learning_rate: float,
     log_every: int | None,
     evaluated: bool,
     best: str | None,
@@ -167,7 +162,7 @@ def _arguments(
         per_device_train_batch_size=at_a_time,
         gradient_accumulation_steps=accumulation,
         max_steps=steps,
-        learning_rate=learning_rate,
+        learning_rate=config.learning_rate,
         lr_scheduler_type=config.scheduler,
         warmup_steps=warmup_steps(config, steps),
         weight_decay=config.weight_decay,

@@ -56,7 +56,7 @@ class Subject:
         check_length(self._meta(), self.setup.train.max_length)
         source = Source.resolve(settings.data_dir, settings.offline, report=report)
         self.data = Data(self.setup, self.task, source, self.backbone, report)
-        self.rows = self.data.train_encoded
+        self.rows = self.data.train.encoded
         self.lengths = row_lengths(self.rows)
         """Real tokens of each row."""
 

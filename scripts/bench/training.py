@@ -10,7 +10,7 @@ import math
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -121,12 +121,10 @@ class Training:
             model,
             self.rows,
             data.collate,
-            config.train,
+            replace(config.train, epochs=1.0),
             Path(folder),
             seed=config.seed,
             device=self.subject.device,
-            epochs=1,
-            learning_rate=config.train.learning_rate,
             loss=data.kind.loss(0.0),
         )
         self.computed = outcome.computed

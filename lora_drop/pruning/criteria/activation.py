@@ -10,6 +10,7 @@ meanwhile, in float64.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from lora_drop.pruning.criteria.base import Criterion, Given, Measured
@@ -24,9 +25,7 @@ def measure(given: Given) -> Measured:
     """Return g of each LoRA."""
     from lora_drop.pruning.importance import collect_moments
 
-    moments = collect_moments(
-        given.model, given.batches, progress=given.progress, packing=given.packing, view=with_constant
-    )
+    moments = collect_moments(replace(given, per_example=False), with_constant)
     values = {name: explained(gram, given.layers[name].rank) for name, gram in moments.gram.items()}
     return Measured(values, moments.examples, moments.tokens)
 

@@ -12,9 +12,7 @@ def measure(given: Given) -> Measured:
     """Return g of each LoRA."""
     from lora_drop.pruning.importance import collect_moments, contracted
 
-    moments = collect_moments(
-        given.model, given.batches, per_example=given.per_example, progress=given.progress, packing=given.packing
-    )
+    moments = collect_moments(given)
     return Measured(contracted(moments, given.layers), moments.examples, moments.tokens, moments.norms)
 
 

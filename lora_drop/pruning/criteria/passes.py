@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from lora_drop.errors import UserError
 from lora_drop.pruning.criteria.base import Given, Measured
-from lora_drop.pruning.importance import wide
-from lora_drop.pruning.observation import Observer, View, eval_mode, examples_in
+from lora_drop.pruning.importance import observe, wide
+from lora_drop.pruning.observation import View, eval_mode, examples_in
 
 
 def sums_of_examples(given: Given, view: View, value: Callable[[Tensor], Tensor]) -> Measured:
@@ -26,27 +26,19 @@ def sums_of_examples(given: Given, view: View, value: Callable[[Tensor], Tensor]
     """
     norms: dict[str, list[float]] = {name: [] for name in given.layers}
     sums: dict[str, Tensor] = {}  # of the batch under way, over the calls of each module
-    found = Measured()
 
     def add(name: str, numbers: Tensor) -> None:
         of_call = wide(numbers.sum(dim=1))
         sums[name] = sums[name] + of_call if name in sums else of_call
 
-    with Observer(given.model, given.layers, add, view) as observer, torch.no_grad():
-        for batch in given.batches:
-            inputs = observer.prepare(batch)
-            with given.packing.over(inputs, whole=True) if given.packing else nullcontext() as layout:
-                observer.look(inputs, layout)
-            for name, of_batch in sums.items():
-                norms[name] += value(of_batch).tolist()
-            sums.clear()
-            found.examples += examples_in(inputs)
-            found.tokens += observer.tokens
-            if given.progress:
-                given.progress(found.examples)
-    found.values = {name: sum(values) / max(len(values), 1) for name, values in norms.items()}
-    found.norms = norms if given.per_example else None
-    return found
+    def end() -> None:
+        for name, of_batch in sums.items():
+            norms[name] += value(of_batch).tolist()
+        sums.clear()
+
+    examples, tokens = observe(given, view, add, end)
+    values = {name: sum(each) / max(len(each), 1) for name, each in norms.items()}
+    return Measured(values, examples, tokens, norms if given.per_example else None)
 
 
 @dataclass(frozen=True)

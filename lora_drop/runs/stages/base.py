@@ -30,11 +30,6 @@ NO_INPUTS = ("save_steps", "report_to", "logging_steps")
 """Settings of a training that change none of its results."""
 
 
-def selects(job: Job) -> bool:
-    """Return whether the run's method needs a selection of layers."""
-    return job.selects
-
-
 @dataclass(frozen=True)
 class Stage:
     """One stage of a run."""
@@ -106,9 +101,8 @@ def precision(job: Job) -> Values:
 
 def rows_of(job: Job, *parts: str) -> Values:
     """Return what identifies the task and its rows."""
-    digests = {"train": lambda: job.data.train_digest, "eval": lambda: job.data.eval_digest}
     own = {"reading": dict(job.task.record)} if job.task.record else {}
-    return {"task_version": job.task.version, **own, **{part: digests[part]() for part in parts}}
+    return {"task_version": job.task.version, **own, **{part: job.data.parts[part].digest for part in parts}}
 
 
 def training(train: TrainConfig, *unused: str) -> Values:

@@ -8,17 +8,7 @@ from typing import TYPE_CHECKING
 from lora_drop import processes
 from lora_drop.files import read_json, write_json
 from lora_drop.registry import CRITERIA, METHODS
-from lora_drop.runs.stages.base import (
-    Stage,
-    Values,
-    Work,
-    criterion,
-    digest_of,
-    names,
-    precision,
-    scored_inputs,
-    selects,
-)
+from lora_drop.runs.stages.base import Stage, Values, Work, criterion, digest_of, names, precision, scored_inputs
 
 if TYPE_CHECKING:
     from lora_drop.runs.job import Job
@@ -75,6 +65,6 @@ STAGE = Stage(
     settings=settings,
     inputs=lambda job: {**scored_inputs(job, "warmup", "score"), "scores": digest_of(job, "scores.json", "score")},
     work=work,
-    wanted=lambda job: selects(job) and bool(others(job)),
+    wanted=lambda job: job.selects and bool(others(job)),
     command=False,
 )

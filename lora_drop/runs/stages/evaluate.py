@@ -38,13 +38,13 @@ def work(job: Job) -> Work:
     result = models.evaluate(job, model, way, shown, job.run.checkpoints("eval") / "predictions.jsonl")
     processes.by_first(lambda: _write(job, result))
     split, primary = job.data.split, job.task.primary
-    note = f"{primary} {result.metrics[primary]:.4f} on {len(job.data.eval_rows):,} rows of {split}"
+    note = f"{primary} {result.metrics[primary]:.4f} on {len(job.data.eval.rows):,} rows of {split}"
     return note, {"precision": job.config.train.precision, "computed": str(way)}
 
 
 def _write(job: Job, result: Evaluation) -> None:
     split, primary = job.data.split, job.task.primary
-    what = {"task": job.task.name, "split": split, "examples": len(job.data.eval_rows)}
+    what = {"task": job.task.name, "split": split, "examples": len(job.data.eval.rows)}
     content = {**what, "metrics": result.metrics, "primary": primary, **result.details}
     lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in result.predictions]
     write_text(job.run.file("predictions.jsonl"), "".join(lines))

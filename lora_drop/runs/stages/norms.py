@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from lora_drop import processes
 from lora_drop.files import write_json
 from lora_drop.registry import METHODS
-from lora_drop.runs.stages.base import Stage, Values, Work, criterion, names, precision, scored_inputs, selects
+from lora_drop.runs.stages.base import Stage, Values, Work, criterion, names, precision, scored_inputs
 
 if TYPE_CHECKING:
     from lora_drop.runs.job import Job
@@ -50,7 +50,7 @@ STAGE = Stage(
     settings=settings,
     inputs=lambda job: scored_inputs(job, "warmup", "score"),
     work=work,
-    wanted=lambda job: selects(job) and bool(job.config.score.norms or job.config.score.bootstrap),
+    wanted=lambda job: job.selects and bool(job.config.score.norms or job.config.score.bootstrap),
     command=False,
     shared=True,
 )

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lora_drop.files import file_digest
-from lora_drop.runs.stages.base import Stage, Work, criterion, digest_of, selects
+from lora_drop.runs.stages.base import Stage, Work, criterion, digest_of
 
 if TYPE_CHECKING:
     from lora_drop.runs.job import Job
@@ -47,7 +47,7 @@ STAGE = Stage(
     },
     work=work,
     model=False,
-    wanted=selects,
+    wanted=lambda job: job.selects,
     rows=lambda job: (),
     draws=True,
 )

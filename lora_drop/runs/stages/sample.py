@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lora_drop.files import write_json
-from lora_drop.runs.stages.base import Stage, Values, Work, rows_of, selects
+from lora_drop.runs.stages.base import Stage, Values, Work, rows_of
 
 if TYPE_CHECKING:
     from lora_drop.runs.job import Job
@@ -21,7 +21,7 @@ def work(job: Job) -> Work:
     """Draw the sample and write `sample.json`."""
     from lora_drop.pruning.sampling import stratified_sample
 
-    rows, ratio = job.data.train_rows, job.config.sample.ratio
+    rows, ratio = job.data.train.rows, job.config.sample.ratio
     size = max(1, round(ratio * len(rows)))
     drawn = stratified_sample(job.task.strata(rows), size, job.config.seed)
     if drawn.absent:
@@ -46,6 +46,6 @@ STAGE = Stage(
     inputs=lambda job: rows_of(job, "train"),
     work=work,
     model=False,
-    wanted=selects,
+    wanted=lambda job: job.selects,
     shared=True,
 )

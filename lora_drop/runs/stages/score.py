@@ -22,7 +22,6 @@ from lora_drop.runs.stages.base import (
     names,
     precision,
     rows_of,
-    selects,
     training,
     weights,
 )
@@ -147,7 +146,7 @@ def _kept(job: Job, made_from: str, encoded: Dataset) -> Warm | None:
     entry = processes.by_first(lambda: _taken_over(job, made_from))
     if entry is None:
         return None
-    model = METHODS.get("lora").load(models.load_backbone(job), job.run.file("warmup")).to(job.device)
+    model = models.load_adapter(job, METHODS.get("lora"), "warmup")
     losses = read_json(job.run.file("warmup") / "losses.json")["losses"]
     way, note = models.find(job, model, encoded), "of the warm-up that was there, "
     return Warm(model, way, entry["warmup_steps"], losses, entry["computed"], note, there=True)
@@ -180,7 +179,7 @@ STAGE = Stage(
     settings=settings,
     inputs=inputs,
     work=work,
-    wanted=selects,
+    wanted=lambda job: job.selects,
     beside=("norms", "stability", "criteria"),
     shared=True,
 )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from lora_drop.files import write_json
 from lora_drop.pruning.selection import read_scores, select
-from lora_drop.runs.stages.base import Stage, Values, Work, digest_of, selects
+from lora_drop.runs.stages.base import Stage, Values, Work, digest_of
 
 if TYPE_CHECKING:
     from lora_drop.runs.job import Job
@@ -48,6 +48,6 @@ STAGE = Stage(
     inputs=lambda job: {"scores": digest_of(job, "scores.json", "score")},
     work=work,
     model=False,
-    wanted=selects,
+    wanted=lambda job: job.selects,
     rows=lambda job: (),
 )

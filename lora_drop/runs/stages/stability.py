@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lora_drop.files import read_json, write_json
-from lora_drop.runs.stages.base import Stage, Values, Work, digest_of, selects
+from lora_drop.runs.stages.base import Stage, Values, Work, digest_of
 
 if TYPE_CHECKING:
     from lora_drop.runs.job import Job
@@ -45,7 +45,7 @@ STAGE = Stage(
     inputs=lambda job: {"norms": digest_of(job, "norms.json", "score")},
     work=work,
     model=False,
-    wanted=lambda job: selects(job) and bool(job.config.score.bootstrap),
+    wanted=lambda job: job.selects and bool(job.config.score.bootstrap),
     rows=lambda job: (),
     command=False,
 )

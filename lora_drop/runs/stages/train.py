@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from lora_drop import processes
 from lora_drop.files import write_folder, write_json
-from lora_drop.runs.stages.base import Stage, Values, Work, digest_of, names, rows_of, selects, training, weights
+from lora_drop.runs.stages.base import Stage, Values, Work, digest_of, names, rows_of, training, weights
 
 if TYPE_CHECKING:
     from torch import nn
@@ -27,9 +27,9 @@ def settings(job: Job) -> Values:
 
 def inputs(job: Job) -> Values:
     """Return what identifies selection, rows and weights."""
-    selection = digest_of(job, "selection.json", "select") if selects(job) else None
+    selection = digest_of(job, "selection.json", "select") if job.selects else None
     chosen = job.data.kind.settings(job.config) if job.scored_each_epoch else {}
-    held_out = {"held_out": job.data.held_out_digest} if job.config.train.held_out else {}
+    held_out = {"held_out": job.data.held_out.digest} if job.config.train.held_out else {}
     return {"selection": selection, **rows_of(job, *rows(job)), **held_out, **weights(job), **chosen}
 
 
@@ -44,7 +44,7 @@ def work(job: Job) -> Work:
     from lora_drop.runs import models
 
     config, method = job.config, job.method
-    selection = Selection.load(job.run.file("selection.json")) if selects(job) else None
+    selection = Selection.load(job.run.file("selection.json")) if job.selects else None
     model = method.build(models.load_backbone(job), config.method, config.seed, selection)
     models.start(job, model)
     if method.prepare is not None:
@@ -52,13 +52,13 @@ def work(job: Job) -> Work:
     parameters = method.count(model)
     processes.by_first(lambda: job.run.forget("eval", ("metrics.json", "predictions.jsonl")))
     evaluated = job.scored_each_epoch
-    outcome = models.fit(job, "train", method, model, job.data.train_encoded, config.train, evaluated=evaluated)
+    outcome = models.fit(job, "train", method, model, job.data.train.encoded, config.train, evaluated=evaluated)
     processes.by_first(lambda: _write(job, model))
     kept = f"kept epoch {outcome.kept_epoch:g} ({config.train.select_epoch})"
     return f"{parameters.adapter:,} trainable parameters (head {parameters.head:,}); {kept}", {
         "trainable_parameters": asdict(parameters),
-        "train_rows": len(job.data.train_rows),
-        **({"held_out_rows": len(job.data.held_out_rows)} if config.train.held_out else {}),
+        "train_rows": len(job.data.train.rows),
+        **({"held_out_rows": len(job.data.held_out.rows)} if config.train.held_out else {}),
         "precision": config.train.precision,
         "computed": outcome.computed,
         "select_epoch": config.train.select_epoch,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from lora_drop import processes
 from lora_drop.files import write_json
-from lora_drop.runs.stages.base import Stage, Work, scored_inputs, selects
+from lora_drop.runs.stages.base import Stage, Work, scored_inputs
 from lora_drop.runs.stages.norms import settings
 
 if TYPE_CHECKING:
@@ -37,6 +37,6 @@ STAGE = Stage(
     settings=settings,
     inputs=lambda job: scored_inputs(job, "adapter", "train"),
     work=work,
-    wanted=lambda job: selects(job) and job.config.score.trained,
+    wanted=lambda job: job.selects and job.config.score.trained,
     command=False,
 )

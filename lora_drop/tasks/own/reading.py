@@ -12,11 +12,11 @@ from statistics import mean, pstdev
 from typing import Any
 
 from lora_drop.errors import UserError
+from lora_drop.tasks.files import HALF
 from lora_drop.tasks.own.chats import Chat, Messages, asked_and_answered
 from lora_drop.tasks.own.tables import Row, Table
 from lora_drop.tasks.own.values import Label, as_label, as_text, kind_of, missing, number, ordered, several
 
-HALF = re.compile(r"[\ud800-\udfff]")
 MANY, SENTENCE = 20, 5
 """More classes than this, of more words than this on average, are texts."""
 FIELD = re.compile(r"\{([^{}]+)\}")

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from statistics import quantiles
 from typing import Any
 
 from datasets import Dataset, Features, List, Value
 from datasets.arrow_writer import ArrowWriter
 
-from lora_drop.files import cache_root, file_digest, write_text
+from lora_drop.files import cache_root, file_digest, replacing, write_text
+from lora_drop.tasks.base import quantile_strata
 from lora_drop.tasks.own.chats import asked_and_answered
 from lora_drop.tasks.own.reading import Reading
 from lora_drop.tasks.own.values import Label, number, several
@@ -57,7 +55,7 @@ def strata_of_rows(reading: Reading, rows: Dataset) -> list[str]:
     if reading.kind == "classification":
         return [reading.labels[index] for index in labels]
     if reading.kind == "regression":
-        return _bins(list(labels))
+        return quantile_strata(list(labels), BINS, "bin")
     names = [tuple(name for name, on in zip(reading.labels, row, strict=True) if on) for row in labels]
     return _rarest(names)
 
@@ -67,13 +65,8 @@ def strata(reading: Reading, labels: Sequence[Label | None]) -> list[str]:
     if reading.kind == "classification":
         return [str(label) for label in labels]
     if reading.kind == "regression":
-        return _bins([number(label) or 0.0 for label in labels])
+        return quantile_strata([number(label) or 0.0 for label in labels], BINS, "bin")
     return _rarest([several(label) for label in labels]) if reading.kind == "multilabel" else ["all"] * len(labels)
-
-
-def _bins(values: Sequence[float]) -> list[str]:
-    cuts = quantiles(values, n=BINS, method="inclusive") if len(values) > 1 else []
-    return [f"bin {bisect_right(cuts, value) + 1} of {BINS}" for value in values]
 
 
 def _rarest(rows: Sequence[tuple[str, ...]]) -> list[str]:
@@ -96,18 +89,13 @@ def kept(key: str, columns: Features, rows: Callable[[], Iterator[dict[str, Any]
             return Dataset.from_file(str(path))
     except (OSError, ValueError):  # not there yet, or damaged
         pass
-    written = path.with_name(f"{key}-{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with ArrowWriter(features=columns, path=str(written)) as writer:
+        with replacing(path) as written, ArrowWriter(features=columns, path=str(written)) as writer:
             for row in rows():
                 writer.write(row)
             writer.finalize()
-        written.replace(path)
         write_text(seal, file_digest(path))
         return Dataset.from_file(str(path))
     except OSError:
         return Dataset.from_list(list(rows()), features=columns)
-    finally:
-        if written.exists():
-            written.unlink()
