@@ -11,7 +11,7 @@ from html.parser import HTMLParser
 
 import pytest
 from run_folders import WIDTHS, head, pair, scores, write_run
-from safetensors.torch import save
+from safetensors.torch import load, save
 
 from lora_drop.cli import app as cli
 from lora_drop.files import read_json, write_json
@@ -300,3 +300,15 @@ def test_the_command_makes_pages_and_refuses_what_is_no_run(tmp_path, monkeypatc
     assert not list(tmp_path.rglob(".*")), "nothing half written is left"
     (tmp_path / "a" / "scores.json").write_text("{")
     assert lora_drop("report", "a") == 2 and "does not hold scores" in capsys.readouterr().err
+
+
+def test_a_page_over_a_warm_up_that_is_damaged_is_refused(tmp_path, capsys):
+    run = write_run(tmp_path / "run")
+    weights = run / "warmup" / "adapter_model.safetensors"
+    whole = load(weights.read_bytes())
+    for damaged, message in (
+        (save(whole)[:-1], "is no readable safetensors file"),
+        (save(dict(list(whole.items())[1:])), "which scores.json names: the two are not of one warm-up"),
+    ):
+        weights.write_bytes(damaged)
+        assert lora_drop("report", run) == 2 and message in capsys.readouterr().err

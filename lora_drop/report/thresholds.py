@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from lora_drop.errors import UserError
 from lora_drop.pruning.selection import Scored, Selection, select
 from lora_drop.runs.facts import Facts, shapes_of
 
@@ -68,6 +69,11 @@ def _tensors(run: Facts) -> dict[str, Any] | None:
     pairs: list[list[Any]] = []
     for row in run.scored:
         names = [f"{PREFIX}{row.name}.{half}.weight" for half in ("lora_A", "lora_B")]
+        if not found.keys() >= set(names):
+            raise UserError(
+                f"{file} has no LoRA of {row.name}, which scores.json names: the two are not of one warm-up. Score again: lora-drop score -d "
+                f"{run.path} --force"
+            )
         shapes = [found.pop(name) for name in names]
         pairs.append([row.projection, row.layer, row.name, *shapes])
     return {"prefix": PREFIX, "pairs": pairs, "others": [[name, shape] for name, shape in found.items()]}
