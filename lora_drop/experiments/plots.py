@@ -9,6 +9,7 @@ from typing import Any
 from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Drawing
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import Bbox
 
@@ -75,6 +76,9 @@ def label_points(axis: Any, points: Sequence[Point]) -> None:
         shift = next(iter(free or within or _SHIFTS))
         taken.append(boxes[shift])
         style: dict[str, Any] = {"fontsize": 7.5, "color": colour, "ha": "left" if shift[0] > 0 else "right"}
+        style["path_effects"] = [
+            withStroke(linewidth=2.5, foreground="white")
+        ]  # a line behind a name leaves it readable
         if max(map(abs, shift)) > 8:
             style["arrowprops"] = {"arrowstyle": "-", "color": "0.6", "linewidth": 0.6, "shrinkB": 4}
         axis.annotate(text, (x, y), xytext=shift, textcoords="offset points", va="center", **style)
