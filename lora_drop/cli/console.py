@@ -75,7 +75,8 @@ class ConsoleReporter(Reporter):
     def doing(self, what: str) -> None:
         """Say it beside the bar; elsewhere only if it takes long, or nothing else was said for long."""
         if self._open():
-            self.bar.update(self.task, description=what)  # type: ignore[union-attr]
+            # at once: what comes may keep Python busy for longer than the bar waits
+            self.bar.update(self.task, description=what, refresh=True)  # type: ignore[union-attr]
         elif time.monotonic() - self.said > SILENCE_S:
             self._state(what)
         elif not self.quiet:

@@ -82,7 +82,7 @@ class _Row(Reporter):
             self.grid.bar.reset(self.task, total=None, description="", **self.fields)
 
     def doing(self, what: str) -> None:
-        self._update(description=what)
+        self._update(description=what, refresh=True)
         self._state(what)
         if self.grid.bar is None and not self.grid.quiet:
             self.grid.long.begin(what, self._line(what))
