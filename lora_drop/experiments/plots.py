@@ -76,9 +76,8 @@ def label_points(axis: Any, points: Sequence[Point]) -> None:
         shift = next(iter(free or within or _SHIFTS))
         taken.append(boxes[shift])
         style: dict[str, Any] = {"fontsize": 7.5, "color": colour, "ha": "left" if shift[0] > 0 else "right"}
-        style["path_effects"] = [
-            withStroke(linewidth=2.5, foreground="white")
-        ]  # a line behind a name leaves it readable
+        # a line behind a name leaves it readable
+        style["path_effects"] = [withStroke(linewidth=2.5, foreground="white")]
         if max(map(abs, shift)) > 8:
             style["arrowprops"] = {"arrowstyle": "-", "color": "0.6", "linewidth": 0.6, "shrinkB": 4}
         axis.annotate(text, (x, y), xytext=shift, textcoords="offset points", va="center", **style)
