@@ -229,6 +229,20 @@ def test_two_results_for_one_cell_are_refused(swept, tmp_path):
         report(tmp_path)
 
 
+def test_a_result_of_another_configuration_is_told_before_a_run_starts(tmp_path, capsys):
+    """Else the table would be refused after hours of runs."""
+    path, grid = tmp_path / "own.yaml", {"backbone": "tiny:roberta", "tasks": ["toy-nli"], "rows": {"lora": {}}}
+    path.write_text(json.dumps({**grid, "set": {"method.name": "lora", "train.learning_rate": 0.002}}))
+    perform(tmp_path, planned(str(path)))
+    path.write_text(json.dumps({**grid, "set": {"method.name": "lora", "train.learning_rate": 0.001}}))
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(SystemExit) as end:
+        cli.main(command(tmp_path, str(path))[3:])
+    message = " ".join(capsys.readouterr().err.split())
+    assert end.value.code == 2 and "lora, toy-nli, seed 0" in message and sorted(tmp_path.rglob("*")) == before
+    assert "train.learning_rate is 0.002 there, 0.001 now. A table" in message
+
+
 def test_a_killed_grid_gives_the_same_tables(swept, tmp_path):
     """SIGKILL in the middle of a run's training, and again when three runs are done; then to the end."""
     results, started = tmp_path / "results" / "table6" / "tiny-roberta", time.monotonic()

@@ -63,6 +63,7 @@ def reproduce(
     choice = Choice(backbone, _split(tasks), _split(methods), _numbers(seeds), *asked)
     make = engine_of(engine, runs, jobs, address, gpus_per_run)
     planned, kept = part_of(expand(load_experiment(experiment), choice), shard), Results(results, keep_old)
+    kept.check(planned)
     if dry_run:
         _show_plan(planned, kept, jobs, given["as_json"])
     elif not _perform(planned, runs, kept, make, given["quiet"], given["as_json"]):

@@ -10,6 +10,7 @@ from typing import Any
 from lora_drop.config.identity import what_is_computed
 from lora_drop.config.loading import from_dict
 from lora_drop.config.schema import Config
+from lora_drop.config.strict import leaves
 from lora_drop.errors import UserError
 from lora_drop.experiments.grid import Planned, slug
 from lora_drop.experiments.own_files import files_changed
@@ -52,6 +53,21 @@ class Results:
             if path != self.path(planned) and content["overrides"] == planned.overrides:
                 path.unlink(missing_ok=True)  # another process may have done it
 
+    def check(self, planned: Sequence[Planned]) -> None:
+        """Raise UserError if a run would have a second result beside one of another configuration: no table takes both."""
+        others = [(run, path, content) for run in planned for path, content in self._others(run)]
+        if not others:
+            return
+        run, path, content = others[0]
+        there, here = leaves(_today(content["config"])), leaves(what_is_computed(run.config))
+        keys = [key for key in {**there, **here} if there.get(key) != here.get(key)]
+        differ = [f"{key} is {there.get(key)} there, {here.get(key)} now" for key in keys[:3]] + ["…"] * (len(keys) > 3)
+        raise UserError(
+            f"{path} has the result of {run.row}, {run.config.task}, seed {run.config.seed}, with another configuration: "
+            f"{'; '.join(differ)}{f' ({len(others)} such results)' if others[1:] else ''}. A table has room for one result of each: "
+            f"move the old out of {path.parent}, or name another folder for the new with --results."
+        )
+
     def notices(self, planned: Sequence[Planned]) -> list[str]:
         """Return what is to be known of the versions that made the results of these runs."""
         found = [[content for _, content in self._equal(run)] for run in planned]
@@ -78,21 +94,37 @@ class Results:
         return [content for _, content in self._equal(planned) if self.keep_old or not _older(content)]
 
     def _equal(self, planned: Planned) -> Iterator[tuple[Path, dict[str, Any]]]:
-        pattern = f"{slug(planned.row)}-{planned.config.task}-s{planned.config.seed}-*.json"
-        for path in sorted(self.path(planned).parent.glob(pattern)):
-            try:
-                content = read_record(path)
-            except UserError:  # named in `notices`; the run is performed, and its record takes the place of this one
-                continue
+        for path, content in self._alike(planned):
             if _same(content["config"], planned.config) and not files_changed(content["stages"], planned.config):
                 yield path, content
 
+    def _others(self, planned: Planned) -> Iterator[tuple[Path, dict[str, Any]]]:
+        """Yield the records that would stand beside that of the run in one cell of a table."""
+        for path, content in self._alike(planned):
+            replaced = path == self.path(planned) or _same(content["config"], planned.config)
+            if not replaced and (content["row"], content["overrides"]) == (planned.row, planned.overrides):
+                yield path, content
+
+    def _alike(self, planned: Planned) -> Iterator[tuple[Path, dict[str, Any]]]:
+        """Yield the records of the same row, task and seed, by their names."""
+        pattern = f"{slug(planned.row)}-{planned.config.task}-s{planned.config.seed}-*.json"
+        for path in sorted(self.path(planned).parent.glob(pattern)):
+            try:
+                yield path, read_record(path)
+            except UserError:  # named in `notices`; the run is performed, and its record takes the place of this one
+                continue
+
 
 def _same(stored: dict[str, Any], config: Config) -> bool:
+    return _today(stored) == what_is_computed(config)
+
+
+def _today(stored: dict[str, Any]) -> dict[str, Any]:
+    """Return a record's configuration with today's defaults; as it is if it has a key that does not exist any more."""
     try:
-        return what_is_computed(from_dict(stored)) == what_is_computed(config)
-    except UserError:  # a key that does not exist any more
-        return False
+        return what_is_computed(from_dict(stored))
+    except UserError:
+        return stored
 
 
 def _older(content: dict[str, Any]) -> list[str]:
