@@ -7,8 +7,9 @@ import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ from lora_drop.errors import UserError
 
 OURS = re.compile(r"\..+\.\d+(\.old|\.gone)?\.tmp", re.DOTALL)
 """Names of what is half written, or half removed: the name that it is for, and the process."""
+
+ABANDONED_S = 86400.0
+"""Nothing takes so long to write."""
 
 
 @contextmanager
@@ -78,11 +82,17 @@ def remove(path: Path) -> None:
     shutil.rmtree(doomed)
 
 
-def sweep(folder: Path) -> None:
-    """Remove from a folder what a killed process has left half written, or half removed."""
+def sweep(folder: Path, untouched_s: float = 0.0) -> None:
+    """Remove from a folder what a killed process has left half written, or half removed.
+
+    Args:
+        folder: where.
+        untouched_s: only what nobody has written to for so long; ABANDONED_S where other processes may be at work.
+    """
     for leftover in folder.glob(".*.tmp"):
-        if OURS.fullmatch(leftover.name):
-            remove(leftover)
+        with suppress(FileNotFoundError):  # another process sweeps, too
+            if OURS.fullmatch(leftover.name) and time.time() - leftover.lstat().st_mtime >= untouched_s:
+                remove(leftover)
 
 
 def csv_cell(text: str) -> str:

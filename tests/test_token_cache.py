@@ -136,6 +136,16 @@ def test_changed_rows_are_tokenised(folder):
     assert len(entries(folder)) == 4
 
 
+def test_what_a_killed_process_left_is_removed_after_a_day_and_not_while_it_may_be_written(folder):
+    folder.mkdir(parents=True)
+    old, new = folder / ".abc.arrow.12.tmp", folder / ".abc.arrow.13.tmp"
+    old.write_bytes(b"half")
+    new.write_bytes(b"half")
+    os.utime(old, (new.stat().st_mtime - 90_000,) * 2)
+    data()[0].train.encoded  # noqa: B018 - it is the making of them
+    assert not old.exists() and new.exists()
+
+
 @pytest.mark.parametrize("suffix", [".arrow", ".json"])
 @pytest.mark.parametrize("harm", ["cut", "altered", "emptied", "removed"])
 def test_a_damaged_entry_is_made_anew(harm, suffix, folder):

@@ -2,7 +2,7 @@
 
 `datasets` writes and maps the Arrow file of an entry, `KEY.arrow`; `KEY.json` beside it holds the file's digest, by
 which damage is recognised, and what the user is to know about the rows (how many were cut). A cache that cannot be read
-or written is no error: the rows are then tokenised as if there were none. Nothing is ever removed; `lora-drop doctor`
+or written is no error: the rows are then tokenised as if there were none. No entry is ever removed; `lora-drop doctor`
 says how large the folder is, and it may be deleted at any time.
 """
 
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from datasets import Dataset
 
 from lora_drop.config.schema import Config
-from lora_drop.files import cache_root, digest, file_digest, replacing, write_json
+from lora_drop.files import ABANDONED_S, cache_root, digest, file_digest, replacing, sweep, write_json
 from lora_drop.progress import Reporter
 from lora_drop.provenance import versions
 
@@ -98,6 +98,7 @@ def kept_or_made(
     path = folder / f"{key}.arrow"
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        sweep(folder, ABANDONED_S)
         with replacing(path) as written:  # another process may be writing the same
             rows.map(
                 lambda _: encoded.with_format("arrow")[:],

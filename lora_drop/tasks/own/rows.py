@@ -10,7 +10,7 @@ from typing import Any
 from datasets import Dataset, Features, List, Value
 from datasets.arrow_writer import ArrowWriter
 
-from lora_drop.files import cache_root, file_digest, replacing, write_text
+from lora_drop.files import ABANDONED_S, cache_root, file_digest, replacing, sweep, write_text
 from lora_drop.tasks.base import quantile_strata
 from lora_drop.tasks.own.chats import asked_and_answered
 from lora_drop.tasks.own.reading import Reading
@@ -91,6 +91,7 @@ def kept(key: str, columns: Features, rows: Callable[[], Iterator[dict[str, Any]
         pass
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        sweep(path.parent, ABANDONED_S)
         with replacing(path) as written, ArrowWriter(features=columns, path=str(written)) as writer:
             for row in rows():
                 writer.write(row)
