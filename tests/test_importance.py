@@ -1,6 +1,8 @@
 import pytest
 import torch
 from models import backbone, inputs, trained_lora
+from peft import LoraConfig, get_peft_model
+from torch import nn
 
 from lora_drop.errors import UserError
 from lora_drop.pruning.adapters import loras
@@ -25,9 +27,10 @@ def plain_scores(model, batch) -> dict[str, float]:
     for handle in handles:
         handle.remove()
     found = {}
-    for name, layer in layers.items():
+    for name, x in seen.items():
+        layer = layers[name]
         down, up = layer.lora_A["default"].weight.detach().double(), layer.lora_B["default"].weight.detach().double()
-        output = layer.scaling["default"] * seen[name] @ down.T @ up.T * batch["attention_mask"].unsqueeze(-1)
+        output = layer.scaling["default"] * x @ down.T @ up.T * batch["attention_mask"].unsqueeze(-1)
         found[name] = float(output.square().sum() / len(output))
     return found
 
@@ -101,6 +104,30 @@ def test_layers_that_share_a_lora_are_scored_each_by_its_own_input():
     assert {row.name: row.score for row in score(model, [batch]).rows} == pytest.approx(
         plain_scores(model, batch), rel=1e-5
     )
+
+
+class Attending(nn.Module):
+    """Layers of torch's attention, whose LoRA PEFT merges for each pass."""
+
+    def __init__(self):
+        super().__init__()
+        attention = (nn.MultiheadAttention(16, 2, batch_first=True) for _ in range(2))
+        self.layers = nn.ModuleList(nn.ModuleDict({"attention": each}) for each in attention)
+
+    def forward(self, inputs_embeds, attention_mask):
+        x = inputs_embeds
+        for layer in self.layers:
+            x = layer["attention"](x, x, x, key_padding_mask=attention_mask == 0)[0]
+        return x
+
+
+def test_a_lora_that_is_merged_for_each_pass_is_scored_too():
+    model = get_peft_model(Attending(), LoraConfig(r=2, target_modules=["attention"], init_lora_weights=False))
+    mask = torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1]])
+    batch = {"inputs_embeds": torch.randn(2, 4, 16), "attention_mask": mask}
+    expected = plain_scores(model, batch)
+    found = {row.name: row.score for row in score(model, [batch]).rows}
+    assert len(found) == 2 and found == pytest.approx(expected, rel=1e-5)
 
 
 def hooks(model) -> int:

@@ -31,9 +31,14 @@ class Lora:
     """Its name in the layer."""
 
     @property
+    def projector(self) -> nn.Linear:
+        """The module of A."""
+        return self.layer.lora_A[self.adapter]
+
+    @property
     def down(self) -> Tensor:
         """A, `rank inputs`."""
-        return self.layer.lora_A[self.adapter].weight
+        return self.projector.weight
 
     @property
     def up(self) -> Float[Tensor, "outputs inner"]:
@@ -41,6 +46,11 @@ class Lora:
         linear = self.layer.lora_B[self.adapter]
         weight: Tensor = linear.weight.detach().float()
         return weight if linear.bias is None else torch.cat([weight, linear.bias.detach().float()[:, None]], dim=1)
+
+    @property
+    def merges(self) -> bool:
+        """True if PEFT adds ΔW to W for each pass, so that z = A x is never computed."""
+        return isinstance(self.layer.base_layer, nn.MultiheadAttention)
 
     @property
     def metric(self) -> Float[Tensor, "inner inner"]:
@@ -67,7 +77,10 @@ class Lora:
     def project(self, x: Tensor) -> Float[Tensor, "*batch inner"]:
         """Return z = A x (`*batch inputs`), with a constant 1 behind it if B has a bias."""
         mixed = torch.is_autocast_enabled(x.device.type)  # which rounds both by itself
-        z = nn.functional.linear(x if mixed else x.to(self.down.dtype), self.down)
+        return self.completed(self.projector(x if mixed else x.to(self.down.dtype)))
+
+    def completed(self, z: Float[Tensor, "*batch rank"]) -> Float[Tensor, "*batch inner"]:
+        """Return z = A x with a constant 1 behind it if B has a bias."""
         if self.layer.lora_B[self.adapter].bias is None:
             return z
         return torch.cat([z, torch.ones_like(z[..., :1])], dim=-1)

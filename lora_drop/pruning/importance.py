@@ -88,7 +88,7 @@ def score(
     return _scores(model, layers, total(measured) if total else measured, criterion)
 
 
-def collect_moments(given: Given, view: View = Lora.project) -> Moments:
+def collect_moments(given: Given, view: View | None = None) -> Moments:
     """Run the model once over the data, without gradients, and return the Gram matrices of z = A x; see `score`.
 
     Another `view` gives the Gram matrices of other numbers of each token; norms are those of z alone.
@@ -115,7 +115,9 @@ def collect_moments(given: Given, view: View = Lora.project) -> Moments:
     return moments
 
 
-def observe(given: Given, view: View, add: Add, end: Callable[[], None], by_example: bool = True) -> tuple[int, int]:
+def observe(
+    given: Given, view: View | None, add: Add, end: Callable[[], None], by_example: bool = True
+) -> tuple[int, int]:
     """Run the model once over the data, without gradients; `end()` is called after each batch, and see `Observer`.
 
     Returns the number of examples, and that of real tokens.

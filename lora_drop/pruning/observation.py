@@ -1,6 +1,7 @@
 """Seeing z = A x of every LoRA in a forward pass, of the batch's real tokens and nothing else.
 
-(Or, for other criteria, other numbers of each token: a `View` of the module's input x.)
+z is what the model itself has computed, so that seeing it costs nothing. (Or, for other criteria, other numbers of each
+token: a `View` of the module's input x.)
 
 Most modules are called once, on `batch seq width`. Others are not, and each kind has a rule:
 
@@ -63,12 +64,13 @@ class Observer:
         model: nn.Module,
         layers: Mapping[str, Lora],
         add: Add,
-        view: View = Lora.project,
+        view: View | None = None,
         by_example: bool = True,
     ):
         """Call `add(name, z)` for each call that counts; z is `batch seq rank`, zero where there is no real token.
 
-        Not `by_example`, z may be `1 tokens rank`: of a batch without padding it need not be put back into rows.
+        Another `view` gives other numbers than z. Not `by_example`, z may be `1 tokens rank`: of a batch without padding it
+        need not be put back into rows.
         """
         self.model, self.layers, self.add, self.view, self.by_example = model, layers, add, view, by_example
         self.base: Any = getattr(model, "get_base_model", lambda: model)()
@@ -77,6 +79,8 @@ class Observer:
         self.tokens = 0
         """Real tokens of the batch that was looked at last."""
         self._constant: dict[str, set[int]] | None = None
+        self._inside: tuple[str, Lora, Tensor, bool]
+        """The module that is computed: its name, LoRA, input, and whether it is in the decoder of two stacks."""
 
     def __enter__(self) -> Observer:
         in_decoder = set(map(id, self.base.get_decoder().modules())) if self.two_stacks else set()
@@ -85,6 +89,9 @@ class Observer:
             for name, lora in self.layers.items():
                 hook = self._hook(name, lora, id(lora.layer) in in_decoder)
                 undo.callback(lora.layer.register_forward_pre_hook(hook, with_kwargs=True).remove)
+            if self.view is None:
+                for projector in {lora.projector for lora in self.layers.values() if not lora.merges}:  # some share one
+                    undo.callback(projector.register_forward_hook(self._projected).remove)
             if self.two_stacks:
                 undo.callback(self.base.get_encoder().register_forward_hook(self._encoded).remove)
             self._undo = undo.pop_all()
@@ -152,18 +159,29 @@ class Observer:
             )
 
     def _hook(self, name: str, lora: Lora, in_decoder: bool) -> Callable[..., None]:
+        view = Lora.project if self.view is None and lora.merges else self.view
+
         def observe(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             x: Tensor = args[0] if args else kwargs["x"]
-            call = len(self._calls[name])
-            constant = self._rows == 1 and call in (self._constant or {}).get(name, ())
-            z = None if constant else self._real(self.view(lora, x), x, in_decoder)
-            self._calls[name].append(z is not None)
-            if z is None:
-                self._unknown[name] = tuple(x.shape)
-            elif self._adds:
-                self.add(name, z)
+            self._inside = name, lora, x, in_decoder
+            if view is not None:
+                self._take(view(lora, x))
 
         return observe
+
+    def _projected(self, _projector: nn.Module, _args: tuple[Any, ...], z: Tensor) -> None:
+        self._take(self._inside[1].completed(z))
+
+    def _take(self, z: Tensor) -> None:
+        """Note a call of the module that the pass is inside, and add its numbers if they are of the batch's tokens."""
+        name, _, x, in_decoder = self._inside
+        constant = self._rows == 1 and len(self._calls[name]) in (self._constant or {}).get(name, ())
+        real = None if constant else self._real(z, x, in_decoder)
+        self._calls[name].append(real is not None)
+        if real is None:
+            self._unknown[name] = tuple(x.shape)
+        elif self._adds:
+            self.add(name, real)
 
     def _real(self, z: Tensor, x: Tensor, in_decoder: bool) -> Tensor | None:
         """Return z as `batch seq rank`, zero where there is no real token; None if these are not the batch's tokens."""

@@ -45,9 +45,13 @@ def lora_forward(layer: Any, adapter: str, base: Frozen | nn.Linear, half: Half,
     known = isinstance(base, Frozen) or not torch.is_autocast_enabled(x.device.type)
     if not (known and computable(x)):
         return type(layer).forward(layer, x)
-    down, up, scaling = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight, layer.scaling[adapter]
-    out: Tensor = _LoraLinear.apply(x, down, up, scaling, base, half)
-    return out.view(*x.shape[:-1], -1)
+    down, up, scaling = layer.lora_A[adapter], layer.lora_B[adapter].weight, layer.scaling[adapter]
+    if torch.is_grad_enabled():
+        out: Tensor = _LoraLinear.apply(x, down.weight, up, scaling, base, half)
+        return out.view(*x.shape[:-1], -1)
+    x = half(x)
+    z = down(x).flatten(0, -2)  # as a module, whose hooks see z: layers are scored by it
+    return base.forward(x.flatten(0, -2)).addmm_(z, up.to(z.dtype).T, alpha=scaling).view(*x.shape[:-1], -1)
 
 
 def plain_loras(model: nn.Module) -> list[tuple[Any, str]]:
