@@ -1,6 +1,8 @@
 """What libraries read from the environment changes no number; variables of a launch that is none end a command."""
 
 import os
+import subprocess
+import sys
 from datetime import timedelta
 
 import pytest
@@ -11,7 +13,7 @@ from lora_drop import processes
 from lora_drop.cli import app as cli
 from lora_drop.errors import UserError
 from lora_drop.files import read_json
-from lora_drop.training.environment import NAMES, TF32, neutral_environment
+from lora_drop.training.environment import NAMES, SHAPES, TF32, keep_few_shapes, neutral_environment
 
 pytestmark = pytest.mark.slow
 
@@ -132,3 +134,39 @@ def test_a_dry_run_and_a_benchmark_are_neutral_too(tmp_path, monkeypatch, capsys
         told = capsys.readouterr()
         assert end.value.code == 0 and told.out
         assert "ignored: environment variable ACCELERATE_TORCH_DEVICE;" in told.err
+
+
+MANY_SHAPES = """
+import sys, torch
+from lora_drop.training.environment import keep_few_shapes
+from lora_drop.training.packing.frozen import product
+if sys.argv[1:]:
+    keep_few_shapes()
+def memory():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096
+weight, x = torch.randn(128, 128), torch.randn(1000, 128)
+product(x, weight)
+before = memory()
+for rows in range(100, 900):
+    product(x[:rows], weight)
+print(memory() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="there is no oneDNN")
+def test_products_of_earlier_batches_are_not_kept_in_memory(monkeypatch):
+    for name in SHAPES:
+        monkeypatch.delenv(name, raising=False)
+    grown = [
+        int(subprocess.run([sys.executable, "-c", MANY_SHAPES, *few], capture_output=True, check=True).stdout)
+        for few in ([], ["few"])
+    ]
+    assert grown[1] < grown[0] / 2
+
+
+def test_a_number_of_kept_products_that_the_user_has_set_stands(monkeypatch):
+    for name in SHAPES:
+        monkeypatch.setenv(name, "7")
+    keep_few_shapes()
+    assert all(os.environ[name] == "7" for name in SHAPES)

@@ -34,6 +34,19 @@ NAMES = (
     *("DNNL_DEFAULT_FPMATH_MODE", "ONEDNN_DEFAULT_FPMATH_MODE", "NVIDIA_TF32_OVERRIDE", TF32),
     *("TRANSFORMERS_SDPA_FORCE_GQA", "XLA_DOWNCAST_BF16", "XLA_USE_BF16"),
 )
+SHAPES = {"LRU_CACHE_CAPACITY": "128", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128"}
+"""How many compiled products torch and oneDNN keep, each of one shape. They are more than a step has, whose layers have the same ones."""
+
+
+def keep_few_shapes() -> None:
+    """Let the compiled products of earlier batches go. Call it before the first product: the variables are read then, once.
+
+    Each batch has another number of tokens, so hardly one of its shapes comes again. torch would keep 1,024 of each kind
+    of product, and oneDNN as many, at half a megabyte each: a base-size encoder grew to 7 GB in a thousand steps.
+    Numbers that the user has set are kept.
+    """
+    for name, count in SHAPES.items():
+        os.environ.setdefault(name, count)
 
 
 @contextmanager

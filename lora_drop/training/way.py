@@ -14,6 +14,7 @@ from lora_drop import processes
 from lora_drop.config.schema import TrainConfig
 from lora_drop.data.batches import row_lengths
 from lora_drop.data.sentences import Collate
+from lora_drop.training.environment import keep_few_shapes
 from lora_drop.training.packing import Layout, Packing, prepare
 from lora_drop.training.packing.frozen import Frozen, Half, frozen_layers, multiplies_bf16, reordered
 from lora_drop.training.products import Products, find_products
@@ -84,6 +85,7 @@ def find_way(
         loss: what is minimised; None is the model's own.
         learns: compare loss and gradients; else what the model puts out.
     """
+    keep_few_shapes()
     device, half = next(model.parameters()).device, HALF.get(config.precision)
     products = processes.by_first(lambda: find_products(model, device, config.products))
     # torch's own bf16 products are oneDNN's, but from weights that it rounds anew each time
