@@ -7,7 +7,7 @@ from measured import record
 from lora_drop.errors import UserError
 from lora_drop.experiments.claims import interval, judge
 from lora_drop.experiments.grid import load_experiment
-from lora_drop.experiments.render import to_markdown
+from lora_drop.experiments.markdown import to_markdown
 from lora_drop.experiments.table import build_tables
 from lora_drop.registry import FIGURES
 

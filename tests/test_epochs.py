@@ -7,7 +7,8 @@ import pytest
 from measured import record
 
 from lora_drop.experiments.epochs import kept_epochs, optimism
-from lora_drop.experiments.render import to_csv, to_markdown
+from lora_drop.experiments.markdown import to_markdown
+from lora_drop.experiments.spreadsheet import to_csv
 from lora_drop.experiments.table import build_tables
 
 EPOCHS = [{"epoch": 1.0, "accuracy": 0.8}, {"epoch": 2.0, "accuracy": 0.79}]

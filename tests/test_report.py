@@ -9,8 +9,10 @@ from measured import cells, record
 
 from lora_drop.evaluation.metrics.classification import constant_baseline
 from lora_drop.experiments.grid import load_experiment
+from lora_drop.experiments.latex import to_latex
 from lora_drop.experiments.learnt import MAJORITY, nothing_learnt
-from lora_drop.experiments.render import to_csv, to_latex, to_markdown
+from lora_drop.experiments.markdown import to_markdown
+from lora_drop.experiments.spreadsheet import to_csv
 from lora_drop.experiments.table import build_tables
 from lora_drop.registry import TASKS
 from lora_drop.tasks.base import Source

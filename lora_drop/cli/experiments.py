@@ -236,7 +236,8 @@ def _over(value: float | None, unit: float) -> float | None:
 
 def _show_tables(tables: list[Table]) -> None:
     from lora_drop.cli.console import out, print_table
-    from lora_drop.experiments.render import agreement, heads, lines, notes
+    from lora_drop.experiments.lines import heads, lines, notes
+    from lora_drop.experiments.markdown import agreement
 
     for table in tables:
         body = [cells for _, cells in lines(table, lambda flags: f" †{flags}" if flags else "")]

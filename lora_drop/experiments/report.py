@@ -7,8 +7,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lora_drop.errors import UserError, closest
+from lora_drop.experiments.latex import to_latex
+from lora_drop.experiments.markdown import to_markdown
 from lora_drop.experiments.records import read_records
-from lora_drop.experiments.render import to_csv, to_latex, to_markdown
+from lora_drop.experiments.spreadsheet import to_csv
 from lora_drop.experiments.table import Table, build_tables
 from lora_drop.files import write_text
 from lora_drop.registry import FIGURES

@@ -1,0 +1,158 @@
+"""Tables as Markdown, and behind each what belongs to it: others' results, choices of the epoch, claims, agreement of rankings."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from lora_drop.experiments.agreement import (
+    between_seeds,
+    kendall,
+    projections_of,
+    retained_alike,
+    scored,
+    scored_by_row,
+)
+from lora_drop.experiments.claims import FEWEST, judge
+from lora_drop.experiments.epochs import kept_epochs, optimism
+from lora_drop.experiments.lines import heads, lines, notes, one_line, signed, text_of
+from lora_drop.experiments.records import Record
+from lora_drop.experiments.table import Row, Table
+
+
+def to_markdown(tables: Sequence[Table]) -> str:
+    """Return the tables of one experiment and backbone, each with what its numbers rest on."""
+    return "\n".join(_markdown(table) for table in tables)
+
+
+def _markdown(table: Table) -> str:
+    names = heads(table)
+    asked = ", ".join(f"`{key} = {json.dumps(value)}`" for key, value in table.overrides.items())
+    over = f"over the experiment's configuration: {asked}." if asked else "the experiment's own configuration."
+    text = [f"## {_literal(table.title)}", "", f"Backbone `{table.backbone}`; {over}", ""]
+    body = []
+    for kind, cells in lines(table, lambda flags: f" †{flags}" if flags else ""):
+        shown = list(map(_literal, cells))
+        body.append(shown if kind == "measured" else [f"*{cell}*" if cell else "" for cell in shown])
+    text += [*_markdown_table(list(map(_literal, names)), body), *(line + "\n" for line in notes(table))]
+    return "\n".join(text + _elsewhere(table) + _epochs(table) + claims(table) + agreement(table))
+
+
+def _elsewhere(table: Table) -> list[str]:
+    """Return the lines of a table of other papers' results; none where there are none on this table's tasks."""
+    body = [
+        [each["title"], str(each["parameters"]), *scores, each["source"]]
+        for each in table.elsewhere
+        if any(scores := [text_of(each["scores"].get(column.key), "g") for column in table.columns])
+    ]
+    head = ["", "parameters", *(column.title for column in table.columns), "source"]
+    if not body:
+        return []
+    return [f"Others on {table.published_backbone}, in settings of their own:", "", *_markdown_table(head, body)]
+
+
+def _epochs(table: Table) -> list[str]:
+    """Return the lines of the table of epochs; none if no run was evaluated after each of several."""
+    head, body = kept_epochs(table)
+    several = any(len(record.epochs) > 1 and record.best for record in table.records)
+    if not several:
+        return []
+    told = "Means (number of seeds) by the choice of the epoch. " + optimism(table)
+    lines = _markdown_table(list(map(_literal, head)), [list(map(_literal, cells)) for cells in body])
+    return ["### The epoch that is kept", "", *lines, told.rstrip(), ""]
+
+
+def claims(table: Table) -> list[str]:
+    """Return the lines of the claims' table; none without claims of which something was measured."""
+    verdicts = judge(table)
+    if not verdicts:
+        return []
+    body = []
+    for found in verdicts:
+        margin = "" if found.margin is None else f", margin {found.margin:g}"
+        width = f"{signed(found.low)} to {signed(found.high)}" if len(found.differences) > 1 else ""
+        pairs = f"{len(found.differences)} ({found.tasks})"
+        what = f"{found.row} against {found.against}{margin}"
+        body.append(list(map(_literal, [found.text, what, signed(found.mean), width, pairs, found.verdict])))
+    head = ["claim", "compared", "difference", "95 %", "pairs (tasks)", "verdict"]
+    return [
+        *["### Claims", "", *_markdown_table(head, body)],
+        f"Differences of the primary scores in points, of runs with the same task and seed; 95 % interval of their mean by "
+        f"the bootstrap over the pairs. Fewer than {FEWEST} pairs decide nothing. Each claim is judged at 95 % by itself: "
+        f"nothing is corrected for their number, {len(verdicts)}.",
+        "",
+    ]
+
+
+def agreement(table: Table) -> list[str]:
+    """Return how far rows and seeds rank the layers alike, where the experiment compares ratios, or asks for it."""
+    return [*_between_rows(table), *_between_seeds(table)]
+
+
+def _between_rows(table: Table) -> list[str]:
+    """A matrix for each projection."""
+    if "ratios" not in table.figures:
+        return []
+    names = list(scored_by_row(table))
+    text = []
+    for projection in projections_of(table):
+        taus = kendall(table, projection)
+        text += [f"Kendall τ between the rows, {projection}:", ""]
+        text += ["| | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+        for one in names:
+            found = [1.0 if one == two else taus[(one, two) if (one, two) in taus else (two, one)] for two in names]
+            text.append(f"| {one} | " + " | ".join("" if math.isnan(tau) else f"{tau:.2f}" for tau in found) + " |")
+        text.append("")
+    return text
+
+
+def _between_seeds(table: Table) -> list[str]:
+    """A line for each row and task that has several seeds."""
+    if not table.agreement:
+        return []
+    projections = projections_of(table)
+    body: list[list[str]] = []
+    shown: dict[str, list[Any]] = {}
+    for row, title, records in _by_row_and_task(table):
+        known = shown.setdefault(title, [])
+        fresh = [record.scores for record in records if record.scores not in known]
+        if len(records) > 1 and fresh:  # rows that only select differently share the warm-ups of an earlier one
+            known += fresh
+            body.append([row.title, title, *_seeds_alike(records, projections)])
+    if not body:
+        return []
+    head = ["", "task", "sample", "batch", "warm-up steps", "seeds", *(f"τ {name}" for name in projections)]
+    head += [f"alike {name}" for name in projections]
+    told = "Kendall τ between the layers' importances of every two seeds, and how many of the retained layers they have in common (mean):"
+    return [told, "", *_markdown_table(head, body)]
+
+
+def _by_row_and_task(table: Table) -> Iterator[tuple[Row, str, list[Record]]]:
+    """Yield the scored records of each row and task, with the title of the task."""
+    for row in table.rows:
+        mine = [record for record in scored(table) if record.row == row.name]
+        for title in dict.fromkeys(record.task_title for record in mine):
+            yield row, title, [record for record in mine if record.task_title == title]
+
+
+def _seeds_alike(records: Sequence[Record], projections: Iterable[str]) -> list[str]:
+    """Return the cells of a line: the size of the warm-up, the seeds, and how far they agree in each projection."""
+    first = records[0]
+    batch = first.config["warmup"].get("batch_size") or first.config["train"]["batch_size"]
+    numbers = [f"{number:,}" for number in (first.sampled, batch, first.warmup_steps)]
+    seeds = " ".join(str(record.seed) for record in records)
+    taus = [" ".join(f"{tau:.2f}" for tau in between_seeds(records, name)) for name in projections]
+    return [*numbers, seeds, *taus, *(retained_alike(records, name) for name in projections)]
+
+
+def _markdown_table(head: Sequence[str], body: Iterable[Sequence[str]]) -> list[str]:
+    """Return the lines of a table, and an empty one."""
+    return [f"| {' | '.join(head)} |", "|---" * len(head) + "|", *(f"| {' | '.join(cells)} |" for cells in body), ""]
+
+
+def _literal(text: str) -> str:
+    """Return Markdown that shows a text of a table, such as a row's title, as it is."""
+    return re.sub(r"([\\`*<\[|])", r"\\\1", one_line(text))
