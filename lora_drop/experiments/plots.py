@@ -60,11 +60,23 @@ def grey(number: int, total: int) -> str:
     return str(round(0.05 + 0.8 * number / max(total - 1, 1), 3))
 
 
-def label_points(axis: Any, points: Sequence[Point]) -> None:
-    """Write names beside points where they cover neither each other nor a point; far ones are joined by a thin line."""
-    axis.margins(x=0.2, y=0.2)
-    FigureCanvasAgg(axis.figure)
-    axis.figure.draw_without_rendering()  # the places in the drawing are known only now
+def label_points(named: Sequence[tuple[Any, Sequence[Point]]]) -> None:
+    """Write names beside the points of each panel of a figure where they cover neither each other nor a point; far ones
+    are joined by a thin line.
+
+    Args:
+        named: panels and their points.
+    """
+    for axis, _ in named:
+        axis.margins(x=0.2, y=0.2)
+    figure = named[0][0].figure
+    FigureCanvasAgg(figure)
+    figure.draw_without_rendering()  # the places in the drawing are known only now, when every panel has its margins
+    for axis, points in named:
+        _label(axis, points)
+
+
+def _label(axis: Any, points: Sequence[Point]) -> None:
     scale, inside = axis.figure.dpi / 72, axis.get_window_extent()
     places = axis.transData.transform([point[:2] for point in points])
     taken = [Bbox.from_bounds(x - 5 * scale, y - 5 * scale, 10 * scale, 10 * scale) for x, y in places]
@@ -80,7 +92,8 @@ def label_points(axis: Any, points: Sequence[Point]) -> None:
         style["path_effects"] = [withStroke(linewidth=2.5, foreground="white")]
         if max(map(abs, shift)) > 8:
             style["arrowprops"] = {"arrowstyle": "-", "color": "0.6", "linewidth": 0.6, "shrinkB": 4}
-        axis.annotate(text, (x, y), xytext=shift, textcoords="offset points", va="center", **style)
+        name = axis.annotate(text, (x, y), xytext=shift, textcoords="offset points", va="center", **style)
+        name.set_in_layout(False)  # else the panels would move under the names
 
 
 def _box(place: Any, shift: tuple[int, int], size: tuple[float, float], scale: float) -> Bbox:

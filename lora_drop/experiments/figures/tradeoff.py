@@ -15,7 +15,7 @@ from lora_drop.experiments.table import Table
 from lora_drop.pruning.picture import plain
 
 LABELLED = 8
-"""Up to so many rows have their names at the points; more would cover each other, and are in a legend."""
+"""Up to so many points of a panel have their names beside them; more would cover each other, and are in a legend."""
 
 
 def draw(table: Table, records: list[Record]) -> Drawing:
@@ -25,7 +25,6 @@ def draw(table: Table, records: list[Record]) -> Drawing:
     spread = max(sizes) / min(sizes)
     figure, axes = panels(1, len(columns), width=3.6, height=3.4, sharex=True)
     ours = {record.row for record in records if is_own(record)}
-    measured = [row for row in table.rows if row.cells and row.parameters is not None]
     named: list[tuple[Any, list[Point]]] = []
     shown = {}
     for axis, column in zip(axes[0], columns, strict=True):
@@ -46,9 +45,8 @@ def draw(table: Table, records: list[Record]) -> Drawing:
         axis.set_xlabel("trainable parameters")
     axes[0][0].set_ylabel("score")
     titles = [row.title for row in table.rows if row.title in shown]  # one may be missing in a panel: it was not run
-    if len(measured) <= LABELLED:
-        for axis, points in named:
-            label_points(axis, points)
+    if max(len(points) for _, points in named) <= LABELLED:
+        label_points(named)
     else:
         figure.legend(
             [shown[title] for title in titles],
