@@ -78,15 +78,15 @@ def test_the_dashed_line_joins_what_nothing_beats_with_as_few_parameters():
     assert list(line.get_xdata()) == [100, 150, 300] and list(line.get_ydata()) == pytest.approx([70, 75, 80])
 
 
-def test_the_heat_strip_counts_the_seeds_that_retain_a_layer():
+def test_the_heat_strip_counts_the_seeds_in_which_the_row_of_most_runs_retains_a_layer():
     scores = [
         {"projection": name, "layer": layer, "score": 1.0, "importance": 0.7 - 0.4 * layer}
         for name in ("query", "value")
         for layer in (0, 1)
     ]
     records = [
-        record("lora_drop", "rte", seed, 0.8, experiment="table7", scores=scores, selection=chosen)
-        for seed, retained in ((0, [0]), (1, [0, 1]))
+        record(row, "rte", seed, 0.8, experiment="table6", method="lora_drop", scores=scores, selection=chosen)
+        for row, seed, retained in (("t0.95", 0, [0, 1]), ("t0.90", 0, [0]), ("t0.90", 1, [0, 1]))
         for parts in ({name: {"retained": retained, "shared": []} for name in ("query", "value")},)
         for chosen in ({"projections": parts},)
     ]
