@@ -35,7 +35,7 @@ NAMES = (
     *("TRANSFORMERS_SDPA_FORCE_GQA", "XLA_DOWNCAST_BF16", "XLA_USE_BF16"),
 )
 SHAPES = {"LRU_CACHE_CAPACITY": "128", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128"}
-"""How many compiled products torch and oneDNN keep, each of one shape. They are more than a step has, whose layers have the same ones."""
+"""How many compiled products torch and oneDNN keep, each of one shape. That is more than a step usually has, whose layers have the same ones."""
 
 
 def keep_few_shapes() -> None:
