@@ -26,6 +26,11 @@ def test_the_importance_figure_counts_seeds_not_rows():
     ]
     figure = FIGURES.get("importance").of(build_tables(records)[0])
     assert next(axis.get_title() for axis in figure.axes) == "RTE (n = 2 seeds)"
+    own = [{**module, "importance": 0.2 + 0.6 * module["layer"]} for module in SCORES]
+    table = build_tables([*records, record("without_share", "rte", 0, 0.8, experiment="table7", scores=own)])[0]
+    drawn = next(row.title for row in table.rows if row.name == "lora_drop")
+    figure = FIGURES.get("importance").of(table)
+    assert next(axis.get_title() for axis in figure.axes) == f"RTE, {drawn} (n = 2 seeds)"
 
 
 def test_the_tradeoff_names_every_row():

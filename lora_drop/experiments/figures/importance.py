@@ -20,10 +20,23 @@ def draw(table: Table, records: list[Record]) -> Drawing:
             values = mean_importances(mine, projection)
             axes[down][across].bar(range(len(values)), values, color=DARK)
             layer_axis(axes[down][across], len(values))
-        axes[0][across].set_title(f"{plain(title)} (n = {len(mine)} seed{'s' * (len(mine) > 1)})", fontsize=10)
+        of = f", {_row_of(table, mine)}" if _differ(records, mine) else ""
+        seeds = f"n = {len(mine)} seed{'s' * (len(mine) > 1)}"
+        axes[0][across].set_title(f"{plain(title)}{of} ({seeds})", fontsize=10)
     for row, projection in zip(axes, projections, strict=True):
         row[0].set_ylabel(f"{projection} importance")
     return figure
+
+
+def _differ(records: list[Record], drawn: list[Record]) -> bool:
+    """Return True if another row of the task has a warm-up of its own, which is not drawn."""
+    known = {(record.task, record.seed): record.scores for record in drawn}
+    return any(record.scores != known.get((record.task, record.seed), record.scores) for record in records)
+
+
+def _row_of(table: Table, drawn: list[Record]) -> str:
+    names = {record.row for record in drawn}
+    return plain("; ".join(row.title for row in table.rows if row.name in names))
 
 
 FIGURE = Figure("importance", reads=lambda record: record.scores, draw=draw)
