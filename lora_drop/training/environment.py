@@ -2,7 +2,7 @@
 
 They are set by launchers (`accelerate launch`, torchrun, mpirun), stay behind in shells, notebooks and job scripts, and change precision, device,
 accumulation or sharding without a sign. What only says how fast, how loudly or where from is left alone (`OMP_NUM_THREADS`, `CUDA_VISIBLE_DEVICES`,
-`HF_*`, `WANDB_*`); `run.json` records threads and device.
+`HF_*`, `WANDB_*`); `run.json` records threads and device. Two of the latter kind are set here, as they decide what memory a training takes.
 """
 
 from __future__ import annotations
