@@ -65,10 +65,12 @@ def test_a_tiny_backbone_gets_toy_data_unless_tasks_are_named():
     assert {run.config.task for run in expand(experiment, Choice(backbone="tiny:roberta", tasks=["rte"]))} == {"rte"}
 
 
-def test_rows_are_chosen_by_name_or_method():
+def test_rows_are_chosen_by_name():
     experiment = load_experiment("table1")
     rows = [run.row for run in expand(experiment, Choice(tasks=["rte"], seeds=[0], rows=["lora_drop", "full"]))]
     assert rows == ["full", "lora_drop"]  # in the table's order
+    alone = expand(load_experiment("mpnet"), Choice(tasks=["rte"], seeds=[0], rows=["lora"]))
+    assert [run.row for run in alone] == ["lora"]  # not the others of its method, such as rank4
     with pytest.raises(UserError, match=r"no row 'lorra'.*Did you mean 'lora'"):
         expand(experiment, Choice(rows=["lorra"]))
 

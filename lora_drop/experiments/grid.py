@@ -218,19 +218,16 @@ def _tasks(experiment: Experiment, choice: Choice) -> list[str]:
 
 
 def _rows(experiment: Experiment, wanted: Sequence[str]) -> list[str]:
-    """Return the rows named, by their own name or that of their method."""
+    """Return the rows that are wanted, all if none is named, in the experiment's order. Raises UserError for a name that is no row's."""
     if not wanted:
         return list(experiment.rows)
-    chosen = []
     for name in wanted:
-        found = [row for row, keys in experiment.rows.items() if name in (row, keys.get("method.name"))]
-        if not found:
+        if name not in experiment.rows:
             raise UserError(
                 f"{experiment.name} has no row {name!r}.{closest(name, list(experiment.rows))} "
                 f"Rows: {', '.join(experiment.rows)}"
             )
-        chosen += found
-    return [row for row in experiment.rows if row in chosen]
+    return [row for row in experiment.rows if row in wanted]
 
 
 def _asked(choice: Choice) -> dict[str, Any]:
