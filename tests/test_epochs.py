@@ -36,7 +36,9 @@ def test_a_choice_that_was_not_measured_has_no_column_and_one_epoch_no_table():
 
 def test_optimism_is_the_mean_difference_over_runs_and_needs_several():
     tables = build_tables([held(seed, 0.80, 0.80 - seed / 100) for seed in range(6)])
-    assert "2.5 points above the one that is best on rows held out of training (95 % 1." in optimism(tables[0])
+    assert "2.5 points above the one that is best on rows held out of training (95 % 0.7 to 4.3, 6 runs)" in optimism(
+        tables[0]
+    )
     assert "and 1.0 points above the last one (95 % 1.0 to 1.0, 6 runs)" in optimism(tables[0])
     assert optimism(build_tables([held(0, 0.8, 0.7)])[0]) == ""
 

@@ -1,23 +1,28 @@
 """Claims about two rows of a table, judged by paired differences: the same task and seed, one row against the other.
 
 A claim says that a row is better than another, or, with a margin, that it is worse by less than the margin. The mean
-difference has a 95 % interval by the bootstrap: pairs of task and seed are drawn with replacement. A claim is *held* if
+difference has a 95 % interval by the bootstrap: pairs of task and seed are drawn with replacement, and the interval is
+widened as few pairs need it (Hesterberg, arXiv 1411.5279). A claim is *held* if
 the whole interval says so, *not held* if the whole interval says the contrary, and *undecided* else. Tasks in which
 nothing was learnt take no part.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
 from lora_drop.experiments.records import Record
 from lora_drop.experiments.table import Table
 
 RESAMPLES = 10_000
+OUTSIDE = 0.025
+"""Probability of either side of an interval."""
 FEWEST = 5
 """Fewer pairs than this decide nothing: resamples of them are nearly always the same few."""
 
@@ -80,7 +85,15 @@ def _scores(table: Table, row: str) -> dict[tuple[str, int], float]:
 
 
 def interval(differences: Sequence[float]) -> tuple[float, float]:
-    """Return the 95 % percentile interval of the mean by the bootstrap, the same at each call."""
-    draws = np.random.default_rng(0).integers(len(differences), size=(RESAMPLES, len(differences)))
-    low, high = np.percentile(np.asarray(differences)[draws].mean(axis=1), (2.5, 97.5))
+    """Return the 95 % interval of the mean by the expanded percentile bootstrap, the same at each call; of one value, that value.
+
+    Resamples of few values vary too little, by √((n - 1) / n), and know nothing of Student's t: of five normal values the
+    plain percentiles hold the mean 85 times in 100. So percentiles farther out are taken, by both.
+    """
+    count, values = len(differences), np.asarray(differences)
+    if count < 2:
+        return values[0], values[0]
+    outside = stats.norm.sf(math.sqrt(count / (count - 1)) * stats.t.ppf(1 - OUTSIDE, count - 1))
+    draws = np.random.default_rng(0).integers(count, size=(RESAMPLES, count))
+    low, high = np.quantile(values[draws].mean(axis=1), (outside, 1 - outside))
     return float(low), float(high)

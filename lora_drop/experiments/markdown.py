@@ -81,8 +81,8 @@ def claims(table: Table) -> list[str]:
     return [
         *["### Claims", "", *_markdown_table(head, body)],
         f"Differences of the primary scores in points, of runs with the same task and seed; 95 % interval of their mean by "
-        f"the bootstrap over the pairs. Fewer than {FEWEST} pairs decide nothing. Each claim is judged at 95 % by itself: "
-        f"nothing is corrected for their number, {len(verdicts)}.",
+        f"the bootstrap over the pairs, widened as few pairs need it. Fewer than {FEWEST} pairs decide nothing. Each claim is "
+        f"judged at 95 % by itself: nothing is corrected for their number, {len(verdicts)}.",
         "",
     ]
 
