@@ -25,6 +25,7 @@ ABANDONED_S = 86400.0
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield the path of a temporary file, which takes the place of `path` when the block ends without an exception."""
+    path = path.absolute()  # "." has no name
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary

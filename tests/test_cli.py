@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from lora_drop.cli import app as cli
+from lora_drop.cli.inspection import count_methods
 from lora_drop.config.loading import load_config
 from lora_drop.errors import UserError
 
@@ -298,6 +299,14 @@ def test_ctrl_c_while_libraries_are_loaded_ends_quietly(loaded, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_method_that_fits_no_such_model_leaves_the_counts_of_the_others():
+    counted = count_methods(load_config(overrides=["backbone=tiny:roberta", "method.target_projections=[all-linear]"]))
+    assert counted["methods"]["lora"]["adapter"] == 14_336 and counted["methods"]["tied_lora"]["adapter"] is None
+    assert "layers of equal widths" in counted["methods"]["tied_lora"]["note"]
+    with pytest.raises(UserError, match="Did you mean 'query'"):
+        count_methods(load_config(overrides=["backbone=tiny:roberta", "method.target_projections=[quary]"]))
+
+
 def test_params_tasks_and_doctor(tmp_path):
     counted = json.loads(lora_drop("params", "--backbone", "tiny:roberta", "--json").stdout)
     assert counted["backbone"] == "tiny:roberta" and counted["methods"]["lora"] == {

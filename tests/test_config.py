@@ -29,6 +29,18 @@ def test_later_files_win_and_overrides_win_over_files(tmp_path):
     assert (config.train.epochs, config.train.batch_size, config.train.learning_rate) == (3.0, 8, 5e-4)
 
 
+def test_a_threshold_that_is_set_later_ends_a_budget(tmp_path):
+    halves, mine = tmp_path / "halves.yaml", tmp_path / "mine.yaml"
+    halves.write_text("method: {budget: 0.5, threshold: 0.7}\n")  # as a run directory says both
+    mine.write_text("method: {threshold: 0.8}\n")
+    assert load_config([halves]).method.budget == 0.5
+    for later in (load_config([halves, mine]), load_config([halves], ["method.threshold=0.8"])):
+        assert (later.method.threshold, later.method.budget) == (0.8, None)
+    assert load_config([mine], flags={"method.budget": 0.4}).method.budget == 0.4
+    with pytest.raises(UserError, match="exclude each other"):
+        load_config(overrides=["method.threshold=0.8"], flags={"method.budget": 0.5})
+
+
 def test_all_errors_are_shown_at_once_with_key_value_and_remedy():
     text = message("train.epoch=3", "method.policy=treshold", "method.threshold=1.5", "train.learning_rate=abc", "seed")
     assert "5 errors" in text

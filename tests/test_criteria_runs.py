@@ -221,7 +221,7 @@ def test_an_adapter_trained_elsewhere_is_profiled(tmp_path, capsys):
     ]
     with pytest.raises(SystemExit) as end:
         cli.main([str(each) for each in ["score", *options]])
-    assert end.value.code == 2 and "Name it: -o backbone=NAME" in capsys.readouterr().err
+    assert end.value.code == 2 and "Name it: --backbone NAME" in capsys.readouterr().err
     command("score", *options, "-o", "backbone=tiny:bert", "--criterion", "output,weight")
     said = capsys.readouterr().out
     assert "Kendall" in said and "output, weight" in said

@@ -166,9 +166,10 @@ def test_the_card_says_what_was_measured(run, tmp_path):
     assert "only 80 train rows were used" in body and "weights sha256" in body and "needs a LoRA of its own" in body
 
 
-def test_the_card_does_not_describe_a_selection_made_since(run, tmp_path):
+@pytest.mark.parametrize("rule", ["method.threshold=1", "method.policy=inverse"])  # the latter has as many parameters
+def test_the_card_does_not_describe_a_selection_made_since(rule, run, tmp_path):
     again = shutil.copytree(run, tmp_path / "again")
-    assert command("select", "-d", again, "-q", "-o", "method.budget=null", "-o", "method.threshold=1") == 0
+    assert command("select", "-d", again, "-q", "-o", rule) == 0
     assert command("export", again, "--to", "peft", "--base", "acme/tiny", "--out", tmp_path / "p") == 0
     body = (tmp_path / "p" / "README.md").read_text()
     assert "needs a LoRA of its own" not in body and "trained under another selection" in body

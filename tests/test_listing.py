@@ -8,7 +8,9 @@ from filelock import FileLock
 from run_folders import write_run
 
 from lora_drop.cli import app as cli
+from lora_drop.errors import UserError
 from lora_drop.files import file_digest, read_json, write_json
+from lora_drop.runs.listing import clean, removable
 
 
 def command(*arguments) -> int:
@@ -104,6 +106,17 @@ def test_clean_says_how_much_asks_and_keeps_what_is_needed(tmp_path, capsys, mon
     removed = json.loads(capsys.readouterr().out)
     assert set(removed["removed"]) == {str(done / "export"), str(killed)} and removed["bytes"] > 4_000_000
     assert (done / "metrics.json").is_file() and not killed.exists()
+
+
+def test_a_run_that_went_on_since_it_was_listed_is_left(tmp_path):
+    run = write_run(tmp_path / "killed")
+    set_status(run, "running")  # its process is gone
+    listed = removable(tmp_path, unfinished=True)
+    assert [part.why for part in listed] == ["interrupted run"]
+    set_status(run, "done")
+    with pytest.raises(UserError, match="no longer interrupted, but done"):
+        clean(listed)
+    assert (run / "metrics.json").is_file()
 
 
 def test_a_run_that_holds_another_is_not_removed(tmp_path):

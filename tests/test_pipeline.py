@@ -13,6 +13,7 @@ import torch
 import yaml
 
 import lora_drop
+from lora_drop.cli.app import main
 from lora_drop.cli.perform import perform
 from lora_drop.config.loading import load_config
 from lora_drop.errors import UserError
@@ -183,6 +184,12 @@ def test_evaluating_on_other_rows_leaves_the_run_as_it_was(finished, tmp_path):
     assert (folder / "config.yaml").read_bytes() == before
     assert run(folder)[0].done == ["eval"]
     assert contents(folder) == contents(finished)
+
+
+def test_the_split_to_evaluate_is_the_one_that_is_named(finished, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["eval", "-d", str(finished), "--split", "test"])
+    assert end.value.code == 2 and "toy-nli has no split 'test'" in capsys.readouterr().err
 
 
 def test_what_is_kept_beside_the_scores_agrees_with_them(finished, tmp_path):

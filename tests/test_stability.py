@@ -47,6 +47,12 @@ def test_a_close_call_is_seen_as_one_and_a_seed_repeats_it():
     assert found == bootstrap(rows(data.mean(axis=1).tolist()), norms, 300, budget=0.7)
 
 
+def test_layers_are_retained_by_the_policy():
+    norms = {"query.0": [6.0] * 20, "query.1": [3.0] * 20, "query.2": [1.0] * 20}
+    found = bootstrap(rows([6, 3, 1]), norms, 10, threshold=0.5, policy="inverse")
+    assert [entry["retained"] for entry in found] == [0, 0, 1]
+
+
 @pytest.mark.parametrize(("examples", "resamples"), [(1, 10), (5, 0)])
 def test_nothing_to_resample_is_refused(examples, resamples):
     with pytest.raises(UserError, match="Cannot resample"):

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lora_drop.config.files import read_config
+from lora_drop.config.loading import load_config
 from lora_drop.errors import UserError
 from lora_drop.files import read_json
 from lora_drop.methods.folder import adapter_folder
@@ -14,18 +16,32 @@ from lora_drop.methods.folder import adapter_folder
 def named(adapter: str, task: str | None, given: Mapping[str, Any], run_dir: Path) -> dict[str, Any]:
     """Return the options with the adapter's folder, the task, and the backbone that the adapter names.
 
-    A backbone that is named otherwise (-o, -c, or in the run directory) is taken instead. Raises UserError if there is
-    none.
+    A backbone that is named otherwise (-b, -o, -c, or of this adapter in the run directory) is taken instead. Raises
+    UserError if there is none.
     """
-    overrides = [*(given["overrides"] or []), f"warmup.adapter={Path(adapter).expanduser().absolute()}"]
+    path = str(Path(adapter).expanduser().absolute())
+    overrides = [*(given["overrides"] or []), f"warmup.adapter={path}"]
     if task is not None:
         overrides.append(f"task={task}")
-    elsewhere = given["config"] or (run_dir / "config.yaml").is_file()
-    if not elsewhere and not any(text.split("=")[0].strip() == "backbone" for text in overrides):
+    if not (_names_backbone(given) or _scored_before(path, run_dir)):
         folder = adapter_folder(adapter, "--adapter")
         content = read_json(folder / "adapter_config.json")
         base = content.get("base_model_name_or_path") if isinstance(content, dict) else None
         if not isinstance(base, str) or not base:
-            raise UserError(f"{folder} does not name the model that it was trained on. Name it: -o backbone=NAME")
+            raise UserError(f"{folder} does not name the model that it was trained on. Name it: --backbone NAME")
         overrides.append(f"backbone={base}")
     return {**given, "overrides": overrides}
+
+
+def _names_backbone(given: Mapping[str, Any]) -> bool:
+    """Return True if the command names a backbone, itself or in a file."""
+    overridden = any(text.split("=")[0].strip() == "backbone" for text in given["overrides"] or ())
+    return (
+        bool(given["backbone"]) or overridden or any("backbone" in read_config(name) for name in given["config"] or ())
+    )
+
+
+def _scored_before(adapter: str, run_dir: Path) -> bool:
+    """Return True if the run directory is about this adapter already, so that its backbone is the one in use."""
+    stored = run_dir / "config.yaml"
+    return stored.is_file() and load_config(stored=stored).warmup.adapter == adapter

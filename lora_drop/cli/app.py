@@ -26,7 +26,7 @@ from lora_drop.registry import TASKS
 from lora_drop.runs.stages import STAGES
 
 app = typer.Typer(
-    help="Find the layers that a task needs, and fine-tune with half of LoRA's parameters "
+    help="Find the layers that a task needs, and fine-tune with fewer parameters than LoRA "
     "(LoRA-drop, arXiv 2402.07721). "
     "Before the command: --version, or --plugin FILE (a Python file with tasks, methods or figures of yours).",
     no_args_is_help=True,
@@ -87,17 +87,22 @@ def evaluate(
     ] = None,
     task: Annotated[str | None, typer.Option("--task", "-t", help="The task that --predictions answers.")] = None,
     split: Annotated[
-        str | None, typer.Option(help="The split that --predictions answers; empty: the task's first.")
+        str | None, typer.Option(help="The split to evaluate, or that --predictions answers; empty: the task's first.")
     ] = None,
     **given: Any,
 ) -> None:
     """Stage 5: evaluate the trained adapter. Or score anybody's output, with --task and --predictions."""
     if predictions is not None and task is not None:
+        if any(given[name] for name in ("config", "overrides", "limit_eval")):
+            raise UserError(
+                "-c, -o and --limit-eval belong to a run, and --predictions are scored as they are. Leave them out."
+            )
         _score_file(task, predictions, split, given)
     elif run_dir is None or predictions is not None or task is not None:
         raise UserError("Give either --run-dir (a trained run) or both --task and --predictions (a file to score).")
     else:
-        _perform(run_dir, ["eval"], given)
+        named = [f"eval.split={split}"] if split is not None else []
+        _perform(run_dir, ["eval"], {**given, "overrides": [*(given["overrides"] or []), *named]})
 
 
 _WITH_OPTIONS_OF_THEIR_OWN: dict[str, Callable[..., None]] = {"score": score, "eval": evaluate}

@@ -241,7 +241,7 @@ def print_table(
         console.print(title, style="italic", soft_wrap=True)
     table = Table(box=None, header_style="bold", pad_edge=False)
     for number, name in enumerate(columns):
-        numeric = all(isinstance(row[number], (int, float)) for row in rows)
+        numeric = all(row[number] is None or isinstance(row[number], (int, float)) for row in rows)
         table.add_column(name, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         table.add_row(*(_cell(value) for value in row))

@@ -46,15 +46,21 @@ def count_methods(config: Config) -> dict[str, Any]:
     LoRA-drop's count depends on the data; given is the number at the retained layers that would halve LoRA.
     """
     from lora_drop.models.backbones import load_meta_model, locate
+    from lora_drop.pruning.places import find_places
 
     task = TASKS.get(config.task)
     backbone = locate(config.backbone, config.offline, weights=False)
+    find_places(load_meta_model(backbone, task), config.method.target_projections)  # a name that is none fits no method
     counted: dict[str, Any] = {}
     for name in METHODS.names():
         method, model = METHODS.get(name), load_meta_model(backbone, task)
-        selection = _half(model, config) if needs_selection(name) else None
         settings = replace(config.method, name=name)
-        counted[name] = asdict(method.count(method.build(model, settings, config.seed, selection)))
+        try:
+            selection = _half(model, config) if needs_selection(name) else None
+            counted[name] = asdict(method.count(method.build(model, settings, config.seed, selection)))
+        except UserError as error:  # this method fits no such model, others may
+            counted[name] = {"adapter": None, "head": None, "note": str(error)}
+            continue
         if selection is not None:
             retained = ", ".join(
                 f"{len(layers.retained)} of {len(layers.all)} {key}" for key, layers in selection.projections.items()

@@ -38,18 +38,33 @@ def load_config(
     errors: list[str] = []
     merged: dict[str, Any] = read_sealed(stored) if stored is not None else {}
     for name in files:
-        merge(merged, read_config(name))
+        layer(merged, read_config(name))
     override(merged, overrides, flags or {}, errors)
     return from_dict(merged, errors=errors)
 
 
 def override(into: dict[str, Any], overrides: Iterable[str], flags: Mapping[str, Any], errors: list[str]) -> None:
     """Put `dotted.key=value` overrides, then flags (values by dotted key; None says nothing) over nested values."""
+    asked: dict[str, Any] = {}
     for text in overrides:
-        apply_override(into, text, errors, Config)
+        apply_override(asked, text, errors, Config)
     for key, value in flags.items():
         if value is not None:
-            put(into, key, value)
+            put(asked, key, value)
+    method = asked.get("method")
+    if isinstance(method, dict) and "threshold" in method and method.get("budget") is not None:
+        errors.append(
+            "method.threshold and method.budget exclude each other: the budget finds a threshold. Leave one out."
+        )
+    layer(into, asked)
+
+
+def layer(into: dict[str, Any], values: Mapping[str, Any]) -> None:
+    """Put `values` over `into`, section by section. A threshold ends a budget of an earlier layer, which would win else."""
+    earlier, method = into.get("method"), values.get("method")
+    merge(into, values)
+    if isinstance(earlier, dict) and isinstance(method, Mapping) and "threshold" in method and "budget" not in method:
+        earlier.pop("budget", None)
 
 
 def from_dict(values: Mapping[str, Any], errors: list[str] | None = None) -> Config:

@@ -69,11 +69,13 @@ class MethodConfig:
     dropout: float = fraction(0.0)
     """Dropout on the input of the low-rank pair (microsoft/LoRA's GLUE scripts: 0)."""
     target_projections: tuple[str, ...] = ("query", "value")
-    """Projections that get a LoRA: query, key, value, or the leaf names of the model's own linear modules."""
+    """Projections that get a LoRA: query, key, value, qkv, the end of a linear module's name (output.dense), or
+    all-linear."""
     threshold: float = portion(0.9)
     """T: layers are retained, most important first, until their importances sum to T (the paper: 0.9)."""
     budget: float | None = portion(None)
-    """Instead of a threshold: the largest T whose parameters are at most this share of plain LoRA's."""
+    """Instead of a threshold: the largest T whose parameters are at most this share of plain LoRA's. A threshold that is
+    set later, on the command line say, ends it."""
     policy: str = one_of("threshold", *POLICIES)
     """Which layers keep their LoRA: the most important (threshold), or as many of the least important (inverse),
     random, last (top), or first (bottom)."""

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from lora_drop.experiments.records import Record
 from lora_drop.experiments.table import Table
@@ -90,6 +89,8 @@ def interval(differences: Sequence[float]) -> tuple[float, float]:
     Resamples of few values vary too little, by √((n - 1) / n), and know nothing of Student's t: of five normal values the
     plain percentiles hold the mean 85 times in 100. So percentiles farther out are taken, by both.
     """
+    from scipy import stats
+
     count, values = len(differences), np.asarray(differences)
     if count < 2:
         return values[0], values[0]

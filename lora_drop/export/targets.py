@@ -44,6 +44,8 @@ def export_folder(run: Path, target: str, folder: Path | None, base: str | None)
     source.base  # noqa: B018 - asked first: an export without the name of its backbone is refused before any work
     if folder is not None and (folder.is_file() or (folder.is_dir() and any(folder.iterdir()))):
         raise UserError(f"{folder} is not an empty folder. Remove it, or name another with --out.")
+    if folder is not None and folder.resolve() == Path.cwd():
+        raise UserError(f"{folder} is the folder that you are in, and cannot be replaced. Name another with --out.")
     write: Callable[[Source, Path], str]
     if target == "merged":
         from lora_drop.export.merged import merged as write

@@ -15,7 +15,7 @@ from lora_drop.methods.base import Method, is_head
 from lora_drop.methods.compact import HALVES, tensor_name
 from lora_drop.methods.folder import adapter_folder
 from lora_drop.methods.lora import read_config, read_weights
-from lora_drop.pruning.adapters import PREFIX, Lora, loras
+from lora_drop.pruning.adapters import KEEPS_W, PREFIX, Lora, loras
 
 
 def check_start(method: Method, path: str) -> None:
@@ -27,6 +27,7 @@ def check_start(method: Method, path: str) -> None:
         raise UserError(
             f"train.start_from={path} is not a plain LoRA of one rank and one scaling, and training can start from nothing else."
         )
+    _refuse_moved("train.start_from", path, config)
 
 
 def check_adapter(path: str, kind: str) -> None:
@@ -36,10 +37,20 @@ def check_adapter(path: str, kind: str) -> None:
         raise UserError(
             f"warmup.adapter={path} is {config.peft_type}. Layers are scored by their LoRA: name a LoRA's folder."
         )
+    _refuse_moved("warmup.adapter", path, config)
     wanted = "CAUSAL_LM" if kind == "generation" else "SEQ_CLS"
     if config.task_type not in (None, wanted):
         raise UserError(
             f"warmup.adapter={path} was trained as {config.task_type}, and this task needs {wanted}. Choose a task of its kind."
+        )
+
+
+def _refuse_moved(key: str, path: str, config: LoraConfig) -> None:
+    """Raise UserError for an adapter that holds a part of W."""
+    if config.init_lora_weights not in KEEPS_W:
+        raise UserError(
+            f"{key}={path} was initialised with {config.init_lora_weights!r}, which moves a part of W into B A: without the W "
+            "that it was cut from it means nothing. Name an adapter with init_lora_weights=true."
         )
 
 
@@ -75,6 +86,12 @@ def _take_pair(group: list[tuple[str, Lora]], weights: dict[str, Tensor], config
         return False
     (name, lora), first = group[0], [half for half in pairs[0] if half is not None]
     scaling = (config.lora_alpha or 0) / (config.r**0.5 if config.use_rslora else config.r)
+    up = lora.layer.lora_B[lora.adapter].weight
+    ours, theirs = ((*down.shape[1:], *up.shape[:1]) for down, up in ((lora.down, up), first))
+    if ours != theirs:
+        raise UserError(
+            f"{folder} is an adapter of another backbone: {name} has the widths {theirs} there and {ours} here."
+        )
     if first[0].shape != lora.down.shape or scaling != lora.layer.scaling[lora.adapter]:
         raise UserError(
             f"{folder} has rank {len(first[0])} and scaling {scaling:g} in {name}, this run rank {lora.rank} and scaling "
@@ -86,7 +103,7 @@ def _take_pair(group: list[tuple[str, Lora]], weights: dict[str, Tensor], config
         return False
     with torch.no_grad():
         lora.down.copy_(first[0])
-        lora.layer.lora_B[lora.adapter].weight.copy_(first[1])
+        up.copy_(first[1])
     return True
 
 

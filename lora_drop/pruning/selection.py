@@ -291,8 +291,31 @@ def _threshold_for(scored: list[Scored], budget: float, share: bool) -> float:
 
     fitting = [step for step in sorted(steps) if 0 < step <= 1 and parameters(step) <= allowed]
     if not fitting:
-        least = min(parameters(step) for step in steps if step > 0) / sum(row.parameters for row in scored)
-        raise UserError(
-            f"A budget of {budget:g} of LoRA's parameters is too small: one retained layer per projection already needs {least:.3f}."
-        )
+        least = min(parameters(step) for step in steps if step > 0)
+        raise _too_small(budget, least / sum(row.parameters for row in scored), share)
     return fitting[-1]
+
+
+def check_budget(sizes: Iterable[tuple[str, int]], budget: float, share: bool) -> None:
+    """Raise UserError if a budget is too small whichever layers will be retained: one of each projection, and a shared pair.
+
+    Args:
+        sizes: projection and parameters of every LoRA of the model.
+        budget: share of the parameters of all of them.
+        share: whether the other layers share a LoRA.
+    """
+    by_projection: dict[str, list[int]] = {}
+    for projection, size in sizes:
+        by_projection.setdefault(projection, []).append(size)
+    least = sum(sum(sorted(found)[: 1 + share]) for found in by_projection.values())
+    total = sum(map(sum, by_projection.values()))
+    if least > budget * total:
+        raise _too_small(budget, least / total, share)
+
+
+def _too_small(budget: float, least: float, share: bool) -> UserError:
+    pairs = "one retained layer and one shared pair" if share else "one retained layer"
+    return UserError(
+        f"A budget of {budget:g} of LoRA's parameters is too small: {pairs} in each projection already need {least:.3f}. "
+        f"Raise method.budget{', or set method.share=false' * share}."
+    )

@@ -26,6 +26,7 @@ def bootstrap(
     *,
     threshold: float = 0.9,
     budget: float | None = None,
+    policy: str = "threshold",
     share: bool = True,
     seed: int = 0,
 ) -> list[dict[str, Any]]:
@@ -37,8 +38,9 @@ def bootstrap(
         resamples: how many times to draw as many examples as there are, with replacement.
         threshold: T at which layers are retained.
         budget: instead of T, as in `select`.
+        policy: which layers are retained, as in `select`.
         share: what a budget counts, as in `select`.
-        seed: of the draws.
+        seed: of the draws, and of the policy "random".
 
     Returns:
         Per LoRA `projection`, `layer`, `importance` (of the sample itself), `low` and `high` (the 95 % percentile
@@ -59,7 +61,7 @@ def bootstrap(
     for number, scores in enumerate(means):
         rows = rescored(scored, scores.tolist())
         importances[number] = [row.importance for row in rows]
-        chosen = select(rows, threshold, budget, share=share).projections
+        chosen = select(rows, threshold, budget, policy, share, seed).projections
         retained += [row.layer in chosen[row.projection].retained for row in rows]
     tail = 50 * (1 - CONFIDENCE)
     low, high = np.percentile(importances, [tail, 100 - tail], axis=0)

@@ -44,8 +44,8 @@ def side_by_side(run: Facts) -> list[dict[str, Any]]:
 
 def _selected(run: Facts, rows: list[dict[str, Any]]) -> Selection:
     method = run.config["method"]
-    rule = {key: method[key] for key in ("threshold", "budget", "share") if key in method}
-    return select([Scored(**row) for row in rows], **rule)
+    rule = {key: method[key] for key in ("threshold", "budget", "policy", "share") if key in method}
+    return select([Scored(**row) for row in rows], **rule, seed=run.seed)
 
 
 def _tau(taus: dict[tuple[str, str, str], float | None], projection: str, one: str, two: str) -> float | None:

@@ -24,8 +24,7 @@ def snippets(run: Facts) -> list[tuple[str, str]]:
 
 def at_threshold(run: Facts) -> str:
     """Return the command that trains again under another threshold, without the threshold at its end."""
-    unset = "-o method.budget=null " if run.config["method"].get("budget") is not None else ""
-    return f"lora-drop run -d {shlex.quote(str(run.path))} {unset}-o method.threshold="
+    return f"lora-drop run -d {shlex.quote(str(run.path))} -o method.threshold="
 
 
 def peft_config(run: Facts) -> str:

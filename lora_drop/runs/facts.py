@@ -115,8 +115,11 @@ class Facts:
 
     @property
     def trained_as_selected(self) -> bool:
-        """False if layers were selected anew since the training, and other parameters would be trained now."""
-        chosen = self.selection.trainable_parameters if self.selection else None
+        """False if layers were selected anew since the training, which would be repeated under the new selection."""
+        trained = self.stages.get("train", {})
+        if "selection" in trained:
+            return bool(trained["selection"] == self.stages["select"]["outputs"]["selection.json"])
+        chosen = self.selection.trainable_parameters if self.selection else None  # all that earlier versions tell
         return chosen is None or self.parameters.get("adapter", chosen) == chosen
 
     @property
@@ -130,8 +133,9 @@ class Facts:
     def stability(self) -> dict[str, Any]:
         """The content of `stability.json`; empty if it belongs to another selection rule than the one in use."""
         content, method = self._json("stability.json"), self.config["method"]
-        rule = {key: method.get(key) for key in ("threshold", "budget", "share")}
-        return content if all(content.get(key) == value for key, value in rule.items()) else {}
+        rule = {key: method.get(key) for key in ("threshold", "budget", "policy", "share")}
+        found = {"policy": "threshold", **content}  # earlier versions knew no other
+        return content if all(found.get(key) == value for key, value in rule.items()) else {}
 
     @cached_property
     def criteria(self) -> dict[str, Any]:

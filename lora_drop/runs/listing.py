@@ -95,6 +95,8 @@ class Removable:
 
     path: Path
     run: Path
+    status: str
+    """Of the run."""
     why: str
     size: int
     """Bytes."""
@@ -113,19 +115,25 @@ def removable(folder: Path, exports: bool = False, unfinished: bool = False) -> 
     found, _ = read_all(folder)
     lost = [run for run in found if unfinished and run.status in ("failed", "interrupted")]
     lost = [run for run in lost if not any(run.path in other.path.parents for other in found)]
-    parts = [Removable(run.path, run.path, f"{run.status} run", size_of(run.path)) for run in lost]
+    parts = [Removable(run.path, run.path, run.status, f"{run.status} run", size_of(run.path)) for run in lost]
     for run in found:
         kinds = [("export", "export")] if exports and run not in lost and run.status != "running" else []
         kinds += [("checkpoints", "checkpoints of a run that is done")] if run.status == "done" else []
-        parts += [Removable(run.path / name, run.path, why, size_of(run.path / name)) for name, why in kinds]
+        parts += [
+            Removable(run.path / name, run.path, run.status, why, size_of(run.path / name)) for name, why in kinds
+        ]
     return [part for part in parts if part.size]
 
 
 def clean(parts: Sequence[Removable]) -> None:
-    """Remove folders. Raises UserError, with all others left, at one whose run another process has begun to work in."""
+    """Remove folders. Raises UserError, with all others left, at one whose run is no longer as it was when they were listed."""
     for part in parts:
         try:
             with hold(part.run / LOCK, f"Another process is working in {part.run}: {part.path} was left"):
+                stored = str(read_facts(part.run).manifest.get("status", "new"))
+                status = "interrupted" if stored == "running" else stored  # as its lock is ours
+                if status != part.status:
+                    raise UserError(f"{part.run} is no longer {part.status}, but {status}: {part.path} was left.")
                 shutil.rmtree(part.path)
         except OSError as error:
             raise UserError(f"{part.path} cannot be removed ({error.strerror}).") from error

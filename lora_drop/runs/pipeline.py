@@ -53,6 +53,12 @@ def check(job: Job, stages: Sequence[Stage], alone: bool = False) -> None:
         processes.by_first(lambda: _refuse_another_task(job))
     if parts:
         job.data.check(parts)
+    names = {stage.name for stage in stages}
+    if names & {"score", "train"}:
+        from lora_drop.runs.shapes import check_shapes
+
+        job.report.doing("comparing shapes")
+        check_shapes(job, names)
 
 
 def _refuse_another_task(job: Job) -> None:

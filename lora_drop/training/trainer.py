@@ -96,7 +96,7 @@ def fit(
     if way.packing is None and config.packing == "auto":
         report.notice(f"batches are computed {way.padding}")
     steps_per_epoch = math.ceil(len(rows) / config.batch_size)
-    total = steps or math.ceil(config.epochs * steps_per_epoch)
+    total = steps or steps_of(config, len(rows))
     log_every = 1 if log_each_step else config.logging_steps
     arguments = _arguments(config, folder, seed, device, total, log_every, evaluator is not None, best)
     between = stepper(model, total) if stepper else None
@@ -137,6 +137,11 @@ def _train(trainer: _Trainer, start: Path | None, history: History, trackers: Tr
             last.enter_context(trackers.watching(trainer))
         trainer.train(resume_from_checkpoint=str(start) if start else None)
     raise_for(processes.highest(history.interrupted))
+
+
+def steps_of(config: TrainConfig, rows: int) -> int:
+    """Return the number of optimizer steps of a training on so many rows."""
+    return math.ceil(config.epochs * math.ceil(rows / config.batch_size))
 
 
 def warmup_steps(config: TrainConfig, total: int) -> int:

@@ -15,7 +15,8 @@ def settings(job: Job) -> Values:
     """Return the rule by which layers are retained, and the number of resamples."""
     method = job.config.method
     rule = [method.threshold, method.budget, method.share, job.config.score.bootstrap]
-    return {"rule": rule, "seed": job.config.seed}
+    policy = {} if method.policy == "threshold" else {"policy": method.policy}  # earlier versions knew no other
+    return {"rule": rule, **policy, "seed": job.config.seed}
 
 
 def work(job: Job) -> Work:
@@ -26,7 +27,7 @@ def work(job: Job) -> Work:
     method, resamples = job.config.method, job.config.score.bootstrap
     scored = read_scores(job.run.file("scores.json"))
     norms = {row["name"]: row["norms"] for row in read_json(job.run.file("norms.json"))["modules"]}
-    rule: Values = {"threshold": method.threshold, "budget": method.budget, "share": method.share}
+    rule: Values = {key: getattr(method, key) for key in ("threshold", "budget", "policy", "share")}
     rule["seed"] = job.config.seed
     rows = bootstrap(scored, norms, resamples, **rule)
     content = {"resamples": resamples, "confidence": CONFIDENCE, **rule, "modules": rows}

@@ -57,6 +57,7 @@ def work(job: Job) -> Work:
     kept = f"kept epoch {outcome.kept_epoch:g} ({config.train.select_epoch})"
     return f"{parameters.adapter:,} trainable parameters (head {parameters.head:,}); {kept}", {
         "trainable_parameters": asdict(parameters),
+        **({"selection": digest_of(job, "selection.json", "select")} if job.selects else {}),
         "train_rows": len(job.data.train.rows),
         **({"held_out_rows": len(job.data.held_out.rows)} if config.train.held_out else {}),
         "precision": config.train.precision,

@@ -1,0 +1,103 @@
+"""What does not fit together is refused on shapes alone: before a directory is there."""
+
+import json
+import shutil
+
+import pytest
+
+from lora_drop.cli.app import main
+from lora_drop.files import read_json
+
+pytestmark = pytest.mark.slow
+
+SMALL = ["task=toy-nli", "limit.train=64", "limit.eval=32", "train.epochs=1", "device=cpu"]
+
+
+def command(name, folder, *arguments):
+    options = [part for override in SMALL for part in ("-o", override)]
+    with pytest.raises(SystemExit) as end:
+        main([name, "-d", str(folder), "-q", *options, *arguments])
+    return end.value.code
+
+
+@pytest.fixture(scope="module")
+def adapters(tmp_path_factory):
+    """Folders of one trained LoRA: as it is, and as other kinds of adapter would be."""
+    folder = tmp_path_factory.mktemp("adapters")
+    assert command("run", folder / "run", "-b", "tiny:roberta", "-o", "method.name=lora") == 0
+    whole = folder / "run" / "adapter"
+    for name, key, value in (("pissa", "init_lora_weights", "pissa"), ("dora", "use_dora", True)):
+        shutil.copytree(whole, folder / name)
+        content = {**read_json(whole / "adapter_config.json"), key: value}
+        (folder / name / "adapter_config.json").write_text(json.dumps(content))
+    return {"lora": whole, "pissa": folder / "pissa", "dora": folder / "dora"}
+
+
+@pytest.mark.parametrize(
+    ("stage", "backbone", "options", "message"),
+    [
+        ("run", "tiny:roberta", ["--budget", "0.1"], "one shared pair in each projection already need 0.5"),
+        ("run", "tiny:roberta", ["-o", "method.target_projections=[quary]"], "Did you mean 'query'"),
+        ("run", "tiny:roberta", ["-o", "train.max_length=5000"], "more than this backbone's 513 positions"),
+        (
+            "run",
+            "tiny:roberta",
+            ["--compare", "adalora", "-o", "train.batch_size=64"],
+            "AdaLoRA cannot prune in 1 step",
+        ),
+        (
+            "run",
+            "tiny:roberta",
+            ["--compare", "tied_lora", "-o", "method.target_projections=[all-linear]"],
+            "Tied-LoRA needs layers of equal widths",
+        ),
+        ("score", "tiny:bert", ["--adapter", "{lora}"], "holds no adapter for this model"),
+        ("score", "tiny:roberta", ["--adapter", "{dora}"], "does not fit this model"),
+        ("score", "tiny:roberta", ["--adapter", "{pissa}"], "moves a part of W into B A"),
+        (
+            "run",
+            "tiny:roberta",
+            ["-o", "warmup.adapter={lora}", "-o", "method.target_projections=[query]"],
+            "Set method.target_projections to the adapter's (query, value)",
+        ),
+        ("run", "tiny:bert", ["-o", "train.start_from={lora}"], "Is it an adapter of this backbone?"),
+        ("run", "tiny:roberta", ["-o", "train.start_from={lora}", "-o", "method.rank=4"], "Set method.rank"),
+        ("run", "tiny:roberta", ["-o", "train.start_from={pissa}"], "moves a part of W into B A"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_anything_is_written(
+    stage, backbone, options, message, adapters, tmp_path, capsys
+):
+    folder = tmp_path / "run"
+    assert command(stage, folder, "-b", backbone, *(option.format(**adapters) for option in options)) == 2
+    error = " ".join(capsys.readouterr().err.split())
+    assert message in error and error.count("Error:") == 1 and not folder.exists()
+
+
+def test_an_adapter_of_a_wider_model_is_named_as_one(adapters, tmp_path, capsys):
+    """The same modules in number and name, of other widths."""
+    folder = tmp_path / "run"
+    wide = tmp_path / "wide"
+    shutil.copytree(adapters["lora"], wide)
+    from safetensors.torch import load_file, save_file
+
+    path = wide / "adapter_model.safetensors"
+    grown = {name: tensor.repeat(1, 2) if "lora_A" in name else tensor for name, tensor in load_file(path).items()}
+    save_file(grown, path, metadata={"format": "pt"})
+    options = ["-b", "tiny:roberta", "-o", f"train.start_from={wide}", "-o", "method.name=lora"]
+    assert command("run", folder, *options) == 2
+    assert "is an adapter of another backbone" in capsys.readouterr().err and not folder.exists()
+
+
+def test_what_fits_is_done(adapters, tmp_path):
+    """An adapter is scored, its layers selected, and a training started from it."""
+    options = [
+        "-b",
+        "tiny:roberta",
+        "-o",
+        f"warmup.adapter={adapters['lora']}",
+        "-o",
+        f"train.start_from={adapters['lora']}",
+    ]
+    assert command("run", tmp_path / "run", *options, "-o", "method.threshold=0.5") == 0
+    assert read_json(tmp_path / "run" / "metrics.json")["examples"] == 32
