@@ -89,15 +89,16 @@ def test_an_adapter_of_a_wider_model_is_named_as_one(adapters, tmp_path, capsys)
     assert "is an adapter of another backbone" in capsys.readouterr().err and not folder.exists()
 
 
-def test_what_fits_is_done(adapters, tmp_path):
-    """An adapter is scored, its layers selected, and a training started from it."""
-    options = [
-        "-b",
-        "tiny:roberta",
-        "-o",
-        f"warmup.adapter={adapters['lora']}",
-        "-o",
-        f"train.start_from={adapters['lora']}",
-    ]
-    assert command("run", tmp_path / "run", *options, "-o", "method.threshold=0.5") == 0
-    assert read_json(tmp_path / "run" / "metrics.json")["examples"] == 32
+def test_what_fits_is_done_and_stays_usable_without_the_adapter_that_it_began_from(adapters, tmp_path, capsys):
+    """As where a run is copied to another machine."""
+    mine, run = shutil.copytree(adapters["lora"], tmp_path / "mine"), tmp_path / "run"
+    begun = ["-b", "tiny:roberta", "-o", f"warmup.adapter={mine}", "-o", f"train.start_from={mine}"]
+    assert command("run", run, *begun, "-o", "method.threshold=0.5") == 0
+    assert read_json(run / "metrics.json")["examples"] == 32
+    shutil.rmtree(mine)
+    assert command("eval", run, "-o", "limit.eval=16") == 0 and command("select", run, "--budget", "0.7") == 0
+    assert read_json(run / "metrics.json")["examples"] == 16
+    capsys.readouterr()
+    assert (
+        command("train", run, "--budget", "0.7") == 2 and "neither a PEFT adapter nor a run" in capsys.readouterr().err
+    )

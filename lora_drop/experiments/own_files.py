@@ -8,7 +8,6 @@ from typing import Any
 
 from lora_drop.config.schema import Config
 from lora_drop.errors import UserError
-from lora_drop.files import file_digest
 from lora_drop.runs.job import adapters_of
 
 
@@ -49,7 +48,6 @@ def _backbone(config: Config) -> dict[str, str]:
 
 
 def _adapters(config: Config) -> dict[str, str]:
-    there = [
-        name for name in (config.train.start_from, config.warmup.adapter) if name and Path(name).expanduser().exists()
-    ]
-    return {key: file_digest(path) for key, path in adapters_of(config)} if there else {}
+    nothing: dict[str, dict[str, str]] = {"train.start_from": {}, "warmup.adapter": {}}
+    found = adapters_of(config, known=nothing)
+    return {key: origin["content"] for key, origin in found.items() if origin}

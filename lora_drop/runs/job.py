@@ -5,7 +5,7 @@ Importing this module imports neither torch nor transformers, so that a stage wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +16,7 @@ from lora_drop.config.identity import subject
 from lora_drop.config.schema import Config
 from lora_drop.errors import UserError
 from lora_drop.files import file_digest
+from lora_drop.methods.folder import adapter_folder
 from lora_drop.progress import SILENT, Reporter
 from lora_drop.registry import CRITERIA, METHODS, TASKS, needs_selection
 from lora_drop.runs.store import Run
@@ -101,7 +102,6 @@ class Job:
     def check(self) -> None:
         """Say before work starts what would end it later. Raises UserError."""
         from lora_drop.data.batches import split_batch
-        from lora_drop.methods.start import check_adapter, check_start
         from lora_drop.models.quantization import check_quantization
         from lora_drop.training.trackers import check_trackers
 
@@ -112,18 +112,19 @@ class Job:
             check_trackers(self.config.train.report_to)
         split_batch(self.config.train.batch_size, None, processes.size())
         split_batch(self.config.warmup.batch_size or self.config.train.batch_size, None, processes.size())
-        if self.config.warmup.adapter:
-            check_adapter(self.config.warmup.adapter, self.task.kind)
-        if self.config.train.start_from:
-            check_start(self.method, self.config.train.start_from)
 
     @property
     def sources(self) -> dict[str, dict[str, str]]:
         """Where backbone, adapters of the user's and rows of each split came from, now or in an earlier process: files, or a
         commit of the Hub."""
         backbone = {"backbone": self.backbone.origin} if self.backbone.origin else {}
-        adapters = {key: {"folder": str(path), "content": file_digest(path)} for key, path in adapters_of(self.config)}
-        return {**known_sources(self.run), **backbone, **adapters, **self.source.origins}
+        return {**known_sources(self.run), **backbone, **self.adapters, **self.source.origins}
+
+    @cached_property
+    def adapters(self) -> dict[str, dict[str, str]]:
+        """Folder and content of the adapters of the user's that the run begins from; of one that is gone, as the stages that
+        are done had it."""
+        return adapters_of(self.config, known_sources(self.run))
 
     @cached_property
     def scored_each_epoch(self) -> bool:
@@ -136,12 +137,20 @@ class Job:
         return needs_selection(self.config.method.name)
 
 
-def adapters_of(config: Config) -> list[tuple[str, Path]]:
-    """Return the folders of adapters of the user's that a run begins from, by their keys. Raises UserError if one is none."""
-    from lora_drop.methods.folder import adapter_folder
+def adapters_of(config: Config, known: Mapping[str, dict[str, str]]) -> dict[str, dict[str, str]]:
+    """Return `folder` and `content` of the adapters of the user's that a run begins from, by their keys.
 
+    One that is no longer there is as `known` has it. Raises UserError for one that is neither there nor known.
+    """
     named = {"train.start_from": config.train.start_from, "warmup.adapter": config.warmup.adapter}
-    return [(key, adapter_folder(name, key)) for key, name in named.items() if name]
+    found = {}
+    for key, name in named.items():
+        if name and key in known and not Path(name).expanduser().exists():
+            found[key] = known[key]
+        elif name:
+            folder = adapter_folder(name, key)
+            found[key] = {"folder": str(folder), "content": file_digest(folder)}
+    return found
 
 
 def _check_criterion(config: Config) -> None:

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from lora_drop.errors import UserError
 from lora_drop.methods.folder import adapter_folder
-from lora_drop.methods.start import start_from
+from lora_drop.methods.start import check_adapter, check_start, start_from
 from lora_drop.models.backbones import load_meta_model
 from lora_drop.models.checks import check_length
 from lora_drop.pruning.importance import numbered
@@ -23,6 +23,10 @@ from lora_drop.training.trainer import steps_of
 def check_shapes(job: Job, stages: Collection[str]) -> None:
     """Build what the stages `score` and `train` will build, without weights. Raises UserError for what does not fit."""
     config, method = job.config, METHODS.get("lora") if job.selects else job.method
+    if config.warmup.adapter and "score" in stages:
+        check_adapter(config.warmup.adapter, job.task.kind)
+    if config.train.start_from:
+        check_start(job.method, config.train.start_from)
     check_length(_backbone(job), config.train.max_length)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of weights without values; any other comes again with the weights

@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from lora_drop.files import file_digest
-from lora_drop.methods.folder import adapter_folder
 from lora_drop.registry import CRITERIA
 
 if TYPE_CHECKING:
@@ -105,7 +104,7 @@ def rows_of(job: Job, *parts: str) -> Values:
     return {"task_version": job.task.version, **own, **{part: job.data.parts[part].digest for part in parts}}
 
 
-def training(train: TrainConfig, *unused: str) -> Values:
+def training(job: Job, train: TrainConfig, *unused: str) -> Values:
     """Return settings of a training but for those `unused`, and those that change no result; an adapter that it starts
     from counts by its content, not by its name."""
     settings = {key: value for key, value in asdict(train).items() if key not in (*unused, *NO_INPUTS)}
@@ -114,5 +113,5 @@ def training(train: TrainConfig, *unused: str) -> Values:
     if train.device_batch_size:  # parts of a batch that no number divides were weighed otherwise before
         settings["accumulation"] = 2
     if train.start_from:
-        settings["start_from"] = file_digest(adapter_folder(train.start_from))
+        settings["start_from"] = job.adapters["train.start_from"]["content"]
     return settings

@@ -49,12 +49,12 @@ def warmup_settings(job: Job) -> Values:
     config = job.config
     common = {**names(job), "limit": config.limit.train}
     if config.warmup.adapter:
-        adapter = file_digest(adapter_folder(config.warmup.adapter, "warmup.adapter"))
+        adapter = job.adapters["warmup.adapter"]["content"]
         return {**common, "adapter": adapter, "max_length": config.train.max_length, **precision(job)}
     method = asdict(config.method)
     return {
         **common,
-        "warmup": training(warmup.warmup_settings(config), "select_epoch", "held_out"),
+        "warmup": training(job, warmup.warmup_settings(config), "select_epoch", "held_out"),
         "warmup_steps": config.warmup.steps,
         "method": {key: method[key] for key in ("rank", "alpha", "dropout", "target_projections")},
     }

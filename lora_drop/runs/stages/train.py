@@ -20,7 +20,7 @@ def settings(job: Job) -> Values:
     return {
         **names(job),
         "limit": job.config.limit.train,
-        "train": training(job.config.train),
+        "train": training(job, job.config.train),
         "method": [asdict(job.config.method), job.method.version],
     }
 
