@@ -148,6 +148,14 @@ def test_the_merged_model_is_the_run_without_an_adapter(run, folder, tmp_path):
     torch.testing.assert_close(logits(model, tmp_path / "m"), logits(lora_drop.load_run(run, "cpu")[0], folder))
 
 
+def test_what_cannot_be_merged_is_said_before_the_weights_are_read(run, tmp_path, capsys):
+    assert command("run", "-d", run, "-q", "--compare", "tied_lora") == 0
+    capsys.readouterr()
+    tied = run / "compare" / "tied_lora"
+    assert command("export", tied, "--to", "merged", "--base", "acme/tiny", "--out", tmp_path / "m") == 2
+    assert "Tied-LoRA cannot be merged" in capsys.readouterr().err and not (tmp_path / "m").exists()
+
+
 def test_an_adapter_of_4_bit_weights_is_merged_in_bf16(run, tmp_path, capsys):
     quantized = shutil.copytree(run, tmp_path / "q")
     edit_config(quantized, lambda text: yaml.safe_dump({**yaml.safe_load(text), "quantization": "nf4"}))

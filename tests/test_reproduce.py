@@ -14,6 +14,7 @@ from grids import TEXTS, command, perform, planned
 
 from lora_drop.cli import app as cli
 from lora_drop.errors import UserError
+from lora_drop.experiments import estimate as estimation
 from lora_drop.experiments.engine import perform_grid
 from lora_drop.experiments.engines.local import InProcess
 from lora_drop.experiments.estimate import ends_after, estimate
@@ -290,9 +291,14 @@ def test_a_dry_run_estimates_and_writes_nothing(swept, tmp_path, capsys, monkeyp
     monkeypatch.delenv("LORA_DROP_DATA", raising=False)
     arguments = command(swept, "table6")[3:]
     arguments.remove("--quiet")
+    timed, real = [], estimation._time_training
+    monkeypatch.setattr(
+        estimation, "_time_training", lambda job, stage, *rest: timed.append(stage) or real(job, stage, *rest)
+    )
     with pytest.raises(SystemExit) as end:
         cli.main([*arguments, "--seeds", "0,1", "--dry-run", "--json", "--runs", str(tmp_path / "nothing")])
     plan = json.loads(capsys.readouterr().out)
+    assert timed.count("score") == 1  # the rows have their warm-up in common
     assert end.value.code == 0 and not (tmp_path / "nothing").exists()
     assert [run["done"] for run in plan["runs"]] == [True] * 5 + [False] * 5
     assert len(plan["estimates"]) == 5 and all(

@@ -156,8 +156,6 @@ def _plain(selection: Selection, scored: list[Scored]) -> list[str]:
 
 
 def _check(job: Job, stages: list[str]) -> None:
-    if _computes(stages):
-        job.check()
     if stages == ["all"]:
         check(job, plan(job))
     else:

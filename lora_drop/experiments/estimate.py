@@ -35,6 +35,7 @@ from lora_drop.registry import METHODS, needs_selection
 from lora_drop.runs import models
 from lora_drop.runs.job import Job
 from lora_drop.runs.pipeline import plan
+from lora_drop.runs.stages import score
 from lora_drop.runs.store import Run
 from lora_drop.training.warmup import warmup_settings
 
@@ -90,7 +91,7 @@ def _measure(planned: Planned, folder: Path, warmed: set[str]) -> tuple[float, f
     tokens = sum(row_lengths(job.data.train.encoded))
     seconds, left, peak = 0.0, 0.0, 0.0
     settings = warmup_settings(config)
-    warm_up = digest(config.task, asdict(config.sample), asdict(settings), config.warmup.steps, asdict(config.method))
+    warm_up = digest(asdict(config.sample), score.warmup_settings(job))
     if "score" in stages and warm_up not in warmed:
         warmed.add(warm_up)
         step, model, size = _time_training(job, "score", METHODS.get("lora"), settings, clock)

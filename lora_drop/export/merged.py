@@ -22,17 +22,21 @@ def merged(source: Source, folder: Path) -> str:
     hold the sum.
     """
     config, task = source.run.config, source.task
+    method, adapter = METHODS.get(config.method.name), source.adapter
+    refusal = UserError(f"{source.facts.title} cannot be merged into the weights of its backbone.")
+    if not method.merges:
+        raise refusal
     quantized = config.quantization != "none"
     backbone = locate(config.backbone, config.offline, known=source.origin or None)
     tokenizer = load_tokenizer(backbone, causal=task.kind == "generation")
     plain = load_model(backbone, task, config.seed, tokenizer)
-    model: Any = METHODS.get(config.method.name).load(plain, source.adapter)
+    model: Any = method.load(plain, adapter)
     if quantized:
         model = model.to(torch.bfloat16)
     if isinstance(model, PeftModel):
         model = model.merge_and_unload()
-    if not isinstance(model, PreTrainedModel) or any("tied" in type(part).__name__.lower() for part in model.modules()):
-        raise UserError(f"{source.facts.title} cannot be merged into the weights of its backbone.")
+    if not isinstance(model, PreTrainedModel):  # what a method of the user's loads may be anything
+        raise refusal
     if task.labels:
         model.config.id2label = dict(enumerate(task.labels))
         model.config.label2id = {label: index for index, label in enumerate(task.labels)}

@@ -108,6 +108,8 @@ class Method:
     """True if stages 1 to 3 come first."""
     starts: bool = False
     """True if `train.start_from` may name an adapter: the method trains plain LoRAs."""
+    merges: bool = True
+    """True if what is trained can be added to the backbone's weights."""
     examples: int = 0
     """Rows that `prepare` needs."""
     count: Callable[[nn.Module], Parameters] = count_parameters

@@ -134,4 +134,4 @@ def load(backbone: PreTrainedModel, folder: Path) -> nn.Module:
     return model
 
 
-METHOD = Method(name="tied_lora", title="Tied-LoRA", build=build, save=save, load=load)
+METHOD = Method(name="tied_lora", title="Tied-LoRA", build=build, save=save, load=load, merges=False)

@@ -52,6 +52,7 @@ def check(job: Job, stages: Sequence[Stage], alone: bool = False) -> None:
     if "train" in parts:
         processes.by_first(lambda: _refuse_another_task(job))
     if parts:
+        job.check()
         job.data.check(parts)
     names = {stage.name for stage in stages}
     if names & {"score", "train"}:
