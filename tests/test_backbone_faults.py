@@ -16,7 +16,7 @@ import lora_drop
 from lora_drop.cli.app import main
 from lora_drop.errors import UserError
 from lora_drop.files import read_json
-from lora_drop.models.backbones import load_model, load_tokenizer, locate
+from lora_drop.models.backbones import load_meta_model, load_model, load_tokenizer, locate
 from lora_drop.models.checks import check_length
 from lora_drop.registry import TASKS
 
@@ -108,6 +108,16 @@ def test_a_padding_token_without_a_row_is_replaced(folder):
     tokens.save_pretrained(folder)
     _, loaded, told = load(folder)
     assert loaded.pad_token == "<pad>" and "[PAD]" in told[0]
+
+
+def test_a_padding_token_without_a_row_leaves_a_decoder_its_shapes(tmp_path):
+    folder = make_checkpoint(tmp_path / "backbone", BY_NAME["llama"])
+    change_config(folder, pad_token_id=260)  # as many as the embedding has rows
+    model, tokens, _ = load(folder, "toy-nlg")
+    shapes = load_meta_model(locate(str(folder)), TASKS.get("toy-nlg"), tokens)
+    assert {name: value.shape for name, value in shapes.state_dict().items()} == {
+        name: value.shape for name, value in model.state_dict().items()
+    }
 
 
 @pytest.mark.parametrize("name", ["bert", "llama"])

@@ -298,7 +298,6 @@ def test_ctrl_c_while_libraries_are_loaded_ends_quietly(loaded, tmp_path):
     assert told in ([], ["Interrupted. The same command continues where it stopped."])
 
 
-@pytest.mark.slow
 def test_a_method_that_fits_no_such_model_leaves_the_counts_of_the_others():
     counted = count_methods(load_config(overrides=["backbone=tiny:roberta", "method.target_projections=[all-linear]"]))
     assert counted["methods"]["lora"]["adapter"] == 14_336 and counted["methods"]["tied_lora"]["adapter"] is None
@@ -307,6 +306,7 @@ def test_a_method_that_fits_no_such_model_leaves_the_counts_of_the_others():
         count_methods(load_config(overrides=["backbone=tiny:roberta", "method.target_projections=[quary]"]))
 
 
+@pytest.mark.slow
 def test_params_tasks_and_doctor(tmp_path):
     counted = json.loads(lora_drop("params", "--backbone", "tiny:roberta", "--json").stdout)
     assert counted["backbone"] == "tiny:roberta" and counted["methods"]["lora"] == {

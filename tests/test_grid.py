@@ -75,6 +75,13 @@ def test_rows_are_chosen_by_name():
         expand(experiment, Choice(rows=["lorra"]))
 
 
+def test_a_row_with_a_threshold_has_no_budget_of_the_experiment(tmp_path):
+    rows = "rows: {half: {title: A}, most: {title: B, method.threshold: 0.7}}\ntasks: [rte]\nseeds: [0]\n"
+    (tmp_path / "mine.yaml").write_text(f"config: glue/{{task}}\nset: {{method.budget: 0.5}}\n{rows}")
+    half, most = (run.config.method for run in expand(load_experiment(str(tmp_path / "mine.yaml")), Choice()))
+    assert half.budget == 0.5 and (most.threshold, most.budget) == (0.7, None)
+
+
 def test_every_sample_ratio_of_figure11_takes_the_same_number_of_steps():
     """Those of three epochs over a tenth of RTE's 2,490 rows, in the batches of its warm-up."""
     configs = [run.config for run in expand(load_experiment("figure11"), Choice())]

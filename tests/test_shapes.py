@@ -7,6 +7,7 @@ import pytest
 
 from lora_drop.cli.app import main
 from lora_drop.files import read_json
+from lora_drop.registry import METHODS
 
 pytestmark = pytest.mark.slow
 
@@ -89,6 +90,30 @@ def test_an_adapter_of_a_wider_model_is_named_as_one(adapters, tmp_path, capsys)
     assert "is an adapter of another backbone" in capsys.readouterr().err and not folder.exists()
 
 
+def test_a_method_that_looks_at_values_is_not_judged_by_shapes(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(METHODS, "added", {})
+    plugin = tmp_path / "careful.py"
+    plugin.write_text(
+        "from dataclasses import replace\n"
+        "from lora_drop.methods.lora import METHOD as LORA\n"
+        "def build(backbone, *rest):\n"
+        "    assert next(backbone.parameters()).abs().max().item() > 0\n"
+        "    return LORA.build(backbone, *rest)\n"
+        "CAREFUL = replace(LORA, name='careful', title='Careful', build=build)\n"
+    )
+    options = [part for override in [*SMALL, "method.name=careful"] for part in ("-o", override)]
+    with pytest.raises(SystemExit) as end:
+        main(["--plugin", str(plugin), "run", "-d", str(tmp_path / "run"), "-b", "tiny:bert", *options])
+    assert end.value.code == 0 and (tmp_path / "run" / "metrics.json").is_file()
+    assert "is not known beforehand" in " ".join(capsys.readouterr().err.split())
+
+
+def test_an_adapter_decides_alone_where_it_is_scored(adapters, tmp_path):
+    """Its modules are in the model, what a training would look for is not."""
+    projections = ["-b", "tiny:roberta", "-o", "method.target_projections=[nothing]"]
+    assert command("score", tmp_path / "run", "--adapter", str(adapters["lora"]), *projections) == 0
+
+
 def test_what_fits_is_done_and_stays_usable_without_the_adapter_that_it_began_from(adapters, tmp_path, capsys):
     """As where a run is copied to another machine."""
     mine, run = shutil.copytree(adapters["lora"], tmp_path / "mine"), tmp_path / "run"
@@ -96,6 +121,7 @@ def test_what_fits_is_done_and_stays_usable_without_the_adapter_that_it_began_fr
     assert command("run", run, *begun, "-o", "method.threshold=0.5") == 0
     assert read_json(run / "metrics.json")["examples"] == 32
     shutil.rmtree(mine)
+    assert command("select", run, "-o", f"warmup.adapter={tmp_path / 'typo'}") == 2
     assert command("eval", run, "-o", "limit.eval=16") == 0 and command("select", run, "--budget", "0.7") == 0
     assert read_json(run / "metrics.json")["examples"] == 16
     capsys.readouterr()

@@ -16,7 +16,7 @@ from typing import Any
 
 from lora_drop.config.files import config_folders, find_config, read_config, read_yaml
 from lora_drop.config.identity import OWN, WHERE_KEYS, config_hash, to_dict
-from lora_drop.config.loading import from_dict, override
+from lora_drop.config.loading import from_dict, layer, override
 from lora_drop.config.schema import Config
 from lora_drop.config.strict import build, leaves, merge, put
 from lora_drop.errors import UserError, closest
@@ -251,12 +251,10 @@ def _planned(experiment: Experiment, row: str, task: str, seed: int, choice: Cho
         errors: list[str] = []
         values = read_config(_task_config(experiment, task))
         merge(values, {"backbone": experiment.backbone} if experiment.backbone else {})
-        for key, value in {**experiment.set, **experiment.task_set.get(task, {})}.items():
-            put(values, key, value)
+        layer(values, _nested({**experiment.set, **experiment.task_set.get(task, {})}))
         for name in choice.files:
-            merge(values, read_config(name))
-        for key, value in own.items():
-            put(values, key, value)
+            layer(values, read_config(name))
+        layer(values, _nested(own))
         override(values, choice.overrides, choice.flags, errors)
         merge(values, {"task": task, "seed": seed, **({"backbone": choice.backbone} if choice.backbone else {})})
         return from_dict(values, errors)
@@ -269,6 +267,14 @@ def _planned(experiment: Experiment, row: str, task: str, seed: int, choice: Cho
         if key not in WHERE_KEYS and value != published[key]
     }
     return Planned(experiment, row, config, deviations, {})
+
+
+def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values by dotted key as a configuration has them."""
+    found: dict[str, Any] = {}
+    for key, value in flat.items():
+        put(found, key, value)
+    return found
 
 
 def _task_config(experiment: Experiment, task: str) -> str:

@@ -8,7 +8,9 @@ from typing import Any
 
 from lora_drop.config.schema import Config
 from lora_drop.errors import UserError
-from lora_drop.runs.job import adapters_of
+from lora_drop.files import file_digest
+from lora_drop.methods.folder import adapter_folder
+from lora_drop.runs.job import named_adapters
 
 
 def files_changed(stages: Mapping[str, Mapping[str, Any]], config: Config) -> bool:
@@ -48,6 +50,5 @@ def _backbone(config: Config) -> dict[str, str]:
 
 
 def _adapters(config: Config) -> dict[str, str]:
-    nothing: dict[str, dict[str, str]] = {"train.start_from": {}, "warmup.adapter": {}}
-    found = adapters_of(config, known=nothing)
-    return {key: origin["content"] for key, origin in found.items() if origin}
+    there = {key: name for key, name in named_adapters(config).items() if Path(name).expanduser().exists()}
+    return {key: file_digest(adapter_folder(name, key)) for key, name in there.items()}

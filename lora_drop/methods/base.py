@@ -93,7 +93,8 @@ class Method:
     title: str
     """The name in the paper's tables."""
     build: Callable[[PreTrainedModel, MethodConfig, int, Selection | None], nn.Module]
-    """`build(backbone, config, seed, selection)`: the model to train. The same seed gives the same initial weights."""
+    """`build(backbone, config, seed, selection)`: the model to train. The same seed gives the same initial weights. It is
+    also asked with a backbone on the meta device, which has shapes and no values."""
     save: Callable[[nn.Module, Path], None]
     """`save(model, folder)`: write what was trained, as safetensors."""
     load: Callable[[PreTrainedModel, Path], nn.Module]

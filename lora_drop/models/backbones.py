@@ -143,10 +143,7 @@ def load_model(
     It is on the CPU, but for a quantized one and one of a `shape:`, which come straight onto `device`. `seed` decides a
     classifier's fresh head, and all of a model with random weights. `notice` is told about a head that does not fit.
     """
-    config = load_config(backbone, task)
-    if config.pad_token_id is None or config.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
-        # a decoder's classifier finds the last token by it; an encoder may count its positions from its own
-        config.pad_token_id = tokenizer.pad_token_id
+    config = _padded(load_config(backbone, task), tokenizer)
     torch.manual_seed(seed)
     model, report = kind_of(backbone.name).model(backbone, _auto(task), config, device)
     if report is not None:
@@ -161,10 +158,24 @@ def load_model(
     return model
 
 
-def load_meta_model(backbone: Backbone, task: Task) -> PreTrainedModel:
-    """Build the model without weights, on PyTorch's meta device: shapes only, no download but its configuration."""
+def load_meta_model(
+    backbone: Backbone, task: Task, tokenizer: PreTrainedTokenizerBase | None = None
+) -> PreTrainedModel:
+    """Build the model without weights, on PyTorch's meta device: shapes only, no download but its configuration.
+
+    Without its tokenizer it is as the configuration has it, whose padding token may be none that it knows.
+    """
+    config = load_config(backbone, task)
     with torch.device("meta"):
-        return _auto(task).from_config(load_config(backbone, task))
+        return _auto(task).from_config(config if tokenizer is None else _padded(config, tokenizer))
+
+
+def _padded(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
+    """Return the configuration with the padding token in use."""
+    if config.pad_token_id is None or config.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+        # a decoder's classifier finds the last token by it; an encoder may count its positions from its own
+        config.pad_token_id = tokenizer.pad_token_id
+    return config
 
 
 def _auto(task: Task) -> Any:

@@ -118,7 +118,7 @@ class Facts:
         """False if layers were selected anew since the training, which would be repeated under the new selection."""
         trained = self.stages.get("train", {})
         if "selection" in trained:
-            return bool(trained["selection"] == self.stages["select"]["outputs"]["selection.json"])
+            return bool(trained["selection"] == file_digest(self.path / "selection.json"))
         chosen = self.selection.trainable_parameters if self.selection else None  # all that earlier versions tell
         return chosen is None or self.parameters.get("adapter", chosen) == chosen
 

@@ -5,7 +5,7 @@ Importing this module imports neither torch nor transformers, so that a stage wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -122,9 +122,22 @@ class Job:
 
     @cached_property
     def adapters(self) -> dict[str, dict[str, str]]:
-        """Folder and content of the adapters of the user's that the run begins from; of one that is gone, as the stages that
-        are done had it."""
-        return adapters_of(self.config, known_sources(self.run))
+        """Folder and content of the adapters of the user's that the run begins from, by their keys.
+
+        Of one that is gone, as on another machine, what the stages that are done have read. Raises UserError for one that
+        is neither there nor was it.
+        """
+        found = {}
+        for key, name in named_adapters(self.config).items():
+            path = Path(name).expanduser()
+            told = [stage.get("sources", {}).get(key, {}) for stage in self.run.manifest["stages"].values()]
+            known = [origin for origin in told if origin and Path(origin["folder"]) in (path, path / "adapter")]
+            if known and not path.exists():
+                found[key] = known[-1]
+            else:
+                folder = adapter_folder(name, key)
+                found[key] = {"folder": str(folder), "content": file_digest(folder)}
+        return found
 
     @cached_property
     def scored_each_epoch(self) -> bool:
@@ -137,20 +150,10 @@ class Job:
         return needs_selection(self.config.method.name)
 
 
-def adapters_of(config: Config, known: Mapping[str, dict[str, str]]) -> dict[str, dict[str, str]]:
-    """Return `folder` and `content` of the adapters of the user's that a run begins from, by their keys.
-
-    One that is no longer there is as `known` has it. Raises UserError for one that is neither there nor known.
-    """
+def named_adapters(config: Config) -> dict[str, str]:
+    """Return the adapters of the user's that a run begins from, by their keys."""
     named = {"train.start_from": config.train.start_from, "warmup.adapter": config.warmup.adapter}
-    found = {}
-    for key, name in named.items():
-        if name and key in known and not Path(name).expanduser().exists():
-            found[key] = known[key]
-        elif name:
-            folder = adapter_folder(name, key)
-            found[key] = {"folder": str(folder), "content": file_digest(folder)}
-    return found
+    return {key: name for key, name in named.items() if name}
 
 
 def _check_criterion(config: Config) -> None:

@@ -33,7 +33,7 @@ def plan(job: Job, until: str = "") -> list[Stage]:
 
 def check(job: Job, stages: Sequence[Stage], alone: bool = False) -> None:
     """Say before anything is written what would end these stages later: rows that cannot be read, a model of another
-    kind. Nothing is written here.
+    kind, an adapter that does not fit it. Nothing is written here.
 
     Args:
         job: the run.
@@ -46,13 +46,14 @@ def check(job: Job, stages: Sequence[Stage], alone: bool = False) -> None:
             were altered since; and if a model of another task would be lost.
     """
     processes.by_first(job.run.check)
+    parts = {part for stage in stages for part in stage.rows(job)}
+    if parts:
+        job.check()
     if alone:
         processes.by_first(lambda: _require_all(job, stages[0]))
-    parts = {part for stage in stages for part in stage.rows(job)}
     if "train" in parts:
         processes.by_first(lambda: _refuse_another_task(job))
     if parts:
-        job.check()
         job.data.check(parts)
     names = {stage.name for stage in stages}
     if names & {"score", "train"}:

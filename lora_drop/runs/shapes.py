@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Collection
 
+from torch import nn
 from transformers import PreTrainedModel
 
 from lora_drop.errors import UserError
@@ -13,7 +14,7 @@ from lora_drop.methods.start import check_adapter, check_start, start_from
 from lora_drop.models.backbones import load_meta_model
 from lora_drop.models.checks import check_length
 from lora_drop.pruning.importance import numbered
-from lora_drop.pruning.places import all_places, find_places
+from lora_drop.pruning.places import all_places
 from lora_drop.pruning.selection import Selection, check_budget
 from lora_drop.registry import METHODS
 from lora_drop.runs.job import Job
@@ -22,47 +23,66 @@ from lora_drop.training.trainer import steps_of
 
 def check_shapes(job: Job, stages: Collection[str]) -> None:
     """Build what the stages `score` and `train` will build, without weights. Raises UserError for what does not fit."""
-    config, method = job.config, METHODS.get("lora") if job.selects else job.method
-    if config.warmup.adapter and "score" in stages:
-        check_adapter(config.warmup.adapter, job.task.kind)
-    if config.train.start_from:
-        check_start(job.method, config.train.start_from)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of weights without values; any other comes again with the weights
+            _check(job, stages)
+    except UserError:
+        raise
+    except Exception as error:  # noqa: BLE001 - a method of the user's may look at values; then the stage itself will tell
+        reason = (str(error).splitlines() or [""])[0]
+        job.report.notice(f"whether all fits together is not known beforehand ({type(error).__name__}: {reason})")
+
+
+def _check(job: Job, stages: Collection[str]) -> None:
+    config = job.config
     check_length(_backbone(job), config.train.max_length)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of weights without values; any other comes again with the weights
-        model = method.build(_backbone(job), config.method, config.seed, None)
+    given = config.warmup.adapter if "score" in stages else None
+    scored = _given(job, given) if given else None
+    if scored is None or "train" in stages:
+        built = _built(job, stages)
         if config.train.start_from:
-            start_from(model, adapter_folder(config.train.start_from))
-        if method.stepper is not None and "train" in stages:
-            method.stepper(model, steps_of(config.train, len(job.data.train.rows)))
-        if job.selects:
-            _check_layers(job, stages)
+            check_start(job.method, config.train.start_from)
+            start_from(built, adapter_folder(config.train.start_from))
+        if job.method.stepper is not None:
+            job.method.stepper(built, steps_of(config.train, len(job.data.train.rows)))
+        if given and scored is not None:
+            _check_modules(given, scored, built)
+    if "select" in stages and config.method.budget is not None:
+        model = built if scored is None else scored
+        projections = {place.name: place.projection for place in all_places(model)}
+        sizes = [(projections[name], pair.parameters) for name, pair in numbered(model).items()]
+        check_budget(sizes, config.method.budget, config.method.share)
 
 
 def _backbone(job: Job) -> PreTrainedModel:
-    return load_meta_model(job.backbone, job.task)
+    return load_meta_model(job.backbone, job.task, job.data.tokenizer)
 
 
-def _check_layers(job: Job, stages: Collection[str]) -> None:
-    """Check the LoRAs that are scored, and those that a selection then leaves to be trained."""
-    config, lora, backbone = job.config, METHODS.get("lora"), _backbone(job)
-    places = find_places(backbone, config.method.target_projections)
-    if "score" not in stages:
-        job.method.build(backbone, config.method, config.seed, Selection.load(job.run.file("selection.json")))
-        return
-    if config.warmup.adapter:
-        model = lora.load(backbone, adapter_folder(config.warmup.adapter, "warmup.adapter"))
-    else:
-        model = lora.build(backbone, config.method, config.seed, None)
-    scored = numbered(model)
-    projections = {place.name: place.projection for place in all_places(model)}
-    other = sorted(scored.keys() ^ {place.name for place in places})
-    if "train" in stages and other:
-        found = ", ".join(dict.fromkeys(projections[name] for name in scored))
+def _given(job: Job, adapter: str) -> nn.Module:
+    """Return the model under the adapter that is scored instead of a warm-up. Raises UserError if it cannot be."""
+    check_adapter(adapter, job.task.kind)
+    model = METHODS.get("lora").load(_backbone(job), adapter_folder(adapter, "warmup.adapter"))
+    numbered(model)
+    return model
+
+
+def _built(job: Job, stages: Collection[str]) -> nn.Module:
+    """Return what is trained: the warm-up, or the method's own model; before its layers are selected, with all of them."""
+    method, selection = job.method, None
+    if job.selects and "score" in stages:
+        method = METHODS.get("lora")
+    elif job.selects:
+        selection = Selection.load(job.run.file("selection.json"))
+    return method.build(_backbone(job), job.config.method, job.config.seed, selection)
+
+
+def _check_modules(adapter: str, scored: nn.Module, built: nn.Module) -> None:
+    """Raise UserError unless a training has its LoRAs where the adapter that is scored has them."""
+    other = sorted(numbered(scored).keys() ^ numbered(built).keys())
+    if other:
+        found = [place.projection for place in all_places(scored) if place.name in numbered(scored)]
         raise UserError(
-            f"The adapter {config.warmup.adapter} and a training would have LoRAs on different modules ({other[0]} is in one of "
-            f"them only). Set method.target_projections to the adapter's ({found}), or only score it: lora-drop score"
+            f"The adapter {adapter} and a training would have LoRAs on different modules ({other[0]} is in one of them only). "
+            f"Set method.target_projections to the adapter's ({', '.join(dict.fromkeys(found))}), or only score it: lora-drop score"
         )
-    if "select" in stages and config.method.budget is not None:
-        sizes = [(projections[name], pair.parameters) for name, pair in scored.items()]
-        check_budget(sizes, config.method.budget, config.method.share)
