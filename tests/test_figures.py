@@ -45,6 +45,14 @@ def test_the_tradeoff_names_every_row():
     assert len(measured) > 8 and [text.get_text() for text in legend.get_texts()] == measured
 
 
+@pytest.mark.parametrize("name", ["tradeoff", "curves"])
+def test_a_legend_of_long_titles_is_inside_the_picture(name):
+    figure = FIGURES.get(name).of(build_tables(read_records(RESULTS / "mpnet" / "packaged-mpnet-base"))[0])
+    figure.draw_without_rendering()
+    left, right = figure.legends[0].get_window_extent().intervalx
+    assert 0 <= left < right <= figure.bbox.width
+
+
 def test_ratios_are_told_apart_by_lightness():
     from matplotlib.colors import to_rgb
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from matplotlib.transforms import Bbox
 
 from lora_drop.experiments.records import Record
 from lora_drop.experiments.table import Table
+from lora_drop.pruning.picture import plain
 
 DARK, LIGHT = "#1f4e79", "#d9b38c"
 OWN = "#d95f02"
@@ -22,6 +23,8 @@ OWN = "#d95f02"
 MARKERS = "osD^vP*Xd<>p"
 Point = tuple[float, float, str, str]
 """x, y, name and the name's colour."""
+COLUMN = 2.2
+"""Inches of a column of a legend that has room for the longest titles."""
 _SHIFTS = [(dx, dy) for far in (0, 12, 24, 36, 48) for dy in (far, -far) for dx in (8, -8, 24 + far, -24 - far)]
 """Places of a name beside its point, in points of 1/72 inch, the nearest first."""
 
@@ -101,6 +104,13 @@ def _box(place: Any, shift: tuple[int, int], size: tuple[float, float], scale: f
     (x, y), (width, height) = place, size
     left = x + shift[0] * scale - (width if shift[0] < 0 else 0)
     return Bbox.from_bounds(left, y + shift[1] * scale - height / 2, width, height)
+
+
+def legend_below(figure: Drawing, shown: Mapping[str, Any]) -> None:
+    """Name what is shown, by title, below the panels, in as many columns as have room."""
+    columns = max(2, int(figure.get_figwidth() / COLUMN))
+    titles = list(map(plain, shown))
+    figure.legend(list(shown.values()), titles, loc="outside lower center", ncols=columns, frameon=False, fontsize=8)
 
 
 def panels(down: int, across: int, width: float, height: float, **options: Any) -> tuple[Drawing, Any]:

@@ -3,13 +3,11 @@ colour."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from matplotlib.figure import Figure as Drawing
 from matplotlib.ticker import MaxNLocator
 
-from lora_drop.experiments.plots import MARKERS, OWN, Figure, grey, is_own, panels
+from lora_drop.experiments.plots import MARKERS, OWN, Figure, grey, is_own, legend_below, panels
 from lora_drop.experiments.records import Record
 from lora_drop.experiments.table import Table
 from lora_drop.pruning.picture import plain
@@ -35,9 +33,7 @@ def draw(table: Table, records: list[Record]) -> Drawing:
         axis.set_xlabel("epoch")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[0][0].set_ylabel("score")
-    columns = max(2, int(figure.get_figwidth() / 2.2))
-    place: dict[str, Any] = {"loc": "outside lower center", "ncols": columns, "frameon": False, "fontsize": 8}
-    figure.legend(list(lines.values()), list(map(plain, lines)), **place)
+    legend_below(figure, lines)
     return figure
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.figure import Figure as Drawing
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from lora_drop.experiments.plots import MARKERS, OWN, Figure, Point, grey, is_own, label_points, panels
+from lora_drop.experiments.plots import MARKERS, OWN, Figure, Point, grey, is_own, label_points, legend_below, panels
 from lora_drop.experiments.records import Record
 from lora_drop.experiments.table import Table
 from lora_drop.pruning.picture import plain
@@ -48,14 +48,7 @@ def draw(table: Table, records: list[Record]) -> Drawing:
     if max(len(points) for _, points in named) <= LABELLED:
         label_points(named)
     else:
-        figure.legend(
-            [shown[title] for title in titles],
-            list(map(plain, titles)),
-            loc="outside lower center",
-            ncols=int(figure.get_figwidth() / 1.5),
-            frameon=False,
-            fontsize=8,
-        )
+        legend_below(figure, {title: shown[title] for title in titles})
     return figure
 
 
