@@ -156,6 +156,8 @@ def _plain(selection: Selection, scored: list[Scored]) -> list[str]:
 
 
 def _check(job: Job, stages: list[str]) -> None:
+    if _computes(stages):
+        job.check()  # before its stages are asked for, as a fault of the machine or the configuration explains more
     if stages == ["all"]:
         check(job, plan(job))
     else:

@@ -34,7 +34,7 @@ from lora_drop.pruning.criteria.base import Given
 from lora_drop.registry import METHODS, needs_selection
 from lora_drop.runs import models
 from lora_drop.runs.job import Job
-from lora_drop.runs.pipeline import check, plan
+from lora_drop.runs.pipeline import plan
 from lora_drop.runs.stages import score
 from lora_drop.runs.store import Run
 from lora_drop.training.warmup import warmup_settings
@@ -85,10 +85,9 @@ def _measure(planned: Planned, folder: Path, warmed: set[str]) -> tuple[float, f
     """Return seconds, MB left and MB of checkpoints of one run; a warm-up that is in `warmed` costs nothing again."""
     config, clock = planned.config, _Clock()
     job = Job(Run(folder, config), clock)
-    planned_stages = plan(job, planned.experiment.until)
-    check(job, planned_stages)
+    job.check()
     clock.device = job.device
-    stages = [stage.name for stage in planned_stages]
+    stages = [stage.name for stage in plan(job, planned.experiment.until)]
     tokens = sum(row_lengths(job.data.train.encoded))
     seconds, left, peak = 0.0, 0.0, 0.0
     settings = warmup_settings(config)

@@ -66,6 +66,7 @@ def _performed(planned: Planned, runs: Path, report: Reporter) -> End:
     path, config = run_directory(planned, runs), planned.config
     run = Run(path, config)
     job = Job(run, report, others=partial(_siblings, run))
+    job.check()
     stages = plan(job, planned.experiment.until)
     check(job, stages)
     with run.working(report):

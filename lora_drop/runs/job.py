@@ -102,6 +102,7 @@ class Job:
     def check(self) -> None:
         """Say before work starts what would end it later. Raises UserError."""
         from lora_drop.data.batches import split_batch
+        from lora_drop.methods.start import check_adapter, check_start
         from lora_drop.models.quantization import check_quantization
         from lora_drop.training.trackers import check_trackers
 
@@ -112,6 +113,11 @@ class Job:
             check_trackers(self.config.train.report_to)
         split_batch(self.config.train.batch_size, None, processes.size())
         split_batch(self.config.warmup.batch_size or self.config.train.batch_size, None, processes.size())
+        there = [key for key, origin in self.adapters.items() if Path(origin["folder"]).exists()]
+        if self.config.warmup.adapter and "warmup.adapter" in there:
+            check_adapter(self.config.warmup.adapter, self.task.kind)
+        if self.config.train.start_from and "train.start_from" in there:
+            check_start(self.method, self.config.train.start_from)
 
     @property
     def sources(self) -> dict[str, dict[str, str]]:

@@ -46,11 +46,9 @@ def check(job: Job, stages: Sequence[Stage], alone: bool = False) -> None:
             were altered since; and if a model of another task would be lost.
     """
     processes.by_first(job.run.check)
-    parts = {part for stage in stages for part in stage.rows(job)}
-    if parts:
-        job.check()
     if alone:
         processes.by_first(lambda: _require_all(job, stages[0]))
+    parts = {part for stage in stages for part in stage.rows(job)}
     if "train" in parts:
         processes.by_first(lambda: _refuse_another_task(job))
     if parts:

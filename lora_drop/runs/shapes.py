@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from lora_drop.errors import UserError
 from lora_drop.methods.folder import adapter_folder
-from lora_drop.methods.start import check_adapter, check_start, start_from
+from lora_drop.methods.start import start_from
 from lora_drop.models.backbones import load_meta_model
 from lora_drop.models.checks import check_length
 from lora_drop.pruning.importance import numbered
@@ -42,7 +42,6 @@ def _check(job: Job, stages: Collection[str]) -> None:
     if scored is None or "train" in stages:
         built = _built(job, stages)
         if config.train.start_from:
-            check_start(job.method, config.train.start_from)
             start_from(built, adapter_folder(config.train.start_from))
         if job.method.stepper is not None:
             job.method.stepper(built, steps_of(config.train, len(job.data.train.rows)))
@@ -61,7 +60,6 @@ def _backbone(job: Job) -> PreTrainedModel:
 
 def _given(job: Job, adapter: str) -> nn.Module:
     """Return the model under the adapter that is scored instead of a warm-up. Raises UserError if it cannot be."""
-    check_adapter(adapter, job.task.kind)
     model = METHODS.get("lora").load(_backbone(job), adapter_folder(adapter, "warmup.adapter"))
     numbered(model)
     return model
