@@ -113,11 +113,13 @@ class Job:
             check_trackers(self.config.train.report_to)
         split_batch(self.config.train.batch_size, None, processes.size())
         split_batch(self.config.warmup.batch_size or self.config.train.batch_size, None, processes.size())
-        there = [key for key, origin in self.adapters.items() if Path(origin["folder"]).exists()]
-        if self.config.warmup.adapter and "warmup.adapter" in there:
-            check_adapter(self.config.warmup.adapter, self.task.kind)
-        if self.config.train.start_from and "train.start_from" in there:
-            check_start(self.method, self.config.train.start_from)
+        for key, name in named_adapters(self.config).items():
+            if not Path(self.adapters[key]["folder"]).exists():
+                continue  # gone, and known: whoever reads it says so
+            if key == "warmup.adapter":
+                check_adapter(name, self.task.kind)
+            else:
+                check_start(self.method, name)
 
     @property
     def sources(self) -> dict[str, dict[str, str]]:
