@@ -54,8 +54,9 @@ def _tried(
 ) -> Packing:
     """Return the packing, set to the cheapest way whose numbers are those of the stock one. Raises Unpackable if there is none."""
     stock = _numbers(model, batch, loss)
-    with packing.over(batch, whole=True), torch.no_grad():  # this counts the attentions
-        model(**{name: value for name, value in batch.items() if name != "labels"})
+    row = {name: value[:1] for name, value in batch.items() if name != "labels"}
+    with packing.over(row, whole=True), torch.no_grad():  # this counts the attentions
+        model(**row)
     learned = loss is not None and "labels" in batch and batch["labels"].ndim == 2
     for reads, trims in _ways(learned, recomputes):
         packing.reads, packing.trims = reads, trims
