@@ -17,6 +17,7 @@ from lora_drop.data.batches import LengthGroups, split_batch
 from lora_drop.data.sentences import batches, collator, encode
 from lora_drop.errors import UserError
 from lora_drop.interruption import Stopped, stoppable
+from lora_drop.methods.base import is_head
 from lora_drop.progress import Reporter
 from lora_drop.registry import TASKS
 from lora_drop.tasks.base import Source
@@ -161,6 +162,20 @@ def test_a_fraction_of_an_epoch_is_recorded_as_such(tmp_path):
     assert outcome.steps == 5 and outcome.kept_epoch == pytest.approx(5 / 3, abs=1e-3)
 
 
+def test_the_head_has_a_rate_of_its_own(tmp_path):
+    """The first step of AdamW is its learning rate in every element that has a gradient."""
+    fresh, _ = backbone()
+    before = {name: weight.detach().clone() for name, weight in method("lora", fresh).named_parameters()}
+    options = {"epochs": 0.3, "weight_decay": 0.0, "warmup_ratio": 0.0, "select_epoch": "last"}
+    for rate in (None, 1e-4):
+        after, _ = train(tmp_path / str(rate), head_learning_rate=rate, **options)
+        moved = {name: float((weight - before[name]).abs().max()) for name, weight in after.items()}
+        heads = [value for name, value in moved.items() if is_head(name)]
+        ups = [value for name, value in moved.items() if "lora_B" in name]
+        assert heads and heads == pytest.approx([rate or 1e-2] * len(heads), rel=1e-3)
+        assert ups and ups == pytest.approx([1e-2] * len(ups), rel=0.05)  # some gradients are near AdamW's ε
+
+
 @pytest.mark.parametrize("count", [48, 41])
 def test_accumulation_gives_the_same_training(tmp_path, count):
     """Also where the last batch of an epoch, and the last part of it, are smaller."""
@@ -195,12 +210,13 @@ def ctrl_c():
 @pytest.mark.parametrize("step", [3, 4, 6, 8, 9])
 @pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_saves_and_resuming_gives_the_same_bits(step, tmp_path):
-    undisturbed, expected = train(tmp_path / "a", best=1)
+    options = {"best": 1, "head_learning_rate": 3e-3}
+    undisturbed, expected = train(tmp_path / "a", **options)
     with pytest.raises(KeyboardInterrupt):
-        train(tmp_path / "b", best=1, report=Interrupt(step))
+        train(tmp_path / "b", **options, report=Interrupt(step))
     assert (tmp_path / "b" / f"checkpoint-{step}" / "trainer_state.json").exists()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    resumed, outcome = train(tmp_path / "b", best=1)
+    resumed, outcome = train(tmp_path / "b", **options)
     assert same(undisturbed, resumed) and outcome.kept_epoch == expected.kept_epoch == 1
     assert [entry["accuracy"] for entry in outcome.epochs] == [entry["accuracy"] for entry in expected.epochs]
 

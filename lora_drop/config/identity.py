@@ -14,7 +14,7 @@ import yaml
 from lora_drop.config.schema import Config
 
 LATER_KEYS = {
-    **{"train.products": "auto", "train.held_out": 0.0},
+    **{"train.products": "auto", "train.held_out": 0.0, "train.head_learning_rate": None},
     **{"score.criterion": "output", "score.compare": None, "warmup.adapter": None},
 }
 """Keys that came after the first results, with the values that configurations without them mean: these values are left

@@ -153,6 +153,11 @@ def _check_classifier(config: Config, task: Task) -> None:
 
 
 def _check_generator(config: Config, task: Task) -> None:
+    if config.train.head_learning_rate is not None:
+        raise UserError(
+            f"train.head_learning_rate is for a classifier's head, and a model that writes, as {task.name} needs, has "
+            "none of its own. Leave it empty."
+        )
     if task.primary == PERPLEXITY and config.train.select_epoch != "last":
         raise UserError(
             "The first metric chooses the best epoch, as the highest, and a low perplexity is better. Name another one "

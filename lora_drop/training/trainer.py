@@ -28,7 +28,7 @@ from lora_drop.config.schema import TrainConfig
 from lora_drop.data.batches import LengthGroups, Parts, row_lengths, split_batch
 from lora_drop.data.sentences import Collate
 from lora_drop.interruption import first_signal, raise_for
-from lora_drop.methods.base import Stepper
+from lora_drop.methods.base import Stepper, is_head, trainable
 from lora_drop.progress import SILENT, Reporter
 from lora_drop.training.checkpoints import WEIGHTS, Checkpointed, load_trainable, newest, path_of
 from lora_drop.training.history import History, Outcome
@@ -118,6 +118,7 @@ def fit(
         pace=pace,
         parts=parts,
         penalty=penalty,
+        head_rate=config.head_learning_rate,
     )
     trainer.remove_callback(PrinterCallback)  # ours reports instead
     start = processes.by_first(lambda: newest(folder, report, best=best is not None))
@@ -213,10 +214,12 @@ class _Trainer(Checkpointed):
         pace: Pace,
         parts: Parts,
         penalty: Callable[[], torch.Tensor] | None,
+        head_rate: float | None,
         **options: Any,
     ):
         super().__init__(**options)
         self.evaluator, self.way, self.pace, self.parts, self.penalty = evaluator, way, pace, parts, penalty
+        self.head_rate = head_rate
         # A sequence classifier's loss is a mean over its batch and ignores the number of items that the Trainer would pass it; without this the
         # Trainer would not divide by the accumulation steps, and gradients would be that many times too large. A loss of ours is given the
         # number of items whatever this says, and is not divided.
@@ -226,6 +229,16 @@ class _Trainer(Checkpointed):
         rows: Any = self._remove_unused_columns(self.train_dataset, description="training")
         summed, pin = self.compute_loss_func is not None, self.args.dataloader_pin_memory
         return loader(rows, self.data_collator, self.parts, summed, self.args.device, pin)
+
+    def create_optimizer(self, *options: Any) -> torch.optim.Optimizer:
+        optimizer = super().create_optimizer(*options)
+        if self.head_rate is not None:
+            heads = {parameter for name, parameter in trainable(self.trained) if is_head(name)}
+            for group in list(optimizer.param_groups):
+                head = [parameter for parameter in group["params"] if parameter in heads]
+                group["params"] = [parameter for parameter in group["params"] if parameter not in heads]
+                optimizer.add_param_group({**group, "params": head, "lr": self.head_rate})
+        return optimizer
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *options: Any, **named: Any) -> Any:
         weight = inputs.pop(WEIGHT)
