@@ -308,10 +308,14 @@ def test_a_dry_run_estimates_and_writes_nothing(swept, tmp_path, capsys, monkeyp
     assert [entry["devices"] for entry in plan["devices"]] == [1, 2, 4, 5]
     assert alone["seconds"] == pytest.approx(sum(entry["seconds"] for entry in plan["estimates"]))
     assert each["seconds"] == each["in_order"] == max(entry["seconds"] for entry in plan["estimates"])
-    with pytest.raises(SystemExit):
-        cli.main([*arguments, "--tasks", "rte", "--offline", "--dry-run", "--json"])
-    plan = json.loads(capsys.readouterr().out)
-    assert plan["estimates"][0]["seconds"] is None and "put the official file at" in plan["estimates"][0]["reason"]
+    for options in (["--json"], []):
+        with pytest.raises(SystemExit):
+            cli.main([*arguments, "--tasks", "rte", "--offline", "--dry-run", *options])
+    as_json, printed = capsys.readouterr().out.split("\n", 1)
+    entries = json.loads(as_json)["estimates"]
+    assert len(entries) == 5 and all(entry["seconds"] is None for entry in entries)
+    assert {entry["reason"] for entry in entries} == {entries[0]["reason"]} and printed.count(entries[0]["reason"]) == 1
+    assert "put the official file at" in entries[0]["reason"]
 
 
 def test_the_longest_runs_are_best_begun_first():

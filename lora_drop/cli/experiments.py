@@ -207,6 +207,9 @@ def _show_plan(planned: list[Planned], results: Results, jobs: int, as_json: boo
         return
     print_rows(out, [{"run": run.name, "state": "done" if run.name in done else "to do"} for run in planned])
     print_rows(out, list(map(_cost, estimates)), title="\nWhat is left, from a few timed steps")
+    for reason in filter(None, dict.fromkeys(entry.reason for entry in estimates)):
+        rows = dict.fromkeys(entry.row for entry in estimates if entry.reason == reason)
+        out.print(f"Not timed ({', '.join(rows)}): {reason}", soft_wrap=True)
     times = [
         {
             "devices": each["devices"],
@@ -227,7 +230,7 @@ def _show_plan(planned: list[Planned], results: Results, jobs: int, as_json: boo
 def _cost(entry: Estimate) -> dict[str, Any]:
     minutes, size, peak = _over(entry.seconds, 60), _over(entry.disk_mb, 1), _over(entry.peak_disk_mb, 1)
     cost = {"minutes a run": minutes, "MB a run": size, "MB of checkpoints": peak}
-    return {"row": entry.row, "task": entry.task, "runs": entry.runs, **cost, "": entry.reason}
+    return {"row": entry.row, "task": entry.task, "runs": entry.runs, **cost}
 
 
 def _over(value: float | None, unit: float) -> float | None:
