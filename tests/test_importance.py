@@ -97,6 +97,18 @@ def test_norms_of_examples_average_to_the_score():
         assert sum(scores.norms[row.name]) / 9 == pytest.approx(row.score, rel=1e-5)
 
 
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_sums_are_of_fp32_while_the_model_is_computed_in_half_of_it(half):
+    """In fp16 a sum over a batch would be infinite from 65,504 on."""
+    z = 20 * torch.randn(8, 300, 4, generator=torch.Generator().manual_seed(0)).to(half)
+    metric = torch.tensor([[2.0, 0.1], [0.1, 1.0]]).kron(torch.eye(2))
+    flat, wide = z.flatten(0, 1).double(), z.double()
+    with torch.autocast("cpu", half):
+        torch.testing.assert_close(token_gram(z).double(), flat.T @ flat, rtol=1e-5, atol=1.0)
+        expected = ((wide @ metric.double()) * wide).sum(dim=(1, 2))
+        torch.testing.assert_close(example_norms(z, metric).double(), expected, rtol=1e-5, atol=0)
+
+
 def test_layers_that_share_a_lora_are_scored_each_by_its_own_input():
     model, tokenizer = trained_lora()
     tie(model, [name for name in loras(model) if "query" in name][:3])

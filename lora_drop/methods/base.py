@@ -32,17 +32,12 @@ def trainable(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 
 
 def count_parameters(model: nn.Module) -> Parameters:
-    """Count the trainable parameters. The head is not pretrained: `classifier` or `score` at the top of the model."""
-    head = adapter = 0
-    for name, parameter in trainable(model):
-        if is_head(name):
-            head += parameter.numel()
-        else:
-            adapter += parameter.numel()
-    return Parameters(adapter, head)
+    """Count the trainable parameters."""
+    head = sum(parameter.numel() for parameter in head_parameters(model).values())
+    return Parameters(sum(parameter.numel() for _, parameter in trainable(model)) - head, head)
 
 
-def heads(backbone: PreTrainedModel) -> list[str]:
+def heads(backbone: nn.Module) -> list[str]:
     """Return the modules without pretrained weights, which every method trains: the head, and DeBERTa's pooler.
 
     A module that lies inside another one of them is not named: PEFT would wrap it twice, and could not load what it has
@@ -58,9 +53,10 @@ def outermost(names: Iterable[str]) -> list[str]:
     return sorted(name for name in given if not any(name.startswith(f"{other}.") for other in given))
 
 
-def is_head(name: str) -> bool:
-    """Return True if a parameter belongs to the head: PEFT keeps it in `modules_to_save`, a plain model at its top."""
-    return "modules_to_save" in name or name.split(".")[0] in HEADS
+def head_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the trainable parameters of `heads`, by name: PEFT keeps them in `modules_to_save`, a plain model at its top."""
+    tops = tuple(f"{name}." for name in heads(model))
+    return {name: each for name, each in trainable(model) if "modules_to_save" in name or name.startswith(tops)}
 
 
 def options_of(config: MethodConfig, declared: type[T]) -> T:

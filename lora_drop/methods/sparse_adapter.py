@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 from lora_drop.config.schema import MethodConfig
 from lora_drop.errors import UserError
 from lora_drop.methods import lora
-from lora_drop.methods.base import Method, Parameters, count_parameters, is_head, trainable
+from lora_drop.methods.base import Method, Parameters, count_parameters, head_parameters, trainable
 from lora_drop.pruning.adapters import loras
 from lora_drop.pruning.criteria.base import Given
 from lora_drop.pruning.criteria.passes import gradients
@@ -108,7 +108,8 @@ def load(backbone: PreTrainedModel, folder: Path) -> PeftModel:
 
 
 def _adapter(model: nn.Module) -> Iterable[tuple[str, Any]]:
-    return ((name, parameter) for name, parameter in trainable(model) if not is_head(name))
+    heads = head_parameters(model)
+    return ((name, parameter) for name, parameter in trainable(model) if name not in heads)
 
 
 def _apply(parameters: Mapping[str, Any], masks: Mapping[str, Tensor]) -> None:

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from lora_drop.errors import UserError
-from lora_drop.methods.base import Method, is_head
+from lora_drop.methods.base import Method, head_parameters
 from lora_drop.methods.compact import HALVES, tensor_name
 from lora_drop.methods.folder import adapter_folder
 from lora_drop.methods.lora import read_config, read_weights
@@ -111,8 +111,7 @@ def _take_head(model: nn.Module, weights: dict[str, Tensor]) -> bool:
     """Copy the head if all of it fits."""
     heads = {
         name.removeprefix(PREFIX).replace(".modules_to_save.default", ""): parameter
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad and is_head(name)
+        for name, parameter in head_parameters(model).items()
     }
     stored = {name: weights.get(f"{PREFIX}{name}") for name in heads}
     if not heads or any(value is None or value.shape != heads[name].shape for name, value in stored.items()):

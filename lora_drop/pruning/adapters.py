@@ -56,7 +56,7 @@ class Lora:
     def metric(self) -> Float[Tensor, "inner inner"]:
         """M = scaling² · Bᵀ B, so that ‖ΔW x‖² = zᵀ M z with z = A x."""
         up = self.up
-        return self.layer.scaling[self.adapter] ** 2 * (up.T @ up)
+        return self.layer.scaling[self.adapter] ** 2 * product(up.T, up)
 
     @property
     def rank(self) -> int:
@@ -84,6 +84,12 @@ class Lora:
         if self.layer.lora_B[self.adapter].bias is None:
             return z
         return torch.cat([z, torch.ones_like(z[..., :1])], dim=-1)
+
+
+def product(one: Tensor, two: Tensor) -> Tensor:
+    """Return the product of two matrices in their own precision, also while a model is computed in half of it."""
+    with torch.autocast(one.device.type, enabled=False):
+        return one @ two
 
 
 def loras(model: nn.Module) -> dict[str, Lora]:

@@ -22,7 +22,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lora_drop.errors import UserError
-from lora_drop.pruning.adapters import Lora, loras
+from lora_drop.pruning.adapters import Lora, loras, product
 from lora_drop.pruning.criteria.base import Criterion, Given, Measured
 from lora_drop.pruning.criteria.output import CRITERION as OUTPUT
 from lora_drop.pruning.observation import Add, Layout, Observer, View, examples_in
@@ -174,10 +174,10 @@ def wide(value: Tensor) -> Tensor:
 def token_gram(z: Float[Tensor, "batch seq inner"]) -> Float[Tensor, "inner inner"]:
     """Return Σ z zᵀ over all tokens of all examples. Padding must be zero."""
     flat = z.flatten(0, 1).float()
-    return flat.T @ flat
+    return product(flat.T, flat)
 
 
 def example_norms(z: Float[Tensor, "batch seq inner"], metric: Float[Tensor, "inner inner"]) -> Float[Tensor, " batch"]:
     """Return Σ over tokens of zᵀ M z for each example. Padding must be zero."""
     z = z.float()
-    return ((z @ metric) * z).sum(dim=(1, 2))
+    return (product(z, metric) * z).sum(dim=(1, 2))

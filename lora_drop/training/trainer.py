@@ -28,7 +28,7 @@ from lora_drop.config.schema import TrainConfig
 from lora_drop.data.batches import LengthGroups, Parts, row_lengths, split_batch
 from lora_drop.data.sentences import Collate
 from lora_drop.interruption import first_signal, raise_for
-from lora_drop.methods.base import Stepper, is_head, trainable
+from lora_drop.methods.base import Stepper, head_parameters
 from lora_drop.progress import SILENT, Reporter
 from lora_drop.training.checkpoints import WEIGHTS, Checkpointed, load_trainable, newest, path_of
 from lora_drop.training.history import History, Outcome
@@ -233,7 +233,7 @@ class _Trainer(Checkpointed):
     def create_optimizer(self, *options: Any) -> torch.optim.Optimizer:
         optimizer = super().create_optimizer(*options)
         if self.head_rate is not None:
-            heads = {parameter for name, parameter in trainable(self.trained) if is_head(name)}
+            heads = set(head_parameters(self.trained).values())
             for group in list(optimizer.param_groups):
                 head = [parameter for parameter in group["params"] if parameter in heads]
                 group["params"] = [parameter for parameter in group["params"] if parameter not in heads]

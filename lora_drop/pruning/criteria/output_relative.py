@@ -29,11 +29,13 @@ def squares(lora: Lora, x: Tensor) -> Tensor:
     """Return ‖ΔW x‖² and ‖W x‖² of each token (`*batch 2`)."""
     import torch
 
+    from lora_drop.pruning.adapters import product
+
     z, base = lora.project(x).float(), lora.layer.base_layer
     frozen = base(x).float()
     if base.bias is not None:
         frozen = frozen - base.bias.float()
-    return torch.stack([((z @ lora.metric) * z).sum(-1), frozen.square().sum(-1)], dim=-1)
+    return torch.stack([(product(z, lora.metric) * z).sum(-1), frozen.square().sum(-1)], dim=-1)
 
 
 CRITERION = Criterion("output_relative", "relative output ‖ΔWx‖²/‖Wx‖²", measure, additive=True)
