@@ -1,6 +1,7 @@
 """The warm-up of stage 2: its batch, its steps, its learning rate, and what is said of its losses."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from lora_drop.runs.stages import BY_NAME
 from lora_drop.runs.store import Run
 from lora_drop.tasks.base import Source
 from lora_drop.training.trainer import fit
-from lora_drop.training.warmup import FEW_STEPS, doubts, first_and_last, warmup_settings
+from lora_drop.training.warmup import FEW_STEPS, constant_loss, doubts, first_and_last, warmup_settings
 
 pytestmark = pytest.mark.slow
 
@@ -145,6 +146,44 @@ def test_what_is_said_of_losses():
     assert first < last and f"did not fall ({first:.3f} in its first quarter, {last:.3f} in its last)" in flat
     assert doubts([*falling, 1.0]) == []  # one bad step is no sign
     assert len(doubts([0.7])) == 2
+    overshot = [0.8, *[0.7] * FEW_STEPS]  # it fell, to what the shares of two labels give
+    assert doubts(overshot) == [] and doubts(overshot, 0.75) == []
+    (chance,) = doubts(overshot, 0.693)
+    assert "ended at 0.700, and a prediction that never looks at its input has 0.693" in chance
+
+
+def test_the_loss_of_a_constant_prediction_is_the_lowest_that_training_its_bias_can_reach():
+    def reached(kind, labels, loss):
+        task = replace(TASKS.get("stsb"), kind=kind, labels=() if kind == "regression" else ("a", "b", "c"))
+        bias = torch.zeros(task.outputs, requires_grad=True)
+        steps = torch.optim.LBFGS([bias], max_iter=100)
+
+        def closure():
+            steps.zero_grad()
+            value = loss(bias.expand(len(labels), -1))
+            value.backward()
+            return value
+
+        steps.step(closure)
+        return constant_loss(labels, task, 0.1), closure().item()
+
+    functional = torch.nn.functional
+    one = [0, 1, 1, 2, 1]
+    found, least = reached(
+        "classification", one, lambda out: functional.cross_entropy(out, torch.tensor(one), label_smoothing=0.1)
+    )
+    assert found == pytest.approx(least, abs=1e-5)
+    several = [[1.0, 0.0, 1.0], [0.0, 0.0, 1.0], [1.0, 1.0, 0.0]]
+    found, least = reached(
+        "multilabel", several, lambda out: functional.binary_cross_entropy_with_logits(out, torch.tensor(several))
+    )
+    assert found == pytest.approx(least, abs=1e-5)
+    numbers = [1.0, 2.5, 4.0, 0.5]
+    found, least = reached(
+        "regression", numbers, lambda out: functional.mse_loss(out.squeeze(-1), torch.tensor(numbers))
+    )
+    assert found == pytest.approx(least, abs=1e-5)
+    assert constant_loss([[5, 3]], TASKS.get("e2e"), 0.1) is None
 
 
 def test_lora_drop_that_drops_nothing_says_so_at_the_end(tmp_path, capsys):

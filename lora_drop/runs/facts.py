@@ -149,6 +149,11 @@ class Facts:
         """The loss of each step of the warm-up; empty if it is not there."""
         return self._json("warmup/losses.json").get("losses", [])
 
+    @cached_property
+    def constant_loss(self) -> float | None:
+        """The loss of a constant prediction on the warm-up's rows; None of texts, and of runs of earlier versions."""
+        return self._json("warmup/losses.json").get("constant_prediction")
+
     @property
     def epochs(self) -> list[dict[str, float]]:
         """Loss and metrics of each epoch of the training."""

@@ -129,7 +129,7 @@ def doubted(run: Facts) -> list[str]:
             "lora-drop run trains it again"
         )
     found += [f"only {rows:,} {part} rows were used" for part, rows in run.limited.items()]
-    return found + run.cut + (doubts(run.warmup_losses) if run.warmup_losses else [])
+    return found + run.cut + (doubts(run.warmup_losses, run.constant_loss) if run.warmup_losses else [])
 
 
 def verdict(rows: Sequence[Compared]) -> str:
