@@ -158,6 +158,11 @@ def _check_generator(config: Config, task: Task) -> None:
             f"train.head_learning_rate is for a classifier's head, and a model that writes, as {task.name} needs, has "
             "none of its own. Leave it empty."
         )
+    if config.train.held_out:  # of E2E's rows eight have the same prompt: a tenth of them would be known from training
+        raise UserError(
+            f"train.held_out keeps rows of classifiers out of training, and {task.name} writes texts, of which several may "
+            "have one prompt. Leave it at 0; the epoch can be the last: train.select_epoch=last"
+        )
     if task.primary == PERPLEXITY and config.train.select_epoch != "last":
         raise UserError(
             "The first metric chooses the best epoch, as the highest, and a low perplexity is better. Name another one "
