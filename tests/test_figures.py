@@ -91,6 +91,20 @@ def test_the_dashed_line_joins_what_nothing_beats_with_as_few_parameters():
     assert list(line.get_xdata()) == [100, 150, 300] and list(line.get_ydata()) == pytest.approx([70, 75, 80])
 
 
+def test_each_panel_has_the_sizes_of_its_own_task_and_a_table_weighs_tasks_alike():
+    sizes = {("rte", 0): 200, ("mrpc", 0): 100, ("mrpc", 1): 110, ("mrpc", 2): 120}
+    records = [
+        record("lora_drop", task, seed, 0.8, parameters={"adapter": size, "head": 0})
+        for (task, seed), size in sizes.items()
+    ]
+    table = build_tables(records)[0]
+    places = {
+        axis.get_title(): axis.containers[0].lines[0].get_xdata() for axis in FIGURES.get("tradeoff").of(table).axes
+    }
+    assert {title: list(place) for title, place in places.items()} == {"RTE": [200], "MRPC": [110]}
+    assert next(row.parameters for row in table.rows if row.name == "lora_drop") == 155
+
+
 def test_the_heat_strip_counts_the_seeds_in_which_the_row_of_most_runs_retains_a_layer():
     scores = [
         {"projection": name, "layer": layer, "score": 1.0, "importance": 0.7 - 0.4 * layer}

@@ -1,29 +1,20 @@
 """Claims about two rows of a table, judged by paired differences: the same task and seed, one row against the other.
 
-A claim says that a row is better than another, or, with a margin, that it is worse by less than the margin. The mean
-difference has a 95 % interval by the bootstrap: pairs of task and seed are drawn with replacement, and the interval is
-widened as few pairs need it (Hesterberg, arXiv 1411.5279). A claim is *held* if
-the whole interval says so, *not held* if the whole interval says the contrary, and *undecided* else. Tasks in which
-nothing was learnt take no part.
+A claim says that a row is better than another, or, with a margin, that it is worse by less than the margin. Differences
+are averaged by task, then over tasks (`means.py`). The claim is about these tasks: it is *held* if the whole 95 % interval
+for other seeds says so, *not held* if the whole interval says the contrary, and *undecided* else, or with fewer than two
+tasks that have several seeds. Tasks in which nothing was learnt take no part.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
+from lora_drop.experiments.means import Mean, mean_over_tasks
 from lora_drop.experiments.records import Record
 from lora_drop.experiments.table import Table
-
-RESAMPLES = 10_000
-OUTSIDE = 0.025
-"""Probability of either side of an interval."""
-FEWEST = 5
-"""Fewer pairs than this decide nothing: resamples of them are nearly always the same few."""
 
 
 @dataclass(frozen=True)
@@ -36,25 +27,17 @@ class Verdict:
     against: str
     margin: float | None
     """In the table's unit; None if the row is claimed to be better."""
-    differences: tuple[float, ...]
-    """Of each pair, in the table's unit; positive where the row is better."""
-    tasks: int
-    low: float
-    high: float
-    """The 95 % interval of the mean difference; NaN without a pair."""
-
-    @property
-    def mean(self) -> float:
-        """Mean difference."""
-        return float(np.mean(self.differences))
+    differences: dict[str, list[float]]
+    """Of each task, one for each seed, in the table's unit; positive where the row is better."""
+    mean: Mean
 
     @property
     def verdict(self) -> str:
         """Held, not held or undecided."""
-        bound = -(self.margin or 0.0)
-        if len(self.differences) < FEWEST or self.low <= bound <= self.high:
+        bound, here = -(self.margin or 0.0), self.mean.here
+        if here is None or len(self.mean.tasks) < 2 or here[0] <= bound <= here[1]:
             return "undecided"
-        return "held" if self.low > bound else "not held"
+        return "held" if here[0] > bound else "not held"
 
 
 def judge(table: Table) -> list[Verdict]:
@@ -66,14 +49,13 @@ def judge(table: Table) -> list[Verdict]:
 
 def _judge(table: Table, claim: Mapping[str, Any], titles: Mapping[str, str]) -> Verdict | None:
     ours, theirs = (_scores(table, claim[key]) for key in ("row", "against"))
-    pairs = sorted(ours.keys() & theirs.keys())
-    if not pairs:
+    differences: dict[str, list[float]] = {}
+    for task, seed in sorted(ours.keys() & theirs.keys()):
+        differences.setdefault(task, []).append(ours[task, seed] - theirs[task, seed])
+    if not differences:
         return None
-    differences = [ours[pair] - theirs[pair] for pair in pairs]
-    low, high = interval(differences)
     names = titles[claim["row"]], titles[claim["against"]]
-    tasks = len({task for task, _ in pairs})
-    return Verdict(claim["says"], *names, claim.get("margin"), tuple(differences), tasks, low, high)
+    return Verdict(claim["says"], *names, claim.get("margin"), differences, mean_over_tasks(differences))
 
 
 def _scores(table: Table, row: str) -> dict[tuple[str, int], float]:
@@ -81,20 +63,3 @@ def _scores(table: Table, row: str) -> dict[tuple[str, int], float]:
     learnt = {column.task for column in table.columns if column.learnt}
     mine: list[Record] = [each for each in table.records if each.row == row and each.metrics and each.task in learnt]
     return {(each.task, each.seed): each.unit * each.metrics[each.primary] for each in mine}
-
-
-def interval(differences: Sequence[float]) -> tuple[float, float]:
-    """Return the 95 % interval of the mean by the expanded percentile bootstrap, the same at each call; of one value, that value.
-
-    Resamples of few values vary too little, by √((n - 1) / n), and know nothing of Student's t: of five normal values the
-    plain percentiles hold the mean 85 times in 100. So percentiles farther out are taken, by both.
-    """
-    from scipy import stats
-
-    count, values = len(differences), np.asarray(differences)
-    if count < 2:
-        return values[0], values[0]
-    outside = stats.norm.sf(math.sqrt(count / (count - 1)) * stats.t.ppf(1 - OUTSIDE, count - 1))
-    draws = np.random.default_rng(0).integers(count, size=(RESAMPLES, count))
-    low, high = np.quantile(values[draws].mean(axis=1), (outside, 1 - outside))
-    return float(low), float(high)

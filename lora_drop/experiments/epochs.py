@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from statistics import fmean
 
-from lora_drop.experiments.claims import FEWEST, interval
+from lora_drop.experiments.means import mean_over_tasks
 from lora_drop.experiments.table import Table
 
 CHOICES = {"best": "best", "held_out": "held-out rows", "last": "last"}
@@ -37,17 +37,26 @@ def kept_epochs(table: Table) -> tuple[list[str], list[list[str]]]:
 
 
 def optimism(table: Table) -> str:
-    """Return a sentence on how much better the best epoch is than that of the other choices; empty if nothing is known."""
+    """Return a sentence on how much better the best epoch is than that of the other choices; empty if nothing is known.
+
+    The rows of a table are averaged first: those of one task and seed have the same rows held out, and are no repetitions.
+    """
     learnt, told = {column.task for column in table.columns if column.learnt}, []
+    titles = {record.task: record.task_title for record in table.records}
     for choice, name in (("held_out", "the one that is best on rows held out of training"), ("last", "the last one")):
-        pairs = [
-            record.unit * (record.best["score"] - getattr(record, choice)["score"])
-            for record in table.records
-            if record.task in learnt and getattr(record, choice)
-        ]
-        if len(pairs) >= FEWEST:
-            low, high = interval(pairs)
-            told.append(f"{fmean(pairs):.1f} points above {name} (95 % {low:.1f} to {high:.1f}, {len(pairs)} runs)")
+        runs: dict[tuple[str, int], list[float]] = {}
+        for record in table.records:
+            if record.task in learnt and getattr(record, choice):
+                difference = record.unit * (record.best["score"] - getattr(record, choice)["score"])
+                runs.setdefault((record.task, record.seed), []).append(difference)
+        by_task: dict[str, list[float]] = {}
+        for (task, _), differences in sorted(runs.items()):
+            by_task.setdefault(task, []).append(fmean(differences))
+        mean = mean_over_tasks(by_task) if by_task else None
+        if mean and mean.here:
+            low, high = mean.here
+            tasks = ", ".join(f"{titles[task]} {fmean(by_task[task]):.1f}" for task in mean.tasks)
+            told.append(f"{mean.value:.1f} points above {name} (95 % {low:.1f} to {high:.1f}, over seeds; {tasks})")
     return f"The best epoch on the evaluation split scores {' and '.join(told)}." if told else ""
 
 

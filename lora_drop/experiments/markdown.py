@@ -16,9 +16,10 @@ from lora_drop.experiments.agreement import (
     scored,
     scored_by_row,
 )
-from lora_drop.experiments.claims import FEWEST, judge
+from lora_drop.experiments.claims import judge
 from lora_drop.experiments.epochs import kept_epochs, optimism
 from lora_drop.experiments.lines import heads, lines, notes, one_line, signed, text_of
+from lora_drop.experiments.means import Interval
 from lora_drop.experiments.records import Record
 from lora_drop.experiments.table import Row, Table
 
@@ -73,18 +74,23 @@ def claims(table: Table) -> list[str]:
     body = []
     for found in verdicts:
         margin = "" if found.margin is None else f", margin {found.margin:g}"
-        width = f"{signed(found.low)} to {signed(found.high)}" if len(found.differences) > 1 else ""
-        pairs = f"{len(found.differences)} ({found.tasks})"
         what = f"{found.row} against {found.against}{margin}"
-        body.append(list(map(_literal, [found.text, what, signed(found.mean), width, pairs, found.verdict])))
-    head = ["claim", "compared", "difference", "95 %", "pairs (tasks)", "verdict"]
+        intervals = [_range(found.mean.here), _range(found.mean.elsewhere)]
+        pairs = f"{sum(len(found.differences[task]) for task in found.mean.tasks)} ({len(found.mean.tasks)})"
+        body.append(list(map(_literal, [found.text, what, signed(found.mean.value), *intervals, pairs, found.verdict])))
+    head = ["claim", "compared", "difference", "95 %, these tasks", "95 %, others", "pairs (tasks)", "verdict"]
     return [
         *["### Claims", "", *_markdown_table(head, body)],
-        f"Differences of the primary scores in points, of runs with the same task and seed; 95 % interval of their mean by "
-        f"the bootstrap over the pairs, widened as few pairs need it. Fewer than {FEWEST} pairs decide nothing. Each claim is "
-        f"judged at 95 % by itself: nothing is corrected for their number, {len(verdicts)}.",
+        "Differences of the primary scores in points, of runs with the same task and seed: their mean by task, then over tasks. "
+        "The first interval is that for other seeds on these tasks, and decides the verdict; the second is for other tasks, of "
+        "which a few say little. Tasks with one seed take no part where others have several. Each claim is judged at 95 % by "
+        f"itself: nothing is corrected for their number, {len(verdicts)}.",
         "",
     ]
+
+
+def _range(interval: Interval | None) -> str:
+    return "" if interval is None else f"{signed(interval[0])} to {signed(interval[1])}"
 
 
 def agreement(table: Table) -> list[str]:

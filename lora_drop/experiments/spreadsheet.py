@@ -32,12 +32,12 @@ def _csv_lines(table: Table, row: Row) -> Iterator[list[object]]:
     retained = " ".join(f"{name}:{mean:g}" for name, mean in row.retained.items())
     cells = [(each.task, each.metric, row.cells[each.key]) for each in table.columns if each.key in row.cells]
     if averaged(table) and row.average is not None:
-        theirs = row.published.get("average")
-        average = Cell(row.average, None, (), row.average_flags, None, None, None, theirs, row.difference)
+        sizes, theirs = (row.parameters, row.head), row.published.get("average")
+        average = Cell(row.average, None, (), row.average_flags, *sizes, None, None, None, theirs, row.difference)
         cells.append(("average", "", average))
     for task, metric, cell in cells:
         head = [table.experiment, table.backbone, asked, row.name, row.title, retained, task, metric]
         seeds = [len(cell.seeds) or "", " ".join(map(str, cell.seeds))]
         epochs = (cell.mean, cell.deviation, cell.best, cell.held_out, cell.last)
-        numbers = (*epochs, row.parameters, row.head, cell.published, cell.difference)
+        numbers = (*epochs, cell.parameters, cell.head, cell.published, cell.difference)
         yield [*map(csv_cell, head), *seeds, *(text_of(number, ".10g") for number in numbers), cell.flags]

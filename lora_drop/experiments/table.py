@@ -40,6 +40,10 @@ class Cell:
     seeds: tuple[int, ...]
     flags: str
     """Letters of FLAGS."""
+    parameters: float | None
+    """Trainable parameters of the adapter, mean over seeds."""
+    head: float | None
+    """Those of the head."""
     best: float | None
     """Mean of the best epochs on the evaluation split."""
     held_out: float | None
@@ -58,7 +62,8 @@ class Row:
     name: str
     title: str
     parameters: float | None
-    """Trainable parameters of the adapter, mean over tasks and seeds; the head is left out, as in the paper."""
+    """Trainable parameters of the adapter, mean over the seeds of a task, then over tasks; the head is left out, as in the
+    paper."""
     head: float | None
     cells: dict[str, Cell]
     """By column key; a cell never measured is absent."""
@@ -207,12 +212,11 @@ def _row(
     average = _average(cells, columns)
     known = comparable and all(column.learnt for column in columns)
     flags = {flag for column in columns if column.learnt and column.key in cells for flag in cells[column.key].flags}
-    trained = [record for record in records if record.parameters]
     return Row(
         name=name,
         title=title,
-        parameters=_mean(record.parameters["adapter"] for record in trained),
-        head=_mean(record.parameters["head"] for record in trained),
+        parameters=_parameters(records, "adapter"),
+        head=_parameters(records, "head"),
         cells=cells,
         average=average,
         average_flags="".join(flag for flag in FLAGS if flag in flags),
@@ -220,6 +224,15 @@ def _row(
         published=published,
         difference=_difference(average, published.get("average")) if known else None,
     )
+
+
+def _parameters(records: Iterable[Record], part: str) -> float | None:
+    """Return the mean number of parameters over the tasks of the means over their seeds."""
+    by_task: dict[str, list[int]] = {}
+    for record in records:
+        if record.parameters:
+            by_task.setdefault(record.task, []).append(record.parameters[part])
+    return _mean(map(statistics.fmean, by_task.values()))
 
 
 def _average(cells: Mapping[str, Cell], columns: Sequence[Column]) -> float | None:
@@ -251,6 +264,8 @@ def _cell(
         deviation=statistics.stdev(values) if len(values) > 1 else None,
         seeds=seeds,
         flags=limited + "s" * (len(seeds) < len(layout["seeds"])),
+        parameters=_parameters(records, "adapter"),
+        head=_parameters(records, "head"),
         best=_mean(unit * record.best["score"] for record in records if record.best) if primary else None,
         held_out=_mean(unit * record.held_out["score"] for record in records if record.held_out) if primary else None,
         last=_mean(unit * record.last["score"] for record in records if record.last) if primary else None,

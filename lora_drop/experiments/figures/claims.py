@@ -18,17 +18,19 @@ def draw(table: Table, records: list[Record]) -> Drawing:
     axis = axes[0][0]
     axis.axvline(0, color="0.6", linewidth=0.8)
     for height, found in enumerate(reversed(verdicts)):
-        axis.plot(found.differences, [height - 0.18] * len(found.differences), "|", color=LIGHT, markersize=7)
+        pairs = [difference for task in found.mean.tasks for difference in found.differences[task]]
+        axis.plot(pairs, [height - 0.18] * len(pairs), "|", color=LIGHT, markersize=7)
         if found.margin is not None:
             axis.plot([-found.margin] * 2, [height - 0.3, height + 0.3], color="0.3", linestyle=":")
-        if len(found.differences) > 1:
-            axis.plot([found.low, found.high], [height] * 2, color=DARK, linewidth=2)
-        axis.plot(found.mean, height, "o", color=DARK, markersize=6)
+        for interval, width in ((found.mean.elsewhere, 0.8), (found.mean.here, 2.5)):
+            if interval is not None:
+                axis.plot(interval, [height] * 2, color=DARK, linewidth=width)
+        axis.plot(found.mean.value, height, "o", color=DARK, markersize=6)
     names = [f"{plain(found.row)}\nagainst {plain(found.against)}" for found in reversed(verdicts)]
     axis.set_yticks(range(len(verdicts)), names, fontsize=8)
     axis.set_ylim(-0.6, len(verdicts) - 0.4)
     axis.set_xlabel(
-        "difference in points\n(line: 95 % interval of the mean; strokes: pairs; dotted: the margin of the claim)"
+        "difference in points\n(95 % interval on these tasks, thick, and on others, thin; strokes: pairs; dotted: the margin)"
     )
     return figure
 

@@ -21,7 +21,7 @@ LABELLED = 8
 def draw(table: Table, records: list[Record]) -> Drawing:
     """Draw the columns in which there is a score."""
     columns = [column for column in table.columns if any(column.key in row.cells for row in table.rows)]
-    sizes = [row.parameters for row in table.rows if row.parameters]
+    sizes = [cell.parameters for row in table.rows for cell in row.cells.values() if cell.parameters]
     spread = max(sizes) / min(sizes)
     figure, axes = panels(1, len(columns), width=3.6, height=3.4, sharex=True)
     ours = {record.row for record in records if is_own(record)}
@@ -31,13 +31,13 @@ def draw(table: Table, records: list[Record]) -> Drawing:
         points: list[Point] = []
         for number, row in enumerate(table.rows):
             cell = row.cells.get(column.key)
-            if cell is None or row.parameters is None:
+            if cell is None or cell.parameters is None:
                 continue
             colour = OWN if row.name in ours else grey(number, len(table.rows))
             style: dict[str, Any] = {"fmt": MARKERS[number % len(MARKERS)], "color": colour}
             style |= {"markeredgecolor": "black", "markersize": 7, "capsize": 3, "label": plain(row.title)}
-            shown[row.title] = axis.errorbar(row.parameters, cell.mean, yerr=cell.deviation, **style)
-            points.append((row.parameters, cell.mean, plain(row.title), OWN if row.name in ours else "black"))
+            shown[row.title] = axis.errorbar(cell.parameters, cell.mean, yerr=cell.deviation, **style)
+            points.append((cell.parameters, cell.mean, plain(row.title), OWN if row.name in ours else "black"))
         named.append((axis, points))
         _pareto(axis, points)
         _scale(axis, spread)

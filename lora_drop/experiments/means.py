@@ -1,0 +1,66 @@
+"""Means over tasks of what was measured with several seeds, and how sure they are.
+
+Each task has the same weight, however many seeds it has. There are two questions, and an interval for each: how far would
+other seeds move the mean on these tasks, and what would it be on other tasks like them? Runs of one task are alike, so
+the second cannot be answered by counting runs.
+
+Intervals are Student's: with three seeds a bootstrap has too few values to draw from (of three normal values its
+percentiles hold the mean three times in four).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, variance
+
+OUTSIDE = 0.025
+"""Probability of either side of an interval."""
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean over tasks."""
+
+    value: float
+    tasks: tuple[str, ...]
+    """That take part."""
+    here: Interval | None
+    """95 % interval on these tasks, for other seeds; None unless each has several."""
+    elsewhere: Interval | None
+    """95 % interval for other tasks; None of a single task."""
+
+
+def mean_over_tasks(values: Mapping[str, Sequence[float]]) -> Mean:
+    """Return the mean over the tasks of their means over seeds.
+
+    A task with a single seed does not say how far seeds differ, and takes no part where others have several.
+
+    Args:
+        values: of each task, one for each seed; there must be a task.
+    """
+    several = {task: found for task, found in values.items() if len(found) > 1}
+    taken = several or values
+    means = [fmean(found) for found in taken.values()]
+    value = fmean(means)
+    here = _welch(value, list(several.values())) if several else None
+    elsewhere = _around(value, variance(means) / len(means), len(means) - 1) if len(means) > 1 else None
+    return Mean(value, tuple(taken), here, elsewhere)
+
+
+def _welch(value: float, samples: Sequence[Sequence[float]]) -> Interval:
+    """Return the interval of a mean of means of samples that differ in spread (Welch, Satterthwaite)."""
+    parts = [variance(sample) / len(sample) for sample in samples]
+    weighted = sum(part**2 / (len(sample) - 1) for part, sample in zip(parts, samples, strict=True))
+    degrees = sum(parts) ** 2 / weighted if weighted else math.inf
+    return _around(value, sum(parts) / len(parts) ** 2, degrees)
+
+
+def _around(value: float, square: float, degrees: float) -> Interval:
+    """Return the interval of a mean whose standard error has this square."""
+    from scipy import stats
+
+    half = float(stats.t.isf(OUTSIDE, degrees)) * math.sqrt(square)
+    return value - half, value + half
