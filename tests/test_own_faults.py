@@ -56,9 +56,24 @@ def test_faults_are_named_with_file_line_and_column(text, given, says, tmp_path)
 def test_a_number_that_is_none_among_numbers_is_found(tmp_path):
     path = csv_file(tmp_path, "text,price\n" + "".join(f"t{n},{n}.5\n" for n in range(60)) + "t,n/a\n")
     message = error(path, label="price")
-    assert f"{path}, line 62, column 'price': 'n/a'" in message and "--kind regression" in message
+    assert f"{path}, line 62, column 'price': 'n/a'" in message and "Leave such cells empty" in message
+    path = csv_file(tmp_path, "text,price\n" + "".join(f"t{n},{n}.5\n" for n in range(60)) + "t,cheap\n")
+    message = error(path, label="price")
+    assert f"{path}, line 62, column 'price': 'cheap'" in message and "--kind regression" in message
+    commas = csv_file(tmp_path, "text;price\n" + "".join(f"t{n};{n},5\n" for n in range(60)))
+    assert "Numbers are read with a point, not a comma: 0,5 would be 0.5" in error(commas, label="price")
     words = csv_file(tmp_path, "text,label\n" + "".join(f"t{n},an answer {n}\n" for n in range(60)))
     assert "For free text use --kind generation" in error(words)
+
+
+def test_whole_numbers_that_a_missing_one_has_made_floats_are_classes(tmp_path):
+    lines = "".join(f"t{n},{n % 2}.0\n" for n in range(20))
+    data = OwnData(DataConfig(path=str(csv_file(tmp_path, f"text,label\n{lines}t,\n"))), Source(None, offline=True))
+    assert (data.task().kind, data.task().labels) == ("classification", ("0", "1"))
+    path = csv_file(tmp_path, f"text,label\n{lines}t,NA\nt,NA\n")
+    assert f"{path}, line 22, column 'label': 'NA', and the other labels are numbers" in error(path)
+    named = OwnData(DataConfig(path=str(path), kind="classification"), Source(None, offline=True)).task()
+    assert named.labels == ("0", "1", "NA")
 
 
 def test_text_and_label_that_are_swapped_are_noticed(tmp_path):
@@ -109,6 +124,8 @@ def test_other_faults_of_files(tmp_path):
     assert "y.jsonl, line 1, column 'messages': not JSON" in error(csv_file(tmp_path, turns, "y.jsonl"))
     assert "all 1 rows have the label" in error(csv_file(tmp_path, "text,label\na,[" + "-" * 20_000 + "1]\n"))
     assert "line 1: a JSON object is expected, not int" in error(csv_file(tmp_path, "[1]", "x.json"))
+    columns = csv_file(tmp_path, '{"text": {"0": "a", "1": "b"}, "label": {"0": 1, "1": 0}}', "columns.json")
+    assert "this one holds columns. pandas writes rows with orient='records'" in error(columns)
     assert "not readable as Parquet" in error(csv_file(tmp_path, "PAR1", "x.parquet"))
     latin = tmp_path / "latin.csv"
     latin.write_bytes("text,label\ncafé,1\n".encode("latin-1"))

@@ -319,3 +319,58 @@ def test_the_commands_of_the_page_run_as_they_are_written(folder, capsys):
     (settings,) = re.findall(r"```yaml\n(.*?)```", text, flags=re.DOTALL)
     (folder / "mine.yaml").write_text(settings)
     assert load_config(["own", folder / "mine.yaml"]).data.metric == ("f1_macro", "accuracy")
+
+
+def test_a_run_is_of_the_weights_and_labels_that_it_was_trained_on(folder, capsys):
+    """Another model in the same folder, and a file whose classes have changed, would give wrong numbers without a sign."""
+    backbone = load_model(locate("tiny:bert"), TASKS.get("toy-nli"), 0, load_tokenizer(locate("tiny:bert")))
+    backbone.base_model.save_pretrained(folder / "base" / "model")
+    load_tokenizer(locate("tiny:bert")).save_pretrained(folder / "base" / "model")
+    own_data.write(
+        folder / "texts.csv",
+        [{"text": row["review"], "label": "ab"[n % 2]} for n, row in enumerate(own_data.reviews(60))],
+    )
+    assert lora_drop("run", "--data", "texts.csv", *TINY, "-b", "base/model", "--metric", "f1_micro") == 0
+    run = folder / "runs" / "texts"
+    assert lora_drop("predict", run, "--data", "texts.csv", "--to", "one.csv", "--json") == 0
+    assert {"accuracy", "f1_macro", "f1_micro"} & json.loads(capsys.readouterr().out.splitlines()[-1]).keys() == {
+        "f1_micro"
+    }
+
+    (folder / "elsewhere").mkdir()
+    with pytest.MonkeyPatch.context() as patch:  # the folder is found again, and no name on the Hub
+        patch.chdir(folder / "elsewhere")
+        assert lora_drop("predict", run, "--data", folder / "texts.csv", "--to", folder / "two.csv", "-q") == 0
+    assert (folder / "one.csv").read_bytes() == (folder / "two.csv").read_bytes()
+    assert lora_drop("predict", run, "--data", "texts.csv", "--to", "base") == 2
+
+    (folder / "texts.csv").write_text((folder / "texts.csv").read_text().replace(",a\n", ",c\n"))
+    capsys.readouterr()
+    assert lora_drop("eval", "-d", run) == 2
+    assert "The data have the labels b, c" in capsys.readouterr().err
+    weights = folder / "base" / "model" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(bytes(content))
+    for command in (
+        ["predict", run, "--data", "texts.csv"],
+        ["export", run, "--to", "merged", "--base", "me/x", "--out", "out"],
+    ):
+        assert lora_drop(*command) == 2
+        assert "was trained on other weights than base/model has now" in capsys.readouterr().err
+    shutil.move(folder / "base", folder / "moved")
+    assert lora_drop("predict", run, "--data", "texts.csv") == 2
+    assert "which does not exist any more" in capsys.readouterr().err
+
+
+def test_columns_that_have_the_names_of_predictions_are_kept(folder):
+    rows = [{"prediction": row["review"], "score": str(n % 2)} for n, row in enumerate(own_data.reviews(40))]
+    own_data.write(folder / "rows.csv", rows)
+    assert lora_drop("run", "--data", "rows.csv", "--text", "prediction", "--label", "score", *TINY) == 0
+    for name in ("out.csv", "out.jsonl"):
+        assert lora_drop("predict", "runs/rows", "--data", "rows.csv", "--to", name, "-q") == 0
+    first, *_ = read_csv(folder / "out.csv")
+    line = json.loads((folder / "out.jsonl").read_text().splitlines()[0])
+    for found in (first, line):
+        assert (found["given_prediction"], found["given_score"]) == (rows[0]["prediction"], rows[0]["score"])
+        assert found["prediction"] in "01" and 0 <= float(found["score"]) <= 1

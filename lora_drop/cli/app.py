@@ -244,6 +244,8 @@ def _perform(run_dir: Path, stages: list[str], given: dict[str, Any], compare: l
 
     config = configuration(given, run_dir)
     with ConsoleReporter(err, given["quiet"]) as reporter:
+        if not _says_what(given, run_dir):
+            reporter.notice(f"nothing says what to train on (--data, -c, -o task=…): it is the generated {config.task}")
         summary = perform(run_dir, config, stages, given["force"], reporter, compare or [])
     for remark in summary.remarks:
         reporter.notice(remark)
@@ -257,6 +259,13 @@ def _perform(run_dir: Path, stages: list[str], given: dict[str, Any], compare: l
     print_rows(out, [_shown(result) for result in summary.results])
     if not given["quiet"]:
         out.print(f"Files: {run_dir}", soft_wrap=True)
+
+
+def _says_what(given: dict[str, Any], run_dir: Path) -> bool:
+    """Return True if the command, or the run directory, names a task or data."""
+    named = given["config"] or given.get("data") or given.get("dataset_info") or given.get("task")
+    tasks = [text for text in given["overrides"] or [] if text.startswith(("task=", "data."))]
+    return bool(named or tasks) or (run_dir / "config.yaml").exists()
 
 
 def _shown(result: dict[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from lora_drop.errors import UserError
 from lora_drop.export.source import Source
 from lora_drop.models.backbones import load_model, load_tokenizer, locate
 from lora_drop.registry import METHODS
+from lora_drop.runs.load import check_weights
 
 
 def merged(source: Source, folder: Path) -> str:
@@ -28,6 +29,7 @@ def merged(source: Source, folder: Path) -> str:
         raise refusal
     quantized = config.quantization != "none"
     backbone = locate(config.backbone, config.offline, known=source.origin or None)
+    check_weights(source.run, backbone)
     tokenizer = load_tokenizer(backbone, causal=task.kind == "generation")
     plain = load_model(backbone, task, config.seed, tokenizer)
     model: Any = method.load(plain, adapter)
@@ -40,6 +42,8 @@ def merged(source: Source, folder: Path) -> str:
     if task.labels:
         model.config.id2label = dict(enumerate(task.labels))
         model.config.label2id = {label: index for index, label in enumerate(task.labels)}
+    if task.kind != "generation":  # longer texts were cut in training: whoever truncates does so alike
+        tokenizer.model_max_length = min(tokenizer.model_max_length, config.train.max_length)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))

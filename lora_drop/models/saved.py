@@ -22,6 +22,11 @@ def locate(name: str, request: Request) -> Backbone:
     folder = Path(name).expanduser()
     if folder.is_dir():
         return _locate_folder(name, folder, request.weights)
+    was = Path((request.known or {}).get("folder", ""))
+    if was.parts[-len(folder.parts) :] == folder.parts:  # a model on the Hub that has this name is another one
+        if not was.is_dir():
+            raise UserError(f"The backbone {name} was the folder {was}, which does not exist any more.")
+        return _locate_folder(name, was, request.weights)
     if name.startswith((".", "/", "~")) or name.partition("@")[0].count("/") > 1:
         raise UserError(f"The backbone folder {name} does not exist.")
     prefix, colon, _ = name.partition(":")
@@ -44,8 +49,9 @@ def _locate_folder(name: str, folder: Path, weights: bool) -> Backbone:
         raise UserError(f"{folder} holds no transformers model: it has no config.json.")
     _check_no_adapter(folder)
     local = {"local_files_only": True}  # a folder is never a name on the Hub
+    origin = {"folder": str(folder.absolute())}
     if not weights:
-        return Backbone(name, str(folder), "", local)
+        return Backbone(name, str(folder), "", local, origin=origin)
     files = loaded_files(folder)
     if not any(file.endswith(".safetensors") for file in files):
         raise UserError(
@@ -55,7 +61,7 @@ def _locate_folder(name: str, folder: Path, weights: bool) -> Backbone:
     for file in files:
         if not (folder / file).is_file():
             raise UserError(f"{folder} lacks {file}, which the index of its weights names. Copy it there.")
-    return Backbone(name, str(folder), sha256_of_all(folder / file for file in files), local)
+    return Backbone(name, str(folder), sha256_of_all(folder / file for file in files), local, origin=origin)
 
 
 def _check_no_adapter(folder: Path) -> None:

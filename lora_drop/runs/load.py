@@ -10,8 +10,9 @@ from transformers import PreTrainedTokenizerBase
 from lora_drop.errors import UserError
 from lora_drop.files import read_json
 from lora_drop.models.backbones import load_model, load_tokenizer, locate, resolve_device
+from lora_drop.models.base import Backbone
 from lora_drop.registry import METHODS, TASKS
-from lora_drop.runs.job import known_sources
+from lora_drop.runs.job import Job, known_sources
 from lora_drop.runs.store import Run
 from lora_drop.tasks.base import Task
 from lora_drop.tasks.own.task import stored_task
@@ -37,13 +38,44 @@ def load_run(path: str | Path, device: str = "auto") -> tuple[torch.nn.Module, P
     task = trained_task(run)
     known = known_sources(run).get("backbone")
     backbone = locate(config.backbone, config.offline, config.quantization, known=known)
+    check_weights(run, backbone)
     tokenizer = load_tokenizer(backbone, causal=task.kind == "generation")
     model = METHODS.get(config.method.name).load(load_model(backbone, task, config.seed, tokenizer, chosen), adapter)
     return model.to(chosen).eval(), tokenizer
 
 
+def check_weights(run: Run, backbone: Backbone) -> None:
+    """Raise UserError if the adapter of a run was trained on other weights than these, which have its backbone's name."""
+    trained_on = run.entry("train").get("weights", backbone.identity)
+    if trained_on not in (backbone.identity, f"{backbone.identity}/{run.config.quantization}"):
+        raise UserError(
+            f"{run.file('adapter')} was trained on other weights than {backbone.name} has now ({trained_on[:12]}, now "
+            f"{backbone.identity[:12]}). Put the others back, or train again with: lora-drop run"
+        )
+
+
+def check_trained(job: Job) -> None:
+    """Raise UserError unless the adapter of a run was trained on the weights and for the labels that it has now."""
+    check_weights(job.run, job.backbone)
+    if not job.config.data.given:
+        return
+    then, now = trained_task(job.run), job.task
+    if (then.kind, then.labels, then.center, then.spread) != (now.kind, now.labels, now.center, now.spread):
+        raise UserError(
+            f"The data have {_targets(now)}, and {job.run.file('adapter')} was trained on {_targets(then)}. Train it again with: "
+            "lora-drop run"
+        )
+
+
+def _targets(task: Task) -> str:
+    if task.kind == "regression":
+        return f"numbers around {task.center:.4g} ± {task.spread:.4g}"
+    return f"the labels {', '.join(task.labels)}" if task.labels else "texts to write"
+
+
 def trained_task(run: Run) -> Task:
     """Return the task that a run was trained on; of own data, what the adapter keeps of it."""
-    if not run.config.data.given:
-        return TASKS.get(run.config.task)
-    return stored_task(read_json(run.require("adapter", "train") / TASK_FILE))
+    config = run.config
+    if not config.data.given:
+        return TASKS.get(config.task)
+    return stored_task(read_json(run.require("adapter", "train") / TASK_FILE), config.data.metric)

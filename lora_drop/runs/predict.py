@@ -37,6 +37,8 @@ from lora_drop.training.way import Way, find_way
 AT_A_TIME = 4096
 """Rows that are in memory together."""
 FORMATS = (".csv", ".tsv", ".jsonl")
+OURS = ("prediction", "score", "scores")
+"""Names of what is predicted."""
 
 
 @dataclass(frozen=True)
@@ -152,6 +154,12 @@ def predict(
         raise UserError(f"Predictions cannot be written as {to.name}. Formats: {', '.join(FORMATS)}")
     if Path(data).exists() and to.resolve() == Path(data).resolve():
         raise UserError(f"--to names the data themselves ({to}); predictions must not take their place.")
+    if to.is_dir():
+        raise UserError(f"--to {to} is a folder. Name a file in it.")
+    try:
+        to.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--to {to}: its folder cannot be made ({error.strerror}).") from error
     table = open_split(data, split, source)
     report.doing("loading the model")
     predictor = Predictor(run_dir, device, report)
@@ -173,7 +181,6 @@ def _written(
     made: list[Any] = []
     references: list[Label | None] = []
     blank: list[str] = []
-    to.parent.mkdir(parents=True, exist_ok=True)
     with replacing(to) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         writer = _Writer(file, to.suffix, predictor, labelled)
         for rows in _chunks(table.rows()):
@@ -204,12 +211,12 @@ class _Writer:
         self.table = csv.writer(file, dialect, lineterminator="\n") if dialect else None
         if self.table:
             scores = ["score", *(f"P({name})" for name in self.labels)] if self.labels else []
-            self.table.writerow(map(csv_cell, [*self.read, "prediction", *scores]))
+            self.table.writerow(map(csv_cell, [*map(given, self.read), "prediction", *scores]))
 
     def write(self, row: Row, found: dict[str, Any]) -> None:
         if self.table is None:
-            given = {name: row.get(name) for name in self.read}
-            self.file.write(json.dumps({**given, **found}, ensure_ascii=False, default=str) + "\n")
+            read = {given(name): row.get(name) for name in self.read}
+            self.file.write(json.dumps({**read, **found}, ensure_ascii=False, default=str) + "\n")
             return
         prediction = found["prediction"]
         cells = [_cell(prediction) if isinstance(prediction, (list, str)) else prediction]
@@ -217,6 +224,11 @@ class _Writer:
             cells += [f"{value:.6g}" for value in (found["score"], *found["scores"].values())]
         cells = [*(_cell(row.get(name)) for name in self.read), *cells]
         self.table.writerow([csv_cell(str(each)) for each in cells])
+
+
+def given(name: str) -> str:
+    """Return the name of a column of the data beside what is predicted, which has names of its own."""
+    return f"given_{name}" if name in OURS or name.startswith("P(") else name
 
 
 def _cell(value: Any) -> str:

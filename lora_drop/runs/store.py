@@ -53,8 +53,7 @@ class Run:
             stored = stored_config(self.path)
             if stored is None:
                 raise UserError(
-                    f"{self.path} is not a run directory: it has no config.yaml. "
-                    "Give a configuration with -c or -o key=value."
+                    f"{self.path} is not a run directory: it has no config.yaml. One is made by: lora-drop run"
                 )
             config = from_dict(read_sealed(stored))
         self.config = config

@@ -15,10 +15,21 @@ from lora_drop.errors import UserError
 from lora_drop.tasks.files import HALF
 from lora_drop.tasks.own.chats import Chat, Messages, asked_and_answered
 from lora_drop.tasks.own.tables import Row, Table
-from lora_drop.tasks.own.values import Label, as_label, as_text, kind_of, missing, number, ordered, several
+from lora_drop.tasks.own.values import (
+    Label,
+    as_label,
+    as_text,
+    kind_of,
+    marks_among_numbers,
+    missing,
+    number,
+    ordered,
+    several,
+)
 
 MANY, SENTENCE = 20, 5
 """More classes than this, of more words than this on average, are texts."""
+DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
 FIELD = re.compile(r"\{([^{}]+)\}")
 
 
@@ -166,6 +177,13 @@ def with_kind(reading: Reading, table: Table, found: Survey) -> Reading:
     if not counts:
         left_out = f" ({len(found.empty)} have no text, {len(found.unlabelled)} no label)" if found.rows else ""
         raise UserError(f"{table.name}: none of {found.rows} rows has text and a label in {reading.label!r}{left_out}.")
+    marks = marks_among_numbers(counts) if reading.kind == "auto" else []
+    if marks:
+        place = place_where(table, reading, lambda label: label in marks)
+        raise UserError(
+            f"{place}, and the other labels are numbers. Leave such cells empty (their rows are then left out), or, if it is a class, "
+            "say --kind classification."
+        )
     kind = kind_of(counts) if reading.kind == "auto" else reading.kind
     reading = replace(reading, kind=kind)
     if kind == "generation":
@@ -198,9 +216,12 @@ def _check_classes(reading: Reading, table: Table, counts: Counter[Label], names
     if len(names) <= MANY or (len(names) <= total // 2 and mean(map(_words, names)) <= SENTENCE):
         return
     words = [label for label in counts if number(label) is None]
+    commas = [label for label in words if DECIMAL_COMMA.fullmatch(str(label))]
     hint = "Is it the label? For free text use --kind generation"
     if mean(_words(name) for name in names) > SENTENCE and reading.texts:
         hint = f"Are text and label swapped? Try --text {reading.label} --label {reading.texts[0]}. For texts to be written use --kind generation"
+    elif commas and len(commas) == len(words):
+        hint = f"Numbers are read with a point, not a comma: {commas[0]!s} would be {str(commas[0]).replace(',', '.')}"
     elif words and sum(counts[label] for label in words) < total / 2:
         place = place_where(table, reading, lambda label: label in words)
         hint = f"Most are numbers, but not {place}. For numbers mend that row, or use --kind regression"

@@ -103,8 +103,9 @@ def open_split(path: str, split: str, source: Source) -> Table:
         return open_table([place])
     hub = HUB.fullmatch(path)
     if hub is None or not is_name(hub["name"]) or place.suffix.lower() in SUFFIXES:
+        where = "" if place.is_absolute() else f" in {Path.cwd()}"
         raise UserError(
-            f"The data {path} do not exist. Give a file ({FORMATS}), a folder with files named train and validation, or "
+            f"The data {path} do not exist{where}. Give a file ({FORMATS}), a folder with files named train and validation, or "
             "org/name on the Hub."
         )
     rows = HubRows(hub["name"], hub["configuration"], hub["revision"] or "main")

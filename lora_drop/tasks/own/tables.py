@@ -136,6 +136,16 @@ def _json(path: Path) -> Iterator[Placed]:
         place = f"{path}, line {line}"
         if not isinstance(item, dict):
             raise UserError(f"{place}: a JSON object is expected, not {type(item).__name__}")
+        if (
+            start == "{"
+            and path.suffix.lower() == ".json"
+            and item
+            and all(isinstance(cell, dict) for cell in item.values())
+        ):
+            raise UserError(
+                f"{place}: an object for each row is expected, and this one holds columns. pandas writes rows with "
+                "orient='records'."
+            )
         yield place, item
 
 
@@ -143,7 +153,7 @@ def _json_lines(path: Path) -> Iterator[tuple[int, Any]]:
     with path.open(encoding="utf-8-sig", newline="\n") as file:
         for number, line in enumerate(file, 1):
             if line.strip():
-                yield number, parse_json(path, line, number)
+                yield number, parse_json(path, line.rstrip(), number)
 
 
 def _parquet(path: Path) -> Iterator[Placed]:

@@ -64,9 +64,12 @@ def _at(known: Described, data: DataConfig) -> DataConfig:
     return replace(data, path=known.path, split=known.split or data.split)
 
 
-def stored_task(record: Mapping[str, Any]) -> Task:
-    """Return the task of a trained adapter from what the adapter keeps of it (`Task.record`), without its data."""
-    return _task(Reading.of_record(record), None)
+def stored_task(record: Mapping[str, Any], metric: Sequence[str] | None = None) -> Task:
+    """Return the task of a trained adapter from what the adapter keeps of it (`Task.record`), without its data.
+
+    `metric`: as in `data.metric`.
+    """
+    return _task(Reading.of_record(record), None, metric)
 
 
 class OwnData:
@@ -128,7 +131,7 @@ class OwnData:
 
     def task(self) -> Task:
         """Return the task."""
-        return _task(self.reading, self)
+        return _task(self.reading, self, self.data.metric)
 
     def table(self, split: str) -> Table:
         """Return the table that holds the rows of a split."""
@@ -194,12 +197,12 @@ class OwnData:
                 self.source.report.notice(f"{some_places(places, what, split)}: left out")
 
 
-def _task(reading: Reading, data: OwnData | None) -> Task:
+def _task(reading: Reading, data: OwnData | None, metric: Sequence[str] | None) -> Task:
     def load(source: Source, split: str) -> Dataset:
         assert data is not None, "a stored task has no rows"
         return data.load(source, split)
 
-    metrics = _metrics(reading.kind, data.data.metric if data else None)
+    metrics = _metrics(reading.kind, metric)
     return Task(
         name=OWN,
         version=OWN_VERSION,

@@ -6,13 +6,17 @@ import ast
 import json
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 Label = str | tuple[str, ...]
 """A label as it is written; several where the cell holds a list."""
 WHOLE = re.compile(r"[+-]?\d+")
+WITHOUT_FRACTION = re.compile(r"([+-]?\d+)\.0+")
+"""A whole number as pandas writes it in a column that lacks a value."""
 SEPARATOR = ";"
+MARKS = ("na", "n/a", "nan", "null", "none", "inf", "-inf")
+"""What programs write where there is no number."""
 
 
 def missing(value: Any) -> bool:
@@ -36,6 +40,8 @@ def as_label(value: Any) -> Label | None:
     if missing(value):
         return None
     text = as_text(value).strip()
+    if whole := WITHOUT_FRACTION.fullmatch(text):
+        return whole[1]
     if text.startswith("[") and text.endswith("]"):
         try:
             items = ast.literal_eval(text)  # literals alone: nothing is executed
@@ -58,6 +64,12 @@ def number(label: Label | None) -> float | None:
     except (TypeError, ValueError):
         return None
     return value if math.isfinite(value) else None
+
+
+def marks_among_numbers(labels: Collection[Label]) -> list[Label]:
+    """Return labels that say that there is none, where all others are numbers."""
+    others = [label for label in labels if number(label) is None]
+    return others if len(others) < len(labels) and all(str(label).lower() in MARKS for label in others) else []
 
 
 def kind_of(labels: Iterable[Label]) -> str:
