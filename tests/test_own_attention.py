@@ -61,6 +61,14 @@ def test_loss_and_gradients_are_those_of_the_stock_way(kind, projections):
     assert_equal_paths(model, batch_of(9), packing)
 
 
+@pytest.mark.parametrize("name", ["vera", "tied_lora", "adalora", "sparse_adapter"])
+def test_the_adapters_of_other_methods_are_known_as_projections(name):
+    model = method(name, bare("mpnet"), rank=8)
+    packing, how = prepare(model, batch_of(3))
+    assert how == FIRST
+    assert_equal_paths(model, batch_of(9), packing)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_in_float64_they_are_equal_to_its_last_digits(kind):
     model = method("full", bare(kind)).double()

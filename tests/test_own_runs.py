@@ -342,12 +342,20 @@ def test_a_run_is_of_the_weights_and_labels_that_it_was_trained_on(folder, capsy
         patch.chdir(folder / "elsewhere")
         assert lora_drop("predict", run, "--data", folder / "texts.csv", "--to", folder / "two.csv", "-q") == 0
     assert (folder / "one.csv").read_bytes() == (folder / "two.csv").read_bytes()
-    assert lora_drop("predict", run, "--data", "texts.csv", "--to", "base") == 2
+    for to, said in (
+        ("base", "--to base is a folder"),
+        ("texts.csv/out.csv", "its folder cannot be made (File exists)"),
+    ):
+        capsys.readouterr()
+        assert lora_drop("predict", run, "--data", "texts.csv", "--to", to) == 2 and said in capsys.readouterr().err
+    assert lora_drop("predict", "runs/typo", "--data", "texts.csv") == 2 and not (folder / "runs" / "typo").exists()
 
     (folder / "texts.csv").write_text((folder / "texts.csv").read_text().replace(",a\n", ",c\n"))
     capsys.readouterr()
     assert lora_drop("eval", "-d", run) == 2
-    assert "The data have the labels b, c" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "trained for classification with 2 labels, and the data make it classification with 2" in told
+    assert "only one of them has a, c" in told
     weights = folder / "base" / "model" / "model.safetensors"
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
@@ -357,7 +365,7 @@ def test_a_run_is_of_the_weights_and_labels_that_it_was_trained_on(folder, capsy
         ["export", run, "--to", "merged", "--base", "me/x", "--out", "out"],
     ):
         assert lora_drop(*command) == 2
-        assert "was trained on other weights than base/model has now" in capsys.readouterr().err
+        assert "was trained on another base/model" in capsys.readouterr().err
     shutil.move(folder / "base", folder / "moved")
     assert lora_drop("predict", run, "--data", "texts.csv") == 2
     assert "which does not exist any more" in capsys.readouterr().err

@@ -17,10 +17,13 @@ from lora_drop.cli.app import main
 from lora_drop.cli.perform import perform
 from lora_drop.config.loading import load_config
 from lora_drop.errors import UserError
-from lora_drop.files import file_digest, read_json
+from lora_drop.files import digest, file_digest, read_json
 from lora_drop.progress import Reporter, text_of
 from lora_drop.pruning.sharing import ties
 from lora_drop.registry import METHODS, TASKS
+from lora_drop.runs.job import Job
+from lora_drop.runs.stages.base import training
+from lora_drop.runs.store import Run
 
 pytestmark = pytest.mark.slow
 
@@ -367,3 +370,9 @@ def test_a_killed_run_continues_and_gives_the_same_bits(finished, tmp_path):
     told, _ = run(folder)
     assert told.skipped == ["sample", "score", "select", "picture"] and told.done == ["train", "eval"]
     assert contents(folder) == contents(finished)
+
+
+def test_new_keys_leave_what_was_trained_by_earlier_versions_as_it_is(tmp_path):
+    """The digest of a default training: with another one, every run directory there is would be trained anew."""
+    job = Job(Run(tmp_path, load_config([], ["backbone=tiny:bert"])))
+    assert digest(training(job, job.config.train)) == "8ec0acaaa173207c"

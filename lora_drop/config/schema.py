@@ -106,7 +106,8 @@ class TrainConfig:
     learning_rate: float = positive(5e-4)
     """Peak learning rate of AdamW."""
     head_learning_rate: float | None = positive(None)
-    """That of the task's head; empty: the same. A method that needs a high rate, as VeRA does, may not want it there."""
+    """That of the task's head, in the warm-up, too; empty: the same. A method that needs a high rate, as VeRA does, may not
+    want it there."""
     batch_size: int = positive(32)
     """TOTAL examples per optimizer step, over all devices and accumulation steps."""
     device_batch_size: int | None = positive(None)

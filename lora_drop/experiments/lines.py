@@ -89,7 +89,7 @@ def _how_scored(table: Table, trained: Sequence[Record]) -> str:
     return (
         f"Mean ± standard deviation (number of seeds), {unit}, of the {kinds} epoch of each run: "
         f"{'; '.join(sorted(splits))}. "
-        "Parameters: trained ones of the adapter, mean over tasks and seeds, without the head."
+        "Parameters: trained ones of the adapter, mean over seeds, then over tasks, without the head."
     )
 
 

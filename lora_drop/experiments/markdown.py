@@ -83,7 +83,8 @@ def claims(table: Table) -> list[str]:
         *["### Claims", "", *_markdown_table(head, body)],
         "Differences of the primary scores in points, of runs with the same task and seed: their mean by task, then over tasks. "
         "The first interval is that for other seeds on these tasks, and decides the verdict; the second is for other tasks, of "
-        "which a few say little. Tasks with one seed take no part where others have several. Each claim is judged at 95 % by "
+        "which a few say little (where it is narrower, they agree by chance). Tasks with one seed take no part where others have "
+        "several. Each claim is judged at 95 % by "
         f"itself: nothing is corrected for their number, {len(verdicts)}.",
         "",
     ]

@@ -232,7 +232,12 @@ def _parameters(records: Iterable[Record], part: str) -> float | None:
     for record in records:
         if record.parameters:
             by_task.setdefault(record.task, []).append(record.parameters[part])
-    return _mean(map(statistics.fmean, by_task.values()))
+    return _over_tasks(by_task) if by_task else None
+
+
+def _over_tasks(values: Mapping[str, Sequence[int]]) -> float:
+    """Return the mean over the tasks of the means over their seeds."""
+    return statistics.fmean(map(statistics.fmean, values.values()))
 
 
 def _average(cells: Mapping[str, Cell], columns: Sequence[Column]) -> float | None:
@@ -245,9 +250,11 @@ def _average(cells: Mapping[str, Cell], columns: Sequence[Column]) -> float | No
 
 def _retained(records: Iterable[Record]) -> dict[str, float]:
     """Return the mean number of layers that are retained, by projection."""
-    selected = [record.selection["projections"] for record in records if record.selection]
-    names = dict.fromkeys(name for projections in selected for name in projections)
-    return {name: statistics.fmean(len(each[name]["retained"]) for each in selected) for name in names}
+    counts: dict[str, dict[str, list[int]]] = {}
+    for record in records:
+        for name, fate in record.selection.get("projections", {}).items():
+            counts.setdefault(name, {}).setdefault(record.task, []).append(len(fate["retained"]))
+    return {name: _over_tasks(by_task) for name, by_task in counts.items()}
 
 
 def _cell(

@@ -51,11 +51,14 @@ class Vectors(nn.Module):
 
 
 class TiedLinear(nn.Module):
-    """A frozen linear module plus its rows of the fused update: W x + scaling · v ∘ B (u ∘ A x)."""
+    """A frozen linear module plus its rows of the fused update: W x + scaling · v ∘ B (u ∘ A x).
+
+    The module has PEFT's name, by which a layer with an adapter is known (`packing.own_attention`).
+    """
 
     def __init__(self, base: nn.Module, tied: Tied, vectors: Vectors, first_row: int, scaling: float, dropout: float):
         super().__init__()
-        self.base, self.tied, self.vectors = base, tied, vectors
+        self.base_layer, self.tied, self.vectors = base, tied, vectors
         self.rows = slice(first_row, first_row + widths(base)[1])
         self.scaling, self.dropout = scaling, nn.Dropout(dropout)
 
@@ -63,7 +66,7 @@ class TiedLinear(nn.Module):
         """Return the adapted projection of `x`."""
         z = functional.linear(self.dropout(x), self.tied.A) * self.vectors.u
         update = functional.linear(z, self.tied.B[self.rows]) * self.vectors.v[self.rows]
-        return self.base(x) + self.scaling * update
+        return self.base_layer(x) + self.scaling * update
 
 
 def build(backbone: PreTrainedModel, config: MethodConfig, seed: int, selection: Selection | None) -> nn.Module:

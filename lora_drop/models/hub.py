@@ -71,7 +71,8 @@ def locate_model(name: str, request: Request) -> HubModel:
     """
     repo, known, weights = Repo.parse(name), request.known, request.weights
     forbidden = forbidden_by(request.offline)
-    used = known["commit"] if known and HubModel(repo, known["commit"]).origin == known else None
+    before = (known or {}).get("commit", "")
+    used = before if before and HubModel(repo, before).origin == known else None
     commits = cached_commits(repo, used, forbidden, (repo.cache / "snapshots").glob("*"))
     commit = next((commit for commit in commits if not missing(repo.snapshot(commit), weights)), None)
     if commit is None:

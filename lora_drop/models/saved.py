@@ -22,11 +22,14 @@ def locate(name: str, request: Request) -> Backbone:
     folder = Path(name).expanduser()
     if folder.is_dir():
         return _locate_folder(name, folder, request.weights)
-    was = Path((request.known or {}).get("folder", ""))
-    if was.parts[-len(folder.parts) :] == folder.parts:  # a model on the Hub that has this name is another one
-        if not was.is_dir():
-            raise UserError(f"The backbone {name} was the folder {was}, which does not exist any more.")
-        return _locate_folder(name, was, request.weights)
+    known = request.known or {}
+    if known.get("name") == name:  # it was a folder, and a model on the Hub that has this name is another one
+        if not Path(known["folder"]).is_dir():
+            raise UserError(
+                f"The backbone {name} was the folder {known['folder']}, which does not exist any more. Put it back, or name another "
+                "folder for the run, if a model of the Hub is meant."
+            )
+        return _locate_folder(name, Path(known["folder"]), request.weights)
     if name.startswith((".", "/", "~")) or name.partition("@")[0].count("/") > 1:
         raise UserError(f"The backbone folder {name} does not exist.")
     prefix, colon, _ = name.partition(":")
@@ -49,7 +52,7 @@ def _locate_folder(name: str, folder: Path, weights: bool) -> Backbone:
         raise UserError(f"{folder} holds no transformers model: it has no config.json.")
     _check_no_adapter(folder)
     local = {"local_files_only": True}  # a folder is never a name on the Hub
-    origin = {"folder": str(folder.absolute())}
+    origin = {"name": name, "folder": str(folder.absolute())}
     if not weights:
         return Backbone(name, str(folder), "", local, origin=origin)
     files = loaded_files(folder)

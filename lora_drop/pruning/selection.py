@@ -317,5 +317,5 @@ def _too_small(budget: float, least: float, share: bool) -> UserError:
     pairs = "one retained layer and one shared pair" if share else "one retained layer"
     return UserError(
         f"A budget of {budget:g} of LoRA's parameters is too small: {pairs} in each projection already need {least:.3f}. "
-        f"Name a larger one: --budget {math.ceil(100 * least) / 100:g}"
+        f"Raise method.budget: --budget {math.ceil(100 * least + 1e-6) / 100:g}"
     )

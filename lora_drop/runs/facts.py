@@ -149,10 +149,10 @@ class Facts:
         """The loss of each step of the warm-up; empty if it is not there."""
         return self._json("warmup/losses.json").get("losses", [])
 
-    @cached_property
+    @property
     def constant_loss(self) -> float | None:
         """The loss of a constant prediction on the warm-up's rows; None of texts, and of runs of earlier versions."""
-        return self._json("warmup/losses.json").get("constant_prediction")
+        return self.stages.get("score", {}).get("constant_loss")
 
     @property
     def epochs(self) -> list[dict[str, float]]:

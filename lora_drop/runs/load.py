@@ -45,32 +45,28 @@ def load_run(path: str | Path, device: str = "auto") -> tuple[torch.nn.Module, P
 
 
 def check_weights(run: Run, backbone: Backbone) -> None:
-    """Raise UserError if the adapter of a run was trained on other weights than these, which have its backbone's name."""
+    """Raise UserError if the adapter of a run was trained on another model than this one, which has its backbone's name."""
     trained_on = run.entry("train").get("weights", backbone.identity)
     if trained_on not in (backbone.identity, f"{backbone.identity}/{run.config.quantization}"):
         raise UserError(
-            f"{run.file('adapter')} was trained on other weights than {backbone.name} has now ({trained_on[:12]}, now "
-            f"{backbone.identity[:12]}). Put the others back, or train again with: lora-drop run"
+            f"{run.file('adapter')} was trained on another {backbone.name}: its weights, configuration or tokenizer have changed "
+            f"({trained_on[:12]}, now {backbone.identity[:12]}). Put the old one back, or train again with: lora-drop run"
         )
 
 
 def check_trained(job: Job) -> None:
-    """Raise UserError unless the adapter of a run was trained on the weights and for the labels that it has now."""
+    """Raise UserError unless the adapter of a run was trained on the model and for the labels that the run has now."""
     check_weights(job.run, job.backbone)
     if not job.config.data.given:
         return
     then, now = trained_task(job.run), job.task
-    if (then.kind, then.labels, then.center, then.spread) != (now.kind, now.labels, now.center, now.spread):
+    if (then.kind, then.labels) != (now.kind, now.labels):
+        others = sorted({*then.labels} ^ {*now.labels})[:3]
+        which = f" (only one of them has {', '.join(others)})" if others else ""
         raise UserError(
-            f"The data have {_targets(now)}, and {job.run.file('adapter')} was trained on {_targets(then)}. Train it again with: "
-            "lora-drop run"
+            f"{job.run.file('adapter')} was trained for {then.kind} with {len(then.labels)} labels, and the data make it {now.kind} "
+            f"with {len(now.labels)}{which}. Train it again with: lora-drop run"
         )
-
-
-def _targets(task: Task) -> str:
-    if task.kind == "regression":
-        return f"numbers around {task.center:.4g} ± {task.spread:.4g}"
-    return f"the labels {', '.join(task.labels)}" if task.labels else "texts to write"
 
 
 def trained_task(run: Run) -> Task:

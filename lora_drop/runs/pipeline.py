@@ -54,6 +54,10 @@ def check(job: Job, stages: Sequence[Stage], alone: bool = False) -> None:
     if parts:
         job.data.check(parts)
     names = {stage.name for stage in stages}
+    if "eval" in names and "train" not in names:
+        from lora_drop.runs.load import check_trained
+
+        processes.by_first(lambda: check_trained(job))
     if names & {"score", "train"}:
         from lora_drop.runs.shapes import check_shapes
 

@@ -37,8 +37,6 @@ from lora_drop.training.way import Way, find_way
 AT_A_TIME = 4096
 """Rows that are in memory together."""
 FORMATS = (".csv", ".tsv", ".jsonl")
-OURS = ("prediction", "score", "scores")
-"""Names of what is predicted."""
 
 
 @dataclass(frozen=True)
@@ -150,20 +148,20 @@ def predict(
         UserError: for rows that cannot be read, a run that was not trained, or an unknown format.
     """
     to = to or Path(run_dir) / f"predictions-{Path(data).stem}.csv"
+    if to.is_dir():
+        raise UserError(f"--to {to} is a folder. Name a file in it.")
     if to.suffix not in FORMATS:
         raise UserError(f"Predictions cannot be written as {to.name}. Formats: {', '.join(FORMATS)}")
     if Path(data).exists() and to.resolve() == Path(data).resolve():
         raise UserError(f"--to names the data themselves ({to}); predictions must not take their place.")
-    if to.is_dir():
-        raise UserError(f"--to {to} is a folder. Name a file in it.")
-    try:
-        to.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--to {to}: its folder cannot be made ({error.strerror}).") from error
     table = open_split(data, split, source)
     report.doing("loading the model")
     predictor = Predictor(run_dir, device, report)
     predictor.check(table)
+    try:
+        to.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--to {to}: its folder cannot be made ({error.strerror}).") from error
     labelled = bool(predictor.reading.chat) or predictor.reading.label in table.columns
     began = time.perf_counter()
     report.start("predict")
@@ -209,13 +207,15 @@ class _Writer:
         self.labels = reading.labels
         self.file, dialect = file, {".csv": "excel", ".tsv": "excel-tab"}.get(suffix)
         self.table = csv.writer(file, dialect, lineterminator="\n") if dialect else None
+        probabilities = [f"P({name})" for name in self.labels] if self.table else ["scores"]
+        ours = ["prediction", *(["score", *probabilities] if self.labels else [])]
+        self.names = beside(self.read, ours)
         if self.table:
-            scores = ["score", *(f"P({name})" for name in self.labels)] if self.labels else []
-            self.table.writerow(map(csv_cell, [*map(given, self.read), "prediction", *scores]))
+            self.table.writerow(map(csv_cell, [*self.names.values(), *ours]))
 
     def write(self, row: Row, found: dict[str, Any]) -> None:
         if self.table is None:
-            read = {given(name): row.get(name) for name in self.read}
+            read = {shown: row.get(name) for name, shown in self.names.items()}
             self.file.write(json.dumps({**read, **found}, ensure_ascii=False, default=str) + "\n")
             return
         prediction = found["prediction"]
@@ -226,9 +226,15 @@ class _Writer:
         self.table.writerow([csv_cell(str(each)) for each in cells])
 
 
-def given(name: str) -> str:
-    """Return the name of a column of the data beside what is predicted, which has names of its own."""
-    return f"given_{name}" if name in OURS or name.startswith("P(") else name
+def beside(names: Sequence[str], ours: Sequence[str]) -> dict[str, str]:
+    """Return the name of each column of the data beside what is predicted, which has names of its own."""
+    found: dict[str, str] = {}
+    for name in names:
+        shown = name
+        while shown in ours or shown in found.values() or (shown != name and shown in names):
+            shown = f"given_{shown}"
+        found[name] = shown
+    return found
 
 
 def _cell(value: Any) -> str:

@@ -108,8 +108,9 @@ def training(job: Job, train: TrainConfig, *unused: str) -> Values:
     """Return settings of a training but for those `unused`, and those that change no result; an adapter that it starts
     from counts by its content, not by its name."""
     settings = {key: value for key, value in asdict(train).items() if key not in (*unused, *NO_INPUTS)}
-    if not train.held_out:  # configurations of earlier versions had no such key
-        settings.pop("held_out", None)
+    for key in ("held_out", "head_learning_rate"):  # configurations of earlier versions had no such keys
+        if not settings.get(key):
+            settings.pop(key, None)
     if train.device_batch_size:  # parts of a batch that no number divides were weighed otherwise before
         settings["accumulation"] = 2
     if train.start_from:

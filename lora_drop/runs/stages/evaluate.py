@@ -28,9 +28,7 @@ def inputs(job: Job) -> Values:
 def work(job: Job) -> Work:
     """Evaluate and write `metrics.json` and `predictions.jsonl`."""
     from lora_drop.runs import models
-    from lora_drop.runs.load import check_trained
 
-    processes.by_first(lambda: check_trained(job))
     model = models.load_adapter(job, job.method, "adapter")
     way = models.find_for_evaluation(job, model)
 

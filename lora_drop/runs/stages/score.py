@@ -90,20 +90,21 @@ def work(job: Job) -> Work:
     warm = (None if job.force else _kept(job, made_from, encoded)) or _made(job, encoded)
     scores = models.score(job, warm.model, encoded, config.score.criterion, warm.way)
     constant = constant_loss(encoded["labels"], job.task, config.train.label_smoothing)
-    processes.by_first(lambda: _write(job, warm, scores, constant))
+    processes.by_first(lambda: _write(job, warm, scores))
     for doubt in doubts(warm.losses, constant) if warm.losses else ():
         job.report.notice(doubt)
     note, facts = _told(warm, scores)
-    return note, {**facts, "precision": config.train.precision, "warmup_made_from": made_from}
+    facts |= {"precision": config.train.precision, "warmup_made_from": made_from, "constant_loss": constant}
+    return note, facts
 
 
-def _write(job: Job, warm: Warm, scores: Any, constant: float | None) -> None:
+def _write(job: Job, warm: Warm, scores: Any) -> None:
     from lora_drop.runs import models
 
     if not warm.there:
         with write_folder(job.run.file("warmup")) as folder:
             METHODS.get("lora").save(warm.model, folder)
-            write_json(folder / "losses.json", {"losses": warm.losses, "constant_prediction": constant})
+            write_json(folder / "losses.json", {"losses": warm.losses})
     write_json(job.run.file("scores.json"), models.scores_content(job, warm.model, scores))
 
 

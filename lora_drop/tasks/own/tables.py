@@ -136,12 +136,7 @@ def _json(path: Path) -> Iterator[Placed]:
         place = f"{path}, line {line}"
         if not isinstance(item, dict):
             raise UserError(f"{place}: a JSON object is expected, not {type(item).__name__}")
-        if (
-            start == "{"
-            and path.suffix.lower() == ".json"
-            and item
-            and all(isinstance(cell, dict) for cell in item.values())
-        ):
+        if item and all(isinstance(cell, dict) and cell and all(map(str.isdigit, cell)) for cell in item.values()):
             raise UserError(
                 f"{place}: an object for each row is expected, and this one holds columns. pandas writes rows with "
                 "orient='records'."

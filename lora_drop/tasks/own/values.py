@@ -11,9 +11,8 @@ from typing import Any
 
 Label = str | tuple[str, ...]
 """A label as it is written; several where the cell holds a list."""
-WHOLE = re.compile(r"[+-]?\d+")
-WITHOUT_FRACTION = re.compile(r"([+-]?\d+)\.0+")
-"""A whole number as pandas writes it in a column that lacks a value."""
+WHOLE = re.compile(r"[+-]?\d+(\.0+)?")
+"""A whole number, also as pandas writes it in a column that lacks a value: 1.0."""
 SEPARATOR = ";"
 MARKS = ("na", "n/a", "nan", "null", "none", "inf", "-inf")
 """What programs write where there is no number."""
@@ -40,8 +39,6 @@ def as_label(value: Any) -> Label | None:
     if missing(value):
         return None
     text = as_text(value).strip()
-    if whole := WITHOUT_FRACTION.fullmatch(text):
-        return whole[1]
     if text.startswith("[") and text.endswith("]"):
         try:
             items = ast.literal_eval(text)  # literals alone: nothing is executed
@@ -86,4 +83,4 @@ def ordered(names: Iterable[str]) -> tuple[str, ...]:
     """Return different names in order: whole numbers by size, texts by the alphabet."""
     names = set(names)
     whole = all(WHOLE.fullmatch(name) for name in names)
-    return tuple(sorted(names, key=lambda name: (int(name) if whole else 0, name)))
+    return tuple(sorted(names, key=lambda name: (float(name) if whole else 0, name)))
