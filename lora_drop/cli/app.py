@@ -244,9 +244,12 @@ def _perform(run_dir: Path, stages: list[str], given: dict[str, Any], compare: l
 
     config = configuration(given, run_dir)
     with ConsoleReporter(err, given["quiet"]) as reporter:
-        if not _says_what(given, run_dir):
-            reporter.notice(f"nothing says what to train on (--data, -c, -o task=…): it is the generated {config.task}")
-        summary = perform(run_dir, config, stages, given["force"], reporter, compare or [])
+        first = (
+            ""
+            if _says_what(given, run_dir)
+            else f"nothing says what to train on (--data, -c): the generated {config.task}"
+        )
+        summary = perform(run_dir, config, stages, given["force"], reporter, compare or [], first)
     for remark in summary.remarks:
         reporter.notice(remark)
     if given["as_json"]:

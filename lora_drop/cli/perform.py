@@ -64,17 +64,20 @@ def quiet_libraries(report: Reporter = SILENT) -> None:
 
 
 def perform(
-    run_dir: Path, config: Config, stages: list[str], force: bool, report: Reporter, compare: list[str]
+    run_dir: Path, config: Config, stages: list[str], force: bool, report: Reporter, compare: list[str], first: str = ""
 ) -> Summary:
     """Perform stages in a run directory, then train the methods to compare with beside it.
 
-    `stages` are names of `runs.stages.STAGES`, or "all". All runs are checked before the first of them writes anything.
+    `stages` are names of `runs.stages.STAGES`, or "all". All runs are checked before the first of them writes anything;
+    `first` is then the first notice.
     """
     if _computes(stages):
         quiet_libraries(report)
         with at_once(report.close):
             import lora_drop.methods.start  # noqa: F401 - and PEFT, which the checks need
     jobs = _checked(run_dir, config, stages, force, report, compare)
+    if first:
+        report.notice(first)
     for number, job in enumerate(jobs):
         if number:
             report.notice(f"now {METHODS.get(job.config.method.name).title}, to compare")

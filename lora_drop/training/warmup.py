@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from statistics import fmean
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from lora_drop.config.schema import Config, TrainConfig
-from lora_drop.tasks.base import Task
+
+if TYPE_CHECKING:
+    from lora_drop.tasks.base import Task
 
 FEW_STEPS = 30
 """Fewer optimizer steps than this leave importances that depend more on the seed than on the task (docs/experiments.md has the measurement)."""
@@ -44,7 +44,8 @@ def first_and_last(losses: Sequence[float]) -> tuple[float, float]:
 
 def constant_loss(labels: Sequence[Any], task: Task, smoothing: float) -> float | None:
     """Return the lowest loss of a prediction that never looks at its input, on rows with these labels; None for texts."""
-    from scipy.stats import entropy  # not before: what a run says of itself is read without it
+    import numpy as np  # not before: what a run says of itself is read without them
+    from scipy.stats import entropy
 
     if task.kind == "generation":
         return None
