@@ -30,7 +30,9 @@ def draw(table: Table, records: list[Record]) -> Drawing:
     axis.set_yticks(range(len(verdicts)), names, fontsize=8)
     axis.set_ylim(-0.6, len(verdicts) - 0.4)
     axis.set_xlabel(
-        "difference in points\n(95 % interval on these tasks, thick, and on others, thin; strokes: pairs; dotted: the margin)"
+        "difference in points (thick: 95 % interval on these tasks; thin: on others;\n"
+        "strokes: pairs; dotted: the margin of the claim)",
+        fontsize=9,
     )
     return figure
 
