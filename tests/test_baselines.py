@@ -113,7 +113,9 @@ def test_tied_lora_equals_its_formula_in_float64(layer):
         a, b = first.A.double(), first.B.double()
         u, v = module.vectors.u.double(), module.vectors.v.double()
         update = torch.diag(v) @ b @ torch.diag(u) @ a  # ΔW of the fused matrix
-        expected = x.double() @ (module.base.weight.double() + 2.0 * update[rows]).T + module.base.bias.double()
+        expected = (
+            x.double() @ (module.base_layer.weight.double() + 2.0 * update[rows]).T + module.base_layer.bias.double()
+        )
         torch.testing.assert_close(module(x).double(), expected, rtol=1e-5, atol=1e-6)
 
 

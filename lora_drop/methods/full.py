@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -28,7 +29,10 @@ def load(backbone: PreTrainedModel, folder: Path) -> nn.Module:
     """Read the weights that `save` wrote into the backbone."""
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder} holds no model. Train it again with: lora-drop train --force")
-    return type(backbone).from_pretrained(folder, config=backbone.config, use_safetensors=True, trust_remote_code=False)
+    kind: Any = type(backbone)
+    model = kind.from_pretrained(folder, config=backbone.config, use_safetensors=True, trust_remote_code=False)
+    model.fresh_modules = getattr(backbone, "fresh_modules", [])  # what was a head in training is one still
+    return model
 
 
 METHOD = Method(name="full", title="Full-FT", build=build, save=save, load=load)
