@@ -7,6 +7,8 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from functools import partial
+from multiprocessing import Pipe
 
 import psutil
 import pytest
@@ -20,10 +22,10 @@ from lora_drop.errors import UserError
 from lora_drop.experiments import engine
 from lora_drop.experiments.engines import local
 from lora_drop.experiments.engines.local import InProcess
-from lora_drop.experiments.one_run import run_directory
+from lora_drop.experiments.one_run import perform_run, run_directory
 from lora_drop.experiments.records import read_records
 from lora_drop.files import read_json
-from lora_drop.progress import GridReporter
+from lora_drop.progress import GridReporter, Relay
 from lora_drop.runs import locks
 from lora_drop.runs.locks import Busy, hold, is_held
 
@@ -228,6 +230,16 @@ def test_no_worker_outlives_its_command(sent, code, tmp_path):
     assert "Traceback" not in told and (sent == "SIGKILL" or "The same command continues" in told), told
     ended = [read_json(path)["status"] for path in tmp_path.glob("runs/*/*/run.json")]
     assert ended and set(ended) == {"interrupted"}
+
+
+@slow
+def test_a_run_does_not_fail_because_nobody_hears_it(tmp_path):
+    """A worker writes into the pipe of a parent that was killed, before it learns that it was."""
+    (run,) = planned("table1", rows=["lora"])
+    pipe, parents = Pipe()
+    parents.close()
+    end = perform_run(run, tmp_path / "runs", Relay(partial(local.tell, pipe)))
+    assert end.record is not None, end.note
 
 
 def start(folder, *more):

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from multiprocessing import connection, get_context, parent_process, resource_tracker
 from pathlib import Path
 from typing import Any
@@ -214,7 +215,13 @@ def _work(pipe: Any, runs: Path, prepare: Callable[[], object], plugins: Sequenc
         for plugin in plugins:
             load_plugin(plugin)
         while (run := pipe.recv()) is not None:
-            pipe.send(perform_run(run, runs, Relay(pipe.send)))
+            pipe.send(perform_run(run, runs, Relay(partial(tell, pipe))))
+
+
+def tell(pipe: Any, said: tuple[Any, ...]) -> None:
+    """Send what a run has to say. A parent that is gone does not hear it, and fails no run: `_end_with_the_parent` stops it."""
+    with suppress(BrokenPipeError, ConnectionResetError):
+        pipe.send(said)
 
 
 def _end_with_the_parent() -> None:
