@@ -1,10 +1,12 @@
 """Runs on own data through the command line: from a file to an adapter with named labels, and predictions of new rows."""
 
 import csv
+import datetime
 import json
 import re
 import shlex
 import shutil
+from decimal import Decimal
 from pathlib import Path
 
 import own_data
@@ -92,7 +94,7 @@ def test_predictions_of_evaluation_rows_are_those_of_the_run(folder):
     of_run = [json.loads(line)["prediction"] for line in Path("run/predictions.jsonl").read_text().splitlines()]
     found = [json.loads(line) for line in Path("out.jsonl").read_text().splitlines()]
     assert [row["prediction"] for row in found] == of_run
-    assert set(found[0]) == {"review", "stars", "prediction", "score", "scores"}
+    assert list(found[0]) == [*own_data.reviews(1)[0], "prediction", "score", "scores"]
 
 
 def test_several_labels_a_row_are_learnt_with_a_decision_for_each(folder):
@@ -118,7 +120,7 @@ def test_numbers_and_pairs(folder, capsys):
     assert json.loads(Path("run/metrics.json").read_text())["primary"] == "spearman"
     assert lora_drop("predict", "run", "--data", "r.parquet", "-q") == 0
     predicted = read_csv(Path("run/predictions-r.csv"))
-    assert {"review", "delight", "prediction"} == set(predicted[0])
+    assert list(predicted[0]) == [*own_data.reviews(1)[0], "prediction"]
     delight = [row["delight"] for row in own_data.reviews(100)]
     assert [float(row["delight"]) for row in predicted] == delight
     assert min(delight) < sum(float(row["prediction"]) for row in predicted) / 100 < max(delight)
@@ -371,7 +373,7 @@ def test_a_run_is_of_the_weights_and_labels_that_it_was_trained_on(folder, capsy
     assert "which does not exist any more" in capsys.readouterr().err
 
 
-def test_columns_that_have_the_names_of_predictions_are_kept(folder):
+def test_predictions_keep_all_columns_also_those_that_have_their_names(folder):
     rows = [{"prediction": row["review"], "score": str(n % 2)} for n, row in enumerate(own_data.reviews(40))]
     own_data.write(folder / "rows.csv", rows)
     assert lora_drop("run", "--data", "rows.csv", "--text", "prediction", "--label", "score", *TINY) == 0
@@ -382,3 +384,10 @@ def test_columns_that_have_the_names_of_predictions_are_kept(folder):
     for found in (first, line):
         assert (found["given_prediction"], found["given_score"]) == (rows[0]["prediction"], rows[0]["score"])
         assert found["prediction"] in "01" and 0 <= float(found["score"]) <= 1
+    day = datetime.date(2026, 11, 2)
+    known = [{"id": 7, "day": day, "at": None, "prediction": "Good.", "tags": ["a", "b"], "price": Decimal("1.50")}]
+    own_data.write(folder / "known.parquet", known * 2)  # no labels
+    assert lora_drop("predict", "runs/rows", "--data", "known.parquet", "--to", "out.csv", "-q") == 0
+    first, _ = read_csv(folder / "out.csv")
+    kept = [first[name] for name in ("id", "day", "at", "given_prediction", "tags", "price")]
+    assert kept == ["7", "2026-11-02", "", "Good.", "a;b", "1.50"] and first["prediction"] in "01"

@@ -180,7 +180,7 @@ def _written(
     references: list[Label | None] = []
     blank: list[str] = []
     with replacing(to) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-        writer = _Writer(file, to.suffix, predictor, labelled)
+        writer = _Writer(file, to.suffix, table.columns, predictor.reading.labels)
         for rows in _chunks(table.rows()):
             found = predictor.predict(rows)
             for (_, row), each in zip(rows, found, strict=True):
@@ -199,30 +199,28 @@ def _chunks(rows: Iterable[Placed]) -> Iterator[list[Placed]]:
 
 
 class _Writer:
-    """Writes texts, label, prediction and scores of one row after the other."""
+    """Writes one row after the other: all that the data have, prediction and scores."""
 
-    def __init__(self, file: TextIO, suffix: str, predictor: Predictor, labelled: bool):
-        reading = predictor.reading
-        self.read = list(dict.fromkeys([*reading.columns, *([reading.label] if labelled and reading.label else [])]))
-        self.labels = reading.labels
+    def __init__(self, file: TextIO, suffix: str, columns: Sequence[str], labels: Sequence[str]):
+        self.columns, self.labels = columns, labels
         self.file, dialect = file, {".csv": "excel", ".tsv": "excel-tab"}.get(suffix)
         self.table = csv.writer(file, dialect, lineterminator="\n") if dialect else None
         probabilities = [f"P({name})" for name in self.labels] if self.table else ["scores"]
         ours = ["prediction", *(["score", *probabilities] if self.labels else [])]
-        self.names = beside(self.read, ours)
+        self.names = beside(columns, ours)
         if self.table:
             self.table.writerow(map(csv_cell, [*self.names.values(), *ours]))
 
     def write(self, row: Row, found: dict[str, Any]) -> None:
         if self.table is None:
-            read = {shown: row.get(name) for name, shown in self.names.items()}
-            self.file.write(json.dumps({**read, **found}, ensure_ascii=False, default=str) + "\n")
+            given = {shown: row.get(name) for name, shown in self.names.items()}
+            self.file.write(json.dumps({**given, **found}, ensure_ascii=False, default=str) + "\n")
             return
         prediction = found["prediction"]
         cells = [_cell(prediction) if isinstance(prediction, (list, str)) else prediction]
         if self.labels:
             cells += [f"{value:.6g}" for value in (found["score"], *found["scores"].values())]
-        cells = [*(_cell(row.get(name)) for name in self.read), *cells]
+        cells = [*(_cell(row.get(name)) for name in self.columns), *cells]
         self.table.writerow([csv_cell(str(each)) for each in cells])
 
 

@@ -26,10 +26,11 @@ def missing(value: Any) -> bool:
 
 
 def as_text(value: Any) -> str:
-    """Return a cell as text: nothing as an empty one, and what is no text as JSON writes it."""
-    if isinstance(value, str):
-        return value
-    return "" if missing(value) else json.dumps(value, ensure_ascii=False, default=str)
+    """Return a cell as text: nothing as an empty one, what JSON has as JSON writes it, a date or a decimal as Python does."""
+    if missing(value):
+        return value if isinstance(value, str) else ""
+    in_json = isinstance(value, (bool, int, float, list, tuple, dict))
+    return json.dumps(value, ensure_ascii=False, default=str) if in_json else str(value)
 
 
 def as_label(value: Any) -> Label | None:
