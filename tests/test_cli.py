@@ -245,6 +245,22 @@ def test_a_budget_is_chosen_on_the_command_line(tmp_path):
     assert json.loads((folder / "selection.json").read_text())["trainable_parameters"] <= 0.5 * 4096
 
 
+def test_the_generated_task_is_not_trained_on_without_a_word(tmp_path, capsys):
+    settings = tmp_path / "settings.yaml"
+    settings.write_text("backbone: tiny:bert\nlimit: {train: 40}\n")
+    settings, word = ["-c", str(settings), "-o", "sample.ratio=0.5"], "this trains on the generated toy-nli"
+    for folder, given, told in (
+        ("a", settings, True),
+        ("a", [], False),  # the folder knows its task
+        ("a", settings, True),
+        ("b", [*settings, "-o", "task=toy-nli"], False),
+        ("c", ["-c", "toy/toy-nli", *settings], False),
+    ):
+        with pytest.raises(SystemExit) as end:
+            cli.main(["sample", "-d", str(tmp_path / folder), *given])
+        assert end.value.code == 0 and (word in " ".join(capsys.readouterr().err.split())) is told
+
+
 def test_debug_shows_the_traceback():
     with pytest.raises(UserError, match="nowhere"):
         cli.main(["run", "-d", "x", "-c", "nowhere", "--debug"])

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -24,6 +24,9 @@ from lora_drop.faults import as_sentences
 from lora_drop.interruption import end_at_once, ends_at_once, stoppable
 from lora_drop.registry import TASKS
 from lora_drop.runs.stages import STAGES
+
+if TYPE_CHECKING:
+    from lora_drop.config.schema import Config
 
 app = typer.Typer(
     help="Find the layers that a task needs, and fine-tune with fewer parameters than LoRA "
@@ -244,12 +247,9 @@ def _perform(run_dir: Path, stages: list[str], given: dict[str, Any], compare: l
 
     config = configuration(given, run_dir)
     with ConsoleReporter(err, given["quiet"]) as reporter:
-        first = (
-            ""
-            if _says_what(given, run_dir)
-            else f"nothing says what to train on (--data, -c): the generated {config.task}"
+        summary = perform(
+            run_dir, config, stages, given["force"], reporter, compare or [], _unasked(config, given, run_dir)
         )
-        summary = perform(run_dir, config, stages, given["force"], reporter, compare or [], first)
     for remark in summary.remarks:
         reporter.notice(remark)
     if given["as_json"]:
@@ -264,11 +264,16 @@ def _perform(run_dir: Path, stages: list[str], given: dict[str, Any], compare: l
         out.print(f"Files: {run_dir}", soft_wrap=True)
 
 
-def _says_what(given: dict[str, Any], run_dir: Path) -> bool:
-    """Return True if the command, or the run directory, names a task or data."""
-    named = given["config"] or given.get("data") or given.get("dataset_info") or given.get("task")
-    tasks = [text for text in given["overrides"] or [] if text.startswith(("task=", "data."))]
-    return bool(named or tasks) or (run_dir / "config.yaml").exists()
+def _unasked(config: Config, given: dict[str, Any], run_dir: Path) -> str:
+    """Return a notice where nobody named a task or data, so that the generated task is trained; else an empty text."""
+    from lora_drop.config.files import read_config
+
+    files, overrides = given["config"] or [], given["overrides"] or []
+    named = any("task" in read_config(name) for name in files) or any(text.startswith("task=") for text in overrides)
+    stored = not files and (run_dir / "config.yaml").exists()
+    if named or stored or config.task != type(config).task:
+        return ""
+    return f"nothing names a task or data (-c, --data): this trains on the generated {config.task}"
 
 
 def _shown(result: dict[str, Any]) -> dict[str, Any]:
