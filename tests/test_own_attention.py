@@ -104,6 +104,16 @@ def test_scores_are_those_of_the_stock_way(kind):
         assert packed.norms[layer] == pytest.approx(stock.norms[layer], rel=1e-5)
 
 
+def test_relative_positions_do_not_count_also_where_they_are_as_many_as_the_tokens():
+    model, lengths = adapted("deberta-v2"), torch.tensor([7, 6, 3])
+    mask = (torch.arange(7) < lengths[:, None]).long()
+    assert int(mask.sum()) == 2 * KINDS["deberta-v2"]["position_buckets"]
+    batch = {"input_ids": torch.randint(4, 300, mask.shape) * mask, "attention_mask": mask}
+    packing, _ = prepare(model, batch_of(3))
+    stock, packed = score(model, [batch]), score(model, [batch], packing=packing)
+    assert [row.score for row in packed.rows] == pytest.approx([row.score for row in stock.rows], rel=1e-5)
+
+
 @pytest.mark.parametrize("recomputes", [False, True])
 def test_masks_follow_the_seed_also_where_activations_are_computed_again(recomputes):
     model = adapted("deberta-v2", "all-linear")

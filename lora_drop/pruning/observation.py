@@ -79,8 +79,9 @@ class Observer:
         self.tokens = 0
         """Real tokens of the batch that was looked at last."""
         self._constant: dict[str, set[int]] | None = None
-        self._inside: tuple[str, Lora, Tensor, bool]
-        """The module that is computed: its name, LoRA, input, and whether it is in the decoder of two stacks."""
+        self._inside: tuple[str, Lora, Tensor, bool] | None = None
+        """The module that is computed: its name, LoRA, input, and whether it is in the decoder of two stacks. None where
+        what is computed is none of the batch's tokens (`packing.own_attention` computes positions without hooks)."""
 
     def __enter__(self) -> Observer:
         in_decoder = set(map(id, self.base.get_decoder().modules())) if self.two_stacks else set()
@@ -89,6 +90,7 @@ class Observer:
             for name, lora in self.layers.items():
                 hook = self._hook(name, lora, id(lora.layer) in in_decoder)
                 undo.callback(lora.layer.register_forward_pre_hook(hook, with_kwargs=True).remove)
+                undo.callback(lora.layer.register_forward_hook(self._left).remove)
             if self.view is None:
                 for projector in {lora.projector for lora in self.layers.values() if not lora.merges}:  # some share one
                     undo.callback(projector.register_forward_hook(self._projected).remove)
@@ -165,16 +167,20 @@ class Observer:
             x: Tensor = args[0] if args else kwargs["x"]
             self._inside = name, lora, x, in_decoder
             if view is not None:
-                self._take(view(lora, x))
+                self._take(self._inside, view(lora, x))
 
         return observe
 
-    def _projected(self, _projector: nn.Module, _args: tuple[Any, ...], z: Tensor) -> None:
-        self._take(self._inside[1].completed(z))
+    def _left(self, *_: Any) -> None:
+        self._inside = None
 
-    def _take(self, z: Tensor) -> None:
+    def _projected(self, _projector: nn.Module, _args: tuple[Any, ...], z: Tensor) -> None:
+        if self._inside is not None:
+            self._take(self._inside, self._inside[1].completed(z))
+
+    def _take(self, inside: tuple[str, Lora, Tensor, bool], z: Tensor) -> None:
         """Note a call of the module that the pass is inside, and add its numbers if they are of the batch's tokens."""
-        name, _, x, in_decoder = self._inside
+        name, _, x, in_decoder = inside
         constant = self._rows == 1 and len(self._calls[name]) in (self._constant or {}).get(name, ())
         real = None if constant else self._real(z, x, in_decoder)
         self._calls[name].append(real is not None)
