@@ -106,7 +106,7 @@ def test_a_killed_evaluation_continues_after_the_last_whole_batch(writer, tmp_pa
 
     with pytest.raises(Killed):
         generate(model, encoded, tokenizer, GREEDY, 2, progress=kill, journal=journal)
-    assert len(read_journal(journal)) == 2
+    assert read_journal(journal)[1] == 2
     with journal.open("a") as file:
         file.write('["cut o')
     shown, generated, write = [], [], generator._continue
@@ -115,7 +115,21 @@ def test_a_killed_evaluation_continues_after_the_last_whole_batch(writer, tmp_pa
         model, encoded, tokenizer, GREEDY, 2, progress=lambda done, total: shown.append(done), journal=journal
     )
     assert continued == undisturbed and shown == [2, 4, 6] and len(generated) == 1
-    assert [len(texts) for texts in read_journal(journal)] == [2, 2, 2]
+    texts, lines = read_journal(journal)
+    assert lines == 3 and [texts[row] for row in range(6)] == undisturbed
+
+
+@pytest.mark.parametrize(("size", "again"), [(1, 2), (2, 1), (3, 1), (6, 1)])
+def test_it_continues_in_batches_of_another_size(size, again, writer, tmp_path, monkeypatch):
+    """As after running out of memory: what is written of whole batches is not written again."""
+    model, tokenizer, encoded = writer
+    journal, generated, write = tmp_path / "texts.jsonl", [], generator._continue
+    undisturbed = generate(model, encoded, tokenizer, GREEDY, 2, journal=journal)
+    journal.write_bytes(b"".join(journal.read_bytes().splitlines(keepends=True)[:2]))
+    monkeypatch.setattr(generator, "_continue", lambda *given: generated.append(1) or write(*given))
+    for _ in range(2):
+        assert generate(model, encoded, tokenizer, GREEDY, size, journal=journal) == undisturbed
+    assert len(generated) == again
 
 
 def test_a_line_of_a_journal_that_was_altered_ends_it(writer, tmp_path):

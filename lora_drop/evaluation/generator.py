@@ -89,8 +89,8 @@ def generate(
         settings: beams, length, penalties.
         batch_size: prompts at a time.
         progress: called with the number of finished prompts and of all.
-        journal: a file that finished batches are added to; what it already holds is not generated again. Each of several
-            processes has one beside it.
+        journal: a file that finished batches are added to; rows that it already holds are not generated again, also
+            in batches of another size. Each of several processes has one beside it.
 
     Returns:
         The text of each prompt, in the rows' order, without end of text and special tokens.
@@ -99,18 +99,18 @@ def generate(
     texts: dict[int, str] = {}
     if journal and processes.size() > 1:
         journal = journal.with_suffix(f".{processes.rank()}-of-{processes.size()}{journal.suffix}")
-    finished = read_journal(journal) if journal else []
+    finished, lines = read_journal(journal) if journal else ({}, 0)
     with eval_mode(model), torch.no_grad():
         shared = batches(encoded, prompt_collator(tokenizer), batch_size, share=processes.mine)
-        for number, (chosen, batch) in enumerate(shared):
-            if number < len(finished):
-                written = finished[number]
-            else:
+        for chosen, batch in shared:
+            if not finished.keys() >= set(chosen):
                 inputs = {name: tensor.to(device) for name, tensor in batch.items()}
                 written = _continue(model, inputs, tokenizer, decoding, settings.no_repeat_ngram_size)
+                finished |= zip(chosen, written, strict=True)
                 if journal:
-                    _append(journal, number, written)
-            texts |= zip(chosen, written, strict=True)
+                    _append(journal, lines, dict(zip(chosen, written, strict=True)))
+                    lines += 1
+            texts |= {row: finished[row] for row in chosen}
             if progress:
                 progress(min(processes.size() * len(texts), len(encoded)), len(encoded))
     for others in processes.everywhere(texts):
@@ -162,32 +162,33 @@ def _decode(tokenizer: PreTrainedTokenizerBase, ids: list[int], end: int) -> str
     return str(tokenizer.decode(ids[: ids.index(end)] if end in ids else ids, skip_special_tokens=True))
 
 
-def read_journal(path: Path) -> list[list[str]]:
-    """Return the texts of each finished batch; the first line that is not as written, and all after it, are removed.
+def read_journal(path: Path) -> tuple[dict[int, str], int]:
+    """Return the texts of finished rows, and the number of lines; the first that is not as written, and all after it,
+    are removed.
 
-    A kill cuts a line off. Each begins with the digest of its number and texts.
+    A line is a batch. A kill cuts one off. Each begins with the digest of its number and texts.
     """
     if not path.is_file():
-        return []
-    found: list[list[str]] = []
+        return {}, 0
+    found: dict[int, str] = {}
     content = path.read_bytes()
-    length = 0
+    lines = length = 0
     for line in content.splitlines(keepends=True):
         seal, _, texts = line.partition(b" ")
-        if not line.endswith(b"\n") or seal != _seal(len(found), texts[:-1]):
+        if not line.endswith(b"\n") or seal != _seal(lines, texts[:-1]):
             break
-        found.append(json.loads(texts))
-        length += len(line)
+        found |= {int(row): text for row, text in json.loads(texts).items()}
+        lines, length = lines + 1, length + len(line)
     if length < len(content):
         os.truncate(path, length)
-    return found
+    return found, lines
 
 
 def _seal(number: int, texts: bytes) -> bytes:
-    return hashlib.sha256(b"%d %s" % (number, texts)).hexdigest().encode()
+    return hashlib.sha256(b"batch %d %s" % (number, texts)).hexdigest().encode()
 
 
-def _append(path: Path, number: int, texts: list[str]) -> None:
+def _append(path: Path, number: int, texts: dict[int, str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     line = json.dumps(texts).encode()
     with path.open("ab") as file:
