@@ -24,8 +24,12 @@ from lora_drop.experiments.records import read_records
 from lora_drop.experiments.report import report
 from lora_drop.experiments.results import Results
 from lora_drop.files import read_json
-from lora_drop.progress import GridReporter
+from lora_drop.progress import SILENT, GridReporter
 from lora_drop.runs import models
+from lora_drop.runs.job import Job
+from lora_drop.runs.pipeline import turn_digest
+from lora_drop.runs.stages import BY_NAME
+from lora_drop.runs.store import Run
 
 pytestmark = pytest.mark.slow
 
@@ -335,6 +339,34 @@ def test_every_kind_of_run_is_timed(name, model, rows, tmp_path, monkeypatch):
     assert [entry.reason for entry in found] == [""] * rows
     assert all(entry.seconds > 0 and entry.disk_mb > 0 and entry.peak_disk_mb > entry.disk_mb for entry in found)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_each_criterion_is_timed_once_for_a_warm_up(monkeypatch):
+    timed, real = [], estimation._time_scoring
+
+    def time_scoring(job, model, criterion, clock):
+        timed.append(criterion)
+        return real(job, model, criterion, clock)
+
+    monkeypatch.setattr(estimation, "_time_scoring", time_scoring)
+    runs = planned("criteria")
+    asked = list(dict.fromkeys(run.config.score.criterion for run in runs))
+    found = list(estimate(runs, lambda *_: None))
+    assert [entry.reason for entry in found] == [""] * len(runs) and timed == asked and len(asked) > 5
+    timed.clear()
+    list(estimate(planned("figure2", "score.compare=[weight,fisher]"), lambda *_: None))
+    assert timed == ["output", "output", "weight", "fisher"]  # the second is for the norms of examples
+
+
+def test_runs_that_differ_in_the_criterion_alone_take_turns_at_their_warm_up(tmp_path):
+    def turn(*overrides):
+        (run,) = planned("table6", *overrides, rows=["t0.70"])
+        job = Job(Run(tmp_path / "run", run.config), SILENT)
+        (tmp_path / "run").mkdir(exist_ok=True)
+        (tmp_path / "run" / "sample.json").write_text("{}")
+        return turn_digest(job, BY_NAME["score"])
+
+    assert turn() == turn("score.criterion=fisher") != turn("warmup.steps=7")
 
 
 def test_the_estimate_of_a_warm_up_grows_with_its_steps():

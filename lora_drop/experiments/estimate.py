@@ -31,11 +31,11 @@ from lora_drop.progress import Note, Reporter
 from lora_drop.provenance import release_memory
 from lora_drop.pruning import importance
 from lora_drop.pruning.criteria.base import Given
-from lora_drop.registry import METHODS, needs_selection
+from lora_drop.registry import CRITERIA, METHODS, needs_selection
 from lora_drop.runs import models
 from lora_drop.runs.job import Job
 from lora_drop.runs.pipeline import plan
-from lora_drop.runs.stages import score
+from lora_drop.runs.stages import criteria, score
 from lora_drop.runs.store import Run
 from lora_drop.training.warmup import warmup_settings
 
@@ -69,20 +69,20 @@ def estimate(todo: Sequence[Planned], progress: Callable[[int, int], None]) -> I
     groups: dict[tuple[str, str], list[Planned]] = {}
     for planned in todo:
         groups.setdefault((planned.row, planned.config.task), []).append(planned)
-    warmed: set[str] = set()
+    shared: set[str] = set()
     for number, ((row, task), group) in enumerate(groups.items()):
         progress(number, len(groups))
         release_memory()
         try:
             with tempfile.TemporaryDirectory() as folder:
-                seconds, disk, peak = _measure(group[0], Path(folder), warmed)
+                seconds, disk, peak = _measure(group[0], Path(folder), shared)
             yield Estimate(row, task, len(group), seconds, disk, peak)
         except (UserError, RuntimeError, OSError) as error:  # too little memory, say: that is what a dry run is for
             yield Estimate(row, task, len(group), None, None, None, f"{error}".splitlines()[0])
 
 
-def _measure(planned: Planned, folder: Path, warmed: set[str]) -> tuple[float, float, float]:
-    """Return seconds, MB left and MB of checkpoints of one run; a warm-up that is in `warmed` costs nothing again."""
+def _measure(planned: Planned, folder: Path, shared: set[str]) -> tuple[float, float, float]:
+    """Return seconds, MB left and MB of checkpoints of one run; what is in `shared` an earlier run has done for it."""
     config, clock = planned.config, _Clock()
     job = Job(Run(folder, config), clock)
     job.check()
@@ -90,16 +90,11 @@ def _measure(planned: Planned, folder: Path, warmed: set[str]) -> tuple[float, f
     stages = [stage.name for stage in plan(job, planned.experiment.until)]
     tokens = sum(row_lengths(job.data.train.encoded))
     seconds, left, peak = 0.0, 0.0, 0.0
-    settings = warmup_settings(config)
-    warm_up = digest(asdict(config.sample), score.warmup_settings(job))
-    if "score" in stages and warm_up not in warmed:
-        warmed.add(warm_up)
-        step, model, size = _time_training(job, "score", METHODS.get("lora"), settings, clock)
-        looks = sum(stage in ("score", "norms", "trained") for stage in stages)
-        seconds += step * tokens * _warm_up_passes(config.warmup.steps, settings, job)
-        seconds += _time_scoring(job, model, clock) * tokens * config.sample.ratio * looks
+    if "score" in stages:
+        warm_up, by_criteria, size = _time_scores(job, stages, shared, clock)
+        seconds += (warm_up + by_criteria * config.sample.ratio) * tokens
         left += _megabytes(size)
-        peak = 6 * _megabytes(size)
+        peak = 6 * _megabytes(size) if warm_up else 0.0
     if "train" in stages:
         step, model, size = _time_training(job, "train", job.method, config.train, clock)
         epochs = config.train.epochs if job.scored_each_epoch else 0
@@ -142,6 +137,26 @@ def on_several_devices(todo: Sequence[Planned], estimates: Sequence[Estimate], m
         for count in sorted(counts)
         if seconds
     ]
+
+
+def _time_scores(job: Job, stages: Sequence[str], shared: set[str], clock: _Clock) -> tuple[float, float, Parameters]:
+    """Return seconds of the warm-up per training token, seconds of all scores per token of the sample, and what is trained.
+
+    Runs of one warm-up train it once, and those of one criterion, too, score it once. All else each run does by itself.
+    """
+    config, lora, settings = job.config, METHODS.get("lora"), warmup_settings(job.config)
+    warm_up, key = 0.0, digest(asdict(config.sample), score.warmup_settings(job))
+    if config.warmup.adapter or key in shared:
+        model: nn.Module = lora.build(models.load_backbone(job), config.method, config.seed, None)
+        size = lora.count(model)
+    else:
+        step, model, size = _time_training(job, "score", lora, settings, clock)
+        warm_up = step * _warm_up_passes(config.warmup.steps, settings, job)
+    once = f"{key} {config.score.criterion}"
+    looks = sum(stage in stages for stage in ("score", "norms") if once not in shared) + ("trained" in stages)
+    passes = [config.score.criterion] * looks + (criteria.others(job) if "criteria" in stages else [])
+    shared |= {key, once}
+    return warm_up, sum(_time_scoring(job, model, name, clock) for name in passes), size
 
 
 def _warm_up_passes(steps: int | None, settings: TrainConfig, job: Job) -> float:
@@ -212,15 +227,15 @@ def _time_training(
     return (clock.times[STEPS] - clock.times[0]) / counted, model, parameters
 
 
-def _time_scoring(job: Job, model: nn.Module, clock: _Clock) -> float:
-    """Return seconds per token of a pass that scores a LoRA."""
+def _time_scoring(job: Job, model: nn.Module, criterion: str, clock: _Clock) -> float:
+    """Return seconds per token of scoring a LoRA by a criterion."""
     data = job.data
     at_a_time = data.batch_size if job.device.type == "cuda" else min(data.batch_size, CPU_ROWS)
     rows = _some_rows(data.train.encoded, at_a_time, job.config.seed)
     way = models.find(job, model, rows)
     inputs = [batch for _, batch in batches(rows, data.collate, at_a_time)]
-    given = Given(model, importance.numbered(model), inputs, packing=way)
-    return clock.seconds(lambda: importance.collect_moments(given)) / sum(row_lengths(rows))
+    given = Given(model, importance.numbered(model), inputs, job.config.seed, packing=way)
+    return clock.seconds(lambda: CRITERIA.get(criterion).measure(given)) / sum(row_lengths(rows))
 
 
 def _time_evaluation(job: Job, model: nn.Module, clock: _Clock) -> float:

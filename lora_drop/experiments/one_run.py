@@ -22,7 +22,7 @@ from lora_drop.progress import Reporter
 from lora_drop.provenance import release_memory
 from lora_drop.runs.job import Job
 from lora_drop.runs.locks import Busy, hold
-from lora_drop.runs.pipeline import adopt, check, inputs_digest, perform, plan
+from lora_drop.runs.pipeline import adopt, check, perform, plan, turn_digest
 from lora_drop.runs.store import Run
 
 
@@ -71,7 +71,7 @@ def _performed(planned: Planned, runs: Path, report: Reporter) -> End:
     check(job, stages)
     with run.working(report):
         for stage in stages:
-            lock = path.parent / f".{stage.name}-{inputs_digest(job, stage)}.lock" if stage.shared else None
+            lock = path.parent / f".{stage.name}-{turn_digest(job, stage)}.lock" if stage.shared else None
             with hold(lock, f"Another process is at the same {stage.name}") if lock else nullcontext():
                 if not (stage.shared and adopt(job, stage)):
                     perform(job, stage)

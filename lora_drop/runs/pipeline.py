@@ -27,7 +27,7 @@ def plan(job: Job, until: str = "") -> list[Stage]:
     if not until:
         return stages
     if BY_NAME.get(until) not in stages:
-        raise UserError(f"The method {job.method.name} has no stage {until}: it needs no selection of layers.")
+        raise UserError(_no_stage(job, until))
     return stages[: stages.index(BY_NAME[until]) + 1]
 
 
@@ -85,10 +85,16 @@ def stage_of(job: Job, name: str) -> Stage:
     """Return a stage by name. Raises UserError if the run's method has none of this name."""
     stage = BY_NAME[name]
     if not stage.wanted(job):
-        raise UserError(
-            f"The method {job.method.name} has no stage {name}: it needs no selection of layers. Use: lora-drop train"
-        )
+        raise UserError(f"{_no_stage(job, name)} Use: lora-drop train")
     return stage
+
+
+def _no_stage(job: Job, name: str) -> str:
+    """Return why a run has not the stage of this name."""
+    if not job.selects:
+        return f"The method {job.method.name} has no stage {name}: it needs no selection of layers."
+    asked = {"norms": "score.norms=true", "stability": "score.bootstrap=200", "criteria": "score.compare=[weight]"}
+    return f"The run has a stage {name} only if it is asked for: -o {asked.get(name, f'score.{name}=true')}"
 
 
 def perform_one(job: Job, name: str) -> None:
@@ -174,6 +180,11 @@ def adopt(job: Job, stage: Stage) -> bool:
 def inputs_digest(job: Job, stage: Stage) -> str:
     """Return the hash of all that a stage's outputs depend on. Raises UserError if an earlier stage's are missing."""
     return digest([stage.name, stage.version], stage.settings(job), stage.inputs(job))
+
+
+def turn_digest(job: Job, stage: Stage) -> str:
+    """Return the hash of what decides the longest part of a shared stage; runs of the same one must not do it at once."""
+    return digest([stage.name, stage.version], (stage.long or stage.settings)(job), stage.inputs(job))
 
 
 def _circumstances(job: Job, stage: Stage) -> dict[str, Any]:

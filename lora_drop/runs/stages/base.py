@@ -61,6 +61,9 @@ class Stage:
     """True if it draws what others computed: no result rests on it."""
     shared: bool = False
     """True if runs of the same task and seed often have it in common: a threshold sweep needs one warm-up."""
+    long: Callable[[Job], Values] | None = None
+    """The settings that its longest part depends on, if not all of them do: runs that have these in common wait for the
+    first of them."""
 
 
 def digest_of(job: Job, artefact: str, stage: str) -> str:

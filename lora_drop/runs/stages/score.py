@@ -184,4 +184,5 @@ STAGE = Stage(
     wanted=lambda job: job.selects,
     beside=("norms", "stability", "criteria"),
     shared=True,
+    long=warmup_settings,
 )
