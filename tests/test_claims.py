@@ -1,5 +1,7 @@
 """Claims about two rows, judged by paired differences."""
 
+from dataclasses import replace
+
 import pytest
 from measured import record
 
@@ -62,6 +64,15 @@ def test_tasks_in_which_nothing_was_learnt_decide_no_claim():
     assert [len(values) for values in found.differences.values()] == [3] and found.verdict == "undecided"
 
 
+def test_a_claim_is_judged_also_if_some_records_are_older_than_it():
+    table = claimed((1.0, 2.0, 1.5, 1.0, 2.0, 1.2))
+    old = replace(
+        table.records[0], layout={key: value for key, value in table.records[0].layout.items() if key != "claims"}
+    )
+    (found,) = judge(build_tables([old, *table.records[1:]])[0])
+    assert found.verdict == "held"
+
+
 def test_mistakes_in_claims_are_said(tmp_path):
     rows = "rows: {a: {title: A}, b: {title: B}}\ntasks: [rte]\n"
     path = tmp_path / "mine.yaml"
@@ -69,4 +80,11 @@ def test_mistakes_in_claims_are_said(tmp_path):
     with pytest.raises(
         UserError, match=r"claims\.x\.row = 'c': allowed is one of a, b(.|\n)*claims\.y: needs says, row and"
     ):
+        load_experiment(str(path))
+    for margin in ("small", "-1", "true", ".nan"):
+        path.write_text(rows + f"claims: {{x: {{says: s, row: a, against: b, margin: {margin}}}}}\n")
+        with pytest.raises(UserError, match=r"claims\.x\.margin = .*a number from 0 to 100"):
+            load_experiment(str(path))
+    path.write_text(rows + "claims: {x: {says: s, row: [a], against: b}}\n")
+    with pytest.raises(UserError, match=r"claims\.x\.row = \['a'\]: allowed"):
         load_experiment(str(path))

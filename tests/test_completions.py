@@ -107,6 +107,16 @@ def test_a_tokenizer_without_a_begin_of_text_gets_none():
     assert encoded[0]["labels"][0] == IGNORED  # the last token of the prompt stays, to predict from
 
 
+def test_something_is_read_where_there_is_no_prompt():
+    tokenizer = load_tokenizer(locate("tiny:llama"), causal=True)
+    tokenizer.bos_token = None  # like SmolLM2's, which puts nothing before a text
+    end = tokenizer.eos_token_id
+    (prompt,), _ = encode_prompts(pairs(("", "x")), tokenizer, 20)
+    assert prompt["input_ids"] == [end]
+    (row,), _ = encode_pairs(pairs(("", "x")), tokenizer, 20)
+    assert row["input_ids"][0] == end and row["labels"] == [IGNORED, *row["input_ids"][1:]]
+
+
 def test_a_tokenizer_without_an_end_of_text_is_refused():
     tokenizer = load_tokenizer(locate("tiny:llama"), causal=True)
     tokenizer.eos_token = None

@@ -101,6 +101,7 @@ def test_every_sample_ratio_of_figure11_takes_the_same_number_of_steps():
         ("rows: {a: {}}\ntasks: [rte]\nuntil: selct", "Did you mean 'select'"),
         ("rows: {a: {}}\ntasks: [rte]\nfigures: [importanc]", "Did you mean 'importance'"),
         ("rows: {a: {}}\ntasks: [rte]\ncolumns: [retaind]", "Did you mean 'retained'"),
+        ("rows: {a: {}}\ntasks: [rte]\nmetrics: [acuracy]", "Did you mean 'accuracy'"),
         ("rows: {a: {}}\ntasks: [rte]\npublished: tabel1", "Did you mean 'table1'"),
         ("rows: {a: {}}\ntasks: [rte]\ntask_set: {rt: {}}", "Did you mean 'rte'"),
     ],

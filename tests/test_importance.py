@@ -9,6 +9,7 @@ from lora_drop.pruning.adapters import loras
 from lora_drop.pruning.criteria.base import Given
 from lora_drop.pruning.importance import collect_moments, example_norms, numbered, score, token_gram
 from lora_drop.pruning.sharing import tie
+from lora_drop.registry import CRITERIA
 
 
 def plain_scores(model, batch) -> dict[str, float]:
@@ -140,6 +141,12 @@ def test_a_lora_that_is_merged_for_each_pass_is_scored_too():
     expected = plain_scores(model, batch)
     found = {row.name: row.score for row in score(model, [batch]).rows}
     assert len(found) == 2 and found == pytest.approx(expected, rel=1e-5)
+    first = next(iter(found))
+    x, base = batch["inputs_embeds"], loras(model)[first].layer.base_layer
+    frozen = (x @ base.in_proj_weight.T).square().sum(-1).masked_fill(mask == 0, 0).sum(-1)
+    norms = torch.tensor(score(model, [batch], per_example=True).norms[first])
+    relative = score(model, [batch], criterion=CRITERIA.get("output_relative")).rows[0].score
+    assert relative == pytest.approx(float((norms / frozen).mean()), rel=1e-5)
 
 
 def hooks(model) -> int:

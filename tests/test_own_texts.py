@@ -82,6 +82,9 @@ def test_templates_that_do_not_fit_are_refused(tokenizer):
     tokenizer.chat_template = "{% for turn in messages %}{{ turn.content if loop.last else '-' }}{% endfor %}"
     with pytest.raises(UserError, match="writes turn 2 otherwise"):
         encode_chats(chat_rows(TALK), tokenizer, 200)
+    tokenizer.chat_template = "{{ raise_exception('System role not supported') }}"
+    with pytest.raises(UserError, match="refuses a conversation: System role not supported"):
+        encode_chats(chat_rows(TALK), tokenizer, 200)
     tokenizer.chat_template = None
     with pytest.raises(UserError, match="this backbone's tokenizer has none"):
         encode_chats(chat_rows(TALK), tokenizer, 200)
@@ -145,6 +148,18 @@ def test_dataset_info_of_llama_factory_is_understood(tmp_path):
     for name, says in (("mein", "Did you mean 'mine'"), ("ranked", "preference training"), ("remote", "nothing else")):
         with pytest.raises(UserError, match=says):
             described(path, name)
+
+
+def test_every_part_of_a_conversation_is_read(tmp_path):
+    rows = [{"instruction": "", "input": f"Translate {n}.", "output": "o"} for n in range(10)]
+    own_data.write(tmp_path / "only_input.json", rows)
+    rows[3]["output"] = "half \ud83d"
+    own_data.write(tmp_path / "half.json", rows)
+    path = llama_factory(tmp_path, only={"file_name": "only_input.json"}, half={"file_name": "half.json"})
+    first = json.loads(described(path, "only")[0]["asked"])
+    assert first[0]["content"].startswith("Translate")
+    with pytest.raises(UserError, match=r"half\.json, line .*, column 'output': half a character"):
+        described(path, "half")
 
 
 def test_perplexity_is_that_of_all_answers(tokenizer):

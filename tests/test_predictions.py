@@ -98,6 +98,7 @@ def test_an_empty_last_prediction_is_a_prediction(tmp_path, small_e2e):
         ("c.jsonl", '{"prediction": "a"}\n{"text": "b"}\n', r"c\.jsonl, line 2: there is no text under 'prediction'"),
         ("d.jsonl", '{"prediction": "a"}\n{"prediction"\n', r"d\.jsonl, line 2: not JSON"),
         ("e.jsonl", '{"prediction": "a", "id": "test-0"}\n{"prediction": "a", "id": "test-0"}\n', r"line 2: a second prediction for 'test-0'"),
+        ("g.jsonl", '{"prediction": "a", "id": 7}\n{"prediction": "a", "id": 7}\n', r"line 2: a second prediction for 7"),
         ("f.txt", b"fine\n\xff\n", r"f\.txt, line 2: not UTF-8"),
     ],
 )  # fmt: skip

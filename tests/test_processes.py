@@ -25,7 +25,7 @@ from lora_drop.experiments.engines.local import InProcess
 from lora_drop.experiments.one_run import perform_run, run_directory
 from lora_drop.experiments.records import read_records
 from lora_drop.files import read_json
-from lora_drop.progress import GridReporter, Relay
+from lora_drop.progress import GridReporter, Relay, Reporter
 from lora_drop.runs import locks
 from lora_drop.runs.locks import Busy, hold, is_held
 
@@ -230,6 +230,25 @@ def test_no_worker_outlives_its_command(sent, code, tmp_path):
     assert "Traceback" not in told and (sent == "SIGKILL" or "The same command continues" in told), told
     ended = [read_json(path)["status"] for path in tmp_path.glob("runs/*/*/run.json")]
     assert ended and set(ended) == {"interrupted"}
+
+
+@posix
+@slow
+def test_a_worker_that_died_while_it_had_nothing_to_do_fails_no_run(tmp_path):
+    one, two = planned("table1", rows=["lora", "tied_lora"])
+    with local.Processes(1, tmp_path / "runs", nothing) as engine:
+        for number, run in enumerate((one, two)):
+            engine.begin(number, run, Reporter)
+            while not (ended := engine.ended(1.0)):
+                pass
+            assert ended[0][1].record is not None, ended[0][1].note
+            process = engine.workers[0].process
+            process.kill()
+            process.join(60)
+
+
+def nothing():
+    pass
 
 
 @slow

@@ -89,6 +89,13 @@ def test_a_budget_is_kept_and_used(query, value, budget):
     assert selection.threshold == 1.0 or higher.trainable_parameters >= selection.trainable_parameters
 
 
+def test_a_budget_needs_no_layers_of_importance_0():
+    selection = select(rows(query=[1, 0, 0, 0]), budget=0.6)
+    assert selection.projections["query"].retained == (0,) and selection.threshold < 1
+    assert selection.trainable_parameters == 2 * SIZE
+    assert select(rows(query=[1, 0, 0, 0]), budget=1.0).projections["query"].retained == (0, 1, 2, 3)
+
+
 def test_without_share_the_low_layers_cost_nothing():
     assert select(rows(query=[8, 1, 1]), 0.8, share=False).trainable_parameters == SIZE
     assert select(rows(query=[8, 1, 1]), 0.8).trainable_parameters == 2 * SIZE

@@ -125,14 +125,17 @@ def _data(data_dir: str | None) -> list[dict[str, Any]]:
 
 
 def _cache() -> list[dict[str, Any]]:
-    from lora_drop.data.token_cache import cache_folder
+    from lora_drop.files import cache_root
 
-    folder = cache_folder()
-    if folder is None:
-        return [_row("tokenised rows", "not kept: no home folder", "name a folder with LORA_DROP_CACHE")]
-    size = sum(path.stat().st_size for path in folder.glob("*") if path.is_file())
-    large = "nothing is removed by itself: delete the folder when you like" if size > 1e9 else ""
-    return [_row("tokenised rows", f"{folder}: {size / 1e6:.1f} MB", large)]
+    root = cache_root()
+    if root is None:
+        return [_row("cache", "none: no home folder", "name a folder with LORA_DROP_CACHE")]
+    rows = []
+    for what, folder in (("tokenised rows", root / "tokens"), ("rows of your files", root / "rows")):
+        size = sum(path.stat().st_size for path in folder.glob("*") if path.is_file())
+        large = "nothing is removed by itself: delete the folder when you like" if size > 1e9 else ""
+        rows.append(_row(what, f"{folder}: {size / 1e6:.1f} MB", large))
+    return rows
 
 
 def _packaged_models() -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lora_drop.data.completions import IGNORED, Cut, end_of_text
 from lora_drop.errors import UserError
+from lora_drop.faults import foreign
 
 Messages = list[dict[str, str]]
 
@@ -108,7 +109,8 @@ def _answer(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
 
 
 def _render(tokenizer: PreTrainedTokenizerBase, messages: Messages, asks: bool) -> str:
-    rendered: Any = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=asks)
+    with foreign("The chat template of the backbone's tokenizer refuses a conversation"):  # some know no system, say
+        rendered: Any = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=asks)
     return str(rendered)
 
 

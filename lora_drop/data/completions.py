@@ -44,7 +44,7 @@ def encode_prompts(rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_length
     lead = leading(tokenizer)
     prompts = _tokens(tokenizer, rows["prompt"])
     room = max_length - len(lead)
-    ids = [lead + _end(prompt, room) for prompt in prompts]
+    ids = [lead + _end(prompt, room) or [end_of_text(tokenizer)] for prompt in prompts]
     cut = Cut(prompts=sum(len(prompt) > room for prompt in prompts))
     return Dataset.from_dict({"input_ids": ids, "attention_mask": [[1] * len(row) for row in ids]}), cut
 
@@ -55,7 +55,8 @@ def encode_pairs(rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: 
     A text that is too long loses the beginning of its prompt, as many tokens as needed: the prompt's end, which holds
     the instruction, is what the completion follows from, and a completion without its end would teach the model to stop
     in the middle. Only a completion that is too long by itself is cut, at its end; it then has no end of text, as the
-    text does not end there. One token always stays before a completion, for its first token to be predicted from.
+    text does not end there. One token always stays before a completion, for its first token to be predicted from: the
+    end-of-text token where there is no prompt.
 
     Args:
         rows: with `prompt` and `completion`.
@@ -76,7 +77,7 @@ def encode_pairs(rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: 
     for prompt, completion in pairs:
         room = max_length - max(len(lead), 1)
         learned = [*completion, end][:room]
-        before = lead + _end(prompt, max_length - len(lead) - len(learned))
+        before = lead + _end(prompt, max_length - len(lead) - len(learned)) or [end]
         prompts += len(before) < len(lead) + len(prompt)
         completions += len(learned) <= len(completion)
         columns["input_ids"].append(before + learned)

@@ -22,6 +22,7 @@ from lora_drop.errors import UserError, closest
 from lora_drop.tasks.base import Source, Task
 from lora_drop.tasks.e2e import meaning_representations
 from lora_drop.tasks.files import read_jsonl, read_text
+from lora_drop.tasks.own.values import number as finite
 
 _MISREAD = {"Ł": "£", "Â£": "£", "Ã©": "é", "ã©": "é"}
 """Signs that a wrong encoding left in some submissions; the challenge's script mends them too."""
@@ -57,6 +58,8 @@ def score_predictions(task: Task, path: str | Path, source: Source, split: str |
         raise UserError(f"The file of predictions {path} does not exist.")
     rows = task.load(source, split)
     outputs = read_outputs(task, path, rows)
+    if outputs.predictions and outputs.predictions[-1] == "" and len(outputs.predictions) == len(rows):
+        source.report.notice(f"{path}: the last prediction is empty; is one missing?")
     if len(outputs.predictions) != len(rows):
         raise UserError(
             f"{path} holds {len(outputs.predictions)} predictions, but the {split} split of {task.name} has {len(rows)} items. "
@@ -119,7 +122,7 @@ def _from_jsonl(path: Path, ids: Sequence[str]) -> list[Any]:
             raise UserError(f"{path}, line {line}: there is no text under 'prediction'")
         predictions.append(row["prediction"])
         name = row.get("id")
-        if isinstance(name, str) and name in named:
+        if name is not None and str(name) in named:
             raise UserError(f"{path}, line {line}: a second prediction for {name!r}")
         if name is not None:
             named[str(name)] = row["prediction"]
@@ -182,7 +185,7 @@ def _value(task: Task, path: Path, number: int, prediction: Any) -> float:
                 f"{path}, prediction {number}: unknown label {text!r}.{closest(text, list(task.labels))} Labels: {', '.join(task.labels)}"
             )
         return task.labels.index(text)
-    try:
-        return float(text)
-    except ValueError:
-        raise UserError(f"{path}, prediction {number}: {text!r} is not a number") from None
+    value = finite(text)
+    if value is None:
+        raise UserError(f"{path}, prediction {number}: {text!r} is not a number")
+    return value

@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +139,19 @@ def load_experiment(name: str) -> Experiment:
     return experiment
 
 
+def _metrics(tasks: Iterable[str]) -> list[str]:
+    """Return the metrics of tasks; of data of one's own those that they may be given."""
+    known: list[str] = []
+    for name in tasks:
+        if name == OWN:
+            from lora_drop.tasks.own.task import ALLOWED
+
+            known += chain.from_iterable(ALLOWED.values())
+        elif name in TASKS.names():
+            known += TASKS.get(name).metrics
+    return list(dict.fromkeys(known))
+
+
 def _mistakes(experiment: Experiment, packaged: bool) -> list[str]:
     """Return what is wrong with values that are of the right type."""
     from lora_drop.experiments.published import load_published
@@ -152,6 +166,7 @@ def _mistakes(experiment: Experiment, packaged: bool) -> list[str]:
         "until": ([experiment.until] if experiment.until else [], BY_NAME),
         "columns": (experiment.columns, COLUMNS),
         "figures": (experiment.figures, FIGURES.names()),
+        "metrics": (experiment.metrics, _metrics(experiment.tasks) if experiment.metrics else ()),
         "published": ([experiment.published] if experiment.published else [], load_published()),
     }
     errors = [
@@ -164,20 +179,26 @@ def _mistakes(experiment: Experiment, packaged: bool) -> list[str]:
     if OWN in experiment.tasks and not given.keys() & {"data.path", "data.dataset_info"}:
         errors.append("tasks = 'own' means data of your own: say which with set: {data.path: FILE}")
     for name, claim in experiment.claims.items():
-        if not {"says", "row", "against"} <= claim.keys() <= {"says", "row", "against", "margin"}:
-            errors.append(
-                f"claims.{name}: needs says, row and against, and may have a margin; it has {', '.join(claim)}"
-            )
-        errors += [
-            f"claims.{name}.{key} = {claim[key]!r}: allowed is one of {', '.join(experiment.rows)}."
-            + closest(str(claim[key]), list(experiment.rows))
-            for key in ("row", "against")
-            if claim.get(key, next(iter(experiment.rows))) not in experiment.rows
-        ]
+        errors += _mistakes_of_claim(f"claims.{name}", claim, list(experiment.rows))
     if not packaged and experiment.name in experiment_names():
         errors.append(
             f"the name {experiment.name} is that of a packaged experiment, whose results it would join: rename the file"
         )
+    return errors
+
+
+def _mistakes_of_claim(place: str, claim: Mapping[str, Any], rows: list[str]) -> list[str]:
+    errors = []
+    if not {"says", "row", "against"} <= claim.keys() <= {"says", "row", "against", "margin"}:
+        errors.append(f"{place}: needs says, row and against, and may have a margin; it has {', '.join(claim)}")
+    errors += [
+        f"{place}.{key} = {claim[key]!r}: allowed is one of {', '.join(rows)}.{closest(str(claim[key]), rows)}"
+        for key in ("row", "against")
+        if key in claim and claim[key] not in rows
+    ]
+    margin = claim.get("margin", 0)
+    if isinstance(margin, bool) or not isinstance(margin, (int, float)) or not 0 <= margin <= 100:
+        errors.append(f"{place}.margin = {margin!r}: points are expected, a number from 0 to 100")
     return errors
 
 

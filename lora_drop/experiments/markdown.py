@@ -108,10 +108,12 @@ def _between_rows(table: Table) -> list[str]:
     for projection in projections_of(table):
         taus = kendall(table, projection)
         text += [f"Kendall τ between the rows, {projection}:", ""]
-        text += ["| | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+        text += ["| | " + " | ".join(map(_literal, names)) + " |", "|---" * (len(names) + 1) + "|"]
         for one in names:
             found = [1.0 if one == two else taus[(one, two) if (one, two) in taus else (two, one)] for two in names]
-            text.append(f"| {one} | " + " | ".join("" if math.isnan(tau) else f"{tau:.2f}" for tau in found) + " |")
+            text.append(
+                f"| {_literal(one)} | " + " | ".join("" if math.isnan(tau) else f"{tau:.2f}" for tau in found) + " |"
+            )
         text.append("")
     return text
 

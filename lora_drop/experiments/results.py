@@ -129,7 +129,7 @@ def _today(stored: dict[str, Any]) -> dict[str, Any]:
 
 def _older(content: dict[str, Any]) -> list[str]:
     """Return the versions that made a record and are no longer today's; nothing if it does not say them."""
-    made_by, criterion = content.get("made_by", {}), content["config"]["score"].get("criterion", PAPER)
+    made_by, criterion = content.get("made_by", {}), content["config"].get("score", {}).get("criterion", PAPER)
     if made_by and "score" in content["stages"]:
         made_by = {f"criterion {criterion}": 1, **made_by}  # records that know no criterion are of the first version
     now = versions_of(content["task"], content["method"], content["stages"], criterion)

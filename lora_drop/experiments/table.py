@@ -154,7 +154,7 @@ def _table(records: list[Record]) -> Table:
         rows=tuple(rows),
         records=tuple(records),
         figures=tuple(layout["figures"]),
-        claims=layout.get("claims", {}),
+        claims=layout["claims"],
         agreement="agreement" in layout["columns"],
         source=published["source"],
         published_backbone=published["backbone"],
@@ -163,13 +163,14 @@ def _table(records: list[Record]) -> Table:
 
 
 def _layout(records: Sequence[Record]) -> dict[str, Any]:
-    """The layout of the experiment, also where it has grown since some of the records were written."""
+    """The layout of the experiment, also where it has grown since some of the records were written: the one with the most
+    rows comes first, and what it lacks is that of the others."""
     layouts = sorted((record.layout for record in records), key=lambda layout: -len(layout["rows"]))
     merged = dict(layouts[0])
-    for key in ("rows", "tasks"):
-        merged[key] = {name: title for layout in reversed(layouts) for name, title in layout[key].items()}
-        merged[key] = {name: merged[key][name] for layout in layouts for name in layout[key]}
-    for key in ("seeds", "figures", "columns"):
+    for key in ("rows", "tasks", "claims"):
+        known = {name: entry for layout in reversed(layouts) for name, entry in layout.get(key, {}).items()}
+        merged[key] = {name: known[name] for layout in layouts for name in layout.get(key, {})}
+    for key in ("seeds", "figures", "columns", "metrics"):
         merged[key] = list(dict.fromkeys(name for layout in layouts for name in layout[key]))
     return merged
 

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from peft import LoraConfig
     from torch.nn import Module
 
+BELOW_ONE = math.nextafter(1.0, 0.0)
+"""The largest threshold at which layers of importance 0 need not be retained."""
 POLICIES = ("threshold", "inverse", "random", "top", "bottom")
 
 
@@ -283,7 +285,8 @@ def _threshold_for(scored: list[Scored], budget: float, share: bool) -> float:
     steps = {1.0}
     for importances in by_projection.values():
         ranking = _ranking(importances)
-        steps |= {math.fsum(importances[layer] for layer in ranking[:count]) for count in range(1, len(ranking))}
+        sums = (math.fsum(importances[layer] for layer in ranking[:count]) for count in range(1, len(ranking)))
+        steps |= {min(total, BELOW_ONE) for total in sums}
 
     def parameters(threshold: float) -> int:
         kept = {name: _layers(rows, _most_important(rows, threshold)) for name, rows in by_projection.items()}

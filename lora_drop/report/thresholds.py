@@ -9,7 +9,7 @@ import math
 from typing import Any
 
 from lora_drop.errors import UserError
-from lora_drop.pruning.selection import Scored, Selection, select
+from lora_drop.pruning.selection import BELOW_ONE, Scored, Selection, select
 from lora_drop.runs.facts import Facts, shapes_of
 
 PREFIX = "base_model.model."
@@ -44,10 +44,7 @@ def slider(run: Facts) -> dict[str, Any]:
 
 def _orders(rows: list[Scored], sums: list[float], selection: Selection, seed: int) -> list[list[int]]:
     """Return the layers that the policy retains where the threshold asks for 1, 2, … of them."""
-    below_one = [
-        min(total, math.nextafter(1.0, 0.0)) for total in sums
-    ]  # at 1 layers of importance 0 are retained, too
-    thresholds = [*below_one[:-1], 1.0]
+    thresholds = [*(min(total, BELOW_ONE) for total in sums[:-1]), 1.0]
     chosen = (select(rows, each, None, selection.policy, selection.share, seed).projections for each in thresholds)
     return [list(projections[rows[0].projection].retained) for projections in chosen]
 

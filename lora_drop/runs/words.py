@@ -140,7 +140,8 @@ def verdict(rows: Sequence[Compared]) -> str:
         return ""
     pair = f"{drop.first.primary} {measured(drop)} with {drop.parameters:,.0f} parameters, LoRA {measured(lora)} with"
     runs = min(len(drop.scores), len(lora.scores))
-    doubt = " One seed each: a difference of a few rows is chance." if runs == 1 else ""
+    few = "One seed each" if len(drop.scores) == len(lora.scores) else "Only one seed of one of them"
+    doubt = f" {few}: a difference of a few rows is chance." if runs == 1 else ""
     return f"LoRA-drop reaches {pair} {lora.parameters:,.0f}.{doubt}"
 
 

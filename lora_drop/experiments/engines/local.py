@@ -132,6 +132,9 @@ class _Worker:
         self.stopped: float | None = None
 
     def begin(self, number: int, run: Planned, line: Line) -> None:
+        if self.process is not None and not self.process.is_alive():  # it died while it had nothing to do
+            self.pipe.close()
+            self.process = None
         if self.process is None:
             context = get_context("spawn")  # a fork of a process that has threads, or CUDA, may hang
             self.pipe, theirs = context.Pipe()

@@ -46,7 +46,7 @@ def draw(table: Table, records: list[Record]) -> Drawing:
 
 def criterion(record: Record) -> str:
     """Return the criterion by which layers were selected; records of earlier versions name none."""
-    return str(record.config["score"].get("criterion", "output"))
+    return str(record.config.get("score", {}).get("criterion", "output"))
 
 
 def points_of(records: list[Record]) -> Points:

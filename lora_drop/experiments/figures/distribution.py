@@ -15,7 +15,7 @@ def draw(table: Table, records: list[Record]) -> Drawing:
     """Draw the first run: boxes hold the middle half of the examples, whiskers 5 to 95 %."""
     record = records[0]
     projections = list(dict.fromkeys(row["projection"] for row in record.norms))
-    criterion = record.config["score"].get("criterion", PAPER)
+    criterion = record.config.get("score", {}).get("criterion", PAPER)
     what = "‖ΔWx‖²" if criterion == PAPER else criterion
     figure, axes = projection_panels(projections, f"{what} of an example")
     for axis, projection in zip(axes, projections, strict=True):

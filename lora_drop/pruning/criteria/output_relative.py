@@ -32,9 +32,12 @@ def squares(lora: Lora, x: Tensor) -> Tensor:
     from lora_drop.pruning.adapters import product
 
     z, base = lora.project(x).float(), lora.layer.base_layer
-    frozen = base(x).float()
-    if base.bias is not None:
-        frozen = frozen - base.bias.float()
+    if lora.merges:  # its own call is the whole attention, of which W is the three projections of the inputs
+        frozen = torch.nn.functional.linear(x, base.in_proj_weight).float()
+    else:
+        frozen = base(x).float()
+        if base.bias is not None:
+            frozen = frozen - base.bias.float()
     return torch.stack([(product(z, lora.metric) * z).sum(-1), frozen.square().sum(-1)], dim=-1)
 
 

@@ -39,6 +39,16 @@ class Chat:
     tags: Mapping[str, str] = field(default_factory=lambda: OPENAI)
     """The names of a turn's keys, and of the roles."""
 
+    @property
+    def needed(self) -> list[str]:
+        """The column without which there is no conversation."""
+        return [self.columns[name] for name in ("messages", "prompt") if name in self.columns]
+
+    @property
+    def asked(self) -> list[str]:
+        """The columns of which one must say something."""
+        return [*self.needed, *([self.columns["query"]] if "query" in self.columns else [])]
+
     def messages(self, place: str, row: Row) -> Messages:
         """Return the turns of a row, none of an empty one. Raises UserError naming the place of what is no turn."""
         column = self.columns.get("messages")

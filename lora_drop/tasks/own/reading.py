@@ -55,7 +55,7 @@ class Reading:
     def columns(self) -> list[str]:
         """The columns that are read, without the label."""
         if self.chat is not None:
-            return [self.chat.columns[name] for name in ("messages", "prompt") if name in self.chat.columns]
+            return self.chat.needed
         return list(self.texts) or FIELD.findall(self.template)
 
     def conversation(self, place: str, row: Row) -> Messages:
@@ -84,7 +84,8 @@ class Reading:
 
     def empty(self, row: Row) -> bool:
         """Return True for a row without any text."""
-        return all(missing(row.get(name)) for name in self.columns)
+        names = self.columns if self.chat is None else self.chat.asked
+        return all(missing(row.get(name)) for name in names)
 
     def target(self, row: Row) -> Any:
         """Return what is to be predicted: the index of a class, a number, one number per class, or a text."""
@@ -134,9 +135,10 @@ class Survey:
 def survey(table: Table, reading: Reading) -> Survey:
     """Read a table once. Raises UserError naming the place of what is no text."""
     found = Survey()
+    read = [*reading.columns, reading.label, *(reading.chat.columns.values() if reading.chat else ())]
     for place, row in table.rows():
         label = reading.answer(place, row)
-        for name in (*reading.columns, reading.label):
+        for name in read:
             if HALF.search(as_text(row.get(name))):
                 raise UserError(f"{place}, column {name!r}: half a character (a lone surrogate such as \\ud83d)")
         if reading.empty(row):

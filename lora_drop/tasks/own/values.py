@@ -43,7 +43,13 @@ def as_label(value: Any) -> Label | None:
     if text.startswith("[") and text.endswith("]"):
         try:
             items = ast.literal_eval(text)  # literals alone: nothing is executed
-        except (ValueError, SyntaxError, RecursionError, MemoryError):  # the last two: nested too deeply
+        except (
+            ValueError,
+            TypeError,
+            SyntaxError,
+            RecursionError,
+            MemoryError,
+        ):  # a key that is none; nested too deeply
             return text
         return tuple(str(item).strip() for item in items)
     return text
