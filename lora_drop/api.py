@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from lora_drop.pruning import importance
+from lora_drop.pruning.observation import a_batch
 from lora_drop.pruning.scores import Scores
 from lora_drop.registry import CRITERIA
 
@@ -38,7 +39,7 @@ def score(
         Scores: g_i and I_i = g_i / Σ g per projection.
 
     Raises:
-        UserError: for an unknown criterion, and for a model or data that cannot be scored; see
+        UserError: for an unknown criterion, and for a model or batches that cannot be scored; see
             `pruning.importance.score`.
     """
     from tqdm import tqdm
@@ -49,4 +50,6 @@ def score(
         bool(told) or not progress or (None if "ipykernel" not in sys.modules else False)
     )  # None: unless this is a terminal
     bar = tqdm(batches, desc=f"scoring by {criterion}", unit="batch", disable=hidden, leave=False)
-    return importance.score(model, bar, criterion=chosen, per_example=per_example, progress=told, seed=seed)
+    return importance.score(
+        model, map(a_batch, bar), criterion=chosen, per_example=per_example, progress=told, seed=seed
+    )

@@ -153,6 +153,96 @@ def test_without_share_the_loras_of_low_layers_are_removed(policy, tmp_path):
     assert set(loaded) == retained
 
 
+def test_other_loras_are_kept_where_low_layers_lose_theirs(tmp_path):
+    """On embeddings, which are in no layer; and biases are trained only where they are saved."""
+    options = {**BASE, "target_modules": ["query", "value", "word_embeddings"], "bias": "lora_only"}
+    model = fill(get_peft_model(bert(), LoraConfig(**options)))
+    lora_drop.share(model, lora_drop.select(lora_drop.score(model, [batch()]), threshold=0.6, share=False))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.ones_like(parameter).cumsum(0).cos())
+    model.save_pretrained(tmp_path)
+    inputs = {name: tensor for name, tensor in batch().items() if name != "labels"}
+    loaded = type(model).from_pretrained(bert(), tmp_path)
+    assert torch.equal(loaded.eval()(**inputs).logits, model.eval()(**inputs).logits)
+
+
+def test_layers_that_share_already_are_not_shared_otherwise():
+    model = fill(get_peft_model(bert(), LoraConfig(**BASE)))
+    scores = lora_drop.score(model, [batch()])
+    few, many = (lora_drop.select(scores, threshold=threshold) for threshold in (0.5, 0.95))
+    lora_drop.share(model, many)
+    before = ties(model)
+    lora_drop.share(model, many)
+    assert ties(model) == before
+    lora_drop.share(model, few)  # which lets more layers share
+    shared = ties(model)
+    assert sum(map(len, shared)) > sum(map(len, before))
+    for other in (many, lora_drop.select(scores, threshold=0.5, share=False)):
+        with pytest.raises(UserError, match="share a LoRA already, by another selection"):
+            lora_drop.share(model, other)
+        assert ties(model) == shared
+
+
+def test_nothing_is_shared_if_a_projection_cannot_be():
+    rank = {"layer.3.attention.self.value": 2, "layer.2.attention.self.value": 4}
+    model = fill(get_peft_model(bert(), LoraConfig(**BASE, rank_pattern=rank)))
+    selection = lora_drop.select(lora_drop.score(model, [batch()]), threshold=0.2)
+    with pytest.raises(UserError, match="different widths"):
+        lora_drop.share(model, selection)
+    assert ties(model) == []
+
+
+@pytest.mark.parametrize("how", ["whole", "in place", "by layer"])
+def test_a_model_that_was_compiled_and_used_is_scored(how):
+    model = fill(get_peft_model(bert(), LoraConfig(**BASE)))
+    expected = lora_drop.score(model, [batch()])
+    if how == "by layer":
+        for layer in model.base_model.model.bert.encoder.layer:
+            layer.compile(backend="eager")
+    elif how == "in place":
+        model.compile(backend="eager")
+    used = torch.compile(model, backend="eager") if how == "whole" else model
+    with torch.no_grad():
+        used.eval()(**batch())
+    assert lora_drop.score(used, [batch()]).rows == expected.rows
+    with torch.no_grad():
+        used(**batch())
+
+
+def test_new_tokens_are_no_rival_of_a_lora():
+    options = {**BASE, "trainable_token_indices": {"word_embeddings": [5, 6]}}
+    model = fill(get_peft_model(bert(), LoraConfig(**options)))
+    plain = fill(get_peft_model(bert(), LoraConfig(**BASE)))
+    assert lora_drop.score(model, [batch()]).rows == lora_drop.score(plain, [batch()]).rows
+
+
+@pytest.mark.parametrize("criterion", ["output", "fisher"])
+@pytest.mark.parametrize(
+    ("batches", "what"),
+    [
+        (batch(), "is str"),
+        ([tuple(batch().values())], "is tuple"),
+        ([{}], "is a dict without"),
+        ([{"input_ids": [[5]]}], "is a dict without"),
+    ],
+)
+def test_what_is_no_batch_is_said(batches, what, criterion):
+    model = fill(get_peft_model(bert(), LoraConfig(**BASE)))
+    with pytest.raises(UserError, match=what):
+        lora_drop.score(model, batches, criterion=criterion)
+
+
+def test_rows_of_padding_alone_count_as_nothing():
+    model = fill(get_peft_model(bert(), LoraConfig(**BASE)))
+    some, rows = batch(), len(batch()["input_ids"])
+    more = {name: torch.cat([tensor, torch.zeros_like(tensor)]) for name, tensor in some.items()}
+    for criterion in ("output", "output_relative"):
+        found, twice = (lora_drop.score(model, [each], criterion=criterion).rows for each in (some, more))
+        assert [2 * row.score for row in twice] == pytest.approx([row.score for row in found], rel=1e-5), rows
+
+
 def test_a_layer_called_many_times_is_scored_by_all_its_calls():
     albert = bert(layers=3, kind="albert", embedding_size=16)
     model = fill(get_peft_model(albert, LoraConfig(**BASE)))

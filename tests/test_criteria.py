@@ -151,9 +151,11 @@ def test_all_criteria_give_what_a_selection_needs_and_leave_the_model_as_it_was(
     assert (seen[-1:] == [9]) == criterion.reads
 
 
-def test_the_loss_of_a_text_is_the_sum_over_its_learned_tokens():
-    """However a batch is split, the gradient is that of the whole."""
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "bart"])
+def test_the_loss_of_a_text_is_the_sum_over_its_learned_tokens(kind):
+    """However a batch is split, the gradient is that of the whole; of decoders that shift the labels, and one that does not."""
     from models import randomise_b
+    from transformers import BartConfig, BartForCausalLM, GPT2Config, GPT2LMHeadModel
 
     from lora_drop.config.schema import MethodConfig
     from lora_drop.methods.lora import add_lora
@@ -163,8 +165,15 @@ def test_the_loss_of_a_text_is_the_sum_over_its_learned_tokens():
 
     located = locate("tiny:llama")
     tokenizer = load_tokenizer(located, causal=True)
-    backbone = load_model(located, TASKS.get("toy-nlg"), 0, tokenizer)
-    model = add_lora(backbone, MethodConfig(), 0, find_places(backbone))
+    torch.manual_seed(0)
+    size, width = len(tokenizer), {"decoder_ffn_dim": 32, "decoder_layers": 2, "decoder_attention_heads": 2}
+    backbone = {
+        "llama": lambda: load_model(located, TASKS.get("toy-nlg"), 0, tokenizer),
+        "gpt2": lambda: GPT2LMHeadModel(GPT2Config(vocab_size=size, n_embd=16, n_layer=2, n_head=2)),
+        "bart": lambda: BartForCausalLM(BartConfig(vocab_size=size, d_model=16, **width)),
+    }[kind]()
+    places = [place for place in find_places(backbone) if "encoder_attn" not in place.name]  # which reads no encoder
+    model = add_lora(backbone, MethodConfig(), 0, places)
     randomise_b(model, 0)
     batch = inputs(tokenizer)
     batch["labels"] = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
@@ -173,12 +182,10 @@ def test_the_loss_of_a_text_is_the_sum_over_its_learned_tokens():
     assert [row.score for row in parts] == pytest.approx([row.score for row in whole], rel=1e-3)
     pairs = {name: lora.tensors for name, lora in loras(model).items()}
     logits = model.double().eval()(**{key: batch[key] for key in ("input_ids", "attention_mask")}).logits
-    loss = (
-        torch.nn.functional.cross_entropy(
-            logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten(), reduction="sum"
-        )
-        / 7
-    )
+    labels = batch["labels"]
+    if kind != "bart":
+        logits, labels = logits[:, :-1], labels[:, 1:]
+    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum") / 7
     for row in whole:
         pair = pairs[row.name]
         gradients = torch.autograd.grad(loss, pair, retain_graph=True)

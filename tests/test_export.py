@@ -90,6 +90,14 @@ def test_an_adapter_names_its_backbone_as_other_machines_do(run, folder, tmp_pat
     assert torch.equal(logits(model, folder), logits(lora_drop.load_run(run, "cpu")[0], folder))
 
 
+def test_a_merged_model_needs_no_other(run, folder, tmp_path):
+    assert command("export", run, "--to", "merged", "--out", tmp_path / "m") == 0
+    card = (tmp_path / "m" / "README.md").read_text(encoding="utf-8")
+    assert "base_model" not in card and f"on the folder `{folder}`" in card
+    whole = lora_drop.load_run(run, "cpu")[0]
+    torch.testing.assert_close(logits(plain(tmp_path / "m"), folder), logits(whole, folder))
+
+
 def test_the_adapter_of_a_run_names_a_model_that_is_no_folder(language_run):
     assert read_json(language_run / "warmup" / "adapter_config.json")["base_model_name_or_path"] == "tiny:llama"
 

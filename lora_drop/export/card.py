@@ -33,9 +33,10 @@ def card(source: Source, target: str, said: str) -> str:
     generates = task.kind == "generation"
     auto = "AutoModelForCausalLM" if generates else "AutoModelForSequenceClassification"
     labels = "" if generates else f", num_labels={task.outputs}"
-    loading = LOADING[target].format(auto=auto, base=source.base, labels=labels)
+    base = source.base if target != "merged" else source.known or f"the folder `{source.run.config.backbone}`"
+    loading = LOADING[target].format(auto=auto, base=base, labels=labels)
     head = yaml.safe_dump(_front(source, target), sort_keys=False, allow_unicode=True)
-    parts = [f"---\n{head}---\n", f"# {facts.title} for {task.title or facts.subject} on {source.base}\n"]
+    parts = [f"---\n{head}---\n", f"# {facts.title} for {task.title or facts.subject} on {base}\n"]
     if facts.selection is not None and facts.trained_as_selected:
         parts.append(words.answer(facts) + "\n")
     parts += [f"Form: {target}; {said}.\n", f"```python\n{loading}\n```\n", "## Measured\n", _measured(source)]
@@ -52,7 +53,7 @@ def card(source: Source, target: str, said: str) -> str:
 def _front(source: Source, target: str) -> dict[str, Any]:
     facts, task = source.facts, source.task
     front: dict[str, Any] = {
-        "base_model": source.base,
+        **({"base_model": source.known} if source.known else {}),
         "library_name": {"peft": "peft", "compact": "lora-drop", "merged": "transformers"}[target],
         "pipeline_tag": "text-generation" if task.kind == "generation" else "text-classification",
         "tags": ["lora", facts.method.replace("_", "-")],
@@ -81,7 +82,7 @@ def _made(source: Source) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in train.get("versions", {}).items())
     commit = f", commit {train['commit'][:12]}" if train.get("commit") else ""
     text = f"lora-drop ({versions}{commit}), after [LoRA-drop](https://arxiv.org/abs/2402.07721)."
-    if source.run.config.backbone != source.base:
+    if source.run.config.backbone != source.known:
         text += f" The backbone that was trained on: `{source.run.config.backbone}`"
         text += f", weights sha256 {train['weights'][:16]}." if train.get("weights") else "."
     if source.run.config.quantization != "none":

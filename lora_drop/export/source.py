@@ -38,9 +38,14 @@ class Source:
         return known_sources(self.run).get("backbone", {})
 
     @cached_property
+    def known(self) -> str | None:
+        """The name under which another machine finds the backbone; None for a folder of this machine."""
+        return self.given or public_name(self.run.config.backbone, self.origin)
+
+    @property
     def base(self) -> str:
-        """The name under which another machine finds the backbone. Raises UserError for a folder of this machine."""
-        name = self.given or public_name(self.run.config.backbone, self.origin)
+        """That name. Raises UserError where there is none."""
+        name = self.known
         if name is None:
             raise UserError(
                 f"The backbone of {self.run.path} is the folder {self.run.config.backbone}, which no other machine has. Name "

@@ -41,7 +41,8 @@ def export_folder(run: Path, target: str, folder: Path | None, base: str | None)
     from lora_drop.export.source import Source
 
     source = Source.open(run, base)
-    source.base  # noqa: B018 - asked first: an export without the name of its backbone is refused before any work
+    if target != "merged":  # which needs no other model
+        source.base  # noqa: B018 - asked first: an export without the name of its backbone is refused before any work
     if folder is not None and (folder.is_file() or (folder.is_dir() and any(folder.iterdir()))):
         raise UserError(f"{folder} is not an empty folder. Remove it, or name another with --out.")
     if folder is not None and folder.resolve() == Path.cwd():

@@ -82,7 +82,7 @@ def save(model: nn.Module, folder: Path) -> None:
     path = folder / "adapter_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
     for key in ("target_modules", "modules_to_save"):  # sets to PEFT, whose order is another one in each process
-        config[key] = sorted(config[key]) if isinstance(config.get(key), list) else config.get(key)
+        config[key] = sorted(set(config[key])) if isinstance(config.get(key), list) else config.get(key)
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 

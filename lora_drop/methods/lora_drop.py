@@ -75,9 +75,14 @@ def load(backbone: PreTrainedModel, folder: Path) -> PeftModel:
     model = lora.wrapped(backbone, folder)
     try:
         groups = json.loads((folder / TIES).read_text(encoding="utf-8"))["tied"]
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{folder} has no {TIES}, which says what layers share: PEFT has saved it, not lora-drop. Load it with PEFT, and share "
+            "again by the selection: PeftModel.from_pretrained(model, folder, is_trainable=True), then lora_drop.share."
+        ) from error
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(
-            f"{folder / TIES} is missing or damaged: it says which layers share a LoRA. Train it again with --force."
+            f"{folder / TIES} is damaged: it says which layers share a LoRA. Train it again with --force."
         ) from error
     _tie_all(model, groups, folder)
     lora.fill(model, folder)

@@ -86,6 +86,11 @@ class Lora:
         return torch.cat([z, torch.ones_like(z[..., :1])], dim=-1)
 
 
+def bare(name: str) -> str:
+    """Return the name that a module had before PEFT wrapped the model, and perhaps others wrapped that (torch.compile)."""
+    return name.rpartition(PREFIX)[2]
+
+
 def product(one: Tensor, two: Tensor) -> Tensor:
     """Return the product of two matrices in their own precision, also while a model is computed in half of it."""
     with torch.autocast(one.device.type, enabled=False):
@@ -104,9 +109,9 @@ def loras(model: nn.Module) -> dict[str, Lora]:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     tuned = {
-        name.removeprefix(PREFIX): module
+        bare(name): module
         for name, module in model.named_modules()
-        if isinstance(module, BaseTunerLayer)
+        if isinstance(module, BaseTunerLayer) and not type(module).__module__.startswith("peft.tuners.trainable_tokens")
     }
     others = sorted({type(layer).__module__.split(".")[2] for layer in tuned.values() if not _is_lora(layer)})
     if others:

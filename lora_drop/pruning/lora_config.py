@@ -28,6 +28,10 @@ def lora_config(
     """Return the configuration; see `Selection.to_lora_config`."""
     from peft import LoraConfig
 
+    if "r" in options:
+        raise UserError(
+            "to_lora_config: the rank is given as rank=8, not as r, from which scaling and low_rank follow."
+        )
     places = {(place.projection, place.layer): place for place in all_places(base)}
     if low_rank is None:
         low_rank = rank if selection.share else 0

@@ -87,6 +87,8 @@ class Observer:
         in_decoder = set(map(id, self.base.get_decoder().modules())) if self.two_stacks else set()
         with ExitStack() as undo:
             undo.enter_context(eval_mode(self.model))
+            if any(map(_is_compiled, self.model.modules())):  # before the hooks were there, which it would not call
+                undo.enter_context(torch.compiler.set_stance("force_eager"))
             for name, lora in self.layers.items():
                 hook = self._hook(name, lora, id(lora.layer) in in_decoder)
                 undo.callback(lora.layer.register_forward_pre_hook(hook, with_kwargs=True).remove)
@@ -210,6 +212,21 @@ class Observer:
 
     def _encoded(self, _module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
         self._encoder_output = output[0]
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    return type(module).__name__ == "OptimizedModule" or getattr(module, "_compiled_call_impl", None) is not None
+
+
+def a_batch(batch: Any) -> Mapping[str, Any]:
+    """Return a batch. Raises UserError for what is none: not the arguments of a model's forward by name."""
+    if not isinstance(batch, Mapping) or not any(map(_rows, batch.values())):
+        what = "a dict without tensors" if isinstance(batch, Mapping) else type(batch).__name__
+        raise UserError(
+            f"A batch is {what}. Give an iterable of batches (a list, a DataLoader), each a dict of the tensors that the model's "
+            "forward takes: input_ids, attention_mask, …"
+        )
+    return batch
 
 
 def examples_in(inputs: Mapping[str, Any]) -> int:

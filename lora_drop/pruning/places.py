@@ -23,7 +23,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from lora_drop.errors import UserError, closest
-from lora_drop.pruning.adapters import PREFIX
+from lora_drop.pruning.adapters import bare
 
 LEAVES = {
     "query": ("query", "q_lin", "q_proj", "query_proj", "q"),
@@ -124,7 +124,7 @@ def _linear_names(model: nn.Module) -> Iterator[str]:
 
     inside: str | None = None
     for full, module in model.named_modules():
-        name = full.removeprefix(PREFIX)
+        name = bare(full)
         if inside is not None and name.startswith(inside):
             continue
         if isinstance(module, BaseTunerLayer):

@@ -6,13 +6,13 @@ PEFT saves it as an ordinary adapter that holds a copy for each layer.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from peft import PeftModel
 
 from lora_drop.errors import UserError
-from lora_drop.pruning.adapters import loras
+from lora_drop.pruning.adapters import Lora, bare, loras
 from lora_drop.pruning.places import all_places
 from lora_drop.pruning.selection import Selection
 
@@ -26,8 +26,9 @@ def share(model: PeftModel, selection: Selection) -> PeftModel:
         selection: the outcome of `lora_drop.select`.
 
     Raises:
-        UserError: if a layer of the selection has no LoRA, layers that are to share have different widths, or the
-            adapter is none that can be shared (see `adapters.loras`).
+        UserError: if a layer of the selection has no LoRA, layers that are to share have different widths, layers share
+            one already that should not, or the adapter is none that can be shared (see `adapters.loras`). The model is
+            then as it was.
     """
     found = loras(model)
     names = {(place.projection, place.layer): place.name for place in all_places(model) if place.name in found}
@@ -37,13 +38,26 @@ def share(model: PeftModel, selection: Selection) -> PeftModel:
             raise UserError(
                 f"The model has no {projection} LoRA in layer {missing[0]}, of which the selection speaks. Was it scored with this model?"
             )
-    for projection, layers in selection.projections.items():
-        low = [names[projection, layer] for layer in layers.shared]
+    low = [[names[name, layer] for layer in layers.shared] for name, layers in selection.projections.items()]
+    _check_ties(model, low if selection.share else [])
+    for group in low if selection.share else []:
+        _check_widths(found, group)
+    for group in low:
         if selection.share:
-            tie(model, low)
+            tie(model, group)
         else:
-            remove(model, low)
+            remove(model, group)
     return model
+
+
+def _check_ties(model: PeftModel, groups: Sequence[Sequence[str]]) -> None:
+    """Raise UserError if layers share a LoRA that are not in one of these groups: a tie is not undone."""
+    for tied in ties(model):
+        if not any(set(tied) <= set(group) for group in groups):
+            raise UserError(
+                f"{tied[0]} and {tied[1]} share a LoRA already, by another selection. Share a model on which each layer has its own: "
+                "get_peft_model gives one."
+            )
 
 
 def tie(model: PeftModel, names: Sequence[str]) -> None:
@@ -53,27 +67,43 @@ def tie(model: PeftModel, names: Sequence[str]) -> None:
     assignment.
     """
     found = loras(model)
+    _check_widths(found, names)
+    for name in names[1:]:
+        first, other = found[names[0]], found[name]
+        other.layer.lora_A[other.adapter] = first.layer.lora_A[first.adapter]
+        other.layer.lora_B[other.adapter] = first.layer.lora_B[first.adapter]
+
+
+def _check_widths(found: Mapping[str, Lora], names: Sequence[str]) -> None:
     for name in names[1:]:
         first, other = found[names[0]], found[name]
         if first.down.shape != other.down.shape or first.up.shape != other.up.shape:
             raise UserError(
                 f"{names[0]} and {name} have different widths and cannot share a LoRA. Set method.share=false for this model."
             )
-        other.layer.lora_A[other.adapter] = first.layer.lora_A[first.adapter]
-        other.layer.lora_B[other.adapter] = first.layer.lora_B[first.adapter]
 
 
 def remove(model: PeftModel, names: Sequence[str]) -> None:
     """Take the active LoRA away from these modules; what is saved is an adapter on the others."""
     found = loras(model)
     for name in names:
-        found[name].layer.delete_adapter(found[name].adapter)
-        if not found[name].layer._all_available_adapter_names():
-            model.get_base_model().set_submodule(name, found[name].layer.base_layer)
+        layer = found[name].layer
+        layer.delete_adapter(found[name].adapter)
+        if not layer._all_available_adapter_names():
+            for bias in (each for key, each in layer.base_layer.named_parameters() if key.endswith("bias")):
+                bias.requires_grad_(False)  # trained under `bias="lora_only"`, and saved with a LoRA alone
+            model.get_base_model().set_submodule(name, layer.base_layer)
     for adapter in {found[name].adapter for name in names}:
-        left = [name for name, active in found.items() if active.adapter == adapter and name not in names]
         config: Any = model.peft_config[adapter]
-        config.target_modules = set(left)
+        config.target_modules = _adapted(model, adapter)
+
+
+def _adapted(model: PeftModel, adapter: str) -> set[str]:
+    """Return the modules that an adapter has a LoRA on, also embeddings and convolutions."""
+    from peft.tuners.lora import LoraLayer
+
+    layers = {bare(name): module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
+    return {name for name, layer in layers.items() if adapter in {*layer.lora_A, *layer.lora_embedding_A}}
 
 
 def ties(model: PeftModel) -> list[list[str]]:

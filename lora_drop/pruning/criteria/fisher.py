@@ -27,4 +27,4 @@ def measure(given: Given) -> Measured:
     return found
 
 
-CRITERION = Criterion("fisher", "Fisher Σθ²F(θ)", measure, additive=True)
+CRITERION = Criterion("fisher", "Fisher Σθ²F(θ)", measure, version=2, additive=True)  # as gradient

@@ -28,4 +28,4 @@ def measure(given: Given) -> Measured:
     return found
 
 
-CRITERION = Criterion("gradient", "gradient Σ|θ·∂L/∂θ|", measure)
+CRITERION = Criterion("gradient", "gradient Σ|θ·∂L/∂θ|", measure, version=2)  # weighs losses of any decoder right

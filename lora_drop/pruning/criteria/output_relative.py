@@ -18,11 +18,15 @@ if TYPE_CHECKING:
     from lora_drop.pruning.adapters import Lora
 
 
+TINY = 1e-300
+"""An example of padding alone has neither output, and counts as 0."""
+
+
 def measure(given: Given) -> Measured:
     """Return g of each LoRA."""
     from lora_drop.pruning.criteria.passes import sums_of_examples
 
-    return sums_of_examples(given, squares, lambda sums: sums[:, 0] / sums[:, 1])
+    return sums_of_examples(given, squares, lambda sums: sums[:, 0] / sums[:, 1].clamp(min=TINY))
 
 
 def squares(lora: Lora, x: Tensor) -> Tensor:

@@ -58,7 +58,7 @@ def gradients(given: Given, one_by_one: bool = False) -> Iterator[Gradients]:
     """
     parameters = list({id(each): each for lora in given.layers.values() for each in lora.tensors}.values())
     device = next(given.model.parameters()).device
-    seen = 0
+    seen, shifted = 0, None
     with _learning(given.model, parameters):
         for batch in given.batches:
             if batch.get("labels") is None:
@@ -68,21 +68,23 @@ def gradients(given: Given, one_by_one: bool = False) -> Iterator[Gradients]:
                 )
             moved = {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
             rows = examples_in(moved)
+            if shifted is None:
+                shifted = _leaves_first_out(given.model, moved)
             for part in _rows(moved, rows) if one_by_one else [moved]:
-                yield _gradients(given.model, parameters, part)
+                yield _gradients(given.model, parameters, part, shifted)
                 seen += examples_in(part)
                 if given.progress:
                     given.progress(seen)
 
 
-def _gradients(model: nn.Module, parameters: list[nn.Parameter], inputs: dict[str, Any]) -> Gradients:
+def _gradients(model: nn.Module, parameters: list[nn.Parameter], inputs: dict[str, Any], shifted: bool) -> Gradients:
     with torch.enable_grad():
         loss = getattr(model(**inputs), "loss", None)
         if loss is None:
             raise UserError(
                 f"{type(model).__name__} computes no loss from labels. Choose a criterion that reads inputs alone: output."
             )
-        found = torch.autograd.grad(loss.float() * _counted(model, inputs["labels"]), parameters, allow_unused=True)
+        found = torch.autograd.grad(loss.float() * _counted(inputs["labels"], shifted), parameters, allow_unused=True)
     known = [
         (each, gradient.detach()) for each, gradient in zip(parameters, found, strict=True) if gradient is not None
     ]
@@ -91,13 +93,29 @@ def _gradients(model: nn.Module, parameters: list[nn.Parameter], inputs: dict[st
     return Gradients(known, examples_in(inputs), tokens)
 
 
-def _counted(model: nn.Module, labels: Tensor) -> int:
+def _counted(labels: Tensor, shifted: bool) -> int:
     """Return over how many items the model's loss is a mean: examples, or learned tokens (-100 are none)."""
-    if labels.ndim == 1 or labels.is_floating_point():
+    if not _of_tokens(labels):
         return len(labels)
-    base: Any = getattr(model, "get_base_model", lambda: model)()
-    shifted = labels[:, 1:] if "CausalLM" in type(base).__name__ else labels
-    return int((shifted != -100).sum())
+    return int(((labels[:, 1:] if shifted else labels) != -100).sum())
+
+
+def _of_tokens(labels: Tensor) -> bool:
+    return labels.ndim > 1 and not labels.is_floating_point()
+
+
+def _leaves_first_out(model: nn.Module, inputs: Mapping[str, Any]) -> bool:
+    """Return True if the first token of a row is no item of the loss: most decoders learn each token from those before it,
+    but some expect labels that are shifted already. No name says which do; the loss of the first tokens alone does."""
+    labels = inputs["labels"]
+    if not _of_tokens(labels):
+        return False
+    first = labels.clone()
+    first[:, 0] = first[:, 0].clamp(min=0)
+    first[:, 1:] = -100
+    with torch.no_grad():
+        loss = getattr(model(**{**inputs, "labels": first}), "loss", None)
+    return loss is None or not bool(loss.isfinite() & (loss != 0))
 
 
 def _rows(inputs: Mapping[str, Any], rows: int) -> Iterator[dict[str, Any]]:
