@@ -1,10 +1,10 @@
-"""Tasks, methods, criteria and kinds of backbones by name, from this package, from installed ones and from a user's file.
+"""Tasks, methods, criteria, kinds of backbones and figures by name, from this package, from installed ones and from a user's file.
 
 | where | how |
 |---|---|
 | this package | a line below |
-| an installed package | an entry point `name = "module:OBJECT"` in `lora_drop.tasks`, `.methods`, `.criteria` or `.backbones` |
-| a file (`lora-drop --plugin FILE.py …`) | every `Task`, `Method`, `Criterion` and `BackboneKind` that it defines at its top level |
+| an installed package | an entry point `name = "module:OBJECT"` in `lora_drop.tasks`, `.methods`, `.criteria`, `.backbones` or `.figures` |
+| a file (`lora-drop --plugin FILE.py …`) | every `Task`, `Method`, `Criterion`, `BackboneKind` and `Figure` that it defines at its top level |
 
 A name is resolved when it is used: listing names imports nothing. (So this file cannot name those types either.)
 """
@@ -106,6 +106,16 @@ BACKBONES: Registry[Any] = Registry(
     },
 )
 """A backbone's name begins with its kind, but for `saved`: a folder, or a repository of the Hub."""
+TITLES = {
+    "full": "Full-FT",
+    "lora": "LoRA",
+    "sparse_adapter": "Sparse Adapter",
+    "vera": "VeRA",
+    "tied_lora": "Tied-LoRA",
+    "adalora": "AdaLoRA",
+    "lora_drop": "LoRA-drop",
+}
+"""Of the methods of this package: said here, too, so that listing runs does not import torch."""
 SELECTING = ("lora_drop",)
 """Methods of this package that need a selection of layers: said here, too, so that asking does not import torch."""
 

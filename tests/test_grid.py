@@ -101,7 +101,6 @@ def test_every_sample_ratio_of_figure11_takes_the_same_number_of_steps():
         ("rows: {a: {}}\ntasks: [rte]\nuntil: selct", "Did you mean 'select'"),
         ("rows: {a: {}}\ntasks: [rte]\nfigures: [importanc]", "Did you mean 'importance'"),
         ("rows: {a: {}}\ntasks: [rte]\ncolumns: [retaind]", "Did you mean 'retained'"),
-        ("rows: {a: {}}\ntasks: [rte]\nmetrics: [acuracy]", "Did you mean 'accuracy'"),
         ("rows: {a: {}}\ntasks: [rte]\npublished: tabel1", "Did you mean 'table1'"),
         ("rows: {a: {}}\ntasks: [rte]\ntask_set: {rt: {}}", "Did you mean 'rte'"),
     ],
@@ -111,6 +110,13 @@ def test_mistakes_in_an_experiment_are_told(content, message, tmp_path):
     path.write_text(content)
     with pytest.raises(UserError, match=message):
         load_experiment(str(path))
+
+
+def test_a_metric_that_no_task_has_is_told(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("rows: {a: {}}\ntasks: [rte]\nmetrics: [acuracy]")
+    with pytest.raises(UserError, match="Did you mean 'accuracy'"):
+        expand(load_experiment(str(path)), Choice())
 
 
 def test_a_name_of_the_package_is_not_taken(tmp_path):

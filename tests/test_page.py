@@ -17,12 +17,12 @@ from lora_drop.cli import app as cli
 from lora_drop.files import read_json, write_json
 from lora_drop.pruning.agreement import agreement
 from lora_drop.pruning.selection import Scored, read_scores, select
-from lora_drop.registry import CRITERIA, METHODS
+from lora_drop.registry import CRITERIA, METHODS, TITLES
 from lora_drop.report.charts import pareto
 from lora_drop.report.criteria import side_by_side
 from lora_drop.report.page import render, write_page
 from lora_drop.runs import listing, words
-from lora_drop.runs.facts import TITLES, read_facts
+from lora_drop.runs.facts import read_facts
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 DRIVER = """

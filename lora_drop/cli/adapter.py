@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lora_drop.config.files import read_config
+from lora_drop.cli.options import names
 from lora_drop.config.loading import load_config
 from lora_drop.errors import UserError
 from lora_drop.files import read_json
@@ -23,7 +23,7 @@ def named(adapter: str, task: str | None, given: Mapping[str, Any], run_dir: Pat
     overrides = [*(given["overrides"] or []), f"warmup.adapter={path}"]
     if task is not None:
         overrides.append(f"task={task}")
-    if not (_names_backbone(given) or _scored_before(path, run_dir)):
+    if not (names("backbone", given) or _scored_before(path, run_dir)):
         folder = adapter_folder(adapter, "--adapter")
         content = read_json(folder / "adapter_config.json")
         base = content.get("base_model_name_or_path") if isinstance(content, dict) else None
@@ -31,14 +31,6 @@ def named(adapter: str, task: str | None, given: Mapping[str, Any], run_dir: Pat
             raise UserError(f"{folder} does not name the model that it was trained on. Name it: --backbone NAME")
         overrides.append(f"backbone={base}")
     return {**given, "overrides": overrides}
-
-
-def _names_backbone(given: Mapping[str, Any]) -> bool:
-    """Return True if the command names a backbone, itself or in a file."""
-    overridden = any(text.split("=")[0].strip() == "backbone" for text in given["overrides"] or ())
-    return (
-        bool(given["backbone"]) or overridden or any("backbone" in read_config(name) for name in given["config"] or ())
-    )
 
 
 def _scored_before(adapter: str, run_dir: Path) -> bool:

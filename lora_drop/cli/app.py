@@ -15,7 +15,7 @@ import typer
 from lora_drop import processes
 from lora_drop.cli.experiments import report, reproduce
 from lora_drop.cli.export import export
-from lora_drop.cli.options import Backbone, RunDir, configuration, flags, options, own_run_dir
+from lora_drop.cli.options import Backbone, RunDir, configuration, flags, names, options, own_run_dir
 from lora_drop.cli.own import OWN_DATA, predict, show_data
 from lora_drop.cli.runs import runs
 from lora_drop.cli.terminal import forsake, tolerate_encodings
@@ -266,12 +266,8 @@ def _perform(run_dir: Path, stages: list[str], given: dict[str, Any], compare: l
 
 def _unasked(config: Config, given: dict[str, Any], run_dir: Path) -> str:
     """Return a notice where nobody named a task or data, so that the generated task is trained; else an empty text."""
-    from lora_drop.config.files import read_config
-
-    files, overrides = given["config"] or [], given["overrides"] or []
-    named = any("task" in read_config(name) for name in files) or any(text.startswith("task=") for text in overrides)
-    stored = not files and (run_dir / "config.yaml").exists()
-    if named or stored or config.task != type(config).task:
+    stored = not given["config"] and (run_dir / "config.yaml").exists()
+    if names("task", given) or stored or config.task != type(config).task:
         return ""
     return f"nothing names a task or data (-c, --data): this trains on the generated {config.task}"
 

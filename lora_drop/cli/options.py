@@ -170,6 +170,15 @@ def configuration(given: Mapping[str, Any], run_dir: Path | None = None) -> Conf
     return load_config(files, given["overrides"] or [], found, stored)
 
 
+def names(key: str, given: Mapping[str, Any]) -> bool:
+    """Return True if a command says what the key of the top level is: by a flag, by -o, or in a file."""
+    from lora_drop.config.files import read_config
+    from lora_drop.config.strict import key_of
+
+    by_option = given.get(key) or key in map(key_of, given["overrides"] or [])
+    return bool(by_option) or any(key in read_config(name) for name in given["config"] or [])
+
+
 def own_run_dir(given: Mapping[str, Any]) -> Path:
     """Return the folder of a run on data of one's own where none is named: `runs/reviews` for `reviews.csv`.
 

@@ -93,6 +93,11 @@ def merge(into: dict[str, Any], values: Mapping[str, Any]) -> None:
             into[key] = value
 
 
+def key_of(override: str) -> str:
+    """Return the key of `dotted.key=value`."""
+    return override.partition("=")[0].strip()
+
+
 def apply_override(into: dict[str, Any], override: str, errors: list[str], root: type) -> None:
     """Put one `dotted.key=value` over `into`; the value is read as the type of that field of `root` asks for."""
     key, separator, text = override.partition("=")

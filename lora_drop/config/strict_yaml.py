@@ -44,9 +44,7 @@ def parse(content: bytes, name: str) -> dict[str, Any]:
         raise UserError(f"{name} has {len(content):,} bytes: more than {MOST_BYTES:,} are no configuration.")
     try:
         value = value_of(content.decode())
-    except UnicodeDecodeError as error:
-        raise UserError(f"{name} is not readable YAML: {error}") from error
-    except (yaml.YAMLError, ValueError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # also what is not UTF-8
         raise UserError(f"{name} is not readable YAML: {error}") from error
     if value is None:
         return {}

@@ -60,6 +60,6 @@ def _judge(table: Table, claim: Mapping[str, Any], titles: Mapping[str, str]) ->
 
 def _scores(table: Table, row: str) -> dict[tuple[str, int], float]:
     """Return the primary score of each task and seed, of the epoch kept, in the table's unit."""
-    learnt = {column.task for column in table.columns if column.learnt}
-    mine: list[Record] = [each for each in table.records if each.row == row and each.metrics and each.task in learnt]
+    known = [each for each in table.records if each.row == row and each.metrics]
+    mine: list[Record] = [each for each in known if each.task in table.learnt]
     return {(each.task, each.seed): each.unit * each.metrics[each.primary] for each in mine}

@@ -41,12 +41,12 @@ def optimism(table: Table) -> str:
 
     The rows of a table are averaged first: those of one task and seed have the same rows held out, and are no repetitions.
     """
-    learnt, told = {column.task for column in table.columns if column.learnt}, []
+    told = []
     titles = {record.task: record.task_title for record in table.records}
     for choice, name in (("held_out", "the one that is best on rows held out of training"), ("last", "the last one")):
         runs: dict[tuple[str, int], list[float]] = {}
         for record in table.records:
-            if record.task in learnt and getattr(record, choice):
+            if record.task in table.learnt and getattr(record, choice):
                 difference = record.unit * (record.best["score"] - getattr(record, choice)["score"])
                 runs.setdefault((record.task, record.seed), []).append(difference)
         by_task: dict[str, list[float]] = {}

@@ -19,7 +19,7 @@ from lora_drop.config.files import config_folders, find_config, read_config, rea
 from lora_drop.config.identity import OWN, WHERE_KEYS, config_hash, to_dict
 from lora_drop.config.loading import from_dict, layer, override
 from lora_drop.config.schema import Config
-from lora_drop.config.strict import build, leaves, merge, put
+from lora_drop.config.strict import build, key_of, leaves, merge, put
 from lora_drop.errors import UserError, closest
 from lora_drop.files import digest
 from lora_drop.registry import FIGURES, TASKS
@@ -139,19 +139,6 @@ def load_experiment(name: str) -> Experiment:
     return experiment
 
 
-def _metrics(tasks: Iterable[str]) -> list[str]:
-    """Return the metrics of tasks; of data of one's own those that they may be given."""
-    known: list[str] = []
-    for name in tasks:
-        if name == OWN:
-            from lora_drop.tasks.own.task import ALLOWED
-
-            known += chain.from_iterable(ALLOWED.values())
-        elif name in TASKS.names():
-            known += TASKS.get(name).metrics
-    return list(dict.fromkeys(known))
-
-
 def _mistakes(experiment: Experiment, packaged: bool) -> list[str]:
     """Return what is wrong with values that are of the right type."""
     from lora_drop.experiments.published import load_published
@@ -166,7 +153,6 @@ def _mistakes(experiment: Experiment, packaged: bool) -> list[str]:
         "until": ([experiment.until] if experiment.until else [], BY_NAME),
         "columns": (experiment.columns, COLUMNS),
         "figures": (experiment.figures, FIGURES.names()),
-        "metrics": (experiment.metrics, _metrics(experiment.tasks) if experiment.metrics else ()),
         "published": ([experiment.published] if experiment.published else [], load_published()),
     }
     errors = [
@@ -210,6 +196,7 @@ def expand(experiment: Experiment, choice: Choice) -> list[Planned]:
     tasks = [name if name == OWN else TASKS.get(name).name for name in choice.tasks] or _tasks(experiment, choice)
     rows = _rows(experiment, choice.rows)
     asked = _asked(choice)
+    _check_metrics(experiment)
     planned = [
         _planned(experiment, row, task, seed, choice)
         for task in tasks
@@ -219,6 +206,24 @@ def expand(experiment: Experiment, choice: Choice) -> list[Planned]:
     # what changes no run of the command is no override
     effective = {key: value for key, value in asked.items() if any(key in run.deviations for run in planned)}
     return [replace(run, overrides=effective) for run in planned]
+
+
+def _check_metrics(experiment: Experiment) -> None:
+    """Raise UserError for a metric that no task of the experiment has. (It imports the tasks, which listing must not.)"""
+    known: list[str] = []
+    for name in experiment.tasks if experiment.metrics else ():
+        if name == OWN:
+            from lora_drop.tasks.own.task import ALLOWED
+
+            known += chain.from_iterable(ALLOWED.values())
+        else:
+            known += TASKS.get(name).metrics
+    for metric in experiment.metrics:
+        if metric not in known:
+            allowed = list(dict.fromkeys(known))
+            raise UserError(
+                f"{experiment.name}: metrics = {metric!r}: allowed is one of {', '.join(allowed)}.{closest(metric, allowed)}"
+            )
 
 
 def title_of(task: str) -> str:
@@ -259,7 +264,7 @@ def _asked(choice: Choice) -> dict[str, Any]:
         merge(nested, read_config(name))
     override(nested, choice.overrides, choice.flags, errors)
     for key in ("seed", "task"):
-        if any(text.split("=")[0].strip() == key for text in choice.overrides):
+        if key in map(key_of, choice.overrides):
             errors.append(f"{key}: an experiment has several; choose with --{key}s")
     values = leaves(to_dict(from_dict(nested, errors)))  # 7e-4 is a text to YAML, and a number here
     return {key: values[key] for key in leaves(nested) if key not in (*WHERE_KEYS, "seed", "task")}

@@ -103,6 +103,11 @@ class Table:
     elsewhere: tuple[Mapping[str, Any], ...]
     """Other papers' results on that backbone: `title`, `parameters`, `source` and `scores`."""
 
+    @property
+    def learnt(self) -> set[str]:
+        """The tasks in which something was learnt: only they are compared."""
+        return {column.task for column in self.columns if column.learnt}
+
 
 def build_tables(records: Sequence[Record]) -> list[Table]:
     """Group the records of one experiment and backbone by their overrides, and make a table of each; none come first."""

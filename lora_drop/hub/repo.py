@@ -1,6 +1,6 @@
 """Repositories of the Hugging Face Hub: requests to them, and every failure as a sentence that says what to do.
 
-Models (`models/hub.py`) and data sets (`rows.py`) share these requests; `commits.py` decides which commit they take.
+Models (`models/hub.py`) and data sets (`tasks/hub_rows.py`) share these requests; `commits.py` decides which commit they take.
 A token goes to the Hub alone, no code of a repository is executed, and no pickle is read.
 """
 

@@ -107,6 +107,8 @@ class Method:
     """True if `train.start_from` may name an adapter: the method trains plain LoRAs."""
     merges: bool = True
     """True if what is trained can be added to the backbone's weights."""
+    quantizes: bool = True
+    """True if the backbone's weights may be quantized: it is a PEFT adapter beside them."""
     examples: int = 0
     """Rows that `prepare` needs."""
     count: Callable[[nn.Module], Parameters] = count_parameters

@@ -35,4 +35,4 @@ def load(backbone: PreTrainedModel, folder: Path) -> nn.Module:
     return model
 
 
-METHOD = Method(name="full", title="Full-FT", build=build, save=save, load=load)
+METHOD = Method(name="full", title="Full-FT", build=build, save=save, load=load, quantizes=False)

@@ -137,4 +137,4 @@ def load(backbone: PreTrainedModel, folder: Path) -> nn.Module:
     return model
 
 
-METHOD = Method(name="tied_lora", title="Tied-LoRA", build=build, save=save, load=load, merges=False)
+METHOD = Method(name="tied_lora", title="Tied-LoRA", build=build, save=save, load=load, merges=False, quantizes=False)

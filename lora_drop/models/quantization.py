@@ -13,6 +13,7 @@ from transformers import BitsAndBytesConfig
 from lora_drop.config.schema import Config
 from lora_drop.errors import UserError
 from lora_drop.models.base import prefix_of
+from lora_drop.registry import METHODS
 
 
 def check_quantization(config: Config, device: torch.device) -> None:
@@ -20,7 +21,7 @@ def check_quantization(config: Config, device: torch.device) -> None:
     if config.quantization == "none":
         return
     asked = f"quantization={config.quantization}"
-    if config.method.name in ("full", "tied_lora"):
+    if not METHODS.get(config.method.name).quantizes:
         raise UserError(
             f"{asked} needs a method that is a PEFT adapter, and {config.method.name} is none. "
             "Choose another method, or quantization=none."

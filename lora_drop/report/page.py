@@ -12,6 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from lora_drop.errors import UserError
 from lora_drop.files import write_text
+from lora_drop.pruning.criteria.base import PAPER
 from lora_drop.report.charts import line_chart, pareto
 from lora_drop.report.criteria import side_by_side
 from lora_drop.report.snippets import at_threshold, snippets
@@ -96,7 +97,7 @@ def _profile(run: Facts) -> dict[str, Any]:
         "widest": widest,
         "resamples": run.stability.get("resamples", 0),
         "slider": data,
-        "criterion": run.config.get("score", {}).get("criterion", "output"),
+        "criterion": run.config.get("score", {}).get("criterion", PAPER),
         "snippets": snippets(run),
         "command": at_threshold(run),
         "criteria": side_by_side(run),

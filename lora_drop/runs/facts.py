@@ -18,12 +18,10 @@ from lora_drop.config.strict import leaves
 from lora_drop.errors import UserError
 from lora_drop.files import digest, file_digest, read_json
 from lora_drop.pruning.selection import Scored, Selection, read_scores
+from lora_drop.registry import TITLES
 from lora_drop.runs.locks import LOCK, is_held
 from lora_drop.runs.store import FORMAT, read_manifest
 
-TITLES = {"lora_drop": "LoRA-drop", "lora": "LoRA", "full": "Full-FT", "sparse_adapter": "Sparse Adapter"}
-TITLES |= {"vera": "VeRA", "tied_lora": "Tied-LoRA", "adalora": "AdaLoRA"}
-"""Of the package's methods, whose files import torch; one of a plugin is shown by its name."""
 AGAIN = "`lora-drop run` with the same directory makes it again."
 
 
@@ -59,7 +57,7 @@ class Facts:
 
     @property
     def title(self) -> str:
-        """The method as tables name it."""
+        """The method as tables name it; one of a plugin by its name."""
         return TITLES.get(self.method, self.method)
 
     @property

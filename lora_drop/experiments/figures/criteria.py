@@ -12,6 +12,7 @@ from matplotlib.ticker import EngFormatter
 from lora_drop.experiments.plots import DARK, MARKERS, Figure, grey, panels
 from lora_drop.experiments.records import Record
 from lora_drop.experiments.table import Table
+from lora_drop.pruning.criteria.base import PAPER
 from lora_drop.pruning.picture import plain
 
 Points = dict[str, list[tuple[float, float, float]]]
@@ -30,7 +31,7 @@ def draw(table: Table, records: list[Record]) -> Drawing:
         for name, points in points_of(mine).items():
             number = names.index(name)
             style: dict[str, Any] = {"marker": MARKERS[number % len(MARKERS)], "markersize": 5, "capsize": 3}
-            style |= {"color": DARK, "linewidth": 2} if name == "output" else {"color": grey(number, len(names) + 2)}
+            style |= {"color": DARK, "linewidth": 2} if name == PAPER else {"color": grey(number, len(names) + 2)}
             sizes, means, deviations = zip(*points, strict=True)
             shown[name] = axis.errorbar(sizes, means, yerr=deviations, label=name, **style)
         plain_lora = [_score(record) for record in mine if record.method == "lora"]
@@ -46,7 +47,7 @@ def draw(table: Table, records: list[Record]) -> Drawing:
 
 def criterion(record: Record) -> str:
     """Return the criterion by which layers were selected; records of earlier versions name none."""
-    return str(record.config.get("score", {}).get("criterion", "output"))
+    return str(record.config.get("score", {}).get("criterion", PAPER))
 
 
 def points_of(records: list[Record]) -> Points:

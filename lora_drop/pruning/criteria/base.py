@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from lora_drop.pruning.importance import Packing
 
 PAPER = "output"
-"""The name of the paper's criterion, which scores mean that name none."""
+"""The paper's criterion. Scores that name none are by it."""
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from lora_drop.files import file_digest
+from lora_drop.pruning.criteria.base import PAPER
 from lora_drop.registry import CRITERIA
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ def names(job: Job) -> Values:
 def criterion(name: str, always: bool = False) -> Values:
     """Return name and version of a criterion; nothing for the paper's first, unless `always`: it was the only one once,
     and what was made then stands."""
-    if name == CRITERIA.names()[0] and CRITERIA.get(name).version == 1 and not always:
+    if name == PAPER and CRITERIA.get(name).version == 1 and not always:
         return {}
     return {"criterion": [name, CRITERIA.get(name).version]}
 

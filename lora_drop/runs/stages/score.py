@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from lora_drop import processes
 from lora_drop.files import digest, file_digest, read_json, write_folder, write_json
 from lora_drop.methods.folder import adapter_folder
+from lora_drop.pruning.criteria.base import PAPER
 from lora_drop.registry import METHODS
 from lora_drop.runs.stages.base import (
     Stage,
@@ -112,7 +113,7 @@ def _told(warm: Warm, scores: Any) -> Work:
     from lora_drop.training.warmup import first_and_last
 
     seen = f" on {scores.examples:,} examples, {scores.tokens:,} tokens" if scores.examples else ""
-    by = "" if scores.criterion == "output" else f" by {scores.criterion}"
+    by = "" if scores.criterion == PAPER else f" by {scores.criterion}"
     note = f"{len(scores.rows)} LoRAs{by}{seen}, {warm.note}"
     facts: Values = {"warmup_steps": warm.steps}
     if warm.losses:
