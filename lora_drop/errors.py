@@ -5,6 +5,11 @@ class UserError(Exception):
     """A mistake in the input. The message says what, where, and what to do; the command line exits with code 2."""
 
 
+def counted(number: int, noun: str) -> str:
+    """Return `1 row`, or `1,200 rows`."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
 def closest(name: str, known: list[str]) -> str:
     """Return `" Did you mean 'X'?"` for the known name nearest to `name`, or an empty string."""
     from difflib import get_close_matches

@@ -96,15 +96,15 @@ def sweep(folder: Path, untouched_s: float = 0.0) -> None:
                 remove(leftover)
 
 
+HARMLESS = re.compile(r"[+-]?(?:[\d\s().,/+-]+|\d[\d.]*[eE][+-]?\d+|inf|nan)")
+"""Numbers, also of telephones: without a letter they name no cell and no function."""
+
+
 def csv_cell(text: str) -> str:
     """Return a text as a cell of a CSV file that no spreadsheet takes for a formula: `=1+1` as `'=1+1`, numbers as they are."""
     if not text.startswith(("=", "+", "-", "@", "\t", "\r")):
         return text
-    try:
-        float(text)
-    except ValueError:
-        return f"'{text}"
-    return text
+    return text if HARMLESS.fullmatch(text) else f"'{text}"
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -192,9 +192,9 @@ def test_the_name_of_a_data_set_is_no_path(name, tmp_path, monkeypatch, capsys):
 
 
 def test_a_cell_is_no_formula():
-    for text in ("=1+1", "+1 and", "-x", "@a", "\ta", "\r=1"):
+    for text in ("=1+1", "+1 and", "-x", "@a", "\ta", "\r=1", "+A1", "-2+SUM(A1)", "-1|x"):
         assert csv_cell(text) == f"'{text}"
-    for text in ("", "a=1", "-1.5", "+3", "-1e-3", "1-2"):
+    for text in ("", "a=1", "-1.5", "+3", "-1e-3", "1-2", "+49 170 (12)", "-1,5", "-inf"):
         assert csv_cell(text) == text
 
 

@@ -2,12 +2,15 @@
 
 import io
 import json
+import shutil
 
 import pytest
 from filelock import FileLock
+from rich.console import Console
 from run_folders import write_run
 
 from lora_drop.cli import app as cli
+from lora_drop.cli.console import PLAIN, print_table
 from lora_drop.errors import UserError
 from lora_drop.files import file_digest, read_json, write_json
 from lora_drop.runs.listing import clean, removable
@@ -117,6 +120,38 @@ def test_a_run_that_went_on_since_it_was_listed_is_left(tmp_path):
     with pytest.raises(UserError, match="no longer interrupted, but done"):
         clean(listed)
     assert (run / "metrics.json").is_file()
+
+
+def test_files_of_others_are_left_in_a_folder_that_a_run_has_used(tmp_path, capsys):
+    run = write_run(tmp_path / "project")
+    set_status(run, "failed")
+    put(run, "code/thesis.txt"), put(run, "notes.md")
+    put(run, "checkpoints/train/x"), put(run, "predictions-new.csv"), put(run, ".adapter.12.tmp/x")
+    assert command("runs", "clean", tmp_path, "--yes", "--unfinished") == 0
+    told = capsys.readouterr()
+    assert "1 to remove" in told.out and "holds other files, which were left" in " ".join(told.err.split())
+    assert sorted(path.name for path in run.rglob("*") if path.is_file()) == ["notes.md", "thesis.txt"]
+
+
+def test_the_listing_tells_what_was_selected_anew_and_what_ends_before_the_training(tmp_path, capsys):
+    anew, other = write_run(tmp_path / "anew"), write_run(tmp_path / "other", threshold=0.5)
+    shutil.copy(other / "selection.json", anew / "selection.json")
+    write_run(tmp_path / "half", score=None)
+    assert command("runs", tmp_path, "--json") == 0
+    rows = {row["run"]: row for row in json.loads(capsys.readouterr().out)}
+    assert rows["anew"]["status"] == "done, then selected anew" and rows["anew"]["T"] is None
+    assert rows["half"]["status"].startswith("done up to ")
+
+
+def test_a_table_that_is_too_wide_for_the_terminal_is_put_in_paragraphs():
+    def shown(width):
+        text = io.StringIO()
+        console = Console(file=text, width=width, **PLAIN)
+        print_table(console, ["run", "method", "T", "score", "empty"], [["a/b", "LoRA-drop", 0.5, 1234, None]])
+        return text.getvalue().splitlines()
+
+    assert shown(80) == ["run  method          T  score  empty", "a/b  LoRA-drop  0.5000  1,234       "]
+    assert shown(30) == ["a/b", "  method LoRA-drop   T 0.5000", "  score 1,234"]
 
 
 def test_a_run_that_holds_another_is_not_removed(tmp_path):

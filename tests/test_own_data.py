@@ -54,6 +54,46 @@ def test_the_held_out_rows_have_the_classes_in_proportion_and_are_the_same_each_
     assert len(rows(read(path, validation=0.5), "validation")) == 50
 
 
+def test_the_only_row_of_a_class_is_trained_on(tmp_path):
+    rare = "".join(f"only {number},rare {number}\n" for number in range(12))
+    path = csv_file(tmp_path, "text,label\n" + "".join(f"t{number},c{number % 6}\n" for number in range(120)) + rare)
+    data = read(path)
+    trained = {row["label"] for row in rows(data)}
+    assert trained == set(range(len(data.reading.labels))) and len(rows(data, "validation")) > 20
+    several = "".join(f"t{number},a;{'b' if number % 2 else 'c'}\n" for number in range(40))
+    path = csv_file(tmp_path, "text,label\n" + several + "".join(f"only {n},x{n};a\n" for n in range(6)), "m.csv")
+    data = read(path)
+    assert all(map(any, zip(*(row["label"] for row in rows(data)), strict=True)))
+
+
+def test_a_test_file_without_labels_is_not_evaluated_on(tmp_path):
+    own_data.write(tmp_path / "train.csv", own_data.reviews(40))
+    bare = [{"review": row["review"], "id": 1} for row in own_data.reviews(10, seed=1)]
+    own_data.write(tmp_path / "test.csv", bare)
+    notices = own_data.Notices()
+    data = read(tmp_path, notices, text=("review",), label="stars")
+    assert (len(rows(data)), len(rows(data, "validation"))) == (32, 8)
+    assert any(
+        "test.csv has no column 'stars': a part of the training rows is held out" in text for text in notices.texts
+    )
+    said = error(tmp_path, text=("review",), label="stars", validation="test")
+    assert "test.csv has no column 'stars', which" in said and "lora-drop predict" in said
+
+
+def test_labels_of_an_unexpected_kind_are_told(tmp_path):
+    for name, cells, word in (
+        ("odd", ["x", "y"] * 20 + ["a; b"], "Is the ';' a part of a name?"),
+        ("comma", ["0,0", "1,5"] * 20, "Numbers are read with a point: "),
+        ("plain", ["x", "y"] * 20, ""),
+    ):
+        path = csv_file(
+            tmp_path, "text\tlabel\n" + "".join(f"t{n}\t{cell}\n" for n, cell in enumerate(cells)), f"{name}.tsv"
+        )
+        notices = own_data.Notices()
+        read(path, notices)
+        assert [word in text for text in notices.texts] == ([True] if word else []), notices.texts
+
+
 def test_columns_are_found_by_name_or_by_their_texts(tmp_path):
     found = read(own_data.write(tmp_path / "p.csv", own_data.pairs(30)))
     assert found.reading.texts == ("sentence1", "sentence2") and found.reading.label == "label"

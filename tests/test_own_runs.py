@@ -262,6 +262,34 @@ def test_a_result_is_that_of_every_file_that_it_was_made_from(folder, capsys):
     assert done() == [True, True]
 
 
+def test_another_file_of_the_same_name_does_not_take_the_place_of_a_model(folder, capsys):
+    for place, seed in (("a", 0), ("b", 1)):
+        (folder / place).mkdir()
+        own_data.write(folder / place / "r.csv", own_data.reviews(40, seed=seed))
+    options = ["--text", "review", "--label", "stars", "-o", "method.name=lora", *TINY]
+    assert lora_drop("run", "--data", "a/r.csv", *options) == 0
+    adapter = (folder / "runs/r/adapter/adapter_model.safetensors").read_bytes()
+    assert lora_drop("run", "--data", "b/r.csv", *options) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "holds a model trained on a/r.csv, and this command is about another file, b/r.csv" in said
+    assert (folder / "runs/r/adapter/adapter_model.safetensors").read_bytes() == adapter
+    (folder / "a" / "r.csv").rename(folder / "moved.csv")
+    shutil.move(folder / "moved.csv", folder / "a" / "s.csv")
+    assert lora_drop("run", "--data", "a/s.csv", "-d", "runs/r", *options, "--force") == 0
+    (folder / "c").mkdir()
+    shutil.move(folder / "a" / "s.csv", folder / "c" / "s.csv")
+    assert lora_drop("run", "--data", "c/s.csv", "-d", "runs/r", *options) == 0  # it was moved
+    assert lora_drop("run", "--data", "b/r.csv", "-d", "runs/r", *options, "--force") == 0
+    rows = [*own_data.reviews(5), {**own_data.reviews(1)[0], "stars": 9}]
+    own_data.write(folder / "new.csv", rows)
+    capsys.readouterr()
+    assert lora_drop("predict", "runs/r", "--data", "new.csv", "--json", "-q") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["rows"], told["compared"]) == (6, 5)
+    assert lora_drop("predict", "runs/r", "--data", "new.csv", "--to", "/proc/x.csv") == 2
+    assert "/proc/x.csv cannot be written" in " ".join(capsys.readouterr().err.split())
+
+
 def test_what_cannot_be_predicted_is_refused(folder, capsys):
     own_data.write(folder / "r.csv", own_data.reviews(5))
     assert lora_drop("predict", "nowhere", "--data", "r.csv") == 2

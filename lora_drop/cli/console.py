@@ -14,6 +14,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import typer
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 
@@ -29,6 +30,8 @@ BAR_WIDTH = 40
 SILENCE_S = 30.0
 """Where there is no bar, nothing is silent for longer."""
 REDRAWN_S = 0.25
+MOST_FOLDED = 4
+"""Columns of a table whose cells are folded rather than put below each other."""
 
 PLAIN: dict[str, Any] = {"markup": False, "emoji": False, "highlight": False}
 out = Console(width=None if sys.stdout.isatty() else 160, **PLAIN)
@@ -236,16 +239,37 @@ def print_rows(console: Console, rows: Sequence[Mapping[str, Any]], title: str |
 def print_table(
     console: Console, columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str | None = None
 ) -> None:
-    """Print rows under column names; numbers are right-aligned, with thousands separators for integers."""
+    """Print rows under column names; numbers are right-aligned, with thousands separators for integers. Where the lines are
+    too long for the terminal, each row is a paragraph instead."""
     if title:
         console.print(title, style="italic", soft_wrap=True)
+    cells = [[_cell(value) for value in row] for row in rows]
+    widths = [max(cell_len(text) for text in column) for column in zip(columns, *cells, strict=True)]
+    if len(columns) > MOST_FOLDED and sum(widths) + len(widths) - 1 > console.width:
+        _print_paragraphs(console, columns, cells)
+        return
     table = Table(box=None, header_style="bold", pad_edge=False)
     for number, name in enumerate(columns):
         numeric = all(row[number] is None or isinstance(row[number], (int, float)) for row in rows)
         table.add_column(name, justify="right" if numeric else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(_cell(value) for value in row))
+    for row in cells:
+        table.add_row(*row)
     console.print(table)
+
+
+def _print_paragraphs(console: Console, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print the first cell of each row, and below it the others, each behind the name of its column."""
+    for first, *others in rows:
+        console.print(first, style="bold", soft_wrap=True)
+        line = ""
+        for name, cell in zip(columns[1:], others, strict=True):
+            part = f"{name} {cell}" if name else cell
+            if cell and line and cell_len(f"  {line}   {part}") > console.width:
+                console.print(f"  {line}", soft_wrap=True)
+                line = ""
+            line += (f"   {part}" if line else part) if cell else ""
+        if line:
+            console.print(f"  {line}", soft_wrap=True)
 
 
 def _cell(value: Any) -> str:

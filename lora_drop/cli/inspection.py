@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from lora_drop.config.schema import Config
-from lora_drop.errors import UserError
+from lora_drop.errors import UserError, counted
 from lora_drop.registry import METHODS, TASKS, needs_selection
 from lora_drop.tasks.base import Source
 
@@ -103,7 +103,7 @@ def _packages() -> list[dict[str, Any]]:
 def _devices() -> list[dict[str, Any]]:
     import torch
 
-    rows = [_row("cpu", f"{os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads")]
+    rows = [_row("cpu", f"{os.cpu_count()} cores, torch uses {counted(torch.get_num_threads(), 'thread')}")]
     if torch.cuda.is_available():
         rows += [_row(f"cuda:{index}", torch.cuda.get_device_name(index)) for index in range(torch.cuda.device_count())]
     else:

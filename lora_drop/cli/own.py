@@ -23,7 +23,7 @@ def predict(
     split: Annotated[str, typer.Option(help="Split of a folder or of the Hub.")] = "test",
     **given: Any,
 ) -> None:
-    """Write what a trained run says of new rows: texts, labels, scores; and metrics where the rows have labels."""
+    """Write what a trained run says of new rows beside all that they have; and metrics where the rows have labels."""
     from lora_drop.cli.console import ConsoleReporter, err, out, print_rows
     from lora_drop.cli.perform import quiet_libraries
     from lora_drop.runs.predict import predict as write_predictions
@@ -33,7 +33,8 @@ def predict(
         quiet_libraries(reporter)
         source = Source(None, given["offline"], report=reporter)
         done = write_predictions(run_dir, data, to, source, reporter, given["device"] or "auto", split)
-    row = {"predictions": str(done.path), "rows": done.rows, **done.metrics}
+    compared = {"compared": done.compared} if 0 < done.compared < done.rows else {}
+    row = {"predictions": str(done.path), "rows": done.rows, **compared, **done.metrics}
     if given["as_json"]:
         typer.echo(json.dumps(row))
     else:

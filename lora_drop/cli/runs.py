@@ -41,13 +41,14 @@ def runs(
 def _list(folder: Path, as_json: bool) -> None:
     from lora_drop.cli.console import note, out, print_rows
     from lora_drop.runs.listing import read_all, row
+    from lora_drop.runs.words import duration
 
     found, damaged = read_all(folder)
     rows = [row(facts, folder) for facts in found]
     if as_json:
         typer.echo(json.dumps([{**each, "path": str(facts.path)} for each, facts in zip(rows, found, strict=True)]))
     else:
-        print_rows(out, rows)
+        print_rows(out, [{**each, "time": duration(each["time"])} for each in rows])
     for message in damaged:
         note(message)
 
@@ -70,19 +71,20 @@ def _compare(one: Path, other: Path, as_json: bool) -> None:
 
 
 def _clean(folder: Path, exports: bool, unfinished: bool, yes: bool, as_json: bool) -> None:
-    from lora_drop.cli.console import out, print_rows
+    from lora_drop.cli.console import note, out, print_rows
     from lora_drop.runs.listing import clean, removable
 
     found = removable(folder, exports, unfinished)
     total = sum(each.size for each in found)
     if not as_json:
-        rows = [{"what": str(each.path), "why": each.why, "MB": round(each.size / 1e6, 1)} for each in found]
+        rows = [{"what": str(each.path), "why": each.why, "MB": f"{each.size / 1e6:,.1f}"} for each in found]
         print_rows(out, rows)
         out.print(f"{len(found)} to remove, {total / 1e6:,.1f} MB.")
     if found and not yes and not _agreed(as_json):
         out.print("Nothing was removed.")
         return
-    clean(found)
+    for place in clean(found):
+        note(f"{place} holds other files, which were left")
     if as_json:
         typer.echo(json.dumps({"removed": [str(each.path) for each in found], "bytes": total}))
 

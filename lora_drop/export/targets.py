@@ -43,6 +43,7 @@ def export_folder(run: Path, target: str, folder: Path | None, base: str | None)
     source = Source.open(run, base)
     if target != "merged":  # which needs no other model
         source.base  # noqa: B018 - asked first: an export without the name of its backbone is refused before any work
+    source.adapter  # noqa: B018 - and so is one of a run that is not trained
     if folder is not None and (folder.is_file() or (folder.is_dir() and any(folder.iterdir()))):
         raise UserError(f"{folder} is not an empty folder. Remove it, or name another with --out.")
     if folder is not None and folder.resolve() == Path.cwd():
@@ -58,8 +59,15 @@ def export_folder(run: Path, target: str, folder: Path | None, base: str | None)
             said = write(source, made)
             (made / "README.md").write_text(card(source, target, said), encoding="utf-8")
     except OSError as error:
-        raise UserError(f"{place} cannot be written ({error.strerror or error}). Name another with --out.") from error
+        raise UserError(f"{place} cannot be written ({_reason(error)}). Name another with --out.") from error
     return place, said
+
+
+def _reason(error: OSError) -> str:
+    """Return why; `shutil.Error` holds that of each file instead."""
+    if error.strerror or not (error.args and isinstance(error.args[0], list)):
+        return error.strerror or str(error)
+    return str(error.args[0][0][-1])
 
 
 def export_text(run: Path, target: str, file: Path | None, base: str | None) -> str:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lora_drop.errors import UserError
+from lora_drop.files import remove
 from lora_drop.runs.facts import Facts, differences, find_runs, read_facts
 from lora_drop.runs.locks import LOCK, hold
+from lora_drop.runs.store import own_entries
 from lora_drop.runs.words import shown, spans
 
 Rows = list[dict[str, Any]]
@@ -35,8 +36,9 @@ def row(run: Facts, folder: Path) -> dict[str, Any]:
     """Return what a listing of `folder` says of a run; None where there is nothing to say yet."""
     status, threshold, metric, score = run.status, None, None, None
     try:
+        status = state(run)
         metric = run.primary or None
-        threshold = run.selection.threshold if run.selection else None
+        threshold = run.selection.threshold if run.selection and run.trained_as_selected else None
         score = round(run.score, 4) if run.score is not None else None
     except UserError:
         status += ", damaged"
@@ -53,6 +55,14 @@ def row(run: Facts, folder: Path) -> dict[str, Any]:
         "time": round(run.seconds, 1),
         "status": status,
     }
+
+
+def state(run: Facts) -> str:
+    """Return the status of a run; of one that is done up to a stage before the training, which; and whether what was trained
+    is what is selected."""
+    if run.status == "done" and "train" not in run.stages:
+        return f"done up to {list(run.stages)[-1]}" if run.stages else "done"
+    return run.status + ("" if run.trained_as_selected else ", then selected anew")
 
 
 def compare(one: Facts, other: Facts) -> dict[str, Rows]:
@@ -75,7 +85,7 @@ def _rows(values: Sequence[tuple[str, Any, Any]]) -> Rows:
 
 
 def _results(one: Facts, other: Facts) -> list[tuple[str, Any, Any]]:
-    found: list[tuple[str, Any, Any]] = [("status", one.status, other.status)]
+    found: list[tuple[str, Any, Any]] = [("status", state(one), state(other))]
     found.append(("parameters", one.parameters.get("adapter"), other.parameters.get("adapter")))
     first, second = (run.metrics.get("metrics", {}) for run in (one, other))
     found += [(name, first.get(name), second.get(name)) for name in first | second]
@@ -91,7 +101,7 @@ def _layers(one: Facts, other: Facts) -> list[tuple[str, Any, Any]]:
 
 @dataclass(frozen=True)
 class Removable:
-    """A folder that can be removed."""
+    """A folder that can be removed; of a run directory, what runs have written into it."""
 
     path: Path
     run: Path
@@ -115,7 +125,10 @@ def removable(folder: Path, exports: bool = False, unfinished: bool = False) -> 
     found, _ = read_all(folder)
     lost = [run for run in found if unfinished and run.status in ("failed", "interrupted")]
     lost = [run for run in lost if not any(run.path in other.path.parents for other in found)]
-    parts = [Removable(run.path, run.path, run.status, f"{run.status} run", size_of(run.path)) for run in lost]
+    parts = [
+        Removable(run.path, run.path, run.status, f"{run.status} run", sum(map(size_of, own_entries(run.path))))
+        for run in lost
+    ]
     for run in found:
         kinds = [("export", "export")] if exports and run not in lost and run.status != "running" else []
         kinds += [("checkpoints", "checkpoints of a run that is done")] if run.status == "done" else []
@@ -125,8 +138,12 @@ def removable(folder: Path, exports: bool = False, unfinished: bool = False) -> 
     return [part for part in parts if part.size]
 
 
-def clean(parts: Sequence[Removable]) -> None:
-    """Remove folders. Raises UserError, with all others left, at one whose run is no longer as it was when they were listed."""
+def clean(parts: Sequence[Removable]) -> list[Path]:
+    """Remove what is listed; return the run directories that hold files of others, which stay.
+
+    Raises UserError, with all others left, at one whose run is no longer as it was when they were listed.
+    """
+    kept = []
     for part in parts:
         try:
             with hold(part.run / LOCK, f"Another process is working in {part.run}: {part.path} was left"):
@@ -134,12 +151,20 @@ def clean(parts: Sequence[Removable]) -> None:
                 status = "interrupted" if stored == "running" else stored  # as its lock is ours
                 if status != part.status:
                     raise UserError(f"{part.run} is no longer {part.status}, but {status}: {part.path} was left.")
-                shutil.rmtree(part.path)
+                for each in own_entries(part.run) if part.path == part.run else [part.path]:
+                    remove(each)
+            if part.path == part.run and any(part.run.iterdir()):
+                kept.append(part.run)
+            elif part.path == part.run:
+                part.run.rmdir()
         except OSError as error:
             raise UserError(f"{part.path} cannot be removed ({error.strerror}).") from error
+    return kept
 
 
-def size_of(folder: Path) -> int:
-    """Return the bytes of all files in a folder; 0 for a link, which is not followed."""
-    files = (path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
-    return 0 if folder.is_symlink() else sum(path.stat().st_size for path in files)
+def size_of(place: Path) -> int:
+    """Return the bytes of a file, or of all files in a folder; 0 for a link, which is not followed."""
+    if place.is_symlink():
+        return 0
+    inside = place.rglob("*") if place.is_dir() else [place]
+    return sum(path.stat().st_size for path in inside if path.is_file() and not path.is_symlink())

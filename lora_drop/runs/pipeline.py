@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from lora_drop import processes
@@ -73,6 +74,24 @@ def _refuse_another_task(job: Job) -> None:
             f"{job.run.path} holds a model trained on {there}, and this command is about {job.subject}, which would take its "
             "place. Name another folder with --run-dir, or say --force."
         )
+    was = _other_file(job)
+    if was and not job.force:
+        raise UserError(
+            f"{job.run.path} holds a model trained on {was}, and this command is about another file, {job.config.data.path}, "
+            "which would take its place. Name another folder with --run-dir, or say --force."
+        )
+
+
+def _other_file(job: Job) -> str:
+    """Return the file of one's own that the model of the directory was trained on, if it is another than the command's: not
+    one that was moved, or has changed since. Else an empty text."""
+    was = job.run.entry("train").get("sources", {}).get("train", {})
+    now = job.config.data.path
+    if not now or "file" not in was or Path(was["file"]).resolve() == Path(now).expanduser().resolve():
+        return ""
+    from lora_drop.tasks.own.task import own_contents
+
+    return "" if own_contents(job.config.data).get("train") in (None, was.get("content")) else str(was["file"])
 
 
 def perform_all(job: Job) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, TextIO
 
 import torch
@@ -16,7 +17,7 @@ from datasets import Dataset
 
 from lora_drop.config.schema import Config
 from lora_drop.data.sentences import collator
-from lora_drop.errors import UserError
+from lora_drop.errors import UserError, counted
 from lora_drop.evaluation.classifier import chosen_labels
 from lora_drop.evaluation.classifier import predict as classify
 from lora_drop.evaluation.generator import generate
@@ -24,6 +25,7 @@ from lora_drop.evaluation.kinds import get_kind
 from lora_drop.evaluation.perplexity import NAME as PERPLEXITY
 from lora_drop.files import csv_cell, replacing
 from lora_drop.progress import SILENT, Reporter
+from lora_drop.runs.facts import read_facts
 from lora_drop.runs.load import load_run, trained_task
 from lora_drop.runs.store import Run
 from lora_drop.tasks.base import Source, Task
@@ -45,6 +47,8 @@ class Predicted:
 
     path: Path
     rows: int
+    compared: int
+    """Rows with a label that the model knows."""
     metrics: dict[str, float]
 
 
@@ -158,18 +162,22 @@ def predict(
     report.doing("loading the model")
     predictor = Predictor(run_dir, device, report)
     predictor.check(table)
+    if not read_facts(run_dir).trained_as_selected:
+        report.notice("layers were selected anew since the training, and this is the model as it was trained")
     try:
         to.parent.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=to.parent).close()
     except OSError as error:
-        raise UserError(f"--to {to}: its folder cannot be made ({error.strerror}).") from error
+        raise UserError(f"{to} cannot be written ({error.strerror}). Name another file with --to.") from error
     labelled = bool(predictor.reading.chat) or predictor.reading.label in table.columns
     began = time.perf_counter()
     report.start("predict")
     made, references, blank = _written(predictor, table, to, labelled)
     if blank:
-        report.notice(f"{some_places(blank, 'no text')}: what is predicted of them says nothing")
-    report.finish("predict", time.perf_counter() - began, f"{len(made):,} rows")
-    return Predicted(to, len(made), _metrics(predictor, made, references, report) if labelled else {})
+        report.notice(f"{some_places(blank, 'no text')}: what is predicted there says nothing")
+    report.finish("predict", time.perf_counter() - began, counted(len(made), "row"))
+    compared, metrics = _metrics(predictor, made, references, report) if labelled else (0, {})
+    return Predicted(to, len(made), compared, metrics)
 
 
 def _written(
@@ -188,7 +196,7 @@ def _written(
             made += [each["prediction"] for each in found]
             blank += [place for place, row in rows if predictor.reading.empty(row)]
             references += [predictor.reading.answer(place, row) for place, row in rows]
-            predictor.report.doing(f"{len(made):,} rows are predicted")
+            predictor.report.doing(f"{counted(len(made), 'row')} predicted")
     return made, references, blank
 
 
@@ -243,8 +251,8 @@ def _cell(value: Any) -> str:
 
 def _metrics(
     predictor: Predictor, made: Sequence[Any], references: Sequence[Label | None], report: Reporter
-) -> dict[str, float]:
-    """Return the task's metrics over the rows that have a label which the model knows."""
+) -> tuple[int, dict[str, float]]:
+    """Return how many rows have a label that the model knows, and the task's metrics over them."""
     task, reading = predictor.task, predictor.reading
 
     def known(label: Label | None) -> bool:
@@ -255,10 +263,13 @@ def _metrics(
         return label is not None and (reading.kind == "generation" or label in reading.labels)
 
     pairs = [(given, label) for given, label in zip(made, references, strict=True) if known(label)]
-    if len(pairs) < len(references):
-        report.notice(f"{len(references) - len(pairs):,} of {len(references):,} rows have no known label: not compared")
-    if not pairs:
-        return {}
+    if 0 < len(pairs) < len(references):
+        left = counted(len(references) - len(pairs), "row")
+        report.notice(f"{left} of {len(references):,} without a label that the model knows: not compared")
+    return len(pairs), _compared(task, reading, pairs) if pairs else {}
+
+
+def _compared(task: Task, reading: Reading, pairs: Sequence[tuple[Any, Any]]) -> dict[str, float]:
     if task.kind == "generation":
         from lora_drop.evaluation.metrics.texts import score_texts
 
@@ -276,4 +287,4 @@ def _metrics(
     from lora_drop.evaluation.metrics.classification import evaluate_predictions
 
     value = reading.labels.index if task.kind == "classification" else float
-    return evaluate_predictions(task, [value(given) for given, _ in pairs], [value(label) for _, label in pairs])  # type: ignore[arg-type]
+    return evaluate_predictions(task, [value(given) for given, _ in pairs], [value(label) for _, label in pairs])

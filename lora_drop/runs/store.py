@@ -25,7 +25,7 @@ from lora_drop.config.identity import config_hash, subject, to_yaml
 from lora_drop.config.loading import from_dict
 from lora_drop.config.schema import Config
 from lora_drop.errors import UserError
-from lora_drop.files import digest, file_digest, read_json, remove, sweep, write_folder, write_json, write_text
+from lora_drop.files import OURS, digest, file_digest, read_json, remove, sweep, write_folder, write_json, write_text
 from lora_drop.progress import SILENT, Reporter
 from lora_drop.provenance import commit
 from lora_drop.runs.locks import LOCK, Busy, hold, refuse_held
@@ -39,6 +39,8 @@ OUTPUTS = (
     *("warmup", "adapter", "checkpoints", "compare", "export"),
 )
 """Names that a run replaces or removes: a folder that has one, and is no run directory, is somebody's own."""
+ALSO_OURS = (LOCK, "run.json", "config.yaml", "logs")
+"""Other names of a run directory."""
 SEAL = "seal"
 """Key of a stage's entry: the digest of all its others, by which an entry that was altered is known."""
 
@@ -215,8 +217,19 @@ def stored_config(path: Path) -> Path | None:
     return None
 
 
+def own_entries(path: Path) -> list[Path]:
+    """Return what runs have written into a folder, its lock last; all else in it is somebody's own."""
+    found = [path / name for name in (*OUTPUTS, *ALSO_OURS[1:]) if (path / name).exists() or (path / name).is_symlink()]
+    found += [each for each in sorted(path.glob("predictions-*")) if each.suffix in (".csv", ".tsv", ".jsonl")]
+    found += [each for each in path.glob(".*.tmp") if OURS.fullmatch(each.name)]
+    return [*found, *([path / LOCK] if (path / LOCK).exists() else [])]
+
+
 def _refuse_foreign(path: Path) -> None:
     """Raise UserError for a folder that is no run directory and has something of a name that a run would replace."""
+    manifest = path / "run.json"
+    if manifest.is_file() and not (path / "config.yaml").exists() and b'"format"' not in manifest.read_bytes():
+        raise UserError(f"{manifest.absolute()} is not of a run. Name another folder with --run-dir.")
     if any((path / name).exists() for name in (LOCK, "run.json", "config.yaml")):
         return
     for name in OUTPUTS:

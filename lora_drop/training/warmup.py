@@ -8,6 +8,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from lora_drop.config.schema import Config, TrainConfig
+from lora_drop.errors import counted
 
 if TYPE_CHECKING:
     from lora_drop.tasks.base import Task
@@ -70,8 +71,8 @@ def doubts(losses: Sequence[float], constant: float | None = None) -> list[str]:
     found = []
     if len(losses) < FEW_STEPS:
         found.append(
-            f"the warm-up has only {len(losses)} optimizer steps, and after fewer than {FEW_STEPS} the importances say little of the task. "
-            "Lower warmup.batch_size, or raise warmup.epochs or sample.ratio"
+            f"the warm-up has only {counted(len(losses), 'optimizer step')}, and after fewer than {FEW_STEPS} the importances say "
+            "little of the task. Lower warmup.batch_size, or raise warmup.epochs or sample.ratio"
         )
     if constant is not None and last >= LEARNT * constant:
         found.append(

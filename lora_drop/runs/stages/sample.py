@@ -33,7 +33,10 @@ def work(job: Job) -> Work:
     content = {"task": job.task.name, "seed": job.config.seed, "ratio": ratio, "population": len(rows)}
     content |= {"size": len(drawn.indices), "strata": strata, "indices": list(drawn.indices)}
     write_json(job.run.file("sample.json"), content)
-    return f"{len(drawn.indices):,} of {len(rows):,} rows in {len(strata)} strata", {}
+    return (
+        f"{len(drawn.indices):,} of {len(rows):,} rows in {len(strata)} {'stratum' if len(strata) == 1 else 'strata'}",
+        {},
+    )
 
 
 STAGE = Stage(

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from lora_drop import processes
+from lora_drop.errors import counted
 from lora_drop.files import digest, file_digest, read_json, write_folder, write_json
 from lora_drop.methods.folder import adapter_folder
 from lora_drop.pruning.criteria.base import PAPER
@@ -112,13 +113,13 @@ def _write(job: Job, warm: Warm, scores: Any) -> None:
 def _told(warm: Warm, scores: Any) -> Work:
     from lora_drop.training.warmup import first_and_last
 
-    seen = f" on {scores.examples:,} examples, {scores.tokens:,} tokens" if scores.examples else ""
+    seen = f" on {counted(scores.examples, 'example')}, {counted(scores.tokens, 'token')}" if scores.examples else ""
     by = "" if scores.criterion == PAPER else f" by {scores.criterion}"
     note = f"{len(scores.rows)} LoRAs{by}{seen}, {warm.note}"
     facts: Values = {"warmup_steps": warm.steps}
     if warm.losses:
         first, last = first_and_last(warm.losses)
-        note += f"after {warm.steps:,} warm-up steps (loss {first:.3f} to {last:.3f})"
+        note += f"after {counted(warm.steps, 'warm-up step')} (loss {first:.3f} to {last:.3f})"
         facts["losses"] = {"first_quarter": first, "last_quarter": last}
     return note, {**facts, "computed": warm.computed}
 

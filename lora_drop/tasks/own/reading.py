@@ -16,6 +16,7 @@ from lora_drop.tasks.files import HALF
 from lora_drop.tasks.own.chats import Chat, Messages, asked_and_answered
 from lora_drop.tasks.own.tables import Row, Table
 from lora_drop.tasks.own.values import (
+    SEPARATOR,
     Label,
     as_label,
     as_text,
@@ -203,6 +204,21 @@ def with_kind(reading: Reading, table: Table, found: Survey) -> Reading:
     names = ordered(name for label in counts for name in (several(label) if kind == "multilabel" else (str(label),)))
     _check_classes(reading, table, counts, names)
     return replace(reading, labels=names)
+
+
+def surprise(reading: Reading, table: Table, counts: Counter[Label]) -> str:
+    """Return a sentence on labels that were taken for another kind than they may be; empty where all is as expected."""
+    lists = [label for label in counts if isinstance(label, tuple) or SEPARATOR in label]
+    if reading.kind == "multilabel" and sum(counts[label] for label in lists) < counts.total() / 20:
+        place = place_where(table, reading, lambda label: label in lists)
+        return (
+            f"rows are taken to have several labels ({place}), though few do. Is the {SEPARATOR!r} a part of a name? Then say "
+            "--kind classification"
+        )
+    if reading.kind == "classification" and all(DECIMAL_COMMA.fullmatch(str(label)) for label in counts):
+        one = str(next(iter(counts)))
+        return f"labels such as {one} are taken for classes. Numbers are read with a point: {one.replace(',', '.')}"
+    return ""
 
 
 def _words(text: str) -> int:

@@ -18,7 +18,7 @@ from lora_drop.tasks.base import Source, Task
 from lora_drop.tasks.own import OWN_VERSION
 from lora_drop.tasks.own.chats import Described, described
 from lora_drop.tasks.own.columns import chat_reading, find_columns
-from lora_drop.tasks.own.reading import Reading, Survey, place_where, some_places, survey, with_kind
+from lora_drop.tasks.own.reading import Reading, Survey, place_where, some_places, surprise, survey, with_kind
 from lora_drop.tasks.own.rows import example, features, kept, strata, strata_of_rows
 from lora_drop.tasks.own.splits import Splits, find_splits, local_identities
 from lora_drop.tasks.own.tables import Table
@@ -99,9 +99,22 @@ class OwnData:
         surveys = {"train": survey(train, columns)}
         self.reading: Reading = with_kind(columns, train, surveys["train"])
         surveys["train"] = self._again(train, columns, surveys["train"])
+        odd = surprise(self.reading, train, surveys["train"].counts) if columns.kind == "auto" else ""
+        if odd:
+            source.report.notice(odd)
+        if validation is not None and data.validation is None and self._has_no_labels(validation):
+            source.report.notice(
+                f"{validation.name} has no column {self.reading.label!r}: a part of the training rows is held out instead. What is "
+                "predicted of it: lora-drop predict"
+            )
+            self.splits, validation = replace(self.splits, validation=None), None
         if validation is not None:
             for name in filter(None, (*self.reading.columns, self.reading.label)):
-                validation.column(name, "the reading of the training rows")
+                if name not in validation.columns:
+                    raise UserError(
+                        f"{validation.name} has no column {name!r}, which {train.name} has. Rows to evaluate on need text and label; "
+                        f"what is predicted of rows without labels: lora-drop predict. Columns: {', '.join(validation.columns)}"
+                    )
             surveys["validation"] = survey(validation, self.reading)
             self._check_known(validation, surveys["validation"])
         self.surveys: dict[str, Survey] = surveys
@@ -117,6 +130,10 @@ class OwnData:
                 f"{self.known:,} of {len(self.texts['validation']):,} evaluation rows have a text that a training row "
                 "has, too: how well they are predicted says little about new texts"
             )
+
+    def _has_no_labels(self, table: Table) -> bool:
+        texts = set(self.reading.columns)
+        return bool(self.reading.label) and self.reading.label not in table.columns and texts <= set(table.columns)
 
     def _again(self, table: Table, columns: Reading, found: Survey) -> Survey:
         """A row without labels is one only where there may be any number of them, which is known by now."""
@@ -166,6 +183,11 @@ class OwnData:
                 "of them for evaluation. Name a file with --validation."
             )
         drawn = set(stratified_sample(strata(self.reading, found.labels), size, SPLIT_SEED).indices)
+        drawn -= self._only_ones(found, drawn)
+        if not drawn:
+            raise UserError(
+                f"{self.splits.train.name}: no label has two rows, so none can be held out for evaluation. Name a file with --validation."
+            )
 
         def parts(rows: Sequence[T]) -> dict[str, list[T]]:
             return {
@@ -174,6 +196,22 @@ class OwnData:
             }
 
         self.members, self.texts = parts(found.used), parts(found.texts)
+
+    def _only_ones(self, found: Survey, drawn: set[int]) -> set[int]:
+        """Return rows of `drawn` that have a label which no other row has: it could not be learnt without them."""
+        if self.reading.kind not in ("classification", "multilabel"):
+            return set()
+        names = {
+            row: several(found.labels[row]) if self.reading.kind == "multilabel" else (found.labels[row],)
+            for row in range(len(found.labels))
+        }
+        learnt = {name for row, each in names.items() if row not in drawn for name in each}
+        back: set[int] = set()
+        for row in sorted(drawn):
+            if not learnt >= set(names[row]):
+                back.add(row)
+                learnt |= set(names[row])
+        return back
 
     def _check_known(self, table: Table, found: Survey) -> None:
         """Raise UserError for an evaluation row that has a label which no training row has."""
