@@ -130,6 +130,9 @@ def test_other_faults_of_files(tmp_path):
     latin = tmp_path / "latin.csv"
     latin.write_bytes("text,label\ncafé,1\n".encode("latin-1"))
     assert "line 2: not UTF-8" in error(latin)
+    wide = tmp_path / "wide.csv"
+    wide.write_bytes("text,label\na,1\n".encode("utf-16"))
+    assert "It looks like UTF-16" in error(wide)
     other = csv_file(tmp_path, GOOD + "c,3\n", "v.csv")
     message = error(csv_file(tmp_path, GOOD), validation=str(other))
     assert f"{other}, line 12, column 'label': '3' is not a label of the training rows" in message

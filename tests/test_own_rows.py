@@ -24,6 +24,15 @@ def test_every_format_gives_the_same_rows(name, tmp_path):
     assert len(rows(data)) == 40 and len(rows(data, "validation")) == 10
 
 
+@pytest.mark.parametrize("sign", [";", "\t", "|"])
+def test_cells_of_a_csv_may_be_parted_by_other_signs(sign, tmp_path):
+    path = tmp_path / "r.csv"
+    path.write_text(
+        "\n".join(sign.join(cells) for cells in [("text", "label"), *((f"t, {n}", "ab"[n % 2]) for n in range(20))])
+    )
+    assert len(rows(read(path))) == 16 and read(path).reading.labels == ("a", "b")
+
+
 def test_a_kept_copy_that_is_damaged_is_made_anew(tmp_path, monkeypatch):
     monkeypatch.setenv("LORA_DROP_CACHE", str(tmp_path / "cache"))
     path = own_data.write(tmp_path / "r.csv", own_data.reviews(20))

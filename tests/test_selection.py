@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import assume, given
@@ -94,6 +95,12 @@ def test_a_budget_needs_no_layers_of_importance_0():
     assert selection.projections["query"].retained == (0,) and selection.threshold < 1
     assert selection.trainable_parameters == 2 * SIZE
     assert select(rows(query=[1, 0, 0, 0]), budget=1.0).projections["query"].retained == (0, 1, 2, 3)
+
+
+def test_an_importance_that_is_no_number_is_refused():
+    broken = [replace(row, importance=math.nan) if row.layer == 1 else row for row in rows(query=[1, 2, 3])]
+    with pytest.raises(UserError, match=r"importance of layer\.1\.query is nan"):
+        select(broken, 0.9)
 
 
 def test_without_share_the_low_layers_cost_nothing():

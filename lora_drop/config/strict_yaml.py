@@ -44,8 +44,12 @@ def parse(content: bytes, name: str) -> dict[str, Any]:
         raise UserError(f"{name} has {len(content):,} bytes: more than {MOST_BYTES:,} are no configuration.")
     try:
         value = value_of(content.decode())
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = f", line {mark.line + 1}" if mark else ""
+        raise UserError(f"{name} is not readable YAML{line}: {error.problem or error.context}") from error
     except (yaml.YAMLError, ValueError) as error:  # also what is not UTF-8
-        raise UserError(f"{name} is not readable YAML: {error}") from error
+        raise UserError(f"{name} is not readable YAML: {' '.join(str(error).split())}") from error
     if value is None:
         return {}
     if not isinstance(value, dict):

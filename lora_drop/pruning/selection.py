@@ -214,6 +214,9 @@ def select(
     scored = sorted(given, key=lambda row: (row.projection, row.layer))
     if not scored:
         raise UserError("There are no scores to select from.")
+    strange = [row for row in scored if not math.isfinite(row.importance)]
+    if strange:
+        raise UserError(f"The importance of {strange[0].name} is {strange[0].importance}: it must be a finite number.")
     if policy not in POLICIES:
         raise UserError(f"Unknown policy {policy!r}. Allowed: {', '.join(POLICIES)}")
     if budget is not None:

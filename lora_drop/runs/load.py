@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from lora_drop.errors import UserError
 from lora_drop.files import read_json
@@ -40,8 +43,21 @@ def load_run(path: str | Path, device: str = "auto") -> tuple[torch.nn.Module, P
     backbone = locate(config.backbone, config.offline, config.quantization, known=known)
     check_weights(run, backbone)
     tokenizer = load_tokenizer(backbone, causal=task.kind == "generation")
-    model = METHODS.get(config.method.name).load(load_model(backbone, task, config.seed, tokenizer, chosen), adapter)
+    with _without_advice():
+        plain = load_model(backbone, task, config.seed, tokenizer, chosen)
+    model = METHODS.get(config.method.name).load(plain, adapter)
     return model.to(chosen).eval(), tokenizer
+
+
+@contextmanager
+def _without_advice() -> Iterator[None]:
+    """Keep transformers from saying that the head is untrained: it is loaded with the adapter."""
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def check_weights(run: Run, backbone: Backbone) -> None:

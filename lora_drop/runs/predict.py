@@ -263,7 +263,7 @@ def _metrics(
         return label is not None and (reading.kind == "generation" or label in reading.labels)
 
     pairs = [(given, label) for given, label in zip(made, references, strict=True) if known(label)]
-    if 0 < len(pairs) < len(references):
+    if len(pairs) < len(references) and any(label is not None for label in references):
         left = counted(len(references) - len(pairs), "row")
         report.notice(f"{left} of {len(references):,} without a label that the model knows: not compared")
     return len(pairs), _compared(task, reading, pairs) if pairs else {}

@@ -16,6 +16,8 @@ from lora_drop.tasks.base import Source
 T = TypeVar("T")
 HALF = re.compile(r"[\ud800-\udfff]")
 """A lone surrogate, which JSON can hold and UTF-8 cannot."""
+UTF_16 = (b"\xff\xfe", b"\xfe\xff")
+"""How such a file begins."""
 OFFICIAL = "Is it the official file of this task, unaltered?"
 
 
@@ -60,8 +62,9 @@ def read_text(path: Path) -> str:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
+        wide = " It looks like UTF-16, which Excel calls Unicode text." if content[:2] in UTF_16 else ""
         raise UserError(
-            f"{path}, line {line}: not UTF-8 ({error.reason} at byte {error.start}). Save it as UTF-8."
+            f"{path}, line {line}: not UTF-8 ({error.reason} at byte {error.start}).{wide} Save it as UTF-8."
         ) from error
 
 

@@ -90,7 +90,7 @@ def _decoded(path: Path, reader: Callable[[Path], Iterator[Placed]]) -> Iterator
 
 
 def _csv(path: Path) -> Iterator[Placed]:
-    """Rows of a file whose cells are parted by commas (tabs in .tsv; semicolons where the header has no comma)."""
+    """Rows of a file whose cells are parted by commas (tabs in .tsv; semicolons or other signs where the header has no comma)."""
     csv.field_size_limit(LONGEST_CELL)
     with path.open(encoding="utf-8-sig", newline="") as file:
         separator = "\t" if path.suffix.lower() == ".tsv" else _separator(file.readline())
@@ -116,7 +116,7 @@ def _csv(path: Path) -> Iterator[Placed]:
 
 
 def _separator(header: str) -> str:
-    return next((sign for sign in (",", ";", "\t") if sign in header), ",")
+    return next((sign for sign in (",", ";", "\t", "|") if sign in header), ",")
 
 
 def _check_header(path: Path, header: Sequence[str]) -> None:
