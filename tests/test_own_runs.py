@@ -154,7 +154,7 @@ def test_what_a_spreadsheet_would_compute_is_escaped_and_blank_texts_are_told(tr
     assert lora_drop("predict", run, "--data", "new.csv") == 0
     assert "1 row has no text (new.csv, line 9): what is predicted" in capsys.readouterr().err
     shown = [row["review"] for row in read_csv(run / "predictions-new.csv")]
-    assert shown == ["'=HYPERLINK(1)", "'+49 30", "'-1 star", "'@me", "'\t=1", "-0.5", "fine = good", " "]
+    assert shown == ["'=HYPERLINK(1)", "+49 30", "'-1 star", "'@me", "'\t=1", "-0.5", "fine = good", " "]
     assert lora_drop("predict", run, "--data", "new.csv", "--to", "new.jsonl", "-q") == 0
     assert [json.loads(line)["review"] for line in Path("new.jsonl").read_text().splitlines()] == texts
 
@@ -374,7 +374,7 @@ def test_a_run_is_of_the_weights_and_labels_that_it_was_trained_on(folder, capsy
     assert (folder / "one.csv").read_bytes() == (folder / "two.csv").read_bytes()
     for to, said in (
         ("base", "--to base is a folder"),
-        ("texts.csv/out.csv", "its folder cannot be made (File exists)"),
+        ("texts.csv/out.csv", "cannot be written (File exists)"),
     ):
         capsys.readouterr()
         assert lora_drop("predict", run, "--data", "texts.csv", "--to", to) == 2 and said in capsys.readouterr().err
