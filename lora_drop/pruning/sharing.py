@@ -7,7 +7,7 @@ PEFT saves it as an ordinary adapter that holds a copy for each layer.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from peft import PeftModel
 
@@ -85,17 +85,17 @@ def _check_widths(found: Mapping[str, Lora], names: Sequence[str]) -> None:
 
 def remove(model: PeftModel, names: Sequence[str]) -> None:
     """Take the active LoRA away from these modules; what is saved is an adapter on the others."""
-    found = loras(model)
+    found, configs = loras(model), cast(dict[str, Any], model.peft_config)
     for name in names:
-        layer = found[name].layer
+        layer, config = found[name].layer, configs[found[name].adapter]
         layer.delete_adapter(found[name].adapter)
         if not layer._all_available_adapter_names():
-            for bias in (each for key, each in layer.base_layer.named_parameters() if key.endswith("bias")):
-                bias.requires_grad_(False)  # trained under `bias="lora_only"`, and saved with a LoRA alone
+            bias = getattr(layer.base_layer, "bias", None)
+            if config.bias == "lora_only" and bias is not None:  # which is trained and saved only beside a LoRA
+                bias.requires_grad_(False)
             model.get_base_model().set_submodule(name, layer.base_layer)
     for adapter in {found[name].adapter for name in names}:
-        config: Any = model.peft_config[adapter]
-        config.target_modules = _adapted(model, adapter)
+        configs[adapter].target_modules = _adapted(model, adapter)
 
 
 def _adapted(model: PeftModel, adapter: str) -> set[str]:
