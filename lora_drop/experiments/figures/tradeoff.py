@@ -25,6 +25,9 @@ def draw(table: Table, records: list[Record]) -> Drawing:
     spread = max(sizes) / min(sizes)
     figure, axes = panels(1, len(columns), width=3.6, height=3.4, sharex=True)
     ours = {record.row for record in records if is_own(record)}
+    measured = [row.name for row in table.rows if row.cells]
+    # rows of one colour are told apart by their markers
+    alike = {own: [name for name in measured if (name in ours) is own] for own in (True, False)}
     named: list[tuple[Any, list[Point]]] = []
     shown = {}
     for axis, column in zip(axes[0], columns, strict=True):
@@ -34,7 +37,8 @@ def draw(table: Table, records: list[Record]) -> Drawing:
             if cell is None or cell.parameters is None:
                 continue
             colour = OWN if row.name in ours else grey(number, len(table.rows))
-            style: dict[str, Any] = {"fmt": MARKERS[number % len(MARKERS)], "color": colour}
+            place = alike[row.name in ours].index(row.name)
+            style: dict[str, Any] = {"fmt": MARKERS[place % len(MARKERS)], "color": colour}
             style |= {"markeredgecolor": "black", "markersize": 7, "capsize": 3, "label": plain(row.title)}
             shown[row.title] = axis.errorbar(cell.parameters, cell.mean, yerr=cell.deviation, **style)
             points.append((cell.parameters, cell.mean, plain(row.title), OWN if row.name in ours else "black"))
