@@ -125,12 +125,14 @@ def test_a_run_that_went_on_since_it_was_listed_is_left(tmp_path):
 def test_files_of_others_are_left_in_a_folder_that_a_run_has_used(tmp_path, capsys):
     run = write_run(tmp_path / "project")
     set_status(run, "failed")
-    put(run, "code/thesis.txt"), put(run, "notes.md")
-    put(run, "checkpoints/train/x"), put(run, "predictions-new.csv"), put(run, ".adapter.12.tmp/x")
+    others = ("code/thesis.txt", "notes.md", "logs/2026.txt", "predictions-of-mine.csv")
+    for name in (*others, "logs/train/events", "checkpoints/train/x", ".adapter.12.tmp/x"):
+        put(run, name)
     assert command("runs", "clean", tmp_path, "--yes", "--unfinished") == 0
     told = capsys.readouterr()
     assert "1 to remove" in told.out and "holds other files, which were left" in " ".join(told.err.split())
-    assert sorted(path.name for path in run.rglob("*") if path.is_file()) == ["notes.md", "thesis.txt"]
+    assert {path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file()} == set(others)
+    assert not (run / "logs" / "train").exists()
 
 
 def test_the_listing_tells_what_was_selected_anew_and_what_ends_before_the_training(tmp_path, capsys):

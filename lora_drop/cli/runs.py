@@ -20,7 +20,7 @@ def runs(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="clean: do not ask.")] = False,
     exports: Annotated[bool, typer.Option("--exports", help="clean: also what `export` wrote into runs.")] = False,
     unfinished: Annotated[
-        bool, typer.Option("--unfinished", help="clean: also, entirely, runs that failed or were interrupted.")
+        bool, typer.Option("--unfinished", help="clean: also all that failed or interrupted runs have written.")
     ] = False,
     **given: Any,
 ) -> None:

@@ -120,7 +120,7 @@ def removable(folder: Path, exports: bool = False, unfinished: bool = False) -> 
     Args:
         folder: where to look.
         exports: also what `export` wrote into runs.
-        unfinished: also runs that failed or were interrupted, entirely, unless another run lies inside them.
+        unfinished: also all that failed or interrupted runs have written, unless another run lies inside them.
     """
     found, _ = read_all(folder)
     lost = [run for run in found if unfinished and run.status in ("failed", "interrupted")]
@@ -153,6 +153,8 @@ def clean(parts: Sequence[Removable]) -> list[Path]:
                     raise UserError(f"{part.run} is no longer {part.status}, but {status}: {part.path} was left.")
                 for each in own_entries(part.run) if part.path == part.run else [part.path]:
                     remove(each)
+                    if each.parent != part.run and not any(each.parent.iterdir()):  # of trackers
+                        each.parent.rmdir()
             if part.path == part.run and any(part.run.iterdir()):
                 kept.append(part.run)
             elif part.path == part.run:

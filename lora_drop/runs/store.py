@@ -39,8 +39,8 @@ OUTPUTS = (
     *("warmup", "adapter", "checkpoints", "compare", "export"),
 )
 """Names that a run replaces or removes: a folder that has one, and is no run directory, is somebody's own."""
-ALSO_OURS = (LOCK, "run.json", "config.yaml", "logs")
-"""Other names of a run directory."""
+RECORDS = ("run.json", "config.yaml", "logs/warmup", "logs/train")
+"""What else a run writes, beside its lock; the last two are of trackers."""
 SEAL = "seal"
 """Key of a stage's entry: the digest of all its others, by which an entry that was altered is known."""
 
@@ -219,10 +219,9 @@ def stored_config(path: Path) -> Path | None:
 
 def own_entries(path: Path) -> list[Path]:
     """Return what runs have written into a folder, its lock last; all else in it is somebody's own."""
-    found = [path / name for name in (*OUTPUTS, *ALSO_OURS[1:]) if (path / name).exists() or (path / name).is_symlink()]
-    found += [each for each in sorted(path.glob("predictions-*")) if each.suffix in (".csv", ".tsv", ".jsonl")]
-    found += [each for each in path.glob(".*.tmp") if OURS.fullmatch(each.name)]
-    return [*found, *([path / LOCK] if (path / LOCK).exists() else [])]
+    left_over = [each.name for each in path.glob(".*.tmp") if OURS.fullmatch(each.name)]
+    named = (path / name for name in (*OUTPUTS, *RECORDS, *left_over, LOCK))
+    return [each for each in named if each.exists() or each.is_symlink()]
 
 
 def _refuse_foreign(path: Path) -> None:

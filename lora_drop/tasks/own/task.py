@@ -201,16 +201,14 @@ class OwnData:
         """Return rows of `drawn` that have a label which no other row has: it could not be learnt without them."""
         if self.reading.kind not in ("classification", "multilabel"):
             return set()
-        names = {
-            row: several(found.labels[row]) if self.reading.kind == "multilabel" else (found.labels[row],)
-            for row in range(len(found.labels))
-        }
-        learnt = {name for row, each in names.items() if row not in drawn for name in each}
+        multilabel = self.reading.kind == "multilabel"
+        names = [set(several(label)) if multilabel else {label} for label in found.labels]
+        learnt = {name for row, each in enumerate(names) if row not in drawn for name in each}
         back: set[int] = set()
         for row in sorted(drawn):
-            if not learnt >= set(names[row]):
+            if not learnt >= names[row]:
                 back.add(row)
-                learnt |= set(names[row])
+                learnt |= names[row]
         return back
 
     def _check_known(self, table: Table, found: Survey) -> None:

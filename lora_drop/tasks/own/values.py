@@ -43,13 +43,7 @@ def as_label(value: Any) -> Label | None:
     if text.startswith("[") and text.endswith("]"):
         try:
             items = ast.literal_eval(text)  # literals alone: nothing is executed
-        except (
-            ValueError,
-            TypeError,
-            SyntaxError,
-            RecursionError,
-            MemoryError,
-        ):  # a key that is none; nested too deeply
+        except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):  # no literal, or nested too deeply
             return text
         return tuple(str(item).strip() for item in items)
     return text
