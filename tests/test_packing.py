@@ -24,6 +24,7 @@ from lora_drop.pruning.places import find_places
 from lora_drop.registry import TASKS
 from lora_drop.tasks.base import Source
 from lora_drop.training.packing import Packing, prepare
+from lora_drop.training.packing.layout import filled
 from lora_drop.training.way import find_way
 
 pytestmark = pytest.mark.slow
@@ -279,6 +280,38 @@ def test_mixed_precision_is_packed_as_well(name):
         with packing.over(batch):
             value, found = gradients(model, batch)
     assert math.isfinite(float(value)) and all(one.isfinite().all() for one in found.values())
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")  # from what torch does on a CPU
+@pytest.mark.parametrize("name", ["tiny:bert", "tiny:roberta"])
+def test_rows_that_fill_a_batch_up_change_nothing(name):
+    """As before a replay on a GPU, here computed directly."""
+    model, tokenizer = trained_lora(name)
+    batch = labelled(tokenizer)
+    packing, _ = prepare(model, batch)
+    sizes = []
+
+    def stack(hidden, layout, given):
+        sizes.append((hidden.shape[1], len(layout.offsets)))
+        return type(packing.stack).forward(packing.stack, hidden_states=hidden, **given)
+
+    packing.replay = stack
+    model.eval()
+    stock, expected = gradients(model, batch)
+    with packing.over(batch, learns=True):
+        value, found = gradients(model, batch)
+    real = int(batch["attention_mask"].sum())
+    ((tokens, bounds),) = sizes
+    assert real < tokens <= 1.25 * real + 64 and bounds > len(batch["labels"]) + 1
+    assert float(value) == pytest.approx(float(stock), rel=1e-5)
+    for key, one in found.items():
+        torch.testing.assert_close(one, expected[key], rtol=1e-5, atol=1e-5 * float(expected[key].abs().max()) + 1e-9)
+
+
+@pytest.mark.parametrize(("tokens", "total"), [(1, 64), (65, 128), (300, 320), (513, 640), (4000, 4096), (4096, 4096)])
+def test_batches_are_filled_up_to_few_sizes(tokens, total):
+    assert filled(tokens)[0] == total
+    assert len({filled(count)[0] for count in range(257, 4097)}) == 16
 
 
 # ---- training and scoring

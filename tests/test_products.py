@@ -94,11 +94,13 @@ def test_stock_products_on_request_and_off_the_cpu():
 
 @pytest.mark.parametrize("shape", [(5, 24), (2, 7, 24), (1, 1, 24)])
 @pytest.mark.parametrize("bias", [True, False])
-def test_a_reordered_layer_has_the_product_and_gradient_of_float64(shape, bias):
+@pytest.mark.parametrize("ordered", [True, False])  # False: as on a GPU
+def test_a_frozen_layer_has_the_product_and_gradient_of_float64(shape, bias, ordered):
     torch.manual_seed(0)
     layer = torch.nn.Linear(24, 40, bias=bias).requires_grad_(False)
     x = torch.randn(*shape, requires_grad=True)
-    ((frozen),) = frozen_layers(layer).values()
+    assert list(frozen_layers(layer)) == [layer]
+    frozen = Frozen(layer, ordered)
     out = frozen_forward(layer, frozen, Half(), x)
     weights = torch.randn_like(out)
     (found,) = torch.autograd.grad((out * weights).sum(), x)
@@ -109,11 +111,12 @@ def test_a_reordered_layer_has_the_product_and_gradient_of_float64(shape, bias):
 
 
 @pytest.mark.skipif(not multiplies_bf16(), reason="oneDNN has no products of bf16 for this CPU")
-def test_a_reordered_layer_in_bf16_is_that_of_autocast():
+@pytest.mark.parametrize("ordered", [True, False])
+def test_a_frozen_layer_in_bf16_is_that_of_autocast(ordered):
     torch.manual_seed(0)
     layer = torch.nn.Linear(24, 40).requires_grad_(False)
     x = torch.randn(3, 5, 24, requires_grad=True)
-    frozen, half = Frozen(layer), Half()
+    frozen, half = Frozen(layer, ordered), Half()
     with torch.autocast("cpu", torch.bfloat16):
         stock, ours = layer(x), frozen_forward(layer, frozen, half, x)
     assert ours.dtype == torch.bfloat16
@@ -123,9 +126,10 @@ def test_a_reordered_layer_in_bf16_is_that_of_autocast():
     torch.testing.assert_close(*gradients, rtol=2e-2, atol=2e-2)
 
 
-def test_a_weight_that_changes_is_reordered_again():
+@pytest.mark.parametrize("ordered", [True, False])
+def test_a_weight_that_changes_is_read_again(ordered):
     layer = torch.nn.Linear(8, 8).requires_grad_(False)
-    frozen, x = Frozen(layer), torch.randn(4, 8)
+    frozen, x = Frozen(layer, ordered), torch.randn(4, 8)
     first = frozen.forward(x)
     with torch.no_grad():
         layer.weight.mul_(2)

@@ -248,7 +248,7 @@ class _Trainer(Checkpointed):
         return loss + self.penalty() / self.current_gradient_accumulation_steps if self.penalty else loss
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *options: Any, **named: Any) -> torch.Tensor:
-        with self.way.step(inputs):
+        with self.way.step(inputs, learns=True):
             loss = super().training_step(model, inputs, *options, **named)
         self.pace.add(loss, inputs)
         return loss

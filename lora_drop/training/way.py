@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from lora_drop import processes
 from lora_drop.config.schema import TrainConfig
-from lora_drop.data.batches import row_lengths
+from lora_drop.data.batches import row_lengths, split_batch
 from lora_drop.data.sentences import Collate
 from lora_drop.training.environment import keep_few_shapes
 from lora_drop.training.packing import Layout, Packing, prepare
-from lora_drop.training.packing.frozen import Frozen, Half, frozen_layers, multiplies_bf16, reordered
+from lora_drop.training.packing.frozen import Frozen, Half, frozen_layers, multiplies_bf16, ready
 from lora_drop.training.products import Products, find_products
 
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -32,7 +32,7 @@ class Way:
     """Of the products; None is fp32."""
     products: Products
     frozen: dict[nn.Linear, Frozen]
-    """Layers whose weights are kept in oneDNN's order."""
+    """Layers whose weights are kept ready for the product."""
     packing: Packing | None
     """Computes without padding; None where that is not possible."""
     padding: str
@@ -44,19 +44,22 @@ class Way:
         return f"{self.padding}; {self.products}" if self.device.type == "cpu" else self.padding
 
     @contextmanager
-    def step(self, batch: Mapping[str, Tensor] | None = None, whole: bool = False) -> Iterator[Layout | None]:
+    def step(
+        self, batch: Mapping[str, Tensor] | None = None, whole: bool = False, learns: bool = False
+    ) -> Iterator[Layout | None]:
         """Compute so inside the context, but for the precision, which the Trainer sets.
 
         Args:
             batch: what the model is then called with; None for calls of any shape, as decoding makes them, which nothing is packed for.
             whole: compute and return every token in every layer, also where not all are read.
+            learns: it is a step of a training; see `Packing.over`.
         """
         with ExitStack() as undo:
             undo.enter_context(self.products.applied())
             if self.packing is not None and batch is not None:
-                yield undo.enter_context(self.packing.over(batch, whole))
+                yield undo.enter_context(self.packing.over(batch, whole, learns))
             else:
-                undo.enter_context(reordered(self.frozen, self.rounding))
+                undo.enter_context(ready(self.frozen, self.rounding))
                 undo.callback(self.rounding.forget)
                 yield None
 
@@ -88,9 +91,9 @@ def find_way(
     keep_few_shapes()
     device, half = next(model.parameters()).device, HALF.get(config.precision)
     products = processes.by_first(lambda: find_products(model, device, config.products))
-    # torch's own bf16 products are oneDNN's, but from weights that it rounds anew each time
-    bf16 = half == torch.bfloat16 and config.products != "stock" and device.type == "cpu" and multiplies_bf16()
-    kept = products.operator if half is None else bf16
+    # torch's own products in half precision are as fast, but from weights that it rounds anew each time
+    by_hand = device.type == "cuda" or (device.type == "cpu" and half == torch.bfloat16 and multiplies_bf16())
+    kept = products.operator if half is None else by_hand and config.products != "stock"
     frozen = frozen_layers(model) if kept else {}
     if config.packing == "never":
         return Way(device, half, products, frozen, None, "padded: train.packing=never")
@@ -103,11 +106,18 @@ def find_way(
     if not learns:
         batch.pop("labels", None)
     with autocast(device, half), products.applied():
-        packing, padding = prepare(model, batch, loss, config.gradient_checkpointing, frozen)
+        replays = learns and _may_replay(device, config)
+        packing, padding = prepare(model, batch, loss, config.gradient_checkpointing, frozen, replays)
     found = processes.everywhere(padding)
     if len(set(found)) > 1:  # devices of different kinds
         packing, padding = None, f"padded: processes differ ({'; '.join(dict.fromkeys(found))})"
     return Way(device, half, products, frozen, packing, padding)
+
+
+def _may_replay(device: torch.device, config: TrainConfig) -> bool:
+    """Return True if each step of a training is one pass on one GPU, whose gradients nobody adds to others'."""
+    alone = processes.size() == 1 and not config.gradient_checkpointing
+    return device.type == "cuda" and alone and split_batch(config.batch_size, config.device_batch_size)[1] == 1
 
 
 def autocast(device: torch.device, half: torch.dtype | None) -> torch.autocast | nullcontext[None]:

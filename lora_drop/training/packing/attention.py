@@ -149,16 +149,68 @@ def _hide(scores: Tensor, group: Group, scoring: Scoring, read_only: bool) -> No
 def varlen_attention(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scoring: Scoring) -> Tensor:
     """Attention of rows of different length by the kernel that torch has for the device: on GPUs. Shapes as in `GroupedAttention`.
 
-    Raises Unpackable for scores that the kernels do not make: bent ones, or a window shorter than a row.
+    Raises Unpackable for scores that the kernels do not make: bent ones, or a window shorter than a row where there is no flash attention.
     """
-    if scoring.softcap is not None or (scoring.window is not None and scoring.window < layout.lengths[0]):
+    windowed = scoring.window is not None and scoring.window < layout.longest
+    flash = _has_flash(query)
+    if scoring.softcap is not None or (windowed and not flash):
         raise Unpackable(
             "its attention has a soft cap, or a window shorter than a row, which this device's kernels have not"
         )
+    if flash:
+        return _flash(query, key, value, layout, scoring)
     shared = query.shape[1] // key.shape[1]
     if shared > 1:
         key, value = (tensor.repeat_interleave(shared, dim=1) for tensor in (key, value))
-    bounds: dict[str, Any] = {"min_seqlen": layout.lengths[-1], "max_seqlen": layout.lengths[0]}
+    efficient = query.device.type == "cuda" and torch.version.hip is None and query.shape[-1] % 8 == 0
+    return (_efficient if efficient else _nested)(query, key, value, layout, scoring)
+
+
+def _has_flash(query: Tensor) -> bool:
+    """Return True if flash attention is there for this device, precision and width (of `tokens heads width`)."""
+    device, width = query.device, query.shape[-1]
+    return (
+        device.type == "cuda"
+        and torch.version.hip is None
+        and torch.backends.cuda.is_flash_attention_available()
+        and torch.cuda.get_device_capability(device) >= (8, 0)
+        and query.dtype in (torch.float16, torch.bfloat16)
+        and width % 8 == 0
+        and width <= 256
+    )
+
+
+def _flash(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scoring: Scoring) -> Tensor:
+    """Attention by the operator below `scaled_dot_product_attention`: nested tensors take longer to make than the kernel takes to run."""
+    longest, sides = layout.longest, {}
+    if scoring.window is not None and scoring.window < longest:
+        reach = scoring.window - 1
+        sides = {"window_size_left": reach, "window_size_right": 0 if scoring.causal else reach}
+    out: Tensor = torch.ops.aten._flash_attention_forward(
+        *(query, key, value),
+        *(layout.offsets, layout.offsets, longest, longest),
+        *(scoring.dropout, scoring.causal, False),
+        scale=scoring.scaling,
+        **sides,
+    )[0]
+    return out
+
+
+def _efficient(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scoring: Scoring) -> Tensor:
+    """Attention by the operator below `scaled_dot_product_attention` for fp32."""
+    out: Tensor = torch.ops.aten._efficient_attention_forward(
+        *(tensor.unsqueeze(0) for tensor in (query, key, value)),
+        None,
+        *(layout.offsets, layout.offsets, layout.longest, layout.longest),
+        *(scoring.dropout, int(scoring.causal), torch.is_grad_enabled()),
+        scale=scoring.scaling,
+    )[0]
+    return out[0]
+
+
+def _nested(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scoring: Scoring) -> Tensor:
+    """Attention over torch's nested tensors."""
+    bounds: dict[str, Any] = {"min_seqlen": 0 if layout.fills else layout.lengths[-1], "max_seqlen": layout.longest}
     q, k, v = (
         torch.nested.nested_tensor_from_jagged(tensor, layout.offsets, **bounds).transpose(1, 2)
         for tensor in (query, key, value)

@@ -1,7 +1,8 @@
-"""Products with frozen weights on a CPU: by oneDNN, from weights that are kept in its own order.
+"""Products with frozen weights, which are multiplied thousands of times and never change.
 
-A frozen weight is multiplied thousands of times and never changes, so it is brought into the order that the kernel reads, once for the forward
-pass (W) and once for the gradient of the input (Wᵀ), and in the precision of the pass. The fp32 product is fp32 by construction.
+On a CPU they are computed by oneDNN: a weight is brought into the order that its kernel reads, once for the forward pass (W) and once for the
+gradient of the input (Wᵀ), and in the precision of the pass. The fp32 product is fp32 by construction. On a GPU a weight is rounded once for a pass
+in half precision; autocast would round it in every pass, as it keeps rounded weights only of parameters that are trained.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 ROWS = 1024
 """The number of tokens that oneDNN orders weights for; any other number is computed from the same order."""
@@ -31,29 +33,34 @@ def multiplies_bf16() -> bool:
 
 
 class Frozen:
-    """The weight and bias of a linear layer that is not trained, ready for oneDNN."""
+    """The weight and bias of a linear layer that is not trained, ready for the product."""
 
-    def __init__(self, layer: nn.Linear):
-        """Take a layer; its weight is reordered when it is first needed, and again if somebody has changed it."""
-        self.layer = layer
+    def __init__(self, layer: nn.Linear, ordered: bool = True):
+        """Take a layer; its weight is made ready when it is first needed, and again if somebody has changed it.
+
+        Args:
+            layer: on its device.
+            ordered: kept in oneDNN's order; else only rounded.
+        """
+        self.layer, self.ordered = layer, ordered
         self._kept: dict[tuple[str, torch.dtype], tuple[int, Tensor]] = {}
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return x Wᵀ + b in the precision of `x` (`rows inputs`)."""
+        """Return x Wᵀ + b in the precision of `x` (`rows inputs`). Unless `ordered`, autograd knows its backward pass."""
         bias = None if self.layer.bias is None else self._keep("bias", x.dtype)
-        return product(x, self._keep("forward", x.dtype), bias)
+        return (product if self.ordered else functional.linear)(x, self._keep("forward", x.dtype), bias)
 
     def backward(self, gradient: Tensor) -> Tensor:
-        """Return the gradient of the input, in the precision of that of the output (`rows outputs`)."""
+        """Return the gradient of the input, in the precision of that of the output (`rows outputs`), if `ordered`."""
         return product(gradient, self._keep("backward", gradient.dtype))
 
     def _keep(self, what: str, dtype: torch.dtype) -> Tensor:
-        """Return the bias in a precision, or the weight in the order of the `forward` or the `backward` product."""
+        """Return the bias in a precision, or the weight, in the order of the `forward` or the `backward` product if it has one."""
         source = self.layer.bias if what == "bias" else self.layer.weight
         kept = self._kept.get((what, dtype))
         if kept is None or kept[0] != source._version:
             own = source.detach().to(dtype)
-            if what != "bias":
+            if self.ordered and what != "bias":
                 own = torch.ops.mkldnn._reorder_linear_weight(own.T.contiguous() if what == "backward" else own, ROWS)
             kept = source._version, own
             self._kept[what, dtype] = kept
@@ -79,11 +86,14 @@ class Half:
     def __init__(self) -> None:
         self._last: tuple[Tensor, int, Tensor] | None = None
 
+    def of(self, x: Tensor) -> torch.dtype:
+        """Return the precision of a product with `x`: autocast's, or that of `x`."""
+        device = x.device.type
+        return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
     def __call__(self, x: Tensor) -> Tensor:
-        """Return `x` in the precision of autocast, or as it is."""
-        if not torch.is_autocast_enabled(x.device.type):
-            return x
-        dtype = torch.get_autocast_dtype(x.device.type)
+        """Return `x` in the precision of a product."""
+        dtype = self.of(x)
         if x.dtype == dtype:
             return x
         if self._last is None or self._last[0] is not x or self._last[1] != x._version:
@@ -96,25 +106,29 @@ class Half:
 
 
 def computable(x: Tensor) -> bool:
-    """Return True if the product of a tensor with an fp32 weight is one of fp32 or bf16 on a CPU."""
-    if x.device.type != "cpu" or x.numel() == 0:
+    """Return True if the product of a tensor with an fp32 weight is one of fp32, or of autocast's half precision: on a CPU of bf16."""
+    device = x.device.type
+    if device not in ("cpu", "cuda") or x.numel() == 0:
         return False
-    if torch.is_autocast_enabled("cpu"):
-        return torch.get_autocast_dtype("cpu") == torch.bfloat16 and x.dtype in (torch.float32, torch.bfloat16)
-    return x.dtype == torch.float32
+    if not torch.is_autocast_enabled(device):
+        return x.dtype == torch.float32
+    half = torch.get_autocast_dtype(device)
+    return x.dtype in (torch.float32, half) and (half == torch.bfloat16 or device == "cuda")
 
 
 def frozen_forward(layer: nn.Linear, frozen: Frozen, half: Half, x: Tensor) -> Tensor:
     """Return what a linear layer returns for `x`."""
     if not computable(x):
         return nn.Linear.forward(layer, x)
+    if not frozen.ordered:
+        return frozen.forward(half(x))
     out: Tensor = _Linear.apply(x, frozen, half)
     return out.view(*x.shape[:-1], -1)
 
 
 @contextmanager
-def reordered(frozen: Mapping[nn.Linear, Frozen], half: Half) -> Iterator[None]:
-    """Compute these layers from their reordered weights inside the context."""
+def ready(frozen: Mapping[nn.Linear, Frozen], half: Half) -> Iterator[None]:
+    """Compute these layers from the weights that were made ready, inside the context."""
     with ExitStack() as undo:
         for layer, kept in frozen.items():
             layer.forward = partial(frozen_forward, layer, kept, half)  # type: ignore[method-assign]
@@ -129,8 +143,8 @@ def frozen_layers(model: nn.Module) -> dict[nn.Linear, Frozen]:
         for layer in model.modules()
         if type(layer) is nn.Linear
         and layer.weight.dtype == torch.float32
-        and layer.weight.device.type == "cpu"
+        and layer.weight.device.type in ("cpu", "cuda")
         and not any(parameter.requires_grad for parameter in layer.parameters())
     ]
     size = sum(layer.weight.nbytes for layer in layers)
-    return {layer: Frozen(layer) for layer in layers} if size <= LIMIT else {}
+    return {layer: Frozen(layer, layer.weight.device.type == "cpu") for layer in layers} if size <= LIMIT else {}

@@ -14,6 +14,8 @@ from lora_drop.data.completions import IGNORED
 
 SIMILAR = 0.8
 """Rows whose length is at least this share of the longest one's are one group of the attention."""
+FILLER = 128
+"""The longest row that a batch is filled up with."""
 
 
 class Unpackable(Exception):
@@ -80,43 +82,64 @@ class Group:
         return self._places[heads]
 
 
+def filled(tokens: int) -> tuple[int, int]:
+    """Return to how many tokens so many are filled up, and by how many rows at most: there are four sizes from a power of 2 to the next."""
+    step = max(64, 2 ** ((tokens - 1).bit_length() - 3))
+    return -(-tokens // step) * step, -(-step // FILLER)
+
+
 class Layout:
     """Where the real tokens of a padded batch are. They are ordered by row, longest row first."""
 
-    def __init__(self, mask: Tensor, labels: Tensor | None, reads: str):
+    def __init__(self, mask: Tensor, labels: Tensor | None, reads: str, fills: bool = False):
         """Lay out a batch.
 
         Args:
             mask: `batch seq`, 1 at real tokens.
             labels: `batch seq` with IGNORED where nothing is learned, for `reads="learned"`.
             reads: which tokens are read after the stack: "all", the "first" or "last" of each row, or those whose next token is "learned".
+            fills: further rows, which nobody reads, make the tokens one of a few numbers.
         """
         device, self.shape = mask.device, tuple(mask.shape)
+        mask = mask.cpu()  # a GPU is waited for once, here
         lengths = mask.sum(1).tolist()
         if min(lengths) == 0:
             raise Unpackable("a row has no tokens")
         order = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
-        self._ordered = ordered = torch.tensor(order, device=device)
+        ordered = torch.tensor(order)
         row, column = mask[ordered].nonzero(as_tuple=True)
-        self.rows, self.columns = ordered[row], column
-        """`tokens`: the row and column of each token in the batch."""
-        self.flat = self.rows * mask.shape[1] + column
+        flat = ordered[row] * mask.shape[1] + column
+        self._ordered = ordered.to(device)
+        self.columns = column.to(device)
+        """`tokens`: the column of each token in the batch."""
+        self.flat = flat.to(device)
         """`tokens`: the position of each in the flattened batch."""
         self.lengths = [lengths[index] for index in order]
         self.starts = [0, *np.cumsum(self.lengths).tolist()]
         """Where each row begins among all tokens, and where the last one ends."""
-        self.reads = reads
+        self.longest = self.lengths[0]
+        """No row has more tokens."""
+        self.taken, ends = self.flat, self.starts
+        """`tokens`: the position of each in the flattened batch, those included that fill it up."""
+        if fills:
+            self.longest = -(-self.longest // FILLER) * FILLER
+            total, rows = filled(ends[-1])
+            ends = ends + [min(ends[-1] + FILLER * (row + 1), total) for row in range(rows)]
+            self.taken = torch.cat([flat, flat[:1].expand(total - len(flat))]).to(device)
+        self.reads, self.fills = reads, fills
         if reads == "learned":
             assert labels is not None
             # in the order of the batch, which is that of the labels
-            index = torch.empty(self.shape, dtype=torch.long, device=device)
-            index.view(-1)[self.flat] = torch.arange(len(self.flat), device=device)
-            self.read = index[:, :-1][labels[:, 1:] != IGNORED]
+            index = torch.empty(self.shape, dtype=torch.long)
+            index.view(-1)[flat] = torch.arange(len(flat))
+            self.read = index[:, :-1][labels[:, 1:].cpu() != IGNORED].to(device)
         elif self.one_each:
             places = self.starts[:-1] if reads == "first" else [end - 1 for end in self.starts[1:]]
-            self.read = torch.empty(len(order), dtype=torch.long, device=device)
-            self.read[ordered] = torch.tensor(places, device=device)
-        self.offsets = torch.tensor(self.starts, device=device, dtype=torch.int32)
+            read = torch.empty(len(order), dtype=torch.long)
+            read[ordered] = torch.tensor(places)
+            self.read = read.to(device)
+        self.offsets = torch.tensor(ends, dtype=torch.int32).to(device)
+        """Where each row begins, and where the last one ends, those included that fill the batch up."""
 
     def restore(self, hidden: Tensor) -> Tensor:
         """Put the tokens that are read back where the caller looks for them.
@@ -131,7 +154,7 @@ class Layout:
         rows, length = self.shape
         if self.reads == "all":
             padded = hidden.new_zeros(rows * length, hidden.shape[-1])
-            return padded.index_copy(0, self.flat, hidden[0]).view(rows, length, -1)
+            return padded.index_copy(0, self.flat, hidden[0, : len(self.flat)]).view(rows, length, -1)
         return hidden if self.reads == "learned" else hidden[0].unsqueeze(1).expand(-1, length, -1)
 
     @cached_property
@@ -152,8 +175,8 @@ class Layout:
 
     @property
     def tokens(self) -> int:
-        """Real tokens in the batch."""
-        return len(self.flat)
+        """Tokens that are computed."""
+        return len(self.taken)
 
     def _grouped(self) -> Iterator[Group]:
         first = 0

@@ -41,12 +41,13 @@ class _LoraLinear(torch.autograd.Function):
 
 
 def lora_forward(layer: Any, adapter: str, base: Frozen | nn.Linear, half: Half, x: Tensor) -> Tensor:
-    """Return what a plain LoRA layer returns for `x` (`*batch inputs`); what is not of fp32 or bf16, it computes itself."""
-    known = isinstance(base, Frozen) or not torch.is_autocast_enabled(x.device.type)
-    if not (known and computable(x)):
+    """Return what a plain LoRA layer returns for `x` (`*batch inputs`); what is not of one precision, it computes itself."""
+    if not (computable(x) and (isinstance(base, Frozen) or base.weight.dtype == half.of(x))):
         return type(layer).forward(layer, x)
     down, up, scaling = layer.lora_A[adapter], layer.lora_B[adapter].weight, layer.scaling[adapter]
-    if torch.is_grad_enabled():
+    if (
+        torch.is_grad_enabled() and x.device.type == "cpu"
+    ):  # a GPU waits for Python: there autograd's own functions are faster
         out: Tensor = _LoraLinear.apply(x, down.weight, up, scaling, base, half)
         return out.view(*x.shape[:-1], -1)
     x = half(x)
@@ -55,7 +56,7 @@ def lora_forward(layer: Any, adapter: str, base: Frozen | nn.Linear, half: Half,
 
 
 def plain_loras(model: nn.Module) -> list[tuple[Any, str]]:
-    """Return PEFT's LoRA layers that compute W x + b + scaling · B A x in fp32 and nothing else, each with the name of its adapter."""
+    """Return PEFT's LoRA layers that compute W x + b + scaling · B A x and nothing else, A and B in fp32, each with the name of its adapter."""
     from peft.tuners.lora.layer import Linear
 
     found = []
@@ -68,7 +69,7 @@ def plain_loras(model: nn.Module) -> list[tuple[Any, str]]:
             continue
         down, up = layer.lora_A[adapter], layer.lora_B[adapter]
         plain = isinstance(layer.lora_dropout[adapter], nn.Identity) and down.bias is None and up.bias is None
-        dtypes = {tensor.dtype for tensor in (base.weight, down.weight, up.weight)}
-        if plain and dtypes == {torch.float32} and not base.weight.requires_grad:
+        wide = down.weight.dtype == up.weight.dtype == torch.float32
+        if plain and wide and not base.weight.requires_grad:
             found.append((layer, adapter))
     return found

@@ -15,11 +15,12 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 from lora_drop.training.packing.attention import GroupedAttention, Scoring, varlen_attention
 from lora_drop.training.packing.dropout import dropout_forward
-from lora_drop.training.packing.frozen import Frozen, Half, reordered
+from lora_drop.training.packing.frozen import Frozen, Half, ready
 from lora_drop.training.packing.layout import Layout, Unpackable
 from lora_drop.training.packing.lora import lora_forward, plain_loras
 from lora_drop.training.packing.model import configs, find_stack, pretrained, uses_interface
 from lora_drop.training.packing.own_attention import OwnAttention
+from lora_drop.training.packing.replay import Replay
 
 NAME = "lora_drop_packed"
 """The attention's name in transformers' registry."""
@@ -67,6 +68,8 @@ class Packing:
         self.dropouts = [module for module in model.modules() if type(module) is nn.Dropout]
         self.loras = plain_loras(model)
         self.frozen, self.half = frozen or {}, Half()
+        self.replay: Replay | None = None
+        """Recordings of the layers, for training on a GPU."""
         self.layout: Layout | None = None
         self.trimming: _Trimming | None = None
         """Entered from the last attention to the end of the stack."""
@@ -76,29 +79,35 @@ class Packing:
     def __str__(self) -> str:
         """In words, what is computed."""
         trimmed = f", last layer only for the {READ[self.reads]}" if self.trims else ""
-        return f"packed{trimmed}"
+        return "packed, layers replayed as CUDA graphs" if self.replay else f"packed{trimmed}"
 
     @contextmanager
-    def over(self, batch: Mapping[str, Tensor], whole: bool = False) -> Iterator[Layout]:
+    def over(self, batch: Mapping[str, Tensor], whole: bool = False, learns: bool = False) -> Iterator[Layout]:
         """Compute `batch` without padding, and its backward pass if it is called here.
 
         Args:
             batch: what the model is then called with: `input_ids` and `attention_mask` (`batch seq`); `labels` of a language model.
             whole: compute and return every token in every layer, whatever is read.
+            learns: it is a step of a training, in which nobody looks into the layers: they may be replayed.
         """
-        reads, trims = ("all", False) if whole else (self.reads, self.trims)
+        replay = self.replay if learns else None
+        reads, trims = ("all", False) if whole else (self.reads, self.trims and not replay)
         mask = batch.get("attention_mask")
-        layout = Layout(torch.ones_like(batch["input_ids"]) if mask is None else mask, batch.get("labels"), reads)
+        mask = torch.ones_like(batch["input_ids"]) if mask is None else mask
+        layout = Layout(mask, batch.get("labels"), reads, fills=replay is not None)
         with ExitStack() as undo:
             undo.callback(self._forget)
             Packing.active, self.layout, self._trimmed = self, layout, trims
             for config in self.configs:
                 undo.callback(setattr, config, "_attn_implementation", config._attn_implementation)
                 config._attn_implementation = NAME
-            undo.enter_context(reordered(self.frozen, self.half))
+            undo.enter_context(ready(self.frozen, self.half))
             for module, forward in self._forwards(layout.flat.device):
                 module.forward = forward
                 undo.callback(delattr, module, "forward")
+            if replay:
+                self.stack.forward = partial(self._replayed, replay)
+                undo.callback(delattr, self.stack, "forward")
             undo.callback(self.stack.register_forward_pre_hook(self._pack, with_kwargs=True).remove)
             if self.own:
                 undo.callback(self.own.first.register_forward_pre_hook(self.own.enter, with_kwargs=True).remove)
@@ -114,6 +123,10 @@ class Packing:
             yield layer, partial(lora_forward, layer, adapter, base, self.half)
         if self.own:
             yield from self.own.forwards(self)
+
+    def _replayed(self, replay: Replay, hidden_states: Tensor, **given: Any) -> Any:
+        assert self.layout is not None
+        return replay(hidden_states, self.layout, given)
 
     def _forget(self) -> None:
         if self.own:
@@ -151,19 +164,21 @@ class Packing:
         assert layout is not None
         given = {**dict(zip(self.names, args, strict=False)), **kwargs}
         if self.own:
-            packed = given["hidden_states"].flatten(0, 1).index_select(0, layout.flat).unsqueeze(0)
+            packed = given["hidden_states"].flatten(0, 1).index_select(0, layout.taken).unsqueeze(0)
             return (), self.own.begin(given, packed, layout)
         given["attention_mask"] = None
         for name in ("input_ids", "inputs_embeds", "hidden_states", "token_type_ids"):
             if isinstance(given.get(name), Tensor):
-                given[name] = given[name].flatten(0, 1).index_select(0, layout.flat).unsqueeze(0)
+                given[name] = given[name].flatten(0, 1).index_select(0, layout.taken).unsqueeze(0)
         if self.embeds:
             given |= {"position_ids": layout.columns.unsqueeze(0), "use_cache": False}
         return (), given
 
     def _unpack(self, module: nn.Module, args: tuple, output: Any) -> Any:
-        layout, trimmed, self.attentions = self.layout, self._end_trimming(), self._attended
+        layout, trimmed = self.layout, self._end_trimming()
         assert layout is not None
+        if not layout.fills:
+            self.attentions = self._attended
         hidden = output if isinstance(output, Tensor) else output[0]
         if layout.reads != "all" and not trimmed:
             hidden = hidden.index_select(1, layout.read)
@@ -239,7 +254,7 @@ def packed_attention(
     q, k, v = (tensor[0].transpose(0, 1).to(dtype) for tensor in (query, key, value))
     last = packing.attended()
     with torch.autocast(device, enabled=False) if mixed else nullcontext():
-        if device == "cpu":
+        if device == "cpu" and not packing.layout.fills:
             read_only = last and packing.layout.one_each
             out = GroupedAttention.apply(q, k, v, packing.layout, scoring, read_only)
         else:

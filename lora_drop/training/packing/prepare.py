@@ -11,6 +11,7 @@ from lora_drop.pruning.observation import eval_mode
 from lora_drop.training.packing.frozen import Frozen
 from lora_drop.training.packing.layout import Unpackable
 from lora_drop.training.packing.packed import Packing
+from lora_drop.training.packing.replay import Replay
 
 
 def prepare(
@@ -19,6 +20,7 @@ def prepare(
     loss: Callable[..., Tensor] | None = None,
     recomputes: bool = False,
     frozen: Mapping[nn.Linear, Frozen] | None = None,
+    replays: bool = False,
 ) -> tuple[Packing | None, str]:
     """Find out how a model can be computed without padding, by comparing loss and gradients with the stock way.
 
@@ -27,16 +29,19 @@ def prepare(
         batch: a few rows of different length, on that device; without `labels`, what the model puts out is compared.
         loss: as `training.fit` has it; None is the model's own.
         recomputes: whether activations are computed again in the backward pass; then no layer is trimmed.
-        frozen: layers whose weights are kept in another order.
+        frozen: layers whose weights are kept ready for the product.
+        replays: whether the layers may be recorded and replayed.
 
     Returns:
         The packing, or None if the model has to be computed the stock way; and in words, which way it is and why.
     """
     reasons = []
-    for own in (False, True):
+    # a GPU waits for Python, which would call a model's own attention for each group of rows
+    for own in (False,) if batch["input_ids"].device.type == "cuda" else (False, True):
         try:
             with eval_mode(model):
                 packing = _tried(Packing(model, frozen, own), model, batch, loss, recomputes)
+                packing.replay = _replay(packing, model, batch, loss) if replays else None
             return packing, str(packing)
         except Unpackable as error:
             reasons.append(str(error))
@@ -68,6 +73,21 @@ def _tried(
         if _agree(stock, found):
             return packing
     raise Unpackable("its loss or gradients differ when the rows are joined")
+
+
+def _replay(
+    packing: Packing, model: nn.Module, batch: Mapping[str, Tensor], loss: Callable[..., Tensor] | None
+) -> Replay | None:
+    """Return recordings of the layers that give the numbers of the packing; None if they cannot be recorded."""
+    with packing.over(batch):
+        expected = _numbers(model, batch, loss)
+    try:
+        packing.replay = Replay(packing)
+        with packing.over(batch, learns=True):
+            found = _numbers(model, batch, loss)
+    except (Unpackable, RuntimeError, ValueError, TypeError, AssertionError):
+        return None
+    return packing.replay if _agree(expected, found) else None
 
 
 def _ways(learned: bool, recomputes: bool) -> Iterator[tuple[str, bool]]:
