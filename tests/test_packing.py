@@ -282,6 +282,16 @@ def test_mixed_precision_is_packed_as_well(name):
     assert math.isfinite(float(value)) and all(one.isfinite().all() for one in found.values())
 
 
+@pytest.mark.parametrize(("name", "way"), [("tiny:bert", "first"), ("tiny:llama", "last")])
+def test_numbers_may_be_as_far_off_as_those_of_another_attention(name, way, monkeypatch):
+    """As in a deep model, here by a bound that no rounding keeps."""
+    model, tokenizer = trained_lora(name)
+    monkeypatch.setitem(prepare.__globals__, "HALF", 1e-6)
+    with torch.autocast("cpu", torch.bfloat16):
+        packing, how = prepare(model, labelled(tokenizer, 3))
+    assert packing is not None and how.startswith("packed") and packing.reads == way
+
+
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")  # from what torch does on a CPU
 @pytest.mark.parametrize("name", ["tiny:bert", "tiny:roberta"])
 def test_rows_that_fill_a_batch_up_change_nothing(name):

@@ -36,6 +36,9 @@ class Replay:
         """Take a packing. Raises Unpackable if its stack embeds tokens itself, or has an attention of its own."""
         if packing.embeds or packing.own:
             raise Unpackable("its layers do more than to map hidden states")
+        if hasattr(torch.autograd.graph, "set_warn_on_accumulate_grad_stream_mismatch"):
+            # gradients come from the stream of the replay, and are waited for
+            torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
         self.stack = packing.stack
         self._recorded: dict[tuple[Any, ...], _Recording] = {}
         self._pool = torch.cuda.graph_pool_handle()
