@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,8 @@ OWN = "#d95f02"
 MARKERS = "osD^vP*Xd<>p"
 Point = tuple[float, float, str, str]
 """x, y, name and the name's colour."""
+ACROSS = 4
+"""Panels beside each other that can still be read on a page."""
 COLUMN = 2.2
 """Inches of a column of a legend that has room for the longest titles."""
 _SHIFTS = [(dx, dy) for far in (0, 12, 24, 36, 48) for dy in (far, -far) for dx in (8, -8, 24 + far, -24 - far)]
@@ -120,6 +123,16 @@ def panels(down: int, across: int, width: float, height: float, **options: Any) 
     for axis in axes.flat:
         axis.spines[["top", "right"]].set_visible(False)
     return figure, axes
+
+
+def task_panels(count: int, height: float, **options: Any) -> tuple[Drawing, list[Any]]:
+    """Return a figure with so many panels, at most four beside each other, and their axes."""
+    down = math.ceil(count / ACROSS)
+    across = math.ceil(count / down)
+    figure, axes = panels(down, across, width=3.6, height=height, **options)
+    for axis in axes.flat[count:]:
+        axis.set_axis_off()
+    return figure, list(axes.flat[:count])
 
 
 def layer_axis(axis: Any, layers: int) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure as Drawing
 from matplotlib.ticker import MaxNLocator
 
-from lora_drop.experiments.plots import MARKERS, OWN, Figure, grey, is_own, legend_below, panels
+from lora_drop.experiments.plots import MARKERS, OWN, Figure, grey, is_own, legend_below, task_panels
 from lora_drop.experiments.records import Record
 from lora_drop.experiments.table import Table
 from lora_drop.pruning.picture import plain
@@ -16,9 +16,9 @@ from lora_drop.pruning.picture import plain
 def draw(table: Table, records: list[Record]) -> Drawing:
     """Draw the tasks that have runs of several epochs, each with the rows that were run on it."""
     tasks = list(dict.fromkeys(record.task_title for record in records))
-    figure, axes = panels(1, len(tasks), width=3.6, height=3.2)
+    figure, axes = task_panels(len(tasks), height=3.2)
     lines = {}
-    for axis, title in zip(axes[0], tasks, strict=True):
+    for axis, title in zip(axes, tasks, strict=True):
         for number, row in enumerate(table.rows):
             mine = [record for record in records if record.task_title == title and record.row == row.name]
             if not mine:
@@ -32,7 +32,7 @@ def draw(table: Table, records: list[Record]) -> Drawing:
         axis.set_title(plain(title), fontsize=10)
         axis.set_xlabel("epoch")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes[0][0].set_ylabel("score")
+    axes[0].set_ylabel("score")
     legend_below(figure, lines)
     return figure
 

@@ -9,7 +9,17 @@ from typing import Any
 from matplotlib.figure import Figure as Drawing
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from lora_drop.experiments.plots import MARKERS, OWN, Figure, Point, grey, is_own, label_points, legend_below, panels
+from lora_drop.experiments.plots import (
+    MARKERS,
+    OWN,
+    Figure,
+    Point,
+    grey,
+    is_own,
+    label_points,
+    legend_below,
+    task_panels,
+)
 from lora_drop.experiments.records import Record
 from lora_drop.experiments.table import Table
 from lora_drop.pruning.picture import plain
@@ -23,14 +33,14 @@ def draw(table: Table, records: list[Record]) -> Drawing:
     columns = [column for column in table.columns if any(column.key in row.cells for row in table.rows)]
     sizes = [cell.parameters for row in table.rows for cell in row.cells.values() if cell.parameters]
     spread = max(sizes) / min(sizes)
-    figure, axes = panels(1, len(columns), width=3.6, height=3.4, sharex=True)
+    figure, axes = task_panels(len(columns), height=3.4, sharex=True)
     ours = {record.row for record in records if is_own(record)}
     measured = [row.name for row in table.rows if row.cells]
     # rows of one colour are told apart by their markers
     alike = {own: [name for name in measured if (name in ours) is own] for own in (True, False)}
     named: list[tuple[Any, list[Point]]] = []
     shown = {}
-    for axis, column in zip(axes[0], columns, strict=True):
+    for axis, column in zip(axes, columns, strict=True):
         points: list[Point] = []
         for number, row in enumerate(table.rows):
             cell = row.cells.get(column.key)
@@ -47,7 +57,7 @@ def draw(table: Table, records: list[Record]) -> Drawing:
         _scale(axis, spread)
         axis.set_title(plain(column.title), fontsize=10)
         axis.set_xlabel("trainable parameters")
-    axes[0][0].set_ylabel("score")
+    axes[0].set_ylabel("score")
     titles = [row.title for row in table.rows if row.title in shown]  # one may be missing in a panel: it was not run
     if max(len(points) for _, points in named) <= LABELLED:
         label_points(named)
