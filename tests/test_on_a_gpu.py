@@ -6,13 +6,17 @@ import pytest
 import torch
 from architectures import ALL, make_checkpoint
 from commands import call
-from models import trained_lora
+from datasets import Dataset
+from models import backbone, method, trained_lora
 from test_packed_attention import layout_of, plain_attention
 from test_packing import gradients, labelled
+from transformers import default_data_collator
 
+from lora_drop.config.schema import TrainConfig
 from lora_drop.training.packing import Layout, prepare
 from lora_drop.training.packing.attention import Scoring, varlen_attention
 from lora_drop.training.packing.frozen import frozen_layers
+from lora_drop.training.trainer import fit
 
 pytestmark = [
     pytest.mark.slow,
@@ -100,7 +104,7 @@ def test_replayed_layers_give_the_numbers_of_the_direct_ones(name, half):
     frozen = frozen_layers(model) if half else {}
     with torch.autocast("cuda", half or torch.bfloat16, enabled=half is not None):
         packing, how = prepare(model, given[0], frozen=frozen, replays=True)
-        assert how == "packed, layers replayed as CUDA graphs"
+        assert how.endswith("; layers replayed as CUDA graphs in training")
         model.eval()
         for batch in given * 2:
             with packing.over(batch):
@@ -111,21 +115,31 @@ def test_replayed_layers_give_the_numbers_of_the_direct_ones(name, half):
             assert distance(found.values(), expected.values()) < (5e-2 if half else 1e-4)
 
 
+def only_layers_drop(model):
+    """Train mode, in which nothing outside the layers draws."""
+    for name, module in model.train().named_modules():
+        if isinstance(module, torch.nn.Dropout) and ".layer." not in name:
+            module.p = 0.0
+    return model
+
+
 def test_layers_that_cannot_be_recorded_are_computed_directly(monkeypatch):
     model, tokenizer = trained_lora("tiny:bert")
     model.to(GPU)
     layer = model.get_submodule("base_model.model.bert.encoder.layer.1.output")
-    monkeypatch.setattr(
-        layer, "forward", lambda *given: type(layer).forward(layer, *given) + 0 * float(given[0].mean())
-    )
     batch = {key: value.to(GPU) for key, value in labelled(tokenizer).items()}
-    packing, how = prepare(model, batch, replays=True)
-    assert how.startswith("packed, last layer only")
-    model.train()
-    with packing.over(batch, learns=True):
-        first, _ = gradients(model, batch)
-        second, _ = gradients(model, batch)
-    assert float(first) != float(second)  # dropout is drawn as ever
+    with monkeypatch.context() as broken:
+        waits = lambda *given: type(layer).forward(layer, *given) + 0 * float(given[0].mean())  # noqa: E731
+        broken.setattr(layer, "forward", waits)
+        packing, how = prepare(model, batch, replays=True)
+        assert how.startswith("packed") and packing.replay is None
+        only_layers_drop(model)
+        with packing.over(batch, learns=True):
+            first, second = (float(gradients(model, batch)[0]) for _ in range(2))
+        assert first != second  # dropout is drawn as ever
+    torch.cuda.empty_cache()
+    packing, _ = prepare(model, batch, replays=True)
+    assert packing.replay is not None
 
 
 def test_replayed_layers_draw_new_dropout_each_time():
@@ -133,12 +147,55 @@ def test_replayed_layers_draw_new_dropout_each_time():
     model.to(GPU)
     batch = {key: value.to(GPU) for key, value in labelled(tokenizer).items()}
     packing, _ = prepare(model, batch, replays=True)
-    model.train()
+    only_layers_drop(model)
+    assert packing.replay is not None
     losses = set()
     for _ in range(4):
         with packing.over(batch, learns=True):
             losses.add(float(model(**batch).loss.detach()))
     assert len(losses) == 4
+
+
+def test_a_replayed_training_is_that_of_the_direct_path():
+    """Three optimizer steps in train mode, without dropout."""
+    kept = []
+    for learns in (True, False):
+        model, tokenizer = trained_lora("tiny:bert")
+        model.to(GPU)
+        batches = [{key: value.to(GPU) for key, value in labelled(tokenizer, count).items()} for count in (7, 3, 7)]
+        packing, _ = prepare(model, batches[0], replays=True)
+        assert packing.replay is not None
+        for module in model.train().modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.SGD(trained, lr=0.1)
+        for batch in batches:
+            with packing.over(batch, learns=learns):
+                model(**batch).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        kept.append([parameter.detach() for parameter in trained])
+    assert distance(*kept) < 1e-4
+
+
+def test_gradients_of_parts_of_a_batch_add_up(tmp_path):
+    """They are computed directly: those of a replay lie where the next one's will."""
+    whole, parts = (trained_on_the_gpu(tmp_path / str(size), size) for size in (8, 4))
+    assert distance(parts, whole) < 1e-3
+
+
+def trained_on_the_gpu(folder, at_a_time):
+    model, tokenizer = backbone("tiny:bert")
+    model = method("lora", model)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    batch = labelled(tokenizer, 16)
+    rows = Dataset.from_dict({key: value.tolist() for key, value in batch.items()})
+    settings = TrainConfig(epochs=2, batch_size=8, device_batch_size=at_a_time, learning_rate=1e-2)
+    fit(model, rows, default_data_collator, settings, folder, seed=0, device=GPU)
+    return [parameter.detach() for parameter in model.parameters() if parameter.requires_grad]
 
 
 def test_dropout_of_attention_drops_the_share_that_it_is_told_to():

@@ -282,6 +282,26 @@ def test_mixed_precision_is_packed_as_well(name):
     assert math.isfinite(float(value)) and all(one.isfinite().all() for one in found.values())
 
 
+@pytest.mark.parametrize("name", ["tiny:bert", "tiny:llama"])
+def test_a_backbone_in_bf16_under_an_adapter_in_fp32_is_packed(name):
+    model, tokenizer = trained_lora(name)
+    for key, parameter in model.named_parameters():
+        if "lora_" not in key and not parameter.requires_grad:
+            parameter.data = parameter.data.bfloat16()
+    batch = labelled(tokenizer)
+    with torch.autocast("cpu", torch.bfloat16):
+        packing, how = prepare(model, batch)
+        assert how.startswith("packed, last layer only") and len(packing.loras) == len(loras(model)) > 0
+        model.eval()
+        stock, expected = gradients(model, batch)
+        with packing.over(batch):
+            value, found = gradients(model, batch)
+    assert float(value) == pytest.approx(float(stock), rel=2e-2)
+    for key, one in found.items():
+        assert one.dtype == torch.float32
+        assert float((one - expected[key]).norm()) < 0.1 * float(expected[key].norm()) + 1e-4
+
+
 @pytest.mark.parametrize(("name", "way"), [("tiny:bert", "first"), ("tiny:llama", "last")])
 def test_numbers_may_be_as_far_off_as_those_of_another_attention(name, way, monkeypatch):
     """As in a deep model, here by a bound that no rounding keeps."""
@@ -290,6 +310,17 @@ def test_numbers_may_be_as_far_off_as_those_of_another_attention(name, way, monk
     with torch.autocast("cpu", torch.bfloat16):
         packing, how = prepare(model, labelled(tokenizer, 3))
     assert packing is not None and how.startswith("packed") and packing.reads == way
+
+
+@pytest.mark.parametrize("rounding", [0.7, math.inf])
+@pytest.mark.parametrize("off", [0.3, 1.0, math.inf])
+def test_what_is_far_off_is_no_rounding(off, rounding, monkeypatch):
+    model, tokenizer = trained_lora("tiny:bert")
+    monkeypatch.setitem(prepare.__globals__, "_distance", lambda *_: off)
+    monkeypatch.setitem(prepare.__globals__, "_own_rounding", lambda *_: rounding)
+    with torch.autocast("cpu", torch.bfloat16):
+        packing, how = prepare(model, labelled(tokenizer, 3))
+    assert packing is None and "its loss or gradients differ" in how
 
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")  # from what torch does on a CPU

@@ -23,6 +23,7 @@ from lora_drop.tasks.base import Source
 from lora_drop.training.checkpoints import newest
 from lora_drop.training.nested import load_nested, save_nested
 from lora_drop.training.trainer import fit
+from lora_drop.training.way import Way
 
 pytestmark = pytest.mark.slow
 
@@ -185,6 +186,20 @@ def test_accumulation_gives_the_same_training(tmp_path, count):
     assert [entry["loss"] for entry in first.epochs] == pytest.approx(
         [entry["loss"] for entry in second.epochs], rel=1e-5
     )
+
+
+@pytest.mark.parametrize(("limit", "learns"), [(None, True), (16, True), (8, False)])
+def test_layers_may_be_replayed_where_a_step_is_one_pass(tmp_path, monkeypatch, limit, learns):
+    """A replay's gradients lie where the next one's will, so those of parts could not be added up."""
+    step, asked = Way.step, set()
+
+    def watched(way, *given, learns=False, **named):
+        asked.add(learns)
+        return step(way, *given, learns=learns, **named)
+
+    monkeypatch.setattr(Way, "step", watched)
+    train(tmp_path, epochs=1.0, device_batch_size=limit)
+    assert asked == {learns}
 
 
 class Interrupt(Reporter):

@@ -125,13 +125,18 @@ def panels(down: int, across: int, width: float, height: float, **options: Any) 
     return figure, axes
 
 
-def task_panels(count: int, height: float, **options: Any) -> tuple[Drawing, list[Any]]:
-    """Return a figure with so many panels, at most four beside each other, and their axes."""
+def task_panels(count: int, height: float, what: str, **options: Any) -> tuple[Drawing, list[Any]]:
+    """Return a figure with so many panels, at most four beside each other, and their axes; `what` is on the y axes."""
     down = math.ceil(count / ACROSS)
     across = math.ceil(count / down)
     figure, axes = panels(down, across, width=3.6, height=height, **options)
-    for axis in axes.flat[count:]:
-        axis.set_axis_off()
+    for axis in axes[:, 0]:
+        axis.set_ylabel(what)
+    for number, axis in enumerate(axes.flat):
+        if number + across >= count:  # the lowest of its column, also where axes are shared
+            axis.tick_params(labelbottom=True)
+        if number >= count:
+            axis.set_axis_off()
     return figure, list(axes.flat[:count])
 
 

@@ -124,7 +124,10 @@ def fit(
     start = processes.by_first(lambda: newest(folder, report, best=best is not None))
     if processes.rank():  # the Trainer has seeded all processes alike, and rows of their own need dropout of their own
         torch.manual_seed(seed + SEEDS * processes.rank())
-    _train(trainer, start, history, trackers)
+    try:
+        _train(trainer, start, history, trackers)
+    finally:
+        way.forget()
     kept = trainer.state.best_global_step if best and trainer.state.best_global_step else trainer.state.global_step
     if kept != trainer.state.global_step:
         load_trainable(model, path_of(folder, kept) / WEIGHTS)
@@ -248,7 +251,8 @@ class _Trainer(Checkpointed):
         return loss + self.penalty() / self.current_gradient_accumulation_steps if self.penalty else loss
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *options: Any, **named: Any) -> torch.Tensor:
-        with self.way.step(inputs, learns=True):
+        # a replay's gradients lie where the next one's will: they cannot be added up
+        with self.way.step(inputs, learns=self.args.gradient_accumulation_steps == 1):
             loss = super().training_step(model, inputs, *options, **named)
         self.pace.add(loss, inputs)
         return loss

@@ -63,6 +63,11 @@ class Way:
                 undo.callback(self.rounding.forget)
                 yield None
 
+    def forget(self) -> None:
+        """Let go of what only a training needs."""
+        if self.packing is not None and self.packing.replay is not None:
+            self.packing.replay.forget()
+
     @contextmanager
     def over(self, batch: Mapping[str, Tensor] | None = None, whole: bool = False) -> Iterator[Layout | None]:
         """Compute so inside the context, in the precision of training; arguments as in `step`."""
@@ -115,7 +120,7 @@ def find_way(
 
 
 def _may_replay(device: torch.device, config: TrainConfig) -> bool:
-    """Return True if each step of a training is one pass on one GPU, whose gradients nobody adds to others'."""
+    """Return True if each step of a training is one pass on one GPU, which keeps what it computes for the backward pass."""
     alone = processes.size() == 1 and not config.gradient_checkpointing
     return device.type == "cuda" and alone and split_batch(config.batch_size, config.device_batch_size)[1] == 1
 

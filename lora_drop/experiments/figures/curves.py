@@ -16,7 +16,7 @@ from lora_drop.pruning.picture import plain
 def draw(table: Table, records: list[Record]) -> Drawing:
     """Draw the tasks that have runs of several epochs, each with the rows that were run on it."""
     tasks = list(dict.fromkeys(record.task_title for record in records))
-    figure, axes = task_panels(len(tasks), height=3.2)
+    figure, axes = task_panels(len(tasks), 3.2, "score")
     lines = {}
     for axis, title in zip(axes, tasks, strict=True):
         for number, row in enumerate(table.rows):
@@ -32,7 +32,6 @@ def draw(table: Table, records: list[Record]) -> Drawing:
         axis.set_title(plain(title), fontsize=10)
         axis.set_xlabel("epoch")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes[0].set_ylabel("score")
     legend_below(figure, lines)
     return figure
 

@@ -33,7 +33,7 @@ def draw(table: Table, records: list[Record]) -> Drawing:
     columns = [column for column in table.columns if any(column.key in row.cells for row in table.rows)]
     sizes = [cell.parameters for row in table.rows for cell in row.cells.values() if cell.parameters]
     spread = max(sizes) / min(sizes)
-    figure, axes = task_panels(len(columns), height=3.4, sharex=True)
+    figure, axes = task_panels(len(columns), 3.4, "score", sharex=True)
     ours = {record.row for record in records if is_own(record)}
     measured = [row.name for row in table.rows if row.cells]
     # rows of one colour are told apart by their markers
@@ -57,7 +57,6 @@ def draw(table: Table, records: list[Record]) -> Drawing:
         _scale(axis, spread)
         axis.set_title(plain(column.title), fontsize=10)
         axis.set_xlabel("trainable parameters")
-    axes[0].set_ylabel("score")
     titles = [row.title for row in table.rows if row.title in shown]  # one may be missing in a panel: it was not run
     if max(len(points) for _, points in named) <= LABELLED:
         label_points(named)

@@ -11,6 +11,8 @@ For one batch, `Packing.over(batch)` is a context in which the model, called as 
 - **Cheap dropout.** On a CPU torch draws masks with a slow serial generator. Ours compares bytes of SFC64, which is seeded from torch's
   own generator for each mask, so that seeds, checkpoints and recomputation work as before.
 - **LoRA without passes over memory.** B (A x) is added to W x in place by the product itself.
+- **On a GPU** attention takes all rows in one kernel, and in training the layers are replayed from a recording (`replay.py`), since Python
+  takes longer to start their kernels than the GPU takes to compute them.
 
 No model is known by name. `prepare` compares loss and gradients of the two ways on a few rows and says which parts can be used; a model
 for which any number differs is computed the stock way, and the reason is kept.

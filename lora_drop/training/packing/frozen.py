@@ -43,7 +43,7 @@ class Frozen:
             ordered: kept in oneDNN's order; else only rounded.
         """
         self.layer, self.ordered = layer, ordered
-        self._kept: dict[tuple[str, torch.dtype], tuple[int, Tensor]] = {}
+        self._kept: dict[tuple[str, torch.dtype, torch.device], tuple[int, Tensor]] = {}
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x Wᵀ + b in the precision of `x` (`rows inputs`). Unless `ordered`, autograd knows its backward pass."""
@@ -57,13 +57,14 @@ class Frozen:
     def _keep(self, what: str, dtype: torch.dtype) -> Tensor:
         """Return the bias in a precision, or the weight, in the order of the `forward` or the `backward` product if it has one."""
         source = self.layer.bias if what == "bias" else self.layer.weight
-        kept = self._kept.get((what, dtype))
+        key = (what, dtype, source.device)
+        kept = self._kept.get(key)
         if kept is None or kept[0] != source._version:
             own = source.detach().to(dtype)
             if self.ordered and what != "bias":
                 own = torch.ops.mkldnn._reorder_linear_weight(own.T.contiguous() if what == "backward" else own, ROWS)
             kept = source._version, own
-            self._kept[what, dtype] = kept
+            self._kept[key] = kept
         return kept[1]
 
 

@@ -101,7 +101,7 @@ class Layout:
             fills: further rows, which nobody reads, make the tokens one of a few numbers.
         """
         device, self.shape = mask.device, tuple(mask.shape)
-        mask = mask.cpu()  # a GPU is waited for once, here
+        mask = mask.cpu()  # a GPU is waited for here, so that it is not in each of the steps below
         lengths = mask.sum(1).tolist()
         if min(lengths) == 0:
             raise Unpackable("a row has no tokens")

@@ -45,9 +45,8 @@ def lora_forward(layer: Any, adapter: str, base: Frozen | nn.Linear, half: Half,
     if not (computable(x) and (isinstance(base, Frozen) or base.weight.dtype == half.of(x))):
         return type(layer).forward(layer, x)
     down, up, scaling = layer.lora_A[adapter], layer.lora_B[adapter].weight, layer.scaling[adapter]
-    if (
-        torch.is_grad_enabled() and x.device.type == "cpu"
-    ):  # a GPU waits for Python: there autograd's own functions are faster
+    # a GPU waits for Python: there autograd's own functions are faster
+    if torch.is_grad_enabled() and x.device.type == "cpu":
         out: Tensor = _LoraLinear.apply(x, down.weight, up, scaling, base, half)
         return out.view(*x.shape[:-1], -1)
     x = half(x)

@@ -51,7 +51,7 @@ class Packing:
 
         Args:
             model: what is computed.
-            frozen: layers with reordered weights.
+            frozen: layers whose weights are kept ready for the product.
             own: attention is computed by the model's own code, not plugged in through transformers' interface.
         """
         self.reads, self.trims = "all", False
@@ -79,7 +79,7 @@ class Packing:
     def __str__(self) -> str:
         """In words, what is computed."""
         trimmed = f", last layer only for the {READ[self.reads]}" if self.trims else ""
-        return "packed, layers replayed as CUDA graphs" if self.replay else f"packed{trimmed}"
+        return f"packed{trimmed}" + "; layers replayed as CUDA graphs in training" * bool(self.replay)
 
     @contextmanager
     def over(self, batch: Mapping[str, Tensor], whole: bool = False, learns: bool = False) -> Iterator[Layout]:

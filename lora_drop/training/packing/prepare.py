@@ -19,9 +19,13 @@ FULL, HALF = 1e-4, 5e-2
 """Relative distances of numbers that are equal but for rounding: in fp32, and with products in half precision."""
 OWN = 1.5
 """Products in half precision may be so many times as far off as those of another attention of torch's are."""
+FAR = 0.25
+"""Nothing that is farther off is rounding."""
 LIKE = 1.25
 """Of ways that are so nearly as far off, the cheapest is taken."""
 SMALLEST = 1e-300
+FAILURES = (RuntimeError, ValueError, TypeError, AttributeError, IndexError)
+"""What a model's code raises that is called in a way it does not know."""
 
 
 def prepare(
@@ -55,7 +59,7 @@ def prepare(
             return packing, str(packing)
         except Unpackable as error:
             reasons.append(str(error))
-        except (RuntimeError, ValueError, TypeError, AttributeError) as error:
+        except FAILURES as error:
             reasons.append(f"{type(error).__name__}: {str(error).splitlines()[0]}")
     return None, f"padded: {reasons[0]}" + (f"; by its own code: {reasons[1]}" if len(set(reasons)) > 1 else "")
 
@@ -78,13 +82,13 @@ def _tried(
         try:
             with packing.over(batch):
                 found = _numbers(model, batch, loss)
-        except (Unpackable, RuntimeError, ValueError, TypeError, IndexError):  # a head that needs every token, say
+        except (Unpackable, *FAILURES):  # a head that needs every token, say
             continue
         off[packing.reads, packing.trims] = distance = _distance(stock, found)
         if distance <= tolerance:
             return packing
     nearest = min(off.values(), default=math.inf)
-    if tolerance == HALF and nearest <= OWN * _own_rounding(model, batch, loss, stock):
+    if tolerance == HALF and nearest <= FAR and nearest <= OWN * _own_rounding(model, batch, loss, stock):
         packing.reads, packing.trims = next(way for way in off if off[way] <= LIKE * nearest)
         return packing
     raise Unpackable("its loss or gradients differ when the rows are joined")
@@ -97,12 +101,14 @@ def _replay(
     with packing.over(batch):
         expected = _numbers(model, batch, loss)
     try:
-        packing.replay = Replay(packing)
+        packing.replay = replay = Replay(packing)
         with packing.over(batch, learns=True):
             found = _numbers(model, batch, loss)
-    except (Unpackable, RuntimeError, ValueError, TypeError, AssertionError):
+    except (Unpackable, *FAILURES, AssertionError):
         return None
-    return packing.replay if _distance(expected, found) <= _tolerance(expected) else None
+    near = _distance(expected, found) <= _tolerance(expected)
+    replay.forget()  # it was in eval mode
+    return replay if near else None
 
 
 def _ways(learned: bool, recomputes: bool) -> Iterator[tuple[str, bool]]:

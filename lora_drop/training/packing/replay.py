@@ -25,8 +25,12 @@ if TYPE_CHECKING:
 
 MOST = 40
 """Recordings of a model; a batch of yet another size is computed as it is."""
+LIMIT = 2**32
+"""Bytes of the gradients of all recordings: each keeps those of what is trained in the layers."""
 WARM_UP = 1
 """Passes before a recording, in which libraries prepare what cannot be prepared in one."""
+TORCH = (2, 11)
+"""The oldest version that this has run with."""
 
 
 class Replay:
@@ -34,13 +38,23 @@ class Replay:
 
     def __init__(self, packing: Packing):
         """Take a packing. Raises Unpackable if its stack embeds tokens itself, or has an attention of its own."""
-        if packing.embeds or packing.own:
-            raise Unpackable("its layers do more than to map hidden states")
+        version = tuple(int(part) for part in torch.__version__.split(".")[:2])
+        if packing.embeds or packing.own or version < TORCH:
+            raise Unpackable("its layers do more than to map hidden states, or torch is too old")
         if hasattr(torch.autograd.graph, "set_warn_on_accumulate_grad_stream_mismatch"):
-            # gradients come from the stream of the replay, and are waited for
+            # parameters remember the stream of the recording; that of the replay is waited for
             torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
-        self.stack = packing.stack
+        self.stack, self.rounding = packing.stack, packing.half
+        trained = sum(parameter.nbytes for parameter in self.stack.parameters() if parameter.requires_grad)
+        self.most = min(MOST, LIMIT // max(trained, 1))
         self._recorded: dict[tuple[Any, ...], _Recording] = {}
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def forget(self) -> None:
+        """Let go of all recordings, and of their memory."""
+        for recording in self._recorded.values():
+            recording.layers.__dict__.pop("forward", None)  # a circle that only a garbage collection would find
+        self._recorded.clear()
         self._pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, hidden: Tensor, layout: Layout, given: Mapping[str, Any]) -> Any:
@@ -58,37 +72,42 @@ class Replay:
             raise Unpackable("its layers get more than hidden states")
         half = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else None
         size = (layout.tokens, len(layout.offsets), layout.longest)
-        key = (*size, hidden.dtype, hidden.requires_grad, half, self.stack.training)
+        key = (*size, hidden.dtype, hidden.requires_grad, half, self.stack.training, tuple(sorted(given.items())))
+        if key not in self._recorded and len(self._recorded) < self.most:
+            self._record(key, hidden, layout, given, half)
         if key not in self._recorded:
-            if len(self._recorded) == MOST:
-                return type(self.stack).forward(self.stack, hidden_states=hidden, **given)
-            self._recorded[key] = _Recording(self.stack, hidden, layout, given, half, self._pool)
+            return type(self.stack).forward(self.stack, hidden_states=hidden, **given)
         return self._recorded[key](hidden, layout)
+
+    def _record(
+        self, key: Any, hidden: Tensor, layout: Layout, given: Mapping[str, Any], half: torch.dtype | None
+    ) -> None:
+        """Record another size; where the memory does not suffice, nothing is replayed any more."""
+        try:
+            self._recorded[key] = _Recording(self, hidden, layout, given, half)
+        except torch.OutOfMemoryError:
+            self.most = 0
+            self.forget()
 
 
 class _Recording:
     """A stack of layers at one size."""
 
     def __init__(
-        self,
-        stack: nn.Module,
-        hidden: Tensor,
-        layout: Layout,
-        given: Mapping[str, Any],
-        half: torch.dtype | None,
-        pool: Any,
+        self, replay: Replay, hidden: Tensor, layout: Layout, given: Mapping[str, Any], half: torch.dtype | None
     ):
-        self.layers, own = _Layers(stack, given), layout.offsets
+        self.layers, own = _Layers(replay, given), layout.offsets
         self.offsets = layout.offsets = own.clone()
-        sample = hidden.detach().clone().requires_grad_(hidden.requires_grad)
         torch.clear_autocast_cache()  # rounded weights would tie the recording to what was computed before it
         try:
             with (
                 _undisturbed(hidden.device),
                 torch.autocast("cuda", half or torch.bfloat16, half is not None, cache_enabled=False),
             ):
+                # not the numbers of the first replay: so the trial finds out what was recorded as a constant
+                sample = torch.randn_like(hidden).requires_grad_(hidden.requires_grad)
                 torch.cuda.make_graphed_callables(
-                    self.layers, (sample,), num_warmup_iters=WARM_UP, allow_unused_input=True, pool=pool
+                    self.layers, (sample,), num_warmup_iters=WARM_UP, allow_unused_input=True, pool=replay._pool
                 )
         finally:
             layout.offsets = own
@@ -102,13 +121,15 @@ class _Recording:
 class _Layers(nn.Module):
     """A stack as a function of hidden states alone."""
 
-    def __init__(self, stack: nn.Module, given: Mapping[str, Any]):
+    def __init__(self, replay: Replay, given: Mapping[str, Any]):
         super().__init__()
-        self.stack, self.given, self.training = stack, given, stack.training
+        self.stack, self.rounding, self.given = replay.stack, replay.rounding, given
+        self.training = self.stack.training
         self.kind: Any = None
         """What the stack returns them in; None if it returns them as they are."""
 
     def forward(self, hidden: Tensor) -> Tensor:
+        self.rounding.forget()  # what was rounded in an earlier pass would not be rounded in the recording
         out = type(self.stack).forward(self.stack, hidden_states=hidden, **self.given)
         if isinstance(out, Tensor):
             return out
@@ -121,7 +142,7 @@ class _Layers(nn.Module):
 @contextmanager
 def _undisturbed(device: torch.device) -> Iterator[None]:
     """Let what is drawn in the block be no part of the training, and a recording that fails leave stream and generator as they were."""
-    stream, generator = torch.cuda.current_stream(device), torch.cuda.default_generators[torch.cuda.current_device()]
+    stream, generator = torch.cuda.current_stream(device), torch.cuda.default_generators[device.index]
     drawn, spare = generator.get_state(), generator.clone_state()
     try:
         yield
