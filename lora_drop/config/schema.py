@@ -136,8 +136,8 @@ class TrainConfig:
     """fp32 products on a CPU: the fastest way that is as exact (auto), or torch's default (stock); run.json says what
     was done."""
     packing: str = one_of("auto", "auto", "never")
-    """Compute without padding where the model allows it (auto), or as the stock Trainer does (never); run.json says
-    what was done."""
+    """Compute without padding where the model allows it, and on a GPU from recordings (auto), or as the stock Trainer
+    does (never); run.json says what was done."""
     gradient_checkpointing: bool = False
     """Compute activations twice instead of keeping them: less memory, a third more time."""
     held_out: float = fraction(0.0)
