@@ -332,9 +332,9 @@ def test_rows_that_fill_a_batch_up_change_nothing(name):
     packing, _ = prepare(model, batch)
     sizes = []
 
-    def stack(hidden, layout, given):
-        sizes.append((hidden.shape[1], len(layout.offsets)))
-        return type(packing.stack).forward(packing.stack, hidden_states=hidden, **given)
+    def stack(layout, hidden_states, **given):
+        sizes.append((hidden_states.shape[1], len(layout.offsets)))
+        return type(packing.stack).forward(packing.stack, hidden_states=hidden_states, **given)
 
     packing.replay = stack
     model.eval()
@@ -347,6 +347,41 @@ def test_rows_that_fill_a_batch_up_change_nothing(name):
     assert float(value) == pytest.approx(float(stock), rel=1e-5)
     for key, one in found.items():
         torch.testing.assert_close(one, expected[key], rtol=1e-5, atol=1e-5 * float(expected[key].abs().max()) + 1e-9)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")  # from what torch does on a CPU
+@pytest.mark.parametrize("fails", [False, True])
+def test_layers_are_recorded_once_for_a_size(fails, monkeypatch):
+    """As far as that goes without a GPU, which alone can record: what is to be recorded is computed directly."""
+    made = []
+
+    def record(layers, sample, **options):
+        made.append(sample[0].shape[1])
+        if fails and len(made) == 2:
+            raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", record)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", object)
+    monkeypatch.setattr("lora_drop.training.packing.replay._undisturbed", contextlib.nullcontext)
+    monkeypatch.setattr("lora_drop.training.packing.replay.TORCH", (2, 0))
+    model, tokenizer = trained_lora("tiny:bert")
+    large, small = labelled(tokenizer), labelled(tokenizer, 2)
+    packing, how = prepare(model, large, replays=True)
+    assert how.endswith("; layers replayed as CUDA graphs in training")
+    made.clear()
+    model.eval()
+    for batch in (large, small, large, small):
+        stock, expected = gradients(model, batch)
+        with packing.over(batch, learns=True):
+            value, found = gradients(model, batch)
+        assert float(value) == pytest.approx(float(stock), rel=1e-5)
+        for key, one in found.items():
+            torch.testing.assert_close(one, expected[key], rtol=1e-4, atol=1e-4 * float(expected[key].abs().max()))
+    assert len(made) == len(set(made)) == 2 and made[0] > made[1]
+    packing.replay.forget()
+    with packing.over(large, learns=True):
+        model(**large)
+    assert len(made) == (2 if fails else 3)  # memory that once did not suffice is not asked for again
 
 
 @pytest.mark.parametrize(("tokens", "total"), [(1, 64), (65, 128), (300, 320), (513, 640), (4000, 4096), (4096, 4096)])

@@ -106,7 +106,7 @@ class Packing:
                 module.forward = forward
                 undo.callback(delattr, module, "forward")
             if replay:
-                self.stack.forward = partial(self._replayed, replay)
+                self.stack.forward = partial(replay, layout)
                 undo.callback(delattr, self.stack, "forward")
             undo.callback(self.stack.register_forward_pre_hook(self._pack, with_kwargs=True).remove)
             if self.own:
@@ -123,10 +123,6 @@ class Packing:
             yield layer, partial(lora_forward, layer, adapter, base, self.half)
         if self.own:
             yield from self.own.forwards(self)
-
-    def _replayed(self, replay: Replay, hidden_states: Tensor, **given: Any) -> Any:
-        assert self.layout is not None
-        return replay(hidden_states, self.layout, given)
 
     def _forget(self) -> None:
         if self.own:

@@ -57,12 +57,12 @@ class Replay:
         self._recorded.clear()
         self._pool = torch.cuda.graph_pool_handle()
 
-    def __call__(self, hidden: Tensor, layout: Layout, given: Mapping[str, Any]) -> Any:
+    def __call__(self, layout: Layout, hidden_states: Tensor, **given: Any) -> Any:
         """Return what the stack returns.
 
         Args:
-            hidden: `1 tokens width`.
             layout: of the batch, filled up.
+            hidden_states: `1 tokens width`.
             given: the other arguments of the stack.
 
         Raises:
@@ -72,12 +72,19 @@ class Replay:
             raise Unpackable("its layers get more than hidden states")
         half = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else None
         size = (layout.tokens, len(layout.offsets), layout.longest)
-        key = (*size, hidden.dtype, hidden.requires_grad, half, self.stack.training, tuple(sorted(given.items())))
+        key = (
+            *size,
+            hidden_states.dtype,
+            hidden_states.requires_grad,
+            half,
+            self.stack.training,
+            tuple(sorted(given.items())),
+        )
         if key not in self._recorded and len(self._recorded) < self.most:
-            self._record(key, hidden, layout, given, half)
+            self._record(key, hidden_states, layout, given, half)
         if key not in self._recorded:
-            return type(self.stack).forward(self.stack, hidden_states=hidden, **given)
-        return self._recorded[key](hidden, layout)
+            return type(self.stack).forward(self.stack, hidden_states=hidden_states, **given)
+        return self._recorded[key](hidden_states, layout)
 
     def _record(
         self, key: Any, hidden: Tensor, layout: Layout, given: Mapping[str, Any], half: torch.dtype | None
