@@ -88,7 +88,8 @@ def _tried(
         if distance <= tolerance:
             return packing
     nearest = min(off.values(), default=math.inf)
-    if tolerance == HALF and nearest <= FAR and nearest <= OWN * _own_rounding(model, batch, loss, stock):
+    rounding = _own_rounding(model, batch, loss, stock) if tolerance == HALF and nearest <= FAR else 0.0
+    if nearest <= OWN * rounding < math.inf:
         packing.reads, packing.trims = next(way for way in off if off[way] <= LIKE * nearest)
         return packing
     raise Unpackable("its loss or gradients differ when the rows are joined")
