@@ -140,10 +140,9 @@ def limits(record: Record) -> str:
 
 def _table(records: list[Record]) -> Table:
     layout, first = _layout(records), records[0]
+    # figures have their tasks in the order of the table's columns
     place = {task: number for number, task in enumerate(layout["tasks"])}
-    records = sorted(
-        records, key=lambda record: place.get(record.task, len(place))
-    )  # figures have the order of the table
+    records = sorted(records, key=lambda record: place.get(record.task, len(place)))
     published = load_published().get(layout["published"], {"rows": {}, "source": "", "backbone": ""})
     columns = _columns(records, layout)
     rows = []
