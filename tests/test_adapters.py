@@ -185,11 +185,14 @@ def test_layers_that_share_already_are_not_shared_otherwise():
         assert ties(model) == shared
 
 
-def test_nothing_is_shared_if_a_projection_cannot_be():
-    rank = {"layer.3.attention.self.value": 2, "layer.2.attention.self.value": 4}
-    model = fill(get_peft_model(bert(), LoraConfig(**BASE, rank_pattern=rank)))
+@pytest.mark.parametrize(
+    ("option", "what"), [("rank_pattern", "widths"), ("alpha_pattern", r"scalings \(alpha / rank\)")]
+)
+def test_nothing_is_shared_if_a_projection_cannot_be(option, what):
+    uneven = {"layer.3.attention.self.value": 2, "layer.2.attention.self.value": 4}
+    model = fill(get_peft_model(bert(), LoraConfig(**BASE, **{option: uneven})))
     selection = lora_drop.select(lora_drop.score(model, [batch()]), threshold=0.2)
-    with pytest.raises(UserError, match="different widths"):
+    with pytest.raises(UserError, match=f"different {what}"):
         lora_drop.share(model, selection)
     assert ties(model) == []
 

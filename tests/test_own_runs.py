@@ -132,6 +132,7 @@ def test_numbers_and_pairs(folder, capsys):
     assert lora_drop("run", "-d", "pairs", "--data", "p.tsv", *lora, *TINY) == 0
     assert json.loads(Path("pairs/metrics.json").read_text())["primary"] == "f1_macro"
     assert lora_drop("predict", "pairs", "--data", "p.tsv", "-q") == 0
+    assert Path("pairs/predictions-p.tsv").read_text().splitlines()[0].split("\t")[-4:-2] == ["prediction", "score"]
     capsys.readouterr()
     own_data.write(folder / "other.csv", own_data.reviews(3))
     assert lora_drop("predict", "pairs", "--data", "other.csv", "-q") == 2

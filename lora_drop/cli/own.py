@@ -18,7 +18,10 @@ def predict(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run that was trained on data of yours.")],
     data: Annotated[str, typer.Option("--data", metavar="PATH", help="New rows: a file, a folder, or org/name (Hub).")],
     to: Annotated[
-        Path | None, typer.Option("--to", metavar="FILE", help="csv, tsv or jsonl; else predictions-NAME.csv in RUN.")
+        Path | None,
+        typer.Option(
+            "--to", metavar="FILE", help="csv, tsv or jsonl; else predictions-NAME in RUN, in the format of the data."
+        ),
     ] = None,
     split: Annotated[str, typer.Option(help="Split of a folder or of the Hub.")] = "test",
     **given: Any,

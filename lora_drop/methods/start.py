@@ -92,10 +92,10 @@ def _take_pair(group: list[tuple[str, Lora]], weights: dict[str, Tensor], config
         raise UserError(
             f"{folder} is an adapter of another backbone: {name} has the widths {theirs} there and {ours} here."
         )
-    if first[0].shape != lora.down.shape or scaling != lora.layer.scaling[lora.adapter]:
+    if first[0].shape != lora.down.shape or scaling != lora.scaling:
         raise UserError(
             f"{folder} has rank {len(first[0])} and scaling {scaling:g} in {name}, this run rank {lora.rank} and scaling "
-            f"{lora.layer.scaling[lora.adapter]:g}. Set method.rank and method.alpha to the adapter's ({config.r} and {config.lora_alpha})."
+            f"{lora.scaling:g}. Set method.rank and method.alpha to the adapter's ({config.r} and {config.lora_alpha})."
         )
     if not all(
         torch.equal(one, other) for pair in pairs for one, other in zip(first, pair, strict=True) if other is not None

@@ -56,7 +56,12 @@ class Lora:
     def metric(self) -> Float[Tensor, "inner inner"]:
         """M = scaling² · Bᵀ B, so that ‖ΔW x‖² = zᵀ M z with z = A x."""
         up = self.up
-        return self.layer.scaling[self.adapter] ** 2 * product(up.T, up)
+        return self.scaling**2 * product(up.T, up)
+
+    @property
+    def scaling(self) -> float:
+        """What B A is multiplied by."""
+        return float(self.layer.scaling[self.adapter])
 
     @property
     def rank(self) -> int:

@@ -26,9 +26,9 @@ def share(model: PeftModel, selection: Selection) -> PeftModel:
         selection: the outcome of `lora_drop.select`.
 
     Raises:
-        UserError: if a layer of the selection has no LoRA, layers that are to share have different widths, layers share
-            one already that should not, or the adapter is none that can be shared (see `adapters.loras`). The model is
-            then as it was.
+        UserError: if a layer of the selection has no LoRA, layers that are to share have different widths or scalings
+            (`alpha_pattern`), layers share one already that should not, or the adapter is none that can be shared (see
+            `adapters.loras`). The model is then as it was.
     """
     found = loras(model)
     names = {(place.projection, place.layer): place.name for place in all_places(model) if place.name in found}
@@ -41,7 +41,7 @@ def share(model: PeftModel, selection: Selection) -> PeftModel:
     low = [[names[name, layer] for layer in layers.shared] for name, layers in selection.projections.items()]
     _check_ties(model, low if selection.share else [])
     for group in low if selection.share else []:
-        _check_widths(found, group)
+        _check_alike(found, group)
     for group in low:
         if selection.share:
             tie(model, group)
@@ -67,20 +67,26 @@ def tie(model: PeftModel, names: Sequence[str]) -> None:
     assignment.
     """
     found = loras(model)
-    _check_widths(found, names)
+    _check_alike(found, names)
     for name in names[1:]:
         first, other = found[names[0]], found[name]
         other.layer.lora_A[other.adapter] = first.layer.lora_A[first.adapter]
         other.layer.lora_B[other.adapter] = first.layer.lora_B[first.adapter]
 
 
-def _check_widths(found: Mapping[str, Lora], names: Sequence[str]) -> None:
+def _check_alike(found: Mapping[str, Lora], names: Sequence[str]) -> None:
+    """Raise UserError unless one pair fits all these modules, and is the same ΔW for each."""
     for name in names[1:]:
         first, other = found[names[0]], found[name]
-        if first.down.shape != other.down.shape or first.up.shape != other.up.shape:
-            raise UserError(
-                f"{names[0]} and {name} have different widths and cannot share a LoRA. Set method.share=false for this model."
-            )
+        alike = {
+            "widths": first.down.shape == other.down.shape and first.up.shape == other.up.shape,
+            "scalings (alpha / rank)": first.scaling == other.scaling,
+        }
+        for what, same in alike.items():
+            if not same:
+                raise UserError(
+                    f"{names[0]} and {name} have different {what} and cannot share a LoRA. Set method.share=false for this model."
+                )
 
 
 def remove(model: PeftModel, names: Sequence[str]) -> None:

@@ -142,7 +142,7 @@ def predict(
     Args:
         run_dir: the run.
         data: a file, a folder, or a data set of the Hub, with the columns that the run read as text.
-        to: a csv, tsv or jsonl file; None: `predictions-NAME.csv` in the run directory.
+        to: a csv, tsv or jsonl file; None: `predictions-NAME` in the run directory, in the format of the data if it is one of these, else csv.
         source: whether the Hub may be asked.
         report: hears of progress.
         device: auto, cpu, cuda or mps.
@@ -151,7 +151,8 @@ def predict(
     Raises:
         UserError: for rows that cannot be read, a run that was not trained, or an unknown format.
     """
-    to = to or Path(run_dir) / f"predictions-{Path(data).stem}.csv"
+    given = Path(data)
+    to = to or Path(run_dir) / f"predictions-{given.stem}{given.suffix if given.suffix in FORMATS else '.csv'}"
     if to.is_dir():
         raise UserError(f"--to {to} is a folder. Name a file in it.")
     if to.suffix not in FORMATS:

@@ -15,7 +15,7 @@ def measure(given: Given) -> Measured:
         down = lora.down.detach().double().cpu()
         up = lora.up.double().cpu()[:, : len(down)]
         square = float(((up.T @ up) * (down @ down.T)).sum())
-        values[name] = lora.layer.scaling[lora.adapter] * max(square, 0.0) ** 0.5
+        values[name] = lora.scaling * max(square, 0.0) ** 0.5
     return Measured(values)
 
 
