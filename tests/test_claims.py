@@ -50,11 +50,39 @@ def test_a_claim_is_in_the_report_and_drawn():
     table = claimed((1.0, 2.0, 1.5, 1.0, 2.0, 1.2))
     text = to_markdown([table])
     line = next(line for line in text.splitlines() if line.startswith("| A is better"))
-    what, pairs = "| A is better than B | LoRA-drop against LoRA | +1.5 |", "| 6 (2) | held |"
+    what, pairs = "| A is better than B | LoRA-drop against LoRA | +1.5 |", "| 6 (2) | held |  |"
     assert line == f"{what} +0.9 to +2.0 | +0.8 to +2.1 {pairs}"
     assert FIGURES.get("claims").of(table) is not None
     bare = build_tables([record("lora", "mrpc", 0, 0.8)])[0]
     assert "Claims" not in to_markdown([bare]) and FIGURES.get("claims").of(bare) is None
+
+
+def test_a_claim_is_judged_again_on_rows_that_have_chosen_nothing():
+    table = claimed((1.0, 2.0, 1.5, 1.0, 2.0, 1.2))
+    lower = {("lora", "mrpc"): 0.70, ("lora", "rte"): 0.60, ("lora_drop", "mrpc"): 0.69, ("lora_drop", "rte"): 0.60}
+
+    def with_epochs(each, chosen="best"):
+        aside = lower.get((each.row, each.task), 0.5) + each.seed / 100
+        epochs = [{"epoch": 1.0, "held_out": 0.9}, {"epoch": 2.0, "held_out": aside}]
+        return replace(each, epochs=epochs, kept_epoch=2.0, select_epoch=chosen)
+
+    both = build_tables([with_epochs(each) for each in table.records])[0]
+    (found,) = judge(both)
+    assert found.verdict == "held" and found.held_out.differences == {
+        "mrpc": pytest.approx([-1.0] * 3),
+        "rte": pytest.approx([0.0] * 3, abs=1e-9),
+    }
+    line = next(line for line in to_markdown([both]).splitlines() if line.startswith("| A is better"))
+    assert line.endswith("| 6 (2) | held | −0.5 | −0.5 to −0.5 | not held |  |")
+    chosen = build_tables([with_epochs(each, "held_out") for each in table.records])[0]
+    assert judge(chosen)[0].held_out is None and judge(table)[0].held_out is None
+
+
+def test_an_undecided_claim_says_how_many_seeds_would_decide_it():
+    table = claimed((-1.0, 2.0, 2.0, 1.0, 2.0, 1.2))
+    (found,) = judge(table)
+    assert found.verdict == "undecided" and found.seeds > 3
+    assert f"| undecided | {found.seeds} |" in to_markdown([table])
 
 
 def test_tasks_in_which_nothing_was_learnt_decide_no_claim():

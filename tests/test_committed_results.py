@@ -89,4 +89,18 @@ def test_the_committed_results_are_whole_and_of_a_clean_commit(folder):
         assert not {"data_dir", "device"} & found.config.keys()
 
 
-# ---- claims
+def test_the_readme_tells_what_the_tables_say():
+    told = (RESULTS / "README.md").read_text(encoding="utf-8").splitlines()
+    table = (RESULTS / "mpnet" / "packaged-mpnet-base" / "table.md").read_text(encoding="utf-8")
+    claims, alike = (
+        [line for line in table.partition(head)[2].partition(end)[0].splitlines() if line.startswith("| ")]
+        for head, end in (("### Claims", "Differences of"), ("Is the ranking", "###"))
+    )
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in claims[1:]]
+    assert len(rows) == 8
+    for _, _, difference, here, elsewhere, pairs, verdict, other, interval, again, seeds in rows:
+        (line,) = [line for line in told if f"| {difference}; {here}; {elsewhere}; {pairs}" in line]
+        *_, judged, held_out, needed = (cell.strip() for cell in line.split("|")[1:-1])
+        assert judged.startswith(verdict) and needed == seeds
+        assert held_out.startswith(f"{other}; {interval}; {again}")
+    assert len(alike) == 6 and set(alike[1:]) <= {line.strip() for line in told}

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from measured import RESULTS, record
 
 from lora_drop.experiments.agreement import kendall
-from lora_drop.experiments.plots import OWN, is_own, shade
+from lora_drop.experiments.plots import OWN, shade
 from lora_drop.experiments.records import read_records
 from lora_drop.experiments.report import draw
 from lora_drop.experiments.table import build_tables
@@ -30,7 +30,7 @@ def test_the_importance_figure_counts_seeds_not_rows():
     table = build_tables([*records, record("without_share", "rte", 0, 0.8, experiment="table7", scores=own)])[0]
     drawn = next(row.title for row in table.rows if row.name == "lora_drop")
     figure = FIGURES.get("importance").of(table)
-    assert next(axis.get_title() for axis in figure.axes) == f"RTE, {drawn} (n = 2 seeds)"
+    assert next(axis.get_title() for axis in figure.axes) == f"RTE (n = 2 seeds)\n{drawn}"
 
 
 def test_the_tradeoff_names_every_row():
@@ -41,8 +41,10 @@ def test_the_tradeoff_names_every_row():
     assert {bar.lines[0].get_color() for bar in figure.axes[1].containers} >= {OWN}
     table = build_tables(read_records(RESULTS / "minilm" / "packaged-minilm-l6"))[0]
     measured = [row.title for row in table.rows if row.cells]
-    (legend,) = FIGURES.get("tradeoff").of(table).legends  # too many for names at the points
-    assert len(measured) > 8 and [text.get_text() for text in legend.get_texts()] == measured
+    figure = FIGURES.get("tradeoff").of(table)
+    (legend,) = figure.legends  # too many for names at the points; that of Full-FT is at its line
+    assert len(measured) > 9 and [text.get_text() for text in legend.get_texts()] == measured[1:]
+    assert {text.get_text() for axis in figure.axes for text in axis.texts} == {"Full-FT"} == {measured[0]}
 
 
 @pytest.mark.parametrize("name", ["tradeoff", "curves"])
@@ -78,7 +80,7 @@ def test_ablations_are_grey_beside_lora_drop():
             for row, changed in (("inverse", {"policy": "inverse"}), ("without_share", {"share": False}))
         ),
     ]
-    assert [is_own(each) for each in records] == [True, False, False]
+    assert [each.own for each in records] == [True, False, False]
 
 
 def test_the_dashed_line_joins_what_nothing_beats_with_as_few_parameters():
@@ -89,6 +91,19 @@ def test_the_dashed_line_joins_what_nothing_beats_with_as_few_parameters():
     (axis, *_) = FIGURES.get("tradeoff").of(build_tables(records)[0]).axes
     (line,) = [line for line in axis.lines if line.get_linestyle() == "--"]
     assert list(line.get_xdata()) == [100, 150, 300] and list(line.get_ydata()) == pytest.approx([70, 75, 80])
+
+
+def test_rows_of_one_size_stand_beside_each_other_and_full_fine_tuning_is_a_line():
+    sizes = {"lora": 900, "sparse_adapter": 100, "vera": 100, "full": 10**8}
+    records = [
+        record(row, "rte", 0, 0.8, method="full" if row == "full" else row, parameters={"adapter": size, "head": 0})
+        for row, size in sizes.items()
+    ]
+    (axis, *_) = FIGURES.get("tradeoff").of(build_tables(records)[0]).axes
+    places = sorted(container.lines[0].get_xdata()[0] for container in axis.containers)
+    assert places[0] < 100 < places[1] < 110 and places[2] == 900
+    assert places[0] * places[1] == pytest.approx(100**2) and axis.get_xlim()[1] < 2000
+    assert any(set(line.get_ydata()) == {80} and line.get_linestyle() == ":" for line in axis.lines)
 
 
 def test_each_panel_has_the_sizes_of_its_own_task_and_a_table_weighs_tasks_alike():
@@ -121,6 +136,37 @@ def test_the_heat_strip_counts_the_seeds_in_which_the_row_of_most_runs_retains_a
     for axis in (query, value):
         assert [text.get_text() for text in axis.texts] == ["2", "1"]
         assert np.allclose(axis.images[0].get_array(), [[0.7, 0.3]])
+
+
+def own_warm_ups(*values):
+    """Records of two rows of one task, with these importances of the first of two layers."""
+    rows = ("t0.95", "t0.90")
+    return [
+        record(
+            *(row, "rte", seed, 0.8),
+            experiment="table6",
+            method="lora_drop",
+            scores=[{"projection": "query", "layer": layer, "score": 1.0, "importance": each} for layer, each in both],
+            selection={"projections": {"query": {"retained": [0], "shared": [1]}}},
+        )
+        for seed, value in enumerate(values)
+        for row, first in zip(rows, value, strict=False)
+        for both in (((0, first), (1, 1 - first)),)
+    ]
+
+
+def test_the_heat_strip_shades_the_warm_ups_whose_choices_it_counts():
+    table = build_tables(own_warm_ups((0.9, 0.6), (0.8, 0.4))[:3] + own_warm_ups((0.9, 0.6), (0.8, 0.4))[3:])[0]
+    fewer = build_tables([each for each in table.records if (each.row, each.seed) != ("t0.95", 1)])[0]
+    assert np.allclose(FIGURES.get("layers").of(table).axes[0].images[0].get_array(), [[0.85, 0.15]])
+    assert np.allclose(FIGURES.get("layers").of(fewer).axes[0].images[0].get_array(), [[0.5, 0.5]])
+
+
+def test_rows_of_one_task_with_warm_ups_of_their_own_have_panels_of_their_own():
+    titles = [axis.get_title() for axis in FIGURES.get("importance").of(build_tables(own_warm_ups((0.9, 0.6)))[0]).axes]
+    assert [title.split(" (n")[0] for title in titles] == ["RTE, T = 0.95", "RTE, T = 0.9"]
+    same = FIGURES.get("importance").of(build_tables(own_warm_ups((0.9, 0.9)))[0])
+    assert [axis.get_title() for axis in same.axes] == ["RTE (n = 1 seed)"]
 
 
 def test_a_learning_curve_is_the_mean_over_seeds_of_the_epochs_that_all_have():

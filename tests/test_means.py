@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from lora_drop.experiments.means import mean_over_tasks
+from lora_drop.experiments.means import mean_over_tasks, seeds_to_tell
 
 
 def test_tasks_weigh_the_same_however_many_seeds_they_have():
@@ -36,3 +36,17 @@ def test_a_task_with_one_seed_takes_part_only_where_no_task_has_several():
     single = mean_over_tasks({"a": [1.0], "b": [2.0]})
     assert (single.value, single.tasks, single.here) == (1.5, ("a", "b"), None) and single.elsewhere is not None
     assert mean_over_tasks({"a": [1.0, 1.0], "b": [2.0, 2.0]}).here == (1.5, 1.5)
+
+
+def test_so_many_seeds_would_tell_a_mean_from_a_bound():
+    values = {"a": [1.0, 2.0, 3.0], "b": [0.0, 2.0, 4.0]}  # variances 1 and 4, mean 2
+    for bound in (1.0, 0.0, -3.0):
+        seeds = seeds_to_tell(values, bound)
+        for count, told in ((seeds - 1, False), (seeds, True)):
+            if count > 1:
+                degrees = (5 / count) ** 2 / (17 / count**2 / (count - 1))
+                half = stats.t.ppf(0.975, degrees) * np.sqrt(5 / count) / 2
+                assert bool(2 - half > bound) is told
+    assert seeds_to_tell(values, 1.0) > seeds_to_tell(values, -3.0)
+    assert seeds_to_tell(values, 1.9) is None  # more than a hundred
+    assert seeds_to_tell({"a": [1.0], "b": [2.0]}, 0.0) is None

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
 import numpy as np
 
 from lora_drop.experiments.records import Record
-from lora_drop.experiments.table import Table
+from lora_drop.experiments.table import Row, Table
 from lora_drop.pruning.agreement import by_layer
 from lora_drop.pruning.agreement import kendall as tau
 
@@ -26,17 +28,27 @@ def scored_by_row(table: Table) -> dict[str, list[Record]]:
     return {title: mine for title, mine in rows.items() if mine}
 
 
+def row_of_choices(table: Table) -> Row | None:
+    """Return the row of LoRA-drop with the most runs that select layers, the first of several; None without any."""
+    counted = Counter(record.row for record in scored(table) if record.own and record.selection)
+    return max(table.rows, key=lambda row: counted[row.name]) if counted else None
+
+
 def warm_ups_by_task(table: Table) -> dict[str, list[Record]]:
-    """Return by the task's title the first record with importances of each seed: rows that only select differently
-    share a warm-up."""
+    """Return by the task's title a record with importances of each seed: of `row_of_choices`, else of the first row.
+
+    Rows that only select differently share a warm-up.
+    """
+    chosen = row_of_choices(table)
     first: dict[tuple[str, int], Record] = {}
-    for row in table.rows:
+    for row in sorted(table.rows, key=lambda row: row is not chosen):
         for record in scored(table):
             if record.row == row.name:
                 first.setdefault((record.task, record.seed), record)
     by_task: dict[str, list[Record]] = {}
-    for record in first.values():
-        by_task.setdefault(record.task_title, []).append(record)
+    for record in scored(table):  # in the order of the tasks
+        if first[record.task, record.seed] is record:
+            by_task.setdefault(record.task_title, []).append(record)
     return by_task
 
 
@@ -74,3 +86,40 @@ def retained_alike(records: Sequence[Record], projection: str) -> str:
         return ""
     common = np.mean([len(one & two) for one, two in combinations(chosen, 2)])
     return f"{common:.1f} of {np.mean(list(map(len, chosen))):.1f}"
+
+
+@dataclass(frozen=True)
+class Alike:
+    """How far two warm-ups agree on a projection, mean over every two of some kind."""
+
+    tau: float
+    """Kendall's τ-b of their importances."""
+    common: float
+    """Share of the retained layers that they have in common: twice their number, of those of both."""
+    chance: float
+    """The same of two random choices of as many layers."""
+
+
+def seeds_and_tasks(by_task: Mapping[str, Sequence[Record]], projection: str) -> tuple[Alike, Alike] | None:
+    """Return how far two seeds of a task, and runs of two tasks, agree; None without such pairs of runs that select layers."""
+    runs = [
+        (task, record)
+        for task, mine in by_task.items()
+        for record in mine
+        if projection in record.selection.get("projections", {})
+    ]
+    pairs = [(one, other, task == another) for (task, one), (another, other) in combinations(runs, 2)]
+    same, different = ([(one, other) for one, other, alike in pairs if alike is kind] for kind in (True, False))
+    return (_alike(same, projection), _alike(different, projection)) if same and different else None
+
+
+def _alike(pairs: Sequence[tuple[Record, Record]], projection: str) -> Alike:
+    taus, commons, chances = [], [], []
+    for pair in pairs:
+        one, two = (importances_of(record.scores, projection) for record in pair)
+        taus.append(tau(one, two))
+        chosen, other = (set(record.selection["projections"][projection]["retained"]) for record in pair)
+        both = max(len(chosen) + len(other), 1)
+        commons.append(2 * len(chosen & other) / both)
+        chances.append(2 * len(chosen) * len(other) / len(one) / both)
+    return Alike(*(float(np.mean(values)) for values in (taus, commons, chances)))

@@ -8,13 +8,17 @@ tasks that have several seeds. Tasks in which nothing was learnt take no part.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
-from lora_drop.experiments.means import Mean, mean_over_tasks
+from lora_drop.experiments.means import Mean, mean_over_tasks, seeds_to_tell
 from lora_drop.experiments.records import Record
 from lora_drop.experiments.table import Table
+from lora_drop.runs.stages.base import HELD_OUT
+
+Score = Callable[[Record], float | None]
+"""The primary score of a run on some rows; None without them."""
 
 
 @dataclass(frozen=True)
@@ -30,36 +34,64 @@ class Verdict:
     differences: dict[str, list[float]]
     """Of each task, one for each seed, in the table's unit; positive where the row is better."""
     mean: Mean
+    held_out: Verdict | None = None
+    """The same claim on the rows held out of training; None without such rows."""
+
+    @property
+    def bound(self) -> float:
+        """The difference above which the claim is true."""
+        return -(self.margin or 0.0)
 
     @property
     def verdict(self) -> str:
         """Held, not held or undecided."""
-        bound, here = -(self.margin or 0.0), self.mean.here
-        if here is None or len(self.mean.tasks) < 2 or here[0] <= bound <= here[1]:
+        here = self.mean.here
+        if here is None or len(self.mean.tasks) < 2 or here[0] <= self.bound <= here[1]:
             return "undecided"
-        return "held" if here[0] > bound else "not held"
+        return "held" if here[0] > self.bound else "not held"
+
+    @property
+    def seeds(self) -> int | None:
+        """Seeds of each task that would decide an undecided claim, if mean and spreads stay what they are; see `seeds_to_tell`."""
+        return seeds_to_tell(self.differences, self.bound)
 
 
 def judge(table: Table) -> list[Verdict]:
     """Return the verdict on each claim of the table's experiment of which there is a pair."""
-    titles = {row.name: row.title for row in table.rows}
-    found = [_judge(table, claim, titles) for claim in table.claims.values()]
-    return [verdict for verdict in found if verdict is not None]
+    found = []
+    for claim in table.claims.values():
+        verdict, held_out = (_judge(table, claim, score) for score in (_kept, _kept_on_held_out))
+        if verdict is not None:
+            found.append(replace(verdict, held_out=held_out))
+    return found
 
 
-def _judge(table: Table, claim: Mapping[str, Any], titles: Mapping[str, str]) -> Verdict | None:
-    ours, theirs = (_scores(table, claim[key]) for key in ("row", "against"))
+def _judge(table: Table, claim: Mapping[str, Any], score: Score) -> Verdict | None:
+    ours, theirs = (_scores(table, claim[key], score) for key in ("row", "against"))
     differences: dict[str, list[float]] = {}
     for task, seed in sorted(ours.keys() & theirs.keys()):
         differences.setdefault(task, []).append(ours[task, seed] - theirs[task, seed])
     if not differences:
         return None
+    titles = {row.name: row.title for row in table.rows}
     names = titles[claim["row"]], titles[claim["against"]]
     return Verdict(claim["says"], *names, claim.get("margin"), differences, mean_over_tasks(differences))
 
 
-def _scores(table: Table, row: str) -> dict[tuple[str, int], float]:
-    """Return the primary score of each task and seed, of the epoch kept, in the table's unit."""
-    known = [each for each in table.records if each.row == row and each.metrics]
-    mine: list[Record] = [each for each in known if each.task in table.learnt]
-    return {(each.task, each.seed): each.unit * each.metrics[each.primary] for each in mine}
+def _scores(table: Table, row: str, score: Score) -> dict[tuple[str, int], float]:
+    """Return the score of each task and seed, in the table's unit."""
+    mine = [each for each in table.records if each.row == row and each.task in table.learnt]
+    found = {(each.task, each.seed): (each.unit, score(each)) for each in mine}
+    return {key: unit * value for key, (unit, value) in found.items() if value is not None}
+
+
+def _kept(record: Record) -> float | None:
+    """Of the epoch kept, on the evaluation split."""
+    return record.metrics.get(record.primary)
+
+
+def _kept_on_held_out(record: Record) -> float | None:
+    """Of the same epoch, on the rows held out of training, unless they have chosen it."""
+    if record.select_epoch == "held_out":
+        return None
+    return next((entry.get(HELD_OUT) for entry in record.epochs if entry["epoch"] == record.kept_epoch), None)

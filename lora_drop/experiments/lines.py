@@ -118,8 +118,9 @@ def text_of(value: float | None, form: str) -> str:
 
 
 def signed(value: float | None) -> str:
-    """Return a difference with one digit and its sign; empty if there is none."""
-    return text_of(value, "+.1f").replace("-", "−")
+    """Return a difference with one digit and its sign, which 0 has not; empty if there is none."""
+    text = text_of(value, "+.1f").replace("-", "−")
+    return text[1:] if text in ("+0.0", "−0.0") else text
 
 
 def one_line(text: str) -> str:

@@ -15,11 +15,13 @@ from lora_drop.experiments.agreement import (
     retained_alike,
     scored,
     scored_by_row,
+    seeds_and_tasks,
+    warm_ups_by_task,
 )
-from lora_drop.experiments.claims import judge
+from lora_drop.experiments.claims import Verdict, judge
 from lora_drop.experiments.epochs import kept_epochs, optimism
 from lora_drop.experiments.lines import heads, lines, notes, one_line, signed, text_of
-from lora_drop.experiments.means import Interval
+from lora_drop.experiments.means import MOST_SEEDS, Interval
 from lora_drop.experiments.records import Record
 from lora_drop.experiments.table import Row, Table
 
@@ -71,23 +73,37 @@ def claims(table: Table) -> list[str]:
     verdicts = judge(table)
     if not verdicts:
         return []
-    body = []
-    for found in verdicts:
-        margin = "" if found.margin is None else f", margin {found.margin:g}"
-        what = f"{found.row} against {found.against}{margin}"
-        intervals = [_range(found.mean.here), _range(found.mean.elsewhere)]
-        pairs = f"{sum(len(found.differences[task]) for task in found.mean.tasks)} ({len(found.mean.tasks)})"
-        body.append(list(map(_literal, [found.text, what, signed(found.mean.value), *intervals, pairs, found.verdict])))
+    checked = any(found.held_out for found in verdicts)
     head = ["claim", "compared", "difference", "95 %, these tasks", "95 %, others", "pairs (tasks)", "verdict"]
-    return [
-        *["### Claims", "", *_markdown_table(head, body)],
+    head += [*["on held-out rows", "95 %, these tasks", "verdict"] * checked, "seeds to decide"]
+    body = [_judged(found, checked) for found in verdicts]
+    told = (
         "Differences of the primary scores in points, of runs with the same task and seed: their mean by task, then over tasks. "
-        "The first interval is that for other seeds on these tasks, and decides the verdict; the second is for other tasks, of "
-        "which a few say little (where it is narrower, they agree by chance). Tasks with one seed take no part where others have "
-        "several. Each claim is judged at 95 % by "
-        f"itself: nothing is corrected for their number, {len(verdicts)}.",
-        "",
-    ]
+        "The first interval is that for other seeds on these tasks and these rows, and decides the verdict; the second is for "
+        "other tasks, of which a few say little (where it is narrower, they agree by chance). Tasks with one seed take no part "
+        "where others have several. Each claim is judged at 95 % by "
+        f"itself: nothing is corrected for their number, {len(verdicts)}. "
+    )
+    if checked:
+        told += (
+            "On held-out rows: the same runs and epochs on the rows held out of training, which have chosen nothing and are "
+            "others for each seed. "
+        )
+    told += "Seeds to decide: so many of each task would, if mean and spreads stay what they are."
+    return ["### Claims", "", *_markdown_table(head, body), told, ""]
+
+
+def _judged(found: Verdict, checked: bool) -> list[str]:
+    """Return the cells of a claim."""
+    margin = "" if found.margin is None else f", margin {found.margin:g}"
+    pairs = f"{sum(len(found.differences[task]) for task in found.mean.tasks)} ({len(found.mean.tasks)})"
+    cells = [found.text, f"{found.row} against {found.against}{margin}", signed(found.mean.value)]
+    cells += [_range(found.mean.here), _range(found.mean.elsewhere), pairs, found.verdict]
+    if checked:
+        other = found.held_out
+        cells += [signed(other.mean.value), _range(other.mean.here), other.verdict] if other else [""] * 3
+    seeds = str(found.seeds or f"more than {MOST_SEEDS}") if found.mean.here and found.verdict == "undecided" else ""
+    return list(map(_literal, [*cells, seeds]))
 
 
 def _range(interval: Interval | None) -> str:
@@ -96,7 +112,7 @@ def _range(interval: Interval | None) -> str:
 
 def agreement(table: Table) -> list[str]:
     """Return how far rows and seeds rank the layers alike, where the experiment compares ratios, or asks for it."""
-    return [*_between_rows(table), *_between_seeds(table)]
+    return [*_between_rows(table), *_between_seeds(table), *_between_tasks(table)]
 
 
 def _between_rows(table: Table) -> list[str]:
@@ -137,6 +153,26 @@ def _between_seeds(table: Table) -> list[str]:
     head += [f"alike {name}" for name in projections]
     told = "Kendall τ between the layers' importances of every two seeds, and how many of the retained layers they have in common (mean):"
     return [told, "", *_markdown_table(head, body)]
+
+
+def _between_tasks(table: Table) -> list[str]:
+    """Whether two seeds of a task agree more than two tasks do: a column for each projection."""
+    by_task = warm_ups_by_task(table) if table.agreement else {}
+    found = {name: both for name in projections_of(table) if (both := seeds_and_tasks(by_task, name))}
+    if not found:
+        return []
+    kinds = ("two seeds of a task", "two tasks")
+    body = [
+        [f"τ, {kind}", *(f"{both[number].tau:.2f}" for both in found.values())] for number, kind in enumerate(kinds)
+    ]
+    for number, kind in enumerate(kinds):
+        body.append(
+            [f"retained layers in common, {kind}", *(f"{100 * both[number].common:.0f} %" for both in found.values())]
+        )
+    body.append(["of two random choices", *(f"{100 * both[1].chance:.0f} %" for both in found.values())])
+    count = sum(map(len, by_task.values()))
+    told = f"Is the ranking the task's, or the model's? Means over every two of {count} warm-ups, one of each task and seed:"
+    return [told, "", *_markdown_table(["", *found], body)]
 
 
 def _by_row_and_task(table: Table) -> Iterator[tuple[Row, str, list[Record]]]:

@@ -17,6 +17,7 @@ from statistics import fmean, variance
 
 OUTSIDE = 0.025
 """Probability of either side of an interval."""
+MOST_SEEDS = 100
 Interval = tuple[float, float]
 
 
@@ -45,15 +46,32 @@ def mean_over_tasks(values: Mapping[str, Sequence[float]]) -> Mean:
     taken = several or values
     means = [fmean(found) for found in taken.values()]
     value = fmean(means)
-    here = _welch(value, list(several.values())) if several else None
+    here = _welch(value, [(variance(sample), len(sample)) for sample in several.values()]) if several else None
     elsewhere = _around(value, variance(means) / len(means), len(means) - 1) if len(means) > 1 else None
     return Mean(value, tuple(taken), here, elsewhere)
 
 
-def _welch(value: float, samples: Sequence[Sequence[float]]) -> Interval:
-    """Return the interval of a mean of means of samples that differ in spread (Welch, Satterthwaite)."""
-    parts = [variance(sample) / len(sample) for sample in samples]
-    weighted = sum(part**2 / (len(sample) - 1) for part, sample in zip(parts, samples, strict=True))
+def seeds_to_tell(values: Mapping[str, Sequence[float]], bound: float) -> int | None:
+    """Return how many seeds of each task would tell the mean from `bound`, if mean and spreads stay what they are.
+
+    None if more than MOST_SEEDS, or if no task has several.
+    """
+    found = mean_over_tasks(values)
+    samples = [values[task] for task in found.tasks]
+    if found.here is None:
+        return None
+    spreads = [variance(sample) for sample in samples]
+    for seeds in range(2, MOST_SEEDS + 1):
+        low, high = _welch(found.value, [(spread, seeds) for spread in spreads])
+        if not low <= bound <= high:
+            return seeds
+    return None
+
+
+def _welch(value: float, samples: Sequence[tuple[float, int]]) -> Interval:
+    """Return the interval of a mean of means of samples (variance, size) that differ in spread (Welch, Satterthwaite)."""
+    parts = [spread / size for spread, size in samples]
+    weighted = sum(part**2 / (size - 1) for part, (_, size) in zip(parts, samples, strict=True))
     degrees = sum(parts) ** 2 / weighted if weighted else math.inf
     return _around(value, sum(parts) / len(parts) ** 2, degrees)
 

@@ -49,13 +49,6 @@ class Figure:
         return self.draw(table, records) if records else None
 
 
-def is_own(record: Record) -> bool:
-    """Return True for LoRA-drop as the paper has it, False for other methods and for its ablations."""
-    settings = record.config.get("method", {})
-    whole = settings.get("policy", "threshold") == "threshold" and settings.get("share", True)
-    return record.method == "lora_drop" and whole
-
-
 def shade(number: int, total: int) -> Any:
     """Return a colour of a sequential map, from light to dark, in which lightness alone tells the order, too."""
     return colormaps["viridis_r"](0.15 + 0.85 * number / max(total - 1, 1))

@@ -113,6 +113,13 @@ class Record:
         """What metrics are multiplied by in tables and figures."""
         return 100.0 if self.percent else 1.0
 
+    @property
+    def own(self) -> bool:
+        """True for LoRA-drop as the paper has it, False for other methods and for its ablations."""
+        settings = self.config.get("method", {})
+        whole = settings.get("policy", "threshold") == "threshold" and settings.get("share", True)
+        return self.method == "lora_drop" and whole
+
 
 def versions_of(task: str, method: str, stages: Iterable[str], criterion: str = PAPER) -> dict[str, int]:
     """Return the versions on which the numbers of these stages rest: their own, the task's, method's and criterion's."""

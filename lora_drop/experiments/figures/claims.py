@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from matplotlib.figure import Figure as Drawing
 
 from lora_drop.experiments.claims import judge
+from lora_drop.experiments.means import Mean
 from lora_drop.experiments.plots import DARK, LIGHT, Figure, panels
 from lora_drop.experiments.records import Record
 from lora_drop.experiments.table import Table
@@ -12,29 +15,38 @@ from lora_drop.pruning.picture import plain
 
 
 def draw(table: Table, records: list[Record]) -> Drawing:
-    """Draw a line for each claim, the first on top; dots are pairs of task and seed."""
+    """Draw a line for each claim, the first on top; strokes are pairs of task and seed. Below it, in grey, the same on
+    the rows held out of training."""
     verdicts = judge(table)
-    figure, axes = panels(1, 1, width=7.5, height=1.2 + 0.45 * len(verdicts))
+    figure, axes = panels(1, 1, width=7.5, height=1.4 + 0.55 * len(verdicts))
     axis = axes[0][0]
     axis.axvline(0, color="0.6", linewidth=0.8)
     for height, found in enumerate(reversed(verdicts)):
-        pairs = [difference for task in found.mean.tasks for difference in found.differences[task]]
-        axis.plot(pairs, [height - 0.18] * len(pairs), "|", color=LIGHT, markersize=7)
         if found.margin is not None:
-            axis.plot([-found.margin] * 2, [height - 0.3, height + 0.3], color="0.3", linestyle=":")
-        for interval, width in ((found.mean.elsewhere, 0.8), (found.mean.here, 2.5)):
-            if interval is not None:
-                axis.plot(interval, [height] * 2, color=DARK, linewidth=width)
-        axis.plot(found.mean.value, height, "o", color=DARK, markersize=6)
+            axis.plot([-found.margin] * 2, [height - 0.38, height + 0.3], color="0.3", linestyle=":")
+        pairs = [difference for task in found.mean.tasks for difference in found.differences[task]]
+        axis.plot(pairs, [height + 0.2] * len(pairs), "|", color=LIGHT, markersize=6)
+        if found.mean.elsewhere is not None:  # its ends can be seen also where it is the narrower one
+            axis.plot(found.mean.elsewhere, [height] * 2, color=DARK, linewidth=0.8, marker="|", markersize=9)
+        _interval(axis, found.mean, height, "o", DARK)
+        if found.held_out is not None:
+            _interval(axis, found.held_out.mean, height - 0.24, "s", "0.55")
     names = [f"{plain(found.row)}\nagainst {plain(found.against)}" for found in reversed(verdicts)]
     axis.set_yticks(range(len(verdicts)), names, fontsize=8)
     axis.set_ylim(-0.6, len(verdicts) - 0.4)
     axis.set_xlabel(
-        "difference in points (thick: 95 % interval on these tasks; thin: on others;\n"
-        "strokes: pairs; dotted: the margin of the claim)",
+        "difference in points (thick: 95 % interval on these tasks; thin: on others; strokes: pairs;\n"
+        "grey: the same runs on the rows held out; dotted: the margin of the claim)",
         fontsize=9,
     )
     return figure
+
+
+def _interval(axis: Any, mean: Mean, height: float, marker: str, colour: str) -> None:
+    """Draw a mean and its interval for other seeds."""
+    if mean.here is not None:
+        axis.plot(mean.here, [height] * 2, color=colour, linewidth=2.5, solid_capstyle="butt")
+    axis.plot(mean.value, height, marker, color=colour, markersize=5)
 
 
 FIGURE = Figure("claims", reads=lambda record: record.metrics and record.layout.get("claims"), draw=draw)

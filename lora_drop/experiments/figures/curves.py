@@ -7,24 +7,29 @@ import numpy as np
 from matplotlib.figure import Figure as Drawing
 from matplotlib.ticker import MaxNLocator
 
-from lora_drop.experiments.plots import MARKERS, OWN, Figure, grey, is_own, legend_below, task_panels
+from lora_drop.experiments.plots import MARKERS, OWN, Figure, grey, legend_below, task_panels
 from lora_drop.experiments.records import Record
 from lora_drop.experiments.table import Table
 from lora_drop.pruning.picture import plain
+
+MOST = 12
+"""Lines that can be told apart. Of more rows, only those that the experiment's claims compare are drawn."""
 
 
 def draw(table: Table, records: list[Record]) -> Drawing:
     """Draw the tasks that have runs of several epochs, each with the rows that were run on it."""
     tasks = list(dict.fromkeys(record.task_title for record in records))
     figure, axes = task_panels(len(tasks), 3.2, "score")
+    compared = {claim[side] for claim in table.claims.values() for side in ("row", "against")}
+    rows = [row for row in table.rows if row.name in compared or len(table.rows) <= MOST]
     lines = {}
     for axis, title in zip(axes, tasks, strict=True):
-        for number, row in enumerate(table.rows):
+        for number, row in enumerate(rows):
             mine = [record for record in records if record.task_title == title and record.row == row.name]
             if not mine:
                 continue
             style = {
-                "color": OWN if is_own(mine[0]) else grey(number, len(table.rows)),
+                "color": OWN if mine[0].own else grey(number, len(rows)),
                 "marker": MARKERS[number % len(MARKERS)],
             }
             epochs, means = _curve(mine)

@@ -1,10 +1,13 @@
-"""Importance per layer: a column of panels per task, a row per projection; mean over seeds."""
+"""Importance per layer: a column of panels per task, a row per projection; mean over seeds. Of a single task whose rows
+all have warm-ups of their own, a column per row."""
 
 from __future__ import annotations
 
+from itertools import combinations
+
 from matplotlib.figure import Figure as Drawing
 
-from lora_drop.experiments.agreement import mean_importances, projections_of, warm_ups_by_task
+from lora_drop.experiments.agreement import mean_importances, projections_of, scored_by_row, warm_ups_by_task
 from lora_drop.experiments.plots import DARK, Figure, layer_axis, panels
 from lora_drop.experiments.records import Record
 from lora_drop.experiments.table import Table
@@ -13,16 +16,19 @@ from lora_drop.pruning.picture import plain
 
 def draw(table: Table, records: list[Record]) -> Drawing:
     """Draw each warm-up once: rows that only select differently share it."""
-    by_task, projections = warm_ups_by_task(table), projections_of(table)
-    figure, axes = panels(len(projections), len(by_task), width=2.9, height=2.3, sharey="row")
-    for across, (title, mine) in enumerate(by_task.items()):
+    shown, projections = warm_ups_by_task(table), projections_of(table)
+    by_row = len(shown) == 1 and not any(one.scores == other.scores for one, other in combinations(records, 2))
+    if by_row:
+        shown = {f"{records[0].task_title}, {title}": mine for title, mine in scored_by_row(table).items()}
+    figure, axes = panels(len(projections), len(shown), width=2.9, height=2.3, sharey="row")
+    for across, (title, mine) in enumerate(shown.items()):
         for down, projection in enumerate(projections):
             values = mean_importances(mine, projection)
             axes[down][across].bar(range(len(values)), values, color=DARK)
             layer_axis(axes[down][across], len(values))
-        of = f", {_row_of(table, mine)}" if _differ(records, mine) else ""
+        of = f"\n{_row_of(table, mine)}" if not by_row and _differ(records, mine) else ""
         seeds = f"n = {len(mine)} seed{'s' * (len(mine) > 1)}"
-        axes[0][across].set_title(f"{plain(title)}{of} ({seeds})", fontsize=10)
+        axes[0][across].set_title(f"{plain(title)} ({seeds}){of}", fontsize=10)
     for row, projection in zip(axes, projections, strict=True):
         row[0].set_ylabel(f"{projection} importance")
     return figure

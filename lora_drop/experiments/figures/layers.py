@@ -1,19 +1,18 @@
 """Importance of the layers on every task: a row of cells for each task, a block for each projection; mean over seeds.
 
 The number of a cell is in how many of the seeds LoRA-drop retains the layer: that row of the experiment which has the
-most runs.
+most runs, whose warm-ups the colours show where there are any.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import Any
 
 from matplotlib.figure import Figure as Drawing
 from matplotlib.ticker import MaxNLocator
 
-from lora_drop.experiments.agreement import mean_importances, projections_of, warm_ups_by_task
-from lora_drop.experiments.plots import Figure, is_own, panels
+from lora_drop.experiments.agreement import mean_importances, projections_of, row_of_choices, warm_ups_by_task
+from lora_drop.experiments.plots import Figure, panels
 from lora_drop.experiments.records import Record
 from lora_drop.experiments.table import Table
 from lora_drop.pruning.picture import plain
@@ -26,14 +25,13 @@ def draw(table: Table, records: list[Record]) -> Drawing:
     layers = len(next(iter(cells.values()))[0])
     width, height = 0.42 * layers + 1.6, max(0.42 * len(by_task) + 0.9, 1.6)
     figure, axes = panels(1, len(projections), width=width, height=height, sharey=True)
-    counted = Counter(record.row for record in records if is_own(record) and record.selection)
-    row = max(table.rows, key=lambda row: counted[row.name])  # the first of several
+    row = row_of_choices(table)
+    chosen = [record for record in records if row and record.row == row.name]
     darkest = max(values.max() for block in cells.values() for values in block)
     for axis, name in zip(axes[0], projections, strict=True):
         image = axis.imshow(cells[name], cmap="Blues", vmin=0, vmax=darkest, aspect="auto")
         for down, (title, values) in enumerate(zip(by_task, cells[name], strict=True)):
-            mine = [record for record in records if record.task_title == title and record.row == row.name]
-            _count(axis, down, mine, name, values / darkest)
+            _count(axis, down, [record for record in chosen if record.task_title == title], name, values / darkest)
         axis.set_title(name, fontsize=10)
         axis.set_xlabel("layer")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=12))
@@ -41,7 +39,7 @@ def draw(table: Table, records: list[Record]) -> Drawing:
         axis.spines[:].set_visible(False)
     names = [f"{plain(title)} ({len(mine)})" for title, mine in by_task.items()]
     axes[0][0].set_yticks(range(len(names)), names, fontsize=9)
-    if counted:
+    if row:
         figure.supxlabel(f"numbers: seeds in which {plain(row.title)} retains the layer", fontsize=8)
     figure.colorbar(image, ax=list(axes[0]), label="importance", pad=0.01)
     return figure

@@ -1,9 +1,13 @@
 """Score against trainable parameters: a panel per task, a marker per row, LoRA-drop in colour; bars are standard
 deviations over seeds. The dashed line joins what no other row beats with as few parameters (Pareto).
+
+Full fine-tuning is a line across: its parameters would leave no room for the others. Rows with as many parameters stand
+beside each other.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from matplotlib.figure import Figure as Drawing
@@ -15,15 +19,16 @@ from lora_drop.experiments.plots import (
     Figure,
     Point,
     grey,
-    is_own,
     label_points,
     legend_below,
     task_panels,
 )
 from lora_drop.experiments.records import Record
-from lora_drop.experiments.table import Table
+from lora_drop.experiments.table import Row, Table
 from lora_drop.pruning.picture import plain
 
+STEP, LOGARITHMIC = 1.06, 5
+"""Rows of one size stand so far from each other, as a factor; and the spread of sizes above which the axis is logarithmic."""
 LABELLED = 8
 """Up to so many points of a panel have their names beside them; more would cover each other, and are in a legend."""
 
@@ -31,31 +36,30 @@ LABELLED = 8
 def draw(table: Table, records: list[Record]) -> Drawing:
     """Draw the columns in which there is a score."""
     columns = [column for column in table.columns if any(column.key in row.cells for row in table.rows)]
-    sizes = [cell.parameters for row in table.rows for cell in row.cells.values() if cell.parameters]
+    across = {record.row for record in records if record.method == "full"}
+    sizes = _sizes([row for row in table.rows if row.name not in across]) or _sizes(table.rows)
     spread = max(sizes) / min(sizes)
     figure, axes = task_panels(len(columns), 3.4, "score", sharex=True)
-    ours = {record.row for record in records if is_own(record)}
-    measured = [row.name for row in table.rows if row.cells]
-    # rows of one colour are told apart by their markers
-    alike = {own: [name for name in measured if (name in ours) is own] for own in (True, False)}
+    styles = _styles(table, {record.row for record in records if record.own})
     named: list[tuple[Any, list[Point]]] = []
     shown = {}
     for axis, column in zip(axes, columns, strict=True):
+        cells = [(row, cell) for row in table.rows if (cell := row.cells.get(column.key)) and cell.parameters]
+        alone = [cell.parameters or 0.0 for row, cell in cells if row.name not in across]
+        places = _beside(alone, max(sizes), spread)
         points: list[Point] = []
-        for number, row in enumerate(table.rows):
-            cell = row.cells.get(column.key)
-            if cell is None or cell.parameters is None:
+        for row, cell in cells:
+            title = plain(row.title)
+            if row.name in across:
+                _line_across(axis, title, cell.mean)
                 continue
-            colour = OWN if row.name in ours else grey(number, len(table.rows))
-            place = alike[row.name in ours].index(row.name)
-            style: dict[str, Any] = {"fmt": MARKERS[place % len(MARKERS)], "color": colour}
-            style |= {"markeredgecolor": "black", "markersize": 7, "capsize": 3, "label": plain(row.title)}
-            shown[row.title] = axis.errorbar(cell.parameters, cell.mean, yerr=cell.deviation, **style)
-            points.append((cell.parameters, cell.mean, plain(row.title), OWN if row.name in ours else "black"))
+            place, style = places[len(points)], styles[row.name]
+            shown[row.title] = axis.errorbar(place, cell.mean, yerr=cell.deviation, label=title, **style)
+            points.append((place, cell.mean, title, OWN if style["color"] == OWN else "black"))
         named.append((axis, points))
         _pareto(axis, points)
         _scale(axis, spread)
-        axis.set_title(plain(column.title), fontsize=10)
+        axis.set_title(plain(column.title) + ("" if column.learnt else " (nothing was learnt)"), fontsize=10)
         axis.set_xlabel("trainable parameters")
     titles = [row.title for row in table.rows if row.title in shown]  # one may be missing in a panel: it was not run
     if max(len(points) for _, points in named) <= LABELLED:
@@ -63,6 +67,39 @@ def draw(table: Table, records: list[Record]) -> Drawing:
     else:
         legend_below(figure, {title: shown[title] for title in titles})
     return figure
+
+
+def _sizes(rows: Sequence[Row]) -> list[float]:
+    return [cell.parameters for row in rows for cell in row.cells.values() if cell.parameters]
+
+
+def _styles(table: Table, ours: set[str]) -> dict[str, dict[str, Any]]:
+    """Return how each row is drawn; rows of one colour are told apart by their markers."""
+    measured = [row.name for row in table.rows if row.cells]
+    alike = {own: [name for name in measured if (name in ours) is own] for own in (True, False)}
+    return {
+        row.name: {
+            "fmt": MARKERS[alike[row.name in ours].index(row.name) % len(MARKERS)],
+            "color": OWN if row.name in ours else grey(number, len(table.rows)),
+            **{"markeredgecolor": "black", "markersize": 7, "capsize": 3},
+        }
+        for number, row in enumerate(table.rows)
+        if row.cells
+    }
+
+
+def _beside(sizes: Sequence[float], largest: float, spread: float) -> list[float]:
+    """Return where rows of these sizes stand: those of one size beside each other."""
+    found = []
+    for number, size in enumerate(sizes):
+        steps = sizes[:number].count(size) - (sizes.count(size) - 1) / 2
+        found.append(size * STEP**steps if spread > LOGARITHMIC else size + (STEP - 1) / 3 * largest * steps)
+    return found
+
+
+def _line_across(axis: Any, title: str, score: float) -> None:
+    axis.axhline(score, color="0.4", linewidth=1, linestyle=":")
+    axis.text(1, score, title, transform=axis.get_yaxis_transform(), ha="right", va="bottom", fontsize=7.5)
 
 
 def _pareto(axis: Any, points: list[Point]) -> None:
@@ -79,7 +116,7 @@ def _pareto(axis: Any, points: list[Point]) -> None:
 def _scale(axis: Any, spread: float) -> None:
     """Let the x axis be logarithmic where the largest number is many times the smallest."""
     axis.xaxis.set_major_locator(MaxNLocator(nbins=4))
-    if spread > 5:
+    if spread > LOGARITHMIC:
         axis.set_xscale("log")
         axis.xaxis.set_major_locator(LogLocator(subs=(1.0,) if spread > 100 else (1.0, 3.0)))
         axis.xaxis.set_minor_formatter(NullFormatter())
