@@ -15,7 +15,7 @@ from typing import Any
 
 from lora_drop.errors import UserError
 
-OURS = re.compile(r"\..+\.\d+(\.old|\.gone)?\.tmp", re.DOTALL)
+OURS = re.compile(r"\..+\.(\d+)(\.old|\.gone)?\.tmp", re.DOTALL)
 """Names of what is half written, or half removed: the name that it is for, and the process."""
 
 ABANDONED_S = 86400.0
@@ -86,14 +86,28 @@ def remove(path: Path) -> None:
 def sweep(folder: Path, untouched_s: float = 0.0) -> None:
     """Remove from a folder what a killed process has left half written, or half removed.
 
+    What belongs to another process that is there stays: it may be writing. (A number that was given to another since is
+    believed for ABANDONED_S.)
+
     Args:
         folder: where.
-        untouched_s: only what nobody has written to for so long; ABANDONED_S where other processes may be at work.
+        untouched_s: only what nobody has written to for so long; ABANDONED_S where processes of other machines may be at work.
     """
     for leftover in folder.glob(".*.tmp"):
         with suppress(FileNotFoundError):  # another process sweeps, too
-            if OURS.fullmatch(leftover.name) and time.time() - leftover.lstat().st_mtime >= untouched_s:
+            named = OURS.fullmatch(leftover.name)
+            if named is None:
+                continue
+            untouched = time.time() - leftover.lstat().st_mtime
+            if untouched >= (ABANDONED_S if _is_another(int(named[1])) else untouched_s):
                 remove(leftover)
+
+
+def _is_another(process: int) -> bool:
+    """Return True for the number of another process of this machine."""
+    import psutil
+
+    return process != os.getpid() and psutil.pid_exists(process)
 
 
 HARMLESS = re.compile(r"[+-]?(?:[\d\s().,/+-]+|\d[\d.]*[eE][+-]?\d+|inf|nan)")

@@ -21,9 +21,12 @@ from lora_drop.files import digest, file_digest, read_json
 from lora_drop.progress import Reporter, text_of
 from lora_drop.pruning.sharing import ties
 from lora_drop.registry import METHODS, TASKS
+from lora_drop.runs.facts import read_facts
 from lora_drop.runs.job import Job
+from lora_drop.runs.listing import state
 from lora_drop.runs.stages.base import training
 from lora_drop.runs.store import Run
+from lora_drop.runs.words import compared, doubted
 
 pytestmark = pytest.mark.slow
 
@@ -214,6 +217,30 @@ def test_what_is_kept_beside_the_scores_agrees_with_them(finished, tmp_path):
     assert [row["score"] for row in trained["modules"]] != [row["score"] for row in scores["modules"]]
     assert contents(folder) == contents(finished)
     assert run(folder, "score.bootstrap=60", stages=["score"])[0].done == ["stability"]
+
+
+def test_a_model_is_not_described_by_what_was_configured_after_its_training(finished, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(finished, folder)
+    trained = read_facts(folder)
+    assert trained.trained_as_configured and len(compared([trained])) == 1
+    run(folder, "seed=7", "train.epochs=50", stages=["sample"])
+    facts = read_facts(folder)
+    assert facts.seed == 0 and state(facts) == "done, then configured anew" and compared([facts]) == []
+    assert any("configuration was changed" in doubt for doubt in doubted(facts))
+    run(folder, stages=["sample"])  # as it was
+    assert state(read_facts(folder)) == "done"
+    run(folder, "eval.batch_size=3", "train.save_steps=5", stages=["sample"])
+    assert state(read_facts(folder)) == "done"
+
+
+def test_intervals_of_other_scores_are_not_shown(finished, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(finished, folder)
+    run(folder, "score.bootstrap=20", stages=["score"])
+    assert read_facts(folder).stability["resamples"] == 20
+    run(folder, "score.criterion=weight", stages=["score"])
+    assert (folder / "stability.json").exists() and read_facts(folder).stability == {}
 
 
 def test_norms_stand_in_the_order_of_the_sample(finished):

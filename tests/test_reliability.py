@@ -141,10 +141,10 @@ def test_checkpoints_go_when_the_manifest_says_that_the_stage_is_done(tmp_path):
 def test_removing_follows_no_link_and_takes_only_what_is_ours(tmp_path):
     write_text(tmp_path / "theirs" / "a", "")
     (tmp_path / "run").mkdir()
-    link = tmp_path / "run" / ".adapter.1.tmp"
+    link = tmp_path / "run" / ".adapter.9999999.tmp"
     link.symlink_to(tmp_path / "theirs")
     write_text(tmp_path / "run" / ".mine.tmp", "")
-    write_text(tmp_path / "run" / ".scores.json.12.gone.tmp" / "a", "")
+    write_text(tmp_path / "run" / ".scores.json.9999999.gone.tmp" / "a", "")
     sweep(tmp_path / "run")
     assert [path.name for path in (tmp_path / "run").iterdir()] == [".mine.tmp"]
     (tmp_path / "run" / "checkpoints").symlink_to(tmp_path / "theirs")

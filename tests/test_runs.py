@@ -1,7 +1,9 @@
 import ast
 import hashlib
 import json
+import os
 import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -12,7 +14,7 @@ import lora_drop
 from lora_drop import provenance
 from lora_drop.config.schema import Config
 from lora_drop.errors import UserError
-from lora_drop.files import file_digest, read_json, write_folder, write_json, write_text
+from lora_drop.files import ABANDONED_S, file_digest, read_json, write_folder, write_json, write_text
 from lora_drop.models import content
 from lora_drop.progress import Reporter
 from lora_drop.runs import pipeline
@@ -166,12 +168,31 @@ def test_facts_of_work_that_failed_are_not_recorded(tmp_path):
     assert run.manifest["stages"]["a"]["fact"] == 1 and perform(run) == "skipped"
 
 
-def test_leftovers_of_a_killed_process_are_removed(tmp_path):
-    (tmp_path / ".adapter.1.tmp").mkdir()
-    (tmp_path / ".scores.json.1.tmp").write_text("half")
+def test_leftovers_of_a_killed_process_are_removed_and_not_what_another_is_writing(tmp_path):
+    gone = max(psutil.pids()) + 10**6
+    (tmp_path / f".adapter.{gone}.tmp").mkdir()
+    (tmp_path / f".scores.json.{gone}.tmp").write_text("half")
+    written = tmp_path / f".predictions-new.csv.{os.getppid()}.tmp"
+    written.write_text("half")
+    with Run(tmp_path, Config()).working():
+        pass
+    assert list(tmp_path.glob(".*.tmp")) == [written]
+    old = time.time() - ABANDONED_S
+    os.utime(written, (old, old))
     with Run(tmp_path, Config()).working():
         pass
     assert not list(tmp_path.glob(".*.tmp"))
+
+
+def test_a_run_that_can_continue_is_not_done_whatever_is_done_in_it(tmp_path):
+    run = Run(tmp_path, Config())
+    with run.working():
+        run.keep_checkpoints_of("train", "key", force=False)
+        (run.checkpoints("train") / "checkpoint-6").mkdir()
+    assert read_json(tmp_path / "run.json")["status"] == "interrupted"
+    with run.working():
+        run.keep_checkpoints_of("train", "another key", force=False)
+    assert read_json(tmp_path / "run.json")["status"] == "done"
 
 
 def test_writing_is_all_or_nothing(tmp_path):

@@ -61,6 +61,12 @@ def adapters(tmp_path_factory):
             ["-o", "warmup.adapter={lora}", "-o", "method.target_projections=[query]"],
             "Set method.target_projections to the adapter's (query, value)",
         ),
+        (
+            "run",
+            "tiny:roberta",
+            ["-o", "warmup.adapter={lora}", "-o", "method.rank=4"],
+            "Set method.rank=8, or only score",
+        ),
         ("run", "tiny:bert", ["-o", "train.start_from={lora}"], "Is it an adapter of this backbone?"),
         ("run", "tiny:roberta", ["-o", "train.start_from={lora}", "-o", "method.rank=4"], "Set method.rank"),
         ("run", "tiny:roberta", ["-o", "train.start_from={pissa}"], "moves a part of W into B A"),

@@ -5,6 +5,7 @@ Reads JSON, YAML and headers of weights only; neither torch nor a model is impor
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +23,9 @@ from lora_drop.registry import TITLES
 from lora_drop.runs.locks import LOCK, is_held
 from lora_drop.runs.store import FORMAT, read_manifest
 
+TRAINED = ("task", "seed", "backbone", "quantization", "limit.train", "train.", "method.")
+SELECTED = ("method.threshold", "method.budget", "method.policy", "method.share")
+"""Settings of the selection, whose outcome is compared instead."""
 AGAIN = "`lora-drop run` with the same directory makes it again."
 
 
@@ -62,8 +66,13 @@ class Facts:
 
     @property
     def seed(self) -> int:
-        """The seed."""
-        return int(self.config["seed"])
+        """The seed; of a model that is there, that which it was trained with."""
+        return int(self.trained_with.get("seed", self.config["seed"]))
+
+    @property
+    def trained_with(self) -> dict[str, Any]:
+        """The settings that the model rests on (`training_settings`), as they were; empty before training, and of earlier versions."""
+        return self.stages.get("train", {}).get("trained_with", {})
 
     @property
     def stages(self) -> dict[str, dict[str, Any]]:
@@ -121,6 +130,12 @@ class Facts:
         return chosen is None or self.parameters.get("adapter", chosen) == chosen
 
     @property
+    def trained_as_configured(self) -> bool:
+        """False if a command has changed a setting of the training since, which would be repeated with it."""
+        now = training_settings(self.config)
+        return all(now.get(key, value) == value for key, value in self.trained_with.items())
+
+    @property
     def retained_modules(self) -> list[str]:
         """The names of the modules that retain a LoRA of their own, in model order; empty without a selection."""
         chosen = self.selection.projections if self.selection else {}
@@ -129,8 +144,11 @@ class Facts:
 
     @cached_property
     def stability(self) -> dict[str, Any]:
-        """The content of `stability.json`; empty if it belongs to another selection rule than the one in use."""
+        """The content of `stability.json`; empty if it belongs to other scores, or another selection rule, than those in use."""
         content, method = self._json("stability.json"), self.config["method"]
+        resampled = [(row["projection"], row["layer"], row["importance"]) for row in content.get("modules", [])]
+        if resampled != [(row.projection, row.layer, row.importance) for row in self.scored]:
+            return {}
         rule = {key: method.get(key) for key in ("threshold", "budget", "policy", "share")}
         found = {"policy": "threshold", **content}  # earlier versions knew no other
         return content if all(found.get(key) == value for key, value in rule.items()) else {}
@@ -205,6 +223,13 @@ def read_facts(path: str | Path) -> Facts:
     if damaged := read_manifest(folder)[1] if manifest.get("format") == FORMAT else []:
         raise UserError(f"{folder / 'run.json'} is damaged where it speaks of {', '.join(damaged)}. {AGAIN}")
     return Facts(folder, config, manifest)
+
+
+def training_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a nested configuration that a trained model rests on, by dotted key."""
+    found = leaves(config)
+    passing = (*SELECTED, *WHERE_KEYS, "train.save_steps")
+    return {key: value for key, value in found.items() if key.startswith(TRAINED) and key not in passing}
 
 
 def with_compared(run: Facts) -> list[Facts]:

@@ -59,10 +59,11 @@ def row(run: Facts, folder: Path) -> dict[str, Any]:
 
 def state(run: Facts) -> str:
     """Return the status of a run; of one that is done up to a stage before the training, which; and whether what was trained
-    is what is selected."""
+    is what is selected and configured."""
     if run.status == "done" and "train" not in run.stages:
         return f"done up to {list(run.stages)[-1]}" if run.stages else "done"
-    return run.status + ("" if run.trained_as_selected else ", then selected anew")
+    anew = "" if run.trained_as_selected else ", then selected anew"
+    return run.status + (anew if run.trained_as_configured else ", then configured anew")
 
 
 def compare(one: Facts, other: Facts) -> dict[str, Rows]:

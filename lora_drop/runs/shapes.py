@@ -76,10 +76,22 @@ def _built(job: Job, stages: Collection[str]) -> nn.Module:
 
 
 def _check_modules(adapter: str, scored: nn.Module, built: nn.Module) -> None:
-    """Raise UserError unless a training has its LoRAs where the adapter that is scored has them."""
-    other = sorted(numbered(scored).keys() ^ numbered(built).keys())
+    """Raise UserError unless a training has its LoRAs where the adapter that is scored has them, and of the same rank."""
+    theirs, ours = numbered(scored), numbered(built)
+    other = sorted(theirs.keys() ^ ours.keys())
+    ranks = [
+        (name, pair.rank, ours[name].rank)
+        for name, pair in theirs.items()
+        if not other and pair.rank != ours[name].rank
+    ]
+    if ranks:
+        name, there, here = ranks[0]
+        raise UserError(
+            f"The adapter {adapter} has rank {there} and a training would have rank {here} ({name}), so that the selection would count "
+            f"other parameters than are trained. Set method.rank={there}, or only score it: lora-drop score"
+        )
     if other:
-        found = [place.projection for place in all_places(scored) if place.name in numbered(scored)]
+        found = [place.projection for place in all_places(scored) if place.name in theirs]
         raise UserError(
             f"The adapter {adapter} and a training would have LoRAs on different modules ({other[0]} is in one of them only). "
             f"Set method.target_projections to the adapter's ({', '.join(dict.fromkeys(found))}), or only score it: lora-drop score"

@@ -41,6 +41,8 @@ OUTPUTS = (
 """Names that a run replaces or removes: a folder that has one, and is no run directory, is somebody's own."""
 RECORDS = ("run.json", "config.yaml", "logs/warmup", "logs/train")
 """What else a run writes, beside its lock; the last two are of trackers."""
+INPUTS = "inputs"
+"""The file that says what the checkpoints beside it were made from."""
 SEAL = "seal"
 """Key of a stage's entry: the digest of all its others, by which an entry that was altered is known."""
 
@@ -122,7 +124,7 @@ class Run:
                 self.record(**_identity(self.config))
             self.record(status="running", error=None)
             yield
-            self.record(status="done")
+            self.record(status="interrupted" if self._can_continue() else "done")
 
     @contextmanager
     def _end_recorded(self) -> Iterator[None]:
@@ -138,6 +140,10 @@ class Run:
     def checkpoints(self, stage: str) -> Path:
         """Return the folder in which a stage keeps what it needs to continue after a kill."""
         return self.path / "checkpoints" / stage
+
+    def _can_continue(self) -> bool:
+        """Return True if a stage that was interrupted has left something to continue from, whatever was done since."""
+        return any(path.name != INPUTS for path in self.path.glob("checkpoints/*/*"))
 
     def entry(self, stage: str) -> dict[str, Any]:
         """Return what the manifest says of a stage; empty if it was not done."""
@@ -167,7 +173,7 @@ class Run:
     def keep_checkpoints_of(self, stage: str, key: str, force: bool) -> bool:
         """Remove checkpoints made from other inputs; return True if there are others to continue from."""
         folder = self.checkpoints(stage)
-        owner = folder / "inputs"
+        owner = folder / INPUTS
         if force or not _holds(owner, key):
             self.remove_checkpoints(stage)
             write_text(owner, key)

@@ -58,10 +58,13 @@ class Compared:
 
 
 def compared(runs: Sequence[Facts]) -> list[Compared]:
-    """Return the evaluated runs of one task and backbone in rows, those of the same title told apart by settings."""
+    """Return the evaluated runs of one task and backbone in rows, those of the same title told apart by settings.
+
+    A run that was configured anew since its training has settings that are not those of its scores, and is left out.
+    """
     groups: dict[str, list[Facts]] = {}
     for run in runs:
-        if run.metrics and run.parameters:
+        if run.metrics and run.parameters and run.trained_as_configured:
             groups.setdefault(run.group, []).append(run)
     found = [sorted(group, key=lambda run: run.seed) for group in groups.values()]
     return [Compared(_title(group[0], [other[0] for other in found]), tuple(group)) for group in found]
@@ -128,6 +131,8 @@ def doubted(run: Facts) -> list[str]:
             f"its adapter was trained under another selection, of {run.parameters['adapter']:,} parameters; "
             "lora-drop run trains it again"
         )
+    if not run.trained_as_configured:
+        found.append("its configuration was changed after its training; lora-drop run trains it again")
     found += [f"only {rows:,} {part} rows were used" for part, rows in run.limited.items()]
     return found + run.cut + (doubts(run.warmup_losses, run.constant_loss) if run.warmup_losses else [])
 

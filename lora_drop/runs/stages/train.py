@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from lora_drop import processes
+from lora_drop.config.identity import to_dict
 from lora_drop.files import write_folder, write_json
 from lora_drop.runs.stages.base import Stage, Values, Work, digest_of, names, rows_of, training, weights
 
@@ -42,6 +43,7 @@ def work(job: Job) -> Work:
     """Train and write `adapter/`."""
     from lora_drop.pruning.selection import Selection
     from lora_drop.runs import models
+    from lora_drop.runs.facts import training_settings
 
     config, method = job.config, job.method
     selection = Selection.load(job.run.file("selection.json")) if job.selects else None
@@ -57,6 +59,7 @@ def work(job: Job) -> Work:
     kept = f"kept epoch {outcome.kept_epoch:g} ({config.train.select_epoch})"
     return f"{parameters.adapter:,} trainable parameters (head {parameters.head:,}); {kept}", {
         "trainable_parameters": asdict(parameters),
+        "trained_with": training_settings(to_dict(config)),
         **({"selection": digest_of(job, "selection.json", "select")} if job.selects else {}),
         "train_rows": len(job.data.train.rows),
         **({"held_out_rows": len(job.data.held_out.rows)} if config.train.held_out else {}),
