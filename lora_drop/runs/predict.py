@@ -163,8 +163,9 @@ def predict(
     report.doing("loading the model")
     predictor = Predictor(run_dir, device, report)
     predictor.check(table)
-    if not read_facts(run_dir).trained_as_selected:
-        report.notice("layers were selected anew since the training, and this is the model as it was trained")
+    facts = read_facts(run_dir)
+    if not (facts.trained_as_selected and facts.trained_as_configured):
+        report.notice("the run was changed since the training, and this is the model as it was trained")
     try:
         to.parent.mkdir(parents=True, exist_ok=True)
         TemporaryFile(dir=to.parent).close()
