@@ -71,6 +71,21 @@ def test_versions_are_those_on_which_numbers_rest():
     assert {"stage train", "method lora_drop"} <= versions().keys()
 
 
+@pytest.mark.parametrize(
+    ("until", "trained", "last"),
+    [("", False, "eval"), ("", True, "trained"), ("eval", True, "eval"), ("select", False, "select")],
+)
+def test_a_result_that_ends_before_the_last_stage_wanted_now_is_not_done(until, trained, last, planned, tmp_path):
+    config = replace(planned.config, score=replace(planned.config.score, trained=trained))
+    run = replace(planned, config=config, experiment=replace(planned.experiment, until=until))
+    results, stages = Results(tmp_path), [*STAGES, "trained"]
+    stages = stages[: stages.index(last) + 1]
+    for performed in (stages[:-1], stages):
+        made_by = versions_of(config.task, "lora_drop", performed)
+        store(results, run, stages={name: {} for name in performed}, made_by=made_by)
+        assert results.has(run) == (performed == stages)
+
+
 def test_a_result_without_versions_counts_and_is_told_once(planned, tmp_path):
     results = Results(tmp_path)
     store(results, planned, made_by={})

@@ -22,7 +22,7 @@ from lora_drop.config.schema import Config
 from lora_drop.config.strict import build, key_of, leaves, merge, put
 from lora_drop.errors import UserError, closest
 from lora_drop.files import digest
-from lora_drop.registry import FIGURES, TASKS
+from lora_drop.registry import FIGURES, TASKS, needs_selection
 from lora_drop.runs.stages import BY_NAME
 
 COLUMNS = ("retained", "agreement")
@@ -97,6 +97,12 @@ class Planned:
         """Identifies the run within its experiment, for people and as a file name."""
         asked = f"-{digest(self.overrides)[:6]}" if self.overrides else ""
         return f"{slug(self.row)}-{self.config.task}-s{self.config.seed}-{config_hash(self.config)}{asked}"
+
+    @property
+    def last_stage(self) -> str:
+        """The name of the last stage that it performs."""
+        scored_after = self.config.score.trained and needs_selection(self.config.method.name)
+        return self.experiment.until or ("trained" if scored_after else "eval")
 
 
 @dataclass(frozen=True)

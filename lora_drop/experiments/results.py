@@ -23,8 +23,9 @@ from lora_drop.pruning.criteria.base import PAPER
 class Results:
     """The records `EXPERIMENT/BACKBONE/*.json` of a folder.
 
-    A run has its result if there is a record of an equal configuration. Configurations are compared, not their hashes:
-    a key that did not exist when the record was written has today's default.
+    A run has its result if there is a record of an equal configuration with all stages that the experiment wants now.
+    Configurations are compared, not their hashes: a key that did not exist when the record was written has today's
+    default.
     """
 
     folder: Path
@@ -91,7 +92,8 @@ class Results:
                     yield str(error)
 
     def _valid(self, planned: Planned) -> list[dict[str, Any]]:
-        return [content for _, content in self._equal(planned) if self.keep_old or not _older(content)]
+        whole = (content for _, content in self._equal(planned) if planned.last_stage in content["stages"])
+        return [content for content in whole if self.keep_old or not _older(content)]
 
     def _equal(self, planned: Planned) -> Iterator[tuple[Path, dict[str, Any]]]:
         for path, content in self._alike(planned):
