@@ -1,9 +1,14 @@
+import models
 import numpy as np
 import pytest
+import torch
+from datasets import Dataset
 from scipy import stats
 from sklearn import metrics
 
+from lora_drop.data.sentences import collator, encode
 from lora_drop.errors import UserError
+from lora_drop.evaluation.classifier import evaluate_classifier
 from lora_drop.evaluation.metrics.classification import constant_baseline, evaluate_predictions
 from lora_drop.registry import TASKS
 
@@ -45,6 +50,18 @@ def test_constant_predictions_score_zero_without_a_warning():
 def test_a_diverged_model_is_said():
     with pytest.raises(UserError, match="diverged"):
         evaluate_predictions(TASKS.get("stsb"), [1.0, float("nan")], [0.0, 1.0])
+
+
+def test_a_classifier_that_puts_out_nan_is_said_to_have_diverged():
+    model, tokenizer = models.backbone()
+    rows = Dataset.from_dict({"id": ["0", "1"], "text": ["a text", "another"], "label": [0, 1]})
+    encoded, *_ = encode(rows, tokenizer, 32)
+    arguments = model, TASKS.get("cola"), rows, encoded, collator(tokenizer), 2
+    assert len(evaluate_classifier(*arguments).predictions) == 2
+    with torch.no_grad():
+        next(reversed(list(model.parameters()))).fill_(torch.nan)
+    with pytest.raises(UserError, match="predicts NaN: its training diverged"):
+        evaluate_classifier(*arguments)
 
 
 def test_nothing_is_written_to_the_users_cache(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """Decoding: a text depends on its prompt alone, and a killed evaluation continues."""
 
+import copy
 import json
 
 import pytest
@@ -9,6 +10,7 @@ from models import randomise_b
 
 from lora_drop.config.schema import GenerationConfig, MethodConfig
 from lora_drop.data.completions import encode_prompts
+from lora_drop.errors import UserError
 from lora_drop.evaluation import generator
 from lora_drop.evaluation.generator import NoRepeatedText, decoding_config, evaluate_generator, generate, read_journal
 from lora_drop.models.backbones import load_model, load_tokenizer, locate
@@ -66,6 +68,16 @@ def test_the_mode_of_the_model_is_as_before(writer):
     generate(model, encoded.select([4]), tokenizer, GREEDY, 1)
     assert model.training
     model.eval()
+
+
+@pytest.mark.parametrize("settings", [GREEDY, BEAMS], ids=["greedy", "beams"])
+def test_a_model_that_puts_out_nan_writes_nothing(writer, settings):
+    model, tokenizer, encoded = writer
+    diverged = copy.deepcopy(model)
+    with torch.no_grad():
+        diverged.get_output_embeddings().weight[7, 0] = torch.nan
+    with pytest.raises(UserError, match="predicts NaN: its training diverged"):
+        generate(diverged, encoded, tokenizer, settings, 6)
 
 
 def test_n_grams_of_the_prompt_may_be_copied_those_of_the_text_not():

@@ -11,11 +11,13 @@ from pathlib import Path
 
 import own_data
 import pytest
+import torch
 from transformers import AutoModel
 
 from lora_drop import load_run
 from lora_drop.cli.app import main
 from lora_drop.config.loading import load_config
+from lora_drop.errors import UserError
 from lora_drop.experiments.grid import Choice, expand, load_experiment
 from lora_drop.experiments.results import Results
 from lora_drop.files import read_json
@@ -168,6 +170,15 @@ def test_new_rows_are_computed_as_evaluation_rows_are(trained):
     stock.config = load_config([], ["train.packing=never", "train.products=stock"])
     assert stock.predict(rows)[7]["scores"] == pytest.approx(fast[7]["scores"], rel=1e-4)
     assert stock.way.packing is None
+
+
+def test_a_model_that_has_diverged_predicts_nothing(trained):
+    predictor = Predictor(trained[0], "cpu")
+    with torch.no_grad():
+        for name, parameter in predictor.model.named_parameters():
+            parameter.fill_(torch.nan) if "lora_B" in name else None
+    with pytest.raises(UserError, match="predicts NaN: its training diverged"):
+        predictor.predict([("", row) for row in own_data.reviews(4, seed=2)])
 
 
 def test_numbers_are_exported_with_the_scale_of_the_output(folder, capsys):

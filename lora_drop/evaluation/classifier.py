@@ -12,7 +12,7 @@ from torch import nn
 
 from lora_drop import processes
 from lora_drop.data.sentences import Collate, batches
-from lora_drop.evaluation.base import Evaluation
+from lora_drop.evaluation.base import Evaluation, check_finite
 from lora_drop.pruning.observation import eval_mode
 from lora_drop.tasks.base import Task
 from lora_drop.training.way import Way
@@ -73,6 +73,9 @@ def predict(
     """Return what a classifier puts out for tokenised rows, `rows outputs`, in their order; see `evaluate_classifier`.
 
     Each of several processes computes a share of the batches.
+
+    Raises:
+        UserError: if an output is not a number: the model has diverged. (The largest of several NaN is label 0.)
     """
     device = next(model.parameters()).device
     found: dict[int, torch.Tensor] = {}
@@ -87,7 +90,9 @@ def predict(
                 progress(min(processes.size() * len(found), len(encoded)), len(encoded))
     for others in processes.everywhere(found):
         found |= others
-    return torch.stack([found[index] for index in range(len(encoded))])
+    logits = torch.stack([found[index] for index in range(len(encoded))])
+    check_finite(logits.numpy())
+    return logits
 
 
 def chosen_labels(logits: torch.Tensor) -> torch.Tensor:

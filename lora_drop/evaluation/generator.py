@@ -29,7 +29,7 @@ from lora_drop import processes
 from lora_drop.config import schema as config
 from lora_drop.data.completions import end_of_text, padding, prompt_collator
 from lora_drop.data.sentences import batches
-from lora_drop.evaluation.base import Evaluation
+from lora_drop.evaluation.base import Evaluation, check_finite
 from lora_drop.pruning.observation import eval_mode
 from lora_drop.tasks.base import Task
 from lora_drop.training.way import Way
@@ -94,6 +94,9 @@ def generate(
 
     Returns:
         The text of each prompt, in the rows' order, without end of text and special tokens.
+
+    Raises:
+        UserError: if the model puts out what is not a number: it has diverged.
     """
     decoding, device = decoding_config(settings, tokenizer), next(model.parameters()).device
     texts: dict[int, str] = {}
@@ -144,6 +147,15 @@ class NoRepeatedText(LogitsProcessor):
         return self.rule(input_ids[:, self.start :], scores)
 
 
+class Finite(LogitsProcessor):
+    """Raises UserError where a score is NaN. The largest of several NaN is a token like any other: a text would come of it."""
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Return `scores` (`batch vocabulary`) as they are."""
+        check_finite(float(scores.max()))  # NaN if one is
+        return scores
+
+
 def _continue(
     model: Any,
     inputs: dict[str, torch.Tensor],
@@ -152,7 +164,7 @@ def _continue(
     no_repeat: int,
 ) -> list[str]:
     start = inputs["input_ids"].shape[1]
-    rules = LogitsProcessorList([NoRepeatedText(no_repeat, start)] if no_repeat else [])
+    rules = LogitsProcessorList([Finite(), *([NoRepeatedText(no_repeat, start)] if no_repeat else [])])
     outputs = model.generate(**inputs, generation_config=decoding, logits_processor=rules)
     return [_decode(tokenizer, row, decoding.eos_token_id) for row in outputs[:, start:].tolist()]
 
