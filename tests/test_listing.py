@@ -11,6 +11,7 @@ from run_folders import write_run
 
 from lora_drop.cli import app as cli
 from lora_drop.cli.console import PLAIN, print_table
+from lora_drop.config.files import sealed
 from lora_drop.errors import UserError
 from lora_drop.files import file_digest, read_json, write_json
 from lora_drop.runs.listing import clean, removable
@@ -156,12 +157,17 @@ def test_a_table_that_is_too_wide_for_the_terminal_is_put_in_paragraphs():
     assert shown(30) == ["a/b", "  method LoRA-drop   T 0.5000", "  score 1,234"]
 
 
-def test_a_run_that_holds_another_is_not_removed(tmp_path):
+@pytest.mark.parametrize("damage", ["", "# a comment under the seal\n", "config: [", None])
+def test_a_run_that_holds_another_is_not_removed(damage, tmp_path):
     outer = write_run(tmp_path / "outer")
     set_status(outer, "failed")
-    write_run(outer / "compare" / "lora", name="lora")
+    inner = write_run(outer / "compare" / "lora", name="lora")
+    config = inner / "config.yaml"
+    config.write_text(sealed(config.read_text()) + (damage or ""))
+    if damage is None:
+        config.unlink()
     assert command("runs", "clean", tmp_path, "--yes", "--unfinished") == 0
-    assert (outer / "run.json").is_file()
+    assert (outer / "run.json").is_file() and (inner / "metrics.json").is_file()
 
 
 @pytest.mark.parametrize(

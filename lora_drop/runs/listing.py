@@ -125,7 +125,7 @@ def removable(folder: Path, exports: bool = False, unfinished: bool = False) -> 
     """
     found, _ = read_all(folder)
     lost = [run for run in found if unfinished and run.status in ("failed", "interrupted")]
-    lost = [run for run in lost if not any(run.path in other.path.parents for other in found)]
+    lost = [run for run in lost if not _holds_another(run.path)]
     parts = [
         Removable(run.path, run.path, run.status, f"{run.status} run", sum(map(size_of, own_entries(run.path))))
         for run in lost
@@ -137,6 +137,11 @@ def removable(folder: Path, exports: bool = False, unfinished: bool = False) -> 
             Removable(run.path / name, run.path, run.status, why, size_of(run.path / name)) for name, why in kinds
         ]
     return [part for part in parts if part.size]
+
+
+def _holds_another(run: Path) -> bool:
+    """Return True for a run directory with another inside it, which may be damaged: it is still somebody's."""
+    return any(path.parent != run for path in run.rglob("run.json"))
 
 
 def clean(parts: Sequence[Removable]) -> list[Path]:
