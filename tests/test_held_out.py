@@ -54,6 +54,13 @@ def test_choosing_by_rows_that_are_not_held_out_is_refused():
         from_dict({"train": {"select_epoch": "held_out"}})
 
 
+@pytest.mark.parametrize("settings", [["train.held_out=0.99", "limit.train=40"], ["limit.train=1"]])
+def test_rows_of_which_none_is_left_to_train_on_are_refused_before_work_starts(settings, tmp_path):
+    with pytest.raises(UserError, match=r"train\.held_out=0\.\d+ of \d+ training rows leaves none to train on"):
+        perform(tmp_path / "run", load_config([], [*SMALL, *settings]), ["all"], False, SILENT, [])
+    assert not (tmp_path / "run").exists()
+
+
 def test_configurations_without_the_key_keep_their_identity():
     assert config_hash(from_dict({})) == config_hash(from_dict({"train": {"held_out": 0.0}}))
     assert config_hash(from_dict({})) != config_hash(from_dict({"train": {"held_out": 0.1}}))

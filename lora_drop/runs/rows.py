@@ -17,6 +17,7 @@ from lora_drop.data.batches import split_batch
 from lora_drop.data.content import content_digest
 from lora_drop.data.sentences import Collate, Encoded, batches
 from lora_drop.data.token_cache import cache_folder, entry_key, kept_or_made
+from lora_drop.errors import UserError
 from lora_drop.evaluation.kinds import Kind, get_kind
 from lora_drop.models.backbones import Backbone, load_config, load_tokenizer
 from lora_drop.progress import Reporter
@@ -77,11 +78,16 @@ class Data:
 
     @cached_property
     def _training(self) -> tuple[Dataset, Dataset]:
-        """What is trained on, and what is held out."""
+        """What is trained on, and what is held out. Raises UserError if nothing is left to train on."""
         rows, share = self._rows("train", self.config.limit.train), self.config.train.held_out
         if not share:
             return rows, rows.select([])
-        drawn = stratified_sample(self.task.strata(rows), max(1, round(share * len(rows))), self.config.seed).indices
+        size = max(1, round(share * len(rows)))
+        if size >= len(rows):
+            raise UserError(
+                f"train.held_out={share:g} of {len(rows):,} training rows leaves none to train on. Lower it, or use more rows."
+            )
+        drawn = stratified_sample(self.task.strata(rows), size, self.config.seed).indices
         rest = sorted(set(range(len(rows))) - set(drawn))
         return rows.select(rest), rows.select(drawn)
 
