@@ -43,7 +43,7 @@ def entry_key(
 
     Args:
         rows: the digest of their content.
-        what: "training" or "evaluation".
+        what: the rows are called in messages (`runs.rows.Part`): "training", "held-out" or "evaluation".
         causal: whether the backbone continues texts, or classifies them.
         tokenizer: by its content.
         backbone: its identity.
