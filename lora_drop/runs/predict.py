@@ -174,7 +174,7 @@ def predict(
     labelled = bool(predictor.reading.chat) or predictor.reading.label in table.columns
     began = time.perf_counter()
     report.start("predict")
-    made, references, blank = _written(predictor, table, to, labelled)
+    made, references, blank = _written(predictor, table, to)
     if blank:
         report.notice(f"{some_places(blank, 'no text')}: what is predicted there says nothing")
     report.finish("predict", time.perf_counter() - began, counted(len(made), "row"))
@@ -182,9 +182,7 @@ def predict(
     return Predicted(to, len(made), compared, metrics)
 
 
-def _written(
-    predictor: Predictor, table: Table, to: Path, labelled: bool
-) -> tuple[list[Any], list[Label | None], list[str]]:
+def _written(predictor: Predictor, table: Table, to: Path) -> tuple[list[Any], list[Label | None], list[str]]:
     """Write what is predicted of a table; return it, the labels of the rows, and the places of those without text."""
     made: list[Any] = []
     references: list[Label | None] = []

@@ -56,10 +56,10 @@ def attempt(case: dict[str, Any], folder: Path, ground: Ground) -> Iterator[Tria
         yield from on_ray(case["moments"], folder)
         return
     what = ", ".join(f"{key} {value}" for key, value in case.items())
-    yield Trial(SEVERAL, what, in_two(case, folder, ground.root))
+    yield Trial(SEVERAL, what, in_two(case, folder))
 
 
-def in_two(case: dict[str, Any], folder: Path, root: Path) -> str:
+def in_two(case: dict[str, Any], folder: Path) -> str:
     """Kill one process of a launch. The other is ended by its launcher, or notices by itself; neither leaves anything wrong."""
     name, rank, run = case["run"], case["rank"], fresh(folder / "run")
     expected, seconds = undisturbed(name, folder)
