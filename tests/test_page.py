@@ -203,6 +203,16 @@ def write_criteria(run, names=("output", "gradient", "mine"), layers=12):
     return content
 
 
+@pytest.mark.parametrize(
+    ("criterion", "measured"), [("output", "‖ΔW·x‖²"), ("weight", "weights ‖ΔW‖"), ("of_a_plugin", "of_a_plugin")]
+)
+def test_the_caption_says_what_was_measured(criterion, measured, tmp_path):
+    run = write_run(tmp_path / "run")
+    config = (run / "config.yaml").read_text().replace("criterion: output", f"criterion: {criterion}")
+    (run / "config.yaml").write_text(config)
+    assert f"its share of {measured} within the projection" in text_of(render([read_facts(run)]))
+
+
 def test_own_data_are_called_by_their_file(tmp_path):
     runs = []
     for name in ("reviews.csv", "tickets.csv"):

@@ -30,7 +30,7 @@ def side_by_side(run: Facts) -> list[dict[str, Any]]:
             (share, 100 * share / most if most else 0, layer in retained) for layer, share in sorted(shares.items())
         ]
         pairs = [1.0 if other == name else _tau(taus, projection, name, other) for other in found]
-        return {"name": name, "title": _title(name), "cells": cells, "retained": len(retained), "taus": pairs}
+        return {"name": name, "title": title_of(name), "cells": cells, "retained": len(retained), "taus": pairs}
 
     return [
         {
@@ -52,6 +52,6 @@ def _tau(taus: dict[tuple[str, str, str], float | None], projection: str, one: s
     return taus.get((projection, one, two), taus.get((projection, two, one)))
 
 
-def _title(name: str) -> str:
+def title_of(name: str) -> str:
     """Return a criterion's title; one of a plugin that is not loaded is shown by its name."""
     return str(CRITERIA.get(name).title) if name in CRITERIA.names() else name

@@ -14,7 +14,7 @@ from lora_drop.errors import UserError
 from lora_drop.files import write_text
 from lora_drop.pruning.criteria.base import PAPER
 from lora_drop.report.charts import line_chart, pareto
-from lora_drop.report.criteria import side_by_side
+from lora_drop.report.criteria import side_by_side, title_of
 from lora_drop.report.snippets import at_threshold, snippets
 from lora_drop.report.thresholds import slider
 from lora_drop.runs import words
@@ -86,7 +86,7 @@ def _profile(run: Facts) -> dict[str, Any]:
         (layer, [(name, cells.get((name, layer)), intervals.get((name, layer))) for name in names])
         for layer in sorted({row.layer for row in run.scored})
     ]
-    data = slider(run)
+    data, criterion = slider(run), run.config.get("score", {}).get("criterion", PAPER)
     return {
         "run": run,
         "answer": words.answer(run),
@@ -97,7 +97,8 @@ def _profile(run: Facts) -> dict[str, Any]:
         "widest": widest,
         "resamples": run.stability.get("resamples", 0),
         "slider": data,
-        "criterion": run.config.get("score", {}).get("criterion", PAPER),
+        "criterion": criterion,
+        "measured": "‖ΔW·x‖²" if criterion == PAPER else title_of(criterion),
         "snippets": snippets(run),
         "command": at_threshold(run),
         "criteria": side_by_side(run),
