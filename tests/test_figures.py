@@ -169,6 +169,47 @@ def test_rows_of_one_task_with_warm_ups_of_their_own_have_panels_of_their_own():
     assert [axis.get_title() for axis in same.axes] == ["RTE (n = 1 seed)"]
 
 
+def test_layers_without_a_lora_after_the_training_have_no_bar_after_it():
+    def scores(**by_layer):
+        rows = [(int(name[1:]), value) for name, value in by_layer.items()]
+        return [{"projection": "query", "layer": layer, "importance": value} for layer, value in rows]
+
+    chosen = {"projections": {"query": {"retained": [0, 2], "shared": [1]}}}
+    before, after = scores(l2=0.5, l0=0.3, l1=0.2), scores(l0=0.4, l2=0.6)
+    kept = {"scores": before, "trained_scores": after, "selection": chosen}
+    mine = record("lora_drop", "rte", 0, 0.8, experiment="figure7", **kept)
+    (axis,) = FIGURES.get("sharing").of(build_tables([mine])[0]).axes
+    bars = {(round(float(bar.get_x() + 0.2), 1), float(bar.get_height())) for bar in axis.patches if bar.get_height()}
+    assert bars == {(-0.2, 0.3), (0.8, 0.2), (1.8, 0.5), (0.2, 0.4), (2.2, 0.6)}
+
+
+@pytest.mark.parametrize("name", ["sharing", "layers"])
+def test_a_figure_has_the_projections_of_what_it_draws(name):
+    """Another row has a LoRA on other projections."""
+
+    def scores(*projections):
+        return [
+            {"projection": each, "layer": layer, "importance": 0.6 - 0.2 * layer}
+            for each in projections
+            for layer in (0, 1)
+        ]
+
+    runs = [
+        record(row, task, 0, 0.8, method="lora_drop", scores=rows, trained_scores=rows, selection={"projections": kept})
+        for row, task, projections in (
+            ("lora_drop", "rte", ("query", "value")),
+            ("sparse_adapter", "rte", ("key",)),
+            ("lora_drop", "mrpc", ("value",)),
+        )
+        for rows, kept in [(scores(*projections), {each: {"retained": [0], "shared": [1]} for each in projections})]
+    ]
+    axes = [axis for axis in FIGURES.get(name).of(build_tables(runs)[0]).axes if axis.get_title()]
+    assert len(axes) == 2 and {axis.get_title() for axis in axes} <= {"query", "value"}
+    if name == "layers":
+        (query,) = [axis.images[0].get_array() for axis in axes if axis.get_title() == "query"]
+        assert np.allclose(np.ma.filled(query, np.nan), [[0.6, 0.4], [np.nan] * 2], equal_nan=True)
+
+
 def test_a_learning_curve_is_the_mean_over_seeds_of_the_epochs_that_all_have():
     def run(seed, *scores):
         return record("lora", "rte", seed, 0.8, epochs=[{"epoch": e, "accuracy": s} for e, s in enumerate(scores, 1)])

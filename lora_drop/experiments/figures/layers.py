@@ -6,12 +6,14 @@ most runs, whose warm-ups the colours show where there are any.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure as Drawing
 from matplotlib.ticker import MaxNLocator
 
-from lora_drop.experiments.agreement import mean_importances, projections_of, row_of_choices, warm_ups_by_task
+from lora_drop.experiments.agreement import importances_of, mean_importances, row_of_choices, warm_ups_by_task
 from lora_drop.experiments.plots import Figure, panels
 from lora_drop.experiments.records import Record
 from lora_drop.experiments.table import Table
@@ -20,14 +22,16 @@ from lora_drop.pruning.picture import plain
 
 def draw(table: Table, records: list[Record]) -> Drawing:
     """Draw each warm-up once: rows that only select differently share it."""
-    by_task, projections = warm_ups_by_task(table), projections_of(table)
-    cells = {name: [mean_importances(mine, name) for mine in by_task.values()] for name in projections}
-    layers = len(next(iter(cells.values()))[0])
+    by_task = warm_ups_by_task(table)
+    drawn = [record for mine in by_task.values() for record in mine]
+    projections = list(dict.fromkeys(row["projection"] for record in drawn for row in record.scores))
+    cells = {name: _means(list(by_task.values()), name) for name in projections}
+    layers = max(block.shape[1] for block in cells.values())
     width, height = 0.42 * layers + 1.6, max(0.42 * len(by_task) + 0.9, 1.6)
     figure, axes = panels(1, len(projections), width=width, height=height, sharey=True)
     row = row_of_choices(table)
     chosen = [record for record in records if row and record.row == row.name]
-    darkest = max(values.max() for block in cells.values() for values in block)
+    darkest = max(np.nanmax(block) for block in cells.values())
     for axis, name in zip(axes[0], projections, strict=True):
         image = axis.imshow(cells[name], cmap="Blues", vmin=0, vmax=darkest, aspect="auto")
         for down, (title, values) in enumerate(zip(by_task, cells[name], strict=True)):
@@ -45,9 +49,21 @@ def draw(table: Table, records: list[Record]) -> Drawing:
     return figure
 
 
+def _means(groups: Sequence[Sequence[Record]], projection: str) -> np.ndarray:
+    """Return the importances of one projection, `groups layers`, mean over the records of each group that have it.
+
+    NaN, an empty cell, where none has: rows and tasks may target other projections.
+    """
+    having = [[each for each in group if importances_of(each.scores, projection)] for group in groups]
+    means = [mean_importances(group, projection) if group else None for group in having]
+    layers = max(len(values) for values in means if values is not None)
+    return np.array([np.full(layers, np.nan) if values is None else values for values in means])
+
+
 def _count(axis: Any, down: int, records: list[Record], projection: str, shades: Any) -> None:
     """Write into the cells of a task how many of its seeds retain the layer; nothing where none does."""
-    chosen = [record.selection["projections"][projection]["retained"] for record in records if record.selection]
+    parts = [record.selection["projections"].get(projection, {}) for record in records if record.selection]
+    chosen = [part.get("retained", ()) for part in parts]
     for layer, shade in enumerate(shades):
         count = sum(layer in retained for retained in chosen)
         if count:
