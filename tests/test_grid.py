@@ -139,6 +139,25 @@ def test_what_changes_nothing_is_no_override():
     )
 
 
+def test_overrides_are_to_fit_the_experiment_and_not_the_defaults(tmp_path):
+    asked = Choice(overrides=["train.select_epoch=held_out", "train.learning_rate=7e-4"])
+    for run in expand(load_experiment("second"), asked):
+        assert run.config.train.held_out and run.config.train.select_epoch == "held_out"
+        assert run.overrides["train.learning_rate"] == 7e-4
+    with pytest.raises(UserError, match=r"set train\.held_out=0\.1"):
+        expand(load_experiment("table1"), asked)
+    (tmp_path / "mine.yaml").write_text("tasks: [own]\nset: {data.path: r.csv}\nrows: {a: {title: A}}\nseeds: [0]\n")
+    (run,) = expand(load_experiment(str(tmp_path / "mine.yaml")), Choice(overrides=["data.metric=accuracy"]))
+    assert run.overrides == {"data.metric": ["accuracy"]} and run.config.data.metric == ("accuracy",)
+
+
+def test_every_mistake_in_what_is_asked_for_is_told_at_once():
+    with pytest.raises(UserError, match="3 errors") as caught:
+        expand(load_experiment("table1"), Choice(overrides=["seed=5", "train.epochs=0", "train.epoch=3"]))
+    for text in ("choose with --seeds", "train.epochs = 0", "Did you mean 'train.epochs'"):
+        assert text in str(caught.value)
+
+
 @pytest.mark.parametrize("override", ["seed=5", "task=rte"])
 def test_seeds_and_tasks_are_not_overrides(override):
     with pytest.raises(UserError, match="an experiment has several; choose with --"):

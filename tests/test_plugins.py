@@ -16,6 +16,7 @@ from lora_drop.config.explained import explained
 from lora_drop.config.identity import config_hash, to_dict
 from lora_drop.config.loading import from_dict, load_config
 from lora_drop.errors import UserError
+from lora_drop.experiments.grid import Choice, expand, load_experiment
 from lora_drop.files import read_json
 from lora_drop.models.backbones import load_meta_model, locate
 from lora_drop.plugins import load_plugin
@@ -207,6 +208,20 @@ def test_mistakes_in_a_methods_options_are_said_like_all_others(plugin):
         load_config([], ["method.name=lora", "method.options.factor=1"])
     with pytest.raises(UserError, match=r"method\.options = 3: needs keys under it \(factor, start\)"):
         load_config([], ["method.name=small_lora", "method.options=3"])
+
+
+def test_a_grid_takes_options_for_its_rows_and_another_method(plugin, tmp_path):
+    load_plugin(plugin)
+    rows = "{plain: {title: A, method.name: lora}, mine: {title: B, method.name: small_lora}}"
+    (tmp_path / "grid.yaml").write_text(f"config: toy/toy-nli\ntasks: [toy-nli]\nseeds: [0]\nrows: {rows}\n")
+    grid = load_experiment(str(tmp_path / "grid.yaml"))
+    (run,) = expand(grid, Choice(rows=["mine"], overrides=["method.options.factor=2"]))
+    assert run.overrides == {"method.options.factor": 2} and run.config.method.options.factor == 2
+    assert run.deviations == {"method.options.factor": [1, 2]}
+    (run,) = expand(grid, Choice(rows=["plain"], overrides=["method.name=small_lora"]))
+    options = {"method.options.factor": [None, 1], "method.options.start": [None, "plain"]}
+    assert run.deviations == {"method.name": ["lora", "small_lora"], **options}
+    assert run.overrides == {"method.name": "small_lora"}
 
 
 def test_methods_without_options_have_no_such_key():

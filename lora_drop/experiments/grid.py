@@ -201,7 +201,6 @@ def expand(experiment: Experiment, choice: Choice) -> list[Planned]:
     """
     tasks = [name if name == OWN else TASKS.get(name).name for name in choice.tasks] or _tasks(experiment, choice)
     rows = _rows(experiment, choice.rows)
-    asked = _asked(choice)
     _check_metrics(experiment)
     planned = [
         _planned(experiment, row, task, seed, choice)
@@ -209,8 +208,8 @@ def expand(experiment: Experiment, choice: Choice) -> list[Planned]:
         for seed in (choice.seeds or experiment.seeds)
         for row in rows
     ]
-    # what changes no run of the command is no override
-    effective = {key: value for key, value in asked.items() if any(key in run.deviations for run in planned)}
+    # what changes no run of the command is no override; where it does, the value is the same in all of them
+    effective = {key: run.deviations[key][1] for key in _asked(choice) for run in planned if key in run.deviations}
     return [replace(run, overrides=effective) for run in planned]
 
 
@@ -262,25 +261,24 @@ def _rows(experiment: Experiment, wanted: Sequence[str]) -> list[str]:
     return [row for row in experiment.rows if row in wanted]
 
 
-def _asked(choice: Choice) -> dict[str, Any]:
-    """Return what a command asks for over the experiment, flat, but for seeds and where it runs."""
-    errors: list[str] = []
+def _asked(choice: Choice) -> list[str]:
+    """Return the keys that a command asks for over the experiment, but for seeds and where it runs.
+
+    Their values, and what is wrong with them, are those of the runs: they may fit an experiment and not the defaults.
+    """
     nested: dict[str, Any] = {"backbone": choice.backbone} if choice.backbone else {}
     for name in choice.files:
         merge(nested, read_config(name))
-    override(nested, choice.overrides, choice.flags, errors)
-    for key in ("seed", "task"):
-        if key in map(key_of, choice.overrides):
-            errors.append(f"{key}: an experiment has several; choose with --{key}s")
-    values = leaves(to_dict(from_dict(nested, errors)))  # 7e-4 is a text to YAML, and a number here
-    return {key: values[key] for key in leaves(nested) if key not in (*WHERE_KEYS, "seed", "task")}
+    override(nested, choice.overrides, choice.flags, [])
+    return [key for key in leaves(nested) if key not in (*WHERE_KEYS, "seed", "task")]
 
 
 def _planned(experiment: Experiment, row: str, task: str, seed: int, choice: Choice) -> Planned:
     own = {key: value for key, value in experiment.rows[row].items() if key != "title"}
 
     def resolved(choice: Choice) -> Config:
-        errors: list[str] = []
+        several = [key for key in ("seed", "task") if key in map(key_of, choice.overrides)]
+        errors = [f"{key}: an experiment has several; choose with --{key}s" for key in several]
         values = read_config(_task_config(experiment, task))
         merge(values, {"backbone": experiment.backbone} if experiment.backbone else {})
         layer(values, _nested({**experiment.set, **experiment.task_set.get(task, {})}))
@@ -291,12 +289,12 @@ def _planned(experiment: Experiment, row: str, task: str, seed: int, choice: Cho
         merge(values, {"task": task, "seed": seed, **({"backbone": choice.backbone} if choice.backbone else {})})
         return from_dict(values, errors)
 
-    published = leaves(to_dict(resolved(Choice())))
-    config = resolved(choice)
+    published, config = resolved(Choice()), resolved(choice)
+    there, here = leaves(to_dict(published)), leaves(to_dict(config))  # options of a method may be in one of them alone
     deviations = {
-        key: [published[key], value]
-        for key, value in leaves(to_dict(config)).items()
-        if key not in WHERE_KEYS and value != published[key]
+        key: [there.get(key), here.get(key)]
+        for key in {**there, **here}
+        if key not in WHERE_KEYS and there.get(key) != here.get(key)
     }
     return Planned(experiment, row, config, deviations, {})
 
