@@ -11,7 +11,9 @@ from lora_drop.evaluation import kinds
 from lora_drop.files import digest
 from lora_drop.models.backbones import load_tokenizer, locate
 from lora_drop.tasks.base import Source
+from lora_drop.tasks.own.rows import strata, strata_of_rows
 from lora_drop.tasks.own.splits import table_of
+from lora_drop.tasks.own.values import as_label
 
 
 @pytest.mark.parametrize("name", ["r.csv", "r.tsv", "r.json", "r.jsonl", "r.parquet"])
@@ -42,6 +44,21 @@ def test_a_kept_copy_that_is_damaged_is_made_anew(tmp_path, monkeypatch):
     assert rows(read(path, label="stars")) == before and copy.stat().st_size > 100
     monkeypatch.setenv("LORA_DROP_CACHE", str(path))  # a file, in which no folder can be made
     assert rows(read(path, label="stars")) == before
+
+
+@pytest.mark.parametrize(("label", "kind"), [("stars", "auto"), ("delight", "auto"), ("aspects", "multilabel")])
+def test_rows_of_the_task_have_the_strata_of_their_labels_in_the_table(label, kind, tmp_path):
+    path = own_data.write(tmp_path / "r.jsonl", own_data.reviews(50))
+    data = read(path, text=("review",), label=label, kind=kind)
+    labels = [as_label(row[label]) for _, row in data.table("train").rows()]
+    found = strata(data.reading, labels)
+    assert len(set(found)) > 2
+    assert (
+        strata_of_rows(
+            data.reading, Dataset.from_dict({"label": [data.reading.target({label: each}) for each in labels]})
+        )
+        == found
+    )
 
 
 def test_classes_of_the_hub_have_their_names():

@@ -27,7 +27,7 @@ from lora_drop.methods import lora
 from lora_drop.methods.base import Method, Parameters, count_parameters, head_parameters, trainable
 from lora_drop.pruning.adapters import loras
 from lora_drop.pruning.criteria.base import Given
-from lora_drop.pruning.criteria.passes import gradients
+from lora_drop.pruning.criteria.passes import summed_gradients
 from lora_drop.pruning.selection import Selection
 
 DEVIATION = 0.02
@@ -58,10 +58,7 @@ def snip_scores(
     model: nn.Module, parameters: Mapping[str, nn.Parameter], batches: Iterable[Mapping[str, Tensor]]
 ) -> dict[str, Float[Tensor, "rows columns"]]:
     """Return |θ · ∂L/∂θ| of each weight; L is the loss summed over all examples (learned tokens), without dropout."""
-    sums: dict[nn.Parameter, Tensor] = {}
-    for part in gradients(Given(model, loras(model), batches)):
-        for parameter, gradient in part.gradients:
-            sums[parameter] = sums[parameter] + gradient if parameter in sums else gradient
+    sums = dict(summed_gradients(Given(model, loras(model), batches)).gradients)
     return {name: (each.detach() * sums[each]).abs() for name, each in parameters.items() if each in sums}
 
 

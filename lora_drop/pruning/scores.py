@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from lora_drop.errors import UserError
 from lora_drop.pruning.criteria.base import PAPER
-from lora_drop.pruning.selection import Scored
+from lora_drop.pruning.selection import Scored, scored_rows
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -59,7 +59,7 @@ class Scores:
         """Read what `save` wrote, or the `scores.json` of a run. Raises UserError if it holds something else."""
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
-            rows = tuple(Scored(**row) for row in content["modules"])
+            rows = tuple(scored_rows(content))
             left_out, name = tuple(content.get("left_out", ())), content.get("criterion", PAPER)
             return cls(rows, content["examples"], content["tokens"], content.get("norms"), left_out, name)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

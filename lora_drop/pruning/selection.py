@@ -176,10 +176,15 @@ class HasRows(Protocol):
         """Every LoRA with its importance."""
 
 
+def scored_rows(content: Any) -> list[Scored]:
+    """Return the rows of the content of a `scores.json`. Raises KeyError or TypeError if it is something else."""
+    return [Scored(**row) for row in content["modules"]]
+
+
 def read_scores(path: Path) -> list[Scored]:
     """Read the rows of a `scores.json`. Raises UserError if it holds something else."""
     try:
-        return [Scored(**row) for row in json.loads(path.read_text(encoding="utf-8"))["modules"]]
+        return scored_rows(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(
             f"{path} does not hold scores ({error}). Make it again with: lora-drop score --force"

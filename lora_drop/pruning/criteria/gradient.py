@@ -6,21 +6,15 @@
 tokens. LoRAs that share a pair have the pair's score each.
 """
 
-from typing import Any
-
 from lora_drop.pruning.criteria.base import Criterion, Given, Measured
 
 
 def measure(given: Given) -> Measured:
     """Return g of each LoRA. Raises UserError if the data have no labels."""
-    from lora_drop.pruning.criteria.passes import gradients
+    from lora_drop.pruning.criteria.passes import summed_gradients
 
-    found, sums = Measured(), dict[Any, Any]()
-    for batch in gradients(given):
-        for parameter, gradient in batch.gradients:
-            sums[parameter] = sums[parameter] + gradient if parameter in sums else gradient
-        found.examples += batch.examples
-        found.tokens += batch.tokens
+    summed = summed_gradients(given)
+    found, sums = Measured(examples=summed.examples, tokens=summed.tokens), dict(summed.gradients)
     for name, lora in given.layers.items():
         known = [each for each in lora.tensors if each in sums]
         total = sum(float((each.detach() * sums[each]).abs().sum(dtype=sums[each].dtype)) for each in known)

@@ -77,6 +77,17 @@ def gradients(given: Given, one_by_one: bool = False) -> Iterator[Gradients]:
                     given.progress(seen)
 
 
+def summed_gradients(given: Given) -> Gradients:
+    """Return the gradients of the loss, summed over all the data; see `gradients`."""
+    sums: dict[nn.Parameter, Tensor] = {}
+    examples = tokens = 0
+    for part in gradients(given):
+        for parameter, gradient in part.gradients:
+            sums[parameter] = sums[parameter] + gradient if parameter in sums else gradient
+        examples, tokens = examples + part.examples, tokens + part.tokens
+    return Gradients(list(sums.items()), examples, tokens)
+
+
 def _gradients(model: nn.Module, parameters: list[nn.Parameter], inputs: dict[str, Any], shifted: bool) -> Gradients:
     with torch.enable_grad():
         loss = getattr(model(**inputs), "loss", None)

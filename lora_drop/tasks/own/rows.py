@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from datasets import Dataset, Features, List, Value
@@ -14,7 +14,7 @@ from lora_drop.files import ABANDONED_S, cache_root, file_digest, replacing, swe
 from lora_drop.tasks.base import quantile_strata
 from lora_drop.tasks.own.chats import asked_and_answered
 from lora_drop.tasks.own.reading import Reading
-from lora_drop.tasks.own.values import Label, number, several
+from lora_drop.tasks.own.values import number, several
 
 BINS = 10
 """Strata of numbers."""
@@ -49,19 +49,23 @@ def example(reading: Reading, name: str, place: str, row: Mapping[str, Any]) -> 
 
 def strata_of_rows(reading: Reading, rows: Dataset) -> list[str]:
     """Return the stratum of each row of the task."""
-    if reading.kind == "generation":
-        return ["all"] * len(rows)
-    labels = rows["label"]
+    return strata(reading, [None] * len(rows) if reading.kind == "generation" else _labels(reading, rows["label"]))
+
+
+def _labels(reading: Reading, targets: Iterable[Any]) -> list[Any]:
+    """Return the labels that `Reading.target` has made these of."""
     if reading.kind == "classification":
-        return [reading.labels[index] for index in labels]
-    if reading.kind == "regression":
-        return quantile_strata(list(labels), BINS, "bin")
-    names = [tuple(name for name, on in zip(reading.labels, row, strict=True) if on) for row in labels]
-    return _rarest(names)
+        return [reading.labels[index] for index in targets]
+    if reading.kind == "multilabel":
+        return [tuple(name for name, on in zip(reading.labels, row, strict=True) if on) for row in targets]
+    return list(targets)
 
 
-def strata(reading: Reading, labels: Sequence[Label | None]) -> list[str]:
-    """Return the stratum of each row from its label: the class, the bin of a number, the rarest of several labels."""
+def strata(reading: Reading, labels: Sequence[Any]) -> list[str]:
+    """Return the stratum of each row from its label: the class, the bin of a number, the rarest of several labels.
+
+    `labels` are those of the table; numbers may also be as the task has them, whose bins are the same.
+    """
     if reading.kind == "classification":
         return [str(label) for label in labels]
     if reading.kind == "regression":
