@@ -18,10 +18,9 @@ from torch import Tensor
 
 from lora_drop.errors import UserError
 from lora_drop.methods.folder import COMPACT
-from lora_drop.pruning.adapters import PREFIX
+from lora_drop.pruning.tensor_names import HALVES, tensor_name
 
 WEIGHTS, TIES = COMPACT, "lora_drop.json"
-HALVES = ("lora_A", "lora_B")
 
 
 def is_compact(folder: Path) -> bool:
@@ -69,8 +68,3 @@ def read_compact(folder: Path) -> tuple[LoraConfig, list[list[str]], dict[str, T
         ) from error
     assert isinstance(config, LoraConfig)
     return config, groups, weights
-
-
-def tensor_name(name: str, half: str) -> str:
-    """Return the name in a saved adapter of A or B (`half`, one of HALVES) of a module's LoRA."""
-    return f"{PREFIX}{name}.{half}.weight"

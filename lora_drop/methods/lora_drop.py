@@ -19,11 +19,12 @@ from lora_drop.config.schema import MethodConfig
 from lora_drop.errors import UserError
 from lora_drop.methods import lora
 from lora_drop.methods.base import Method
-from lora_drop.methods.compact import HALVES, TIES, is_compact, read_compact, tensor_name
+from lora_drop.methods.compact import TIES, is_compact, read_compact
 from lora_drop.pruning.adapters import loras
 from lora_drop.pruning.places import Place, find_places
 from lora_drop.pruning.selection import Selection
 from lora_drop.pruning.sharing import share, tie, ties
+from lora_drop.pruning.tensor_names import HALVES, tensor_name
 
 
 def build(backbone: PreTrainedModel, config: MethodConfig, seed: int, selection: Selection | None) -> nn.Module:

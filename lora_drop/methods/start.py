@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from lora_drop.errors import UserError
 from lora_drop.methods.base import Method, head_parameters
-from lora_drop.methods.compact import HALVES, tensor_name
 from lora_drop.methods.folder import adapter_folder
 from lora_drop.methods.lora import read_config, read_weights
-from lora_drop.pruning.adapters import KEEPS_W, PREFIX, Lora, loras
+from lora_drop.pruning.adapters import KEEPS_W, Lora, loras
+from lora_drop.pruning.tensor_names import HALVES, PREFIX, tensor_name
 
 
 def check_start(method: Method, path: str) -> None:

@@ -14,8 +14,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lora_drop.errors import UserError
+from lora_drop.pruning.tensor_names import PREFIX
 
-PREFIX = "base_model.model."
 KEEPS_W = (True, False, "gaussian", "eva", "orthogonal")
 """Values of PEFT's `init_lora_weights` that leave W as it was pretrained. The others (pissa, olora, corda, loftq, …)
 move a part of W into the adapter, so that neither ΔW alone nor W without it means anything."""

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from lora_drop.errors import UserError
-from lora_drop.pruning.adapters import PREFIX
 from lora_drop.pruning.places import all_places, transposed
+from lora_drop.pruning.tensor_names import PREFIX
 
 if TYPE_CHECKING:
     from peft import LoraConfig

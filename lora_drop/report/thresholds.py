@@ -10,9 +10,8 @@ from typing import Any
 
 from lora_drop.errors import UserError
 from lora_drop.pruning.selection import BELOW_ONE, Scored, Selection, select
+from lora_drop.pruning.tensor_names import HALVES, PREFIX, tensor_name
 from lora_drop.runs.facts import Facts, shapes_of
-
-PREFIX = "base_model.model."
 
 
 def slider(run: Facts) -> dict[str, Any]:
@@ -65,7 +64,7 @@ def _tensors(run: Facts) -> dict[str, Any] | None:
     found = shapes_of(file)
     pairs: list[list[Any]] = []
     for row in run.scored:
-        names = [f"{PREFIX}{row.name}.{half}.weight" for half in ("lora_A", "lora_B")]
+        names = [tensor_name(row.name, half) for half in HALVES]
         if not found.keys() >= set(names):
             raise UserError(
                 f"{file} has no LoRA of {row.name}, which scores.json names: the two are not of one warm-up. Score again: lora-drop score -d "

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from bench.machine import fp32_products, switch
 from bench.rounds import clock
+from lora_drop.training.packing import frozen
 
 REPEATS = 5
 EXACT = 4.0
@@ -53,7 +54,7 @@ def fp32_ways() -> dict[str, Product]:
     if switch() is not None:
         ways["oneDNN by the switch"] = _switched
     if torch.backends.mkldnn.is_available():
-        ways["oneDNN by the operator"] = lambda x, w: torch.ops.mkldnn._linear_pointwise(x, w, None, "none", [], "")
+        ways["oneDNN by the operator"] = frozen.product
     return ways
 
 
