@@ -168,6 +168,31 @@ def test_other_loras_are_kept_where_low_layers_lose_theirs(tmp_path):
     assert torch.equal(loaded.eval()(**inputs).logits, model.eval()(**inputs).logits)
 
 
+@pytest.mark.parametrize("learns", [False, True])
+def test_another_adapter_stays_as_it_is_where_low_layers_lose_theirs(learns, tmp_path):
+    model = fill(get_peft_model(bert(), LoraConfig(**BASE)))
+    selection = lora_drop.select(lora_drop.score(model, [batch()]), threshold=0.5, share=False)
+    inputs = {name: tensor for name, tensor in batch().items() if name != "labels"}
+    alone = fill(get_peft_model(bert(), LoraConfig(**BASE)))
+    expected = lora_drop.share(alone, selection).eval()(**inputs).logits
+    model.add_adapter("other", LoraConfig(**BASE))
+    torch.nn.init.ones_(loras(model)["bert.encoder.layer.0.attention.self.query"].layer.lora_B["other"].weight)
+    theirs = [parameter.requires_grad_(learns) for name, parameter in model.named_parameters() if "other" in name]
+    before = [parameter.clone() for parameter in theirs]
+    lora_drop.share(model, selection)
+    assert all(parameter.requires_grad == learns for parameter in theirs)
+    assert model.get_model_status().active_adapters == ["default"] and set(loras(model)) == set(loras(alone))
+    assert torch.equal(model.eval()(**inputs).logits, expected)
+    model.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(bert(), tmp_path)
+    assert torch.equal(loaded.eval()(**inputs).logits, expected)
+    model.set_adapter("other")
+    assert len(loras(model)) == 8 and all(map(torch.equal, before, theirs))
+    assert not torch.allclose(model(**inputs).logits, expected)
+    model.set_adapter("default")
+    torch.testing.assert_close(model.merge_and_unload()(**inputs).logits, expected)
+
+
 def test_layers_that_share_already_are_not_shared_otherwise():
     model = fill(get_peft_model(bert(), LoraConfig(**BASE)))
     scores = lora_drop.score(model, [batch()])

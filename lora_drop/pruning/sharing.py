@@ -94,7 +94,7 @@ def remove(model: PeftModel, names: Sequence[str]) -> None:
     found, configs = loras(model), cast(dict[str, Any], model.peft_config)
     for name in names:
         layer, config = found[name].layer, configs[found[name].adapter]
-        layer.delete_adapter(found[name].adapter)
+        _delete(layer, found[name].adapter)
         if not layer._all_available_adapter_names():
             bias = getattr(layer.base_layer, "bias", None)
             if config.bias == "lora_only" and bias is not None:  # which is trained and saved only beside a LoRA
@@ -102,6 +102,16 @@ def remove(model: PeftModel, names: Sequence[str]) -> None:
             model.get_base_model().set_submodule(name, layer.base_layer)
     for adapter in {found[name].adapter for name in names}:
         configs[adapter].target_modules = _adapted(model, adapter)
+
+
+def _delete(layer: Any, adapter: str) -> None:
+    """Delete the active adapter of a layer. PEFT by itself activates another that is there, and makes it trainable."""
+    learnt = {parameter: parameter.requires_grad for parameter in layer.parameters()}
+    layer.set_adapter([])
+    layer.delete_adapter(adapter)
+    layer.set_adapter(adapter)  # as PEFT has it on every layer, also on those that this adapter is not on
+    for parameter in layer.parameters():
+        parameter.requires_grad_(learnt[parameter])
 
 
 def _adapted(model: PeftModel, adapter: str) -> set[str]:
