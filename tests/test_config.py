@@ -4,6 +4,7 @@ import math
 import pytest
 import yaml
 
+from lora_drop.config.explained import explained
 from lora_drop.config.files import OTHERS, config_folders, read_yaml
 from lora_drop.config.identity import config_hash, to_dict
 from lora_drop.config.loading import from_dict, load_config
@@ -90,6 +91,18 @@ def test_broken_yaml_names_the_file(tmp_path):
 def test_a_stored_configuration_reads_back_equal():
     config = load_config([], ["method.target_projections=[query]", "limit.train=5"])
     assert from_dict(yaml.safe_load(yaml.safe_dump(to_dict(config)))) == config
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["Question: {question}\nAnswer: ", "a:\n\n  b: {x}\n", "# no comment\n- {x}", "\u0085x: 😀\n" * 9, " " * 200],
+)
+def test_a_text_of_several_lines_is_printed_as_it_is(text):
+    """Its lines look like keys, comments and items."""
+    config = load_config([], ["data.path=x.csv", f"data.template={text}", f"data.label={text}"])
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, text=(text, text)))
+    assert from_dict(yaml.safe_load(explained(config))) == config
+    assert explained(config).count("  # The text that is read, with columns in braces") == 1
 
 
 def test_identity_leaves_out_where_a_run_happens():

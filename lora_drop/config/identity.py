@@ -66,7 +66,11 @@ def config_hash(config: Config) -> str:
 
 def to_yaml(config: Config) -> str:
     """Return the content of a configuration file that gives the same configuration again, whatever its texts hold."""
-    values = to_dict(config)
+    return as_yaml(to_dict(config))
+
+
+def as_yaml(values: Mapping[str, Any]) -> str:
+    """Return YAML that reads back as these plain values, whatever their texts hold."""
     readable = json.dumps(
         values, ensure_ascii=False
     ).isprintable()  # else escaped: YAML takes U+0085, say, for a line end
