@@ -5,6 +5,11 @@ class UserError(Exception):
     """A mistake in the input. The message says what, where, and what to do; the command line exits with code 2."""
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an error says, or its type where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 def counted(number: int, noun: str) -> str:
     """Return `1 row`, or `1,200 rows`."""
     return f"{number:,} {noun}" + ("" if number == 1 else "s")

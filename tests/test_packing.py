@@ -186,6 +186,30 @@ def test_what_cannot_be_packed_is_computed_the_stock_way_and_says_why(kind, extr
     assert packing is None and how.startswith("padded: ") and reason in how
 
 
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (RuntimeError(), "RuntimeError"),
+        (AssertionError("\nlengths\nof rows"), "AssertionError: lengths"),
+        (KeyError("mask"), "KeyError: 'mask'"),
+        (NotImplementedError(), "NotImplementedError"),
+    ],
+)
+def test_whatever_a_model_raises_it_is_computed_the_stock_way(error, said):
+    model, tokenizer = trained_lora("tiny:bert")
+    model.eval()
+    batch = labelled(tokenizer, 3)
+    expected = model(**batch).loss
+
+    def refuse(module, given):
+        if len(given[0]) == 1:  # rows that are joined
+            raise error
+
+    model.get_base_model().bert.encoder.layer[1].intermediate.dense.register_forward_pre_hook(refuse)
+    assert prepare(model, batch) == (None, f"padded: {said}")
+    assert torch.equal(model(**batch).loss, expected)
+
+
 WINDOWS = {
     "mistral": {"sliding_window": 8, "num_key_value_heads": 1},
     "gemma2": {"sliding_window": 8, "num_key_value_heads": 1, "head_dim": 16, "attn_logit_softcapping": 0.5},

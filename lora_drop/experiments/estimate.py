@@ -23,7 +23,7 @@ from torch import nn
 from lora_drop.config.schema import TrainConfig
 from lora_drop.data.batches import LengthGroups, row_lengths
 from lora_drop.data.sentences import batches
-from lora_drop.errors import UserError
+from lora_drop.errors import UserError, first_line
 from lora_drop.experiments.grid import Planned
 from lora_drop.files import digest
 from lora_drop.methods.base import Method, Parameters
@@ -78,7 +78,7 @@ def estimate(todo: Sequence[Planned], progress: Callable[[int, int], None]) -> I
                 seconds, disk, peak = _measure(group[0], Path(folder), shared)
             yield Estimate(row, task, len(group), seconds, disk, peak)
         except (UserError, RuntimeError, OSError) as error:  # too little memory, say: that is what a dry run is for
-            yield Estimate(row, task, len(group), None, None, None, f"{error}".splitlines()[0])
+            yield Estimate(row, task, len(group), None, None, None, first_line(error))
 
 
 def _measure(planned: Planned, folder: Path, shared: set[str]) -> tuple[float, float, float]:

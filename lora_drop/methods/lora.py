@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lora_drop.config.schema import MethodConfig
-from lora_drop.errors import UserError
+from lora_drop.errors import UserError, first_line
 from lora_drop.faults import foreign
 from lora_drop.methods.base import Method, heads, outermost
 from lora_drop.methods.compact import is_compact
@@ -150,7 +150,7 @@ def fill(model: PeftModel, folder: Path, weights: dict[str, Tensor] | None = Non
         weights = weights or read_weights(folder)
         outcome: Any = set_peft_model_state_dict(model, weights)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"{folder} holds no adapter for this model: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{folder} holds no adapter for this model: {first_line(error)}") from error
     learnt = {name for name, tensor in model.named_parameters(remove_duplicate=False) if tensor.requires_grad}
     missing = [name for name in outcome.missing_keys if name in learnt]
     if missing or outcome.unexpected_keys:

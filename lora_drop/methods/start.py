@@ -10,7 +10,7 @@ from peft import LoraConfig
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from lora_drop.errors import UserError
+from lora_drop.errors import UserError, first_line
 from lora_drop.methods.base import Method, head_parameters
 from lora_drop.methods.folder import adapter_folder
 from lora_drop.methods.lora import read_config, read_weights
@@ -66,7 +66,7 @@ def start_from(model: nn.Module, folder: Path) -> str:
     try:
         weights = read_weights(folder)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{folder} holds no readable adapter: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{folder} holds no readable adapter: {first_line(error)}") from error
     config: Any = read_config(folder)
     groups: dict[int, list[tuple[str, Lora]]] = {}
     for name, lora in loras(model).items():

@@ -13,7 +13,7 @@ from datasets.packaged_modules.cache.cache import Cache
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import RemoteEntryNotFoundError
 
-from lora_drop.errors import UserError
+from lora_drop.errors import UserError, first_line
 from lora_drop.hub.commits import cached_commits, choose, tell_newer
 from lora_drop.hub.repo import Repo, asking, check_revision, forbidden_by
 from lora_drop.progress import Reporter
@@ -100,9 +100,8 @@ class HubRows:
         try:
             return cast(datasets.Dataset, cache.as_dataset(split=split))
         except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0]
             raise UserError(
-                f"The {split} rows in {folder} cannot be read ({reason}). Remove that folder and repeat."
+                f"The {split} rows in {folder} cannot be read ({first_line(error)}). Remove that folder and repeat."
             ) from error
 
     def _fetch(

@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from lora_drop.errors import UserError
+from lora_drop.errors import UserError, first_line
 from lora_drop.experiments.engines.base import Line
 from lora_drop.experiments.grid import Planned
 from lora_drop.experiments.one_run import End, perform_run
@@ -127,9 +127,10 @@ class RayCluster:
         try:
             end: End = self.ray.get(task)
         except self.ray.exceptions.RayTaskError as error:  # before our own code could catch it
-            return End(f"on {place}: {f'{error.cause}'.strip().splitlines()[-1]}")
+            said = f"{error.cause}".strip().splitlines() or [type(error.cause).__name__]
+            return End(f"on {place}: {said[-1]}")
         except self.ray.exceptions.RayError as error:
-            return End(f"on {place}: {type(error).__name__}: {f'{error}'.strip().splitlines()[0]}")
+            return End(f"on {place}: {type(error).__name__}: {first_line(error)}")
         return end if end.record is not None else replace(end, note=f"on {place}: {end.note}")
 
     def __enter__(self) -> RayCluster:
@@ -146,7 +147,7 @@ class RayCluster:
                     **local,
                 )
         except (ConnectionError, ValueError, RuntimeError, self.ray.exceptions.RayError) as error:
-            raise _no_cluster(self.address, f"{error}".strip().splitlines()[0]) from error
+            raise _no_cluster(self.address, first_line(error)) from error
         found = self.ray.cluster_resources()
         if self.gpus is None:
             self.gpus = 1 if found.get("GPU") else 0

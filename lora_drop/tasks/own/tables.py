@@ -9,7 +9,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from lora_drop.errors import UserError, closest
+from lora_drop.errors import UserError, closest, first_line
 from lora_drop.files import digest, file_digest
 from lora_drop.tasks.files import parse_json, read_json_list, read_text
 
@@ -163,4 +163,4 @@ def _parquet(path: Path) -> Iterator[Placed]:
                     number += 1
                     yield f"{path}, row {number}", row
     except (pyarrow.ArrowInvalid, OSError) as error:
-        raise UserError(f"{path} is not readable as Parquet ({str(error).splitlines()[0]}).") from error
+        raise UserError(f"{path} is not readable as Parquet ({first_line(error)}).") from error

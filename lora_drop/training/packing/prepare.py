@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from lora_drop.errors import first_line
 from lora_drop.pruning.observation import eval_mode
 from lora_drop.training.packing.frozen import Frozen
 from lora_drop.training.packing.layout import Unpackable
@@ -24,8 +25,6 @@ FAR = 0.25
 LIKE = 1.25
 """Of ways that are so nearly as far off, the cheapest is taken."""
 SMALLEST = 1e-300
-FAILURES = (RuntimeError, ValueError, TypeError, AttributeError, IndexError)
-"""What a model's code raises that is called in a way it does not know."""
 
 
 def prepare(
@@ -59,8 +58,9 @@ def prepare(
             return packing, str(packing)
         except Unpackable as error:
             reasons.append(str(error))
-        except FAILURES as error:
-            reasons.append(f"{type(error).__name__}: {str(error).splitlines()[0]}")
+        except Exception as error:  # noqa: BLE001 - a model's code may raise anything if it is called in a way it does not know
+            kind, said = type(error).__name__, first_line(error)
+            reasons.append(kind if said == kind else f"{kind}: {said}")
     return None, f"padded: {reasons[0]}" + (f"; by its own code: {reasons[1]}" if len(set(reasons)) > 1 else "")
 
 
@@ -82,7 +82,7 @@ def _tried(
         try:
             with packing.over(batch):
                 found = _numbers(model, batch, loss)
-        except (Unpackable, *FAILURES):  # a head that needs every token, say
+        except Exception:  # noqa: BLE001 - a head that needs every token, say
             continue
         off[packing.reads, packing.trims] = distance = _distance(stock, found)
         if distance <= tolerance:
@@ -105,7 +105,7 @@ def _replay(
         packing.replay = replay = Replay(packing)
         with packing.over(batch, learns=True):
             found = _numbers(model, batch, loss)
-    except (Unpackable, *FAILURES, AssertionError):
+    except Exception:  # noqa: BLE001 - then it goes on without
         return None
     near = _distance(expected, found) <= _tolerance(expected)
     replay.forget()  # it was in eval mode
