@@ -27,11 +27,18 @@ def adapters(tmp_path_factory):
     folder = tmp_path_factory.mktemp("adapters")
     assert command("run", folder / "run", "-b", "tiny:roberta", "-o", "method.name=lora") == 0
     whole = folder / "run" / "adapter"
-    for name, key, value in (("pissa", "init_lora_weights", "pissa"), ("dora", "use_dora", True)):
+    others = (
+        ("pissa", "init_lora_weights", "pissa"),
+        ("dora", "use_dora", True),
+        ("bias", "bias", "lora_only"),
+        ("lora_bias", "lora_bias", True),
+        ("tokens", "trainable_token_indices", [3]),
+    )
+    for name, key, value in others:
         shutil.copytree(whole, folder / name)
         content = {**read_json(whole / "adapter_config.json"), key: value}
         (folder / name / "adapter_config.json").write_text(json.dumps(content))
-    return {"lora": whole, "pissa": folder / "pissa", "dora": folder / "dora"}
+    return {"lora": whole, **{name: folder / name for name, *_ in others}}
 
 
 @pytest.mark.parametrize(
@@ -70,6 +77,9 @@ def adapters(tmp_path_factory):
         ("run", "tiny:bert", ["-o", "train.start_from={lora}"], "Is it an adapter of this backbone?"),
         ("run", "tiny:roberta", ["-o", "train.start_from={lora}", "-o", "method.rank=4"], "Set method.rank"),
         ("run", "tiny:roberta", ["-o", "train.start_from={pissa}"], "moves a part of W into B A"),
+        ("run", "tiny:roberta", ["-o", "train.start_from={bias}"], "trained with bias='lora_only'"),
+        ("run", "tiny:roberta", ["-o", "train.start_from={lora_bias}"], "trained with lora_bias=True"),
+        ("run", "tiny:roberta", ["-o", "train.start_from={tokens}"], "trained with trainable_token_indices=[3]"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_anything_is_written(

@@ -27,6 +27,17 @@ def check_start(method: Method, path: str) -> None:
         raise UserError(
             f"train.start_from={path} is not a plain LoRA of one rank and one scaling, and training can start from nothing else."
         )
+    learnt = {
+        "bias": config.bias != "none",
+        "lora_bias": config.lora_bias,
+        "trainable_token_indices": bool(config.trainable_token_indices),
+    }
+    beside = [f"{key}={getattr(config, key)!r}" for key, there in learnt.items() if there]
+    if beside:
+        raise UserError(
+            f"train.start_from={path} was trained with {' and '.join(beside)}: training starts from A and B, and what was learnt "
+            "beside them would be lost. Name an adapter without it."
+        )
     _refuse_moved("train.start_from", path, config)
 
 
