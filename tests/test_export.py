@@ -19,6 +19,7 @@ from lora_drop.cli import app as cli
 from lora_drop.errors import UserError
 from lora_drop.export import merged
 from lora_drop.files import read_json, write_json
+from lora_drop.methods.compact import write_compact
 from lora_drop.methods.folder import adapter_folder
 from lora_drop.models.backbones import load_model, load_tokenizer, locate
 from lora_drop.pruning.sharing import ties
@@ -147,6 +148,43 @@ def test_a_damaged_compact_form_is_refused(damage, run, folder, tmp_path):
         write_json(target / "lora_drop.json", {**read_json(target / "lora_drop.json"), "tied": []})
     with pytest.raises(UserError):
         lora_drop.load_adapter(plain(folder), target)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"lora_alpha": float("nan")}, "its lora_alpha is nan"),
+        ({"r": "x"}, "its rank r is 'x'"),
+        ({"peft_type": "VERA"}, "holds no whole compact adapter"),
+        ({"peft_type": "NONE"}, "holds no whole compact adapter"),
+        ({"megatron_core": "evil", "megatron_config": {"x": 1}}, "for Megatron"),
+        ({"target_modules": ["nowhere"]}, "holds no adapter for this model"),
+        ({"target_modules": 3}, "holds no adapter for this model"),
+        ([], "holds no whole compact adapter"),
+        (None, "VERA, not LoRA"),
+    ],
+)
+def test_the_compact_form_is_checked_as_peft_s_is(settings, message, run, folder, tmp_path):
+    write_compact(run / "adapter", tmp_path)
+    content = read_json(tmp_path / "lora_drop.json")
+    changed = content["adapter_config"] | settings if settings else settings
+    if settings is None:
+        changed = {"peft_type": "VERA", "r": 8, "target_modules": ["query"]}
+    (tmp_path / "lora_drop.json").write_text(json.dumps({**content, "adapter_config": changed}))
+    with pytest.raises(UserError, match=message):
+        lora_drop.load_adapter(plain(folder), tmp_path)
+
+
+@pytest.mark.parametrize("form", ["peft", "compact"])
+@pytest.mark.parametrize("tied", [None, 3, "query", [[]], [3], [[["query"]]], {"a": []}])
+def test_ties_that_are_none_are_refused_in_both_forms(tied, form, run, folder, tmp_path):
+    if form == "compact":
+        write_compact(run / "adapter", tmp_path)
+    else:
+        shutil.copytree(run / "adapter", tmp_path, dirs_exist_ok=True)
+    write_json(tmp_path / "lora_drop.json", {**read_json(tmp_path / "lora_drop.json"), "tied": tied})
+    with pytest.raises(UserError, match=r"is damaged|holds no whole compact adapter"):
+        lora_drop.load_adapter(plain(folder), tmp_path)
 
 
 def test_the_merged_model_is_the_run_without_an_adapter(run, folder, tmp_path):

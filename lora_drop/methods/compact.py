@@ -11,13 +11,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-from peft import LoraConfig
+from peft import LoraConfig, PeftConfig
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lora_drop.errors import UserError
+from lora_drop.faults import foreign
 from lora_drop.methods.folder import COMPACT
+from lora_drop.methods.saved_config import checked
 from lora_drop.pruning.tensor_names import HALVES, tensor_name
 
 WEIGHTS, TIES = COMPACT, "lora_drop.json"
@@ -34,7 +36,7 @@ def write_compact(adapter: Path, folder: Path) -> None:
     `adapter` is a folder as `methods.lora_drop` writes it. Raises UserError if it is damaged.
     """
     try:
-        groups = json.loads((adapter / TIES).read_text(encoding="utf-8"))["tied"]
+        groups = tied_groups(json.loads((adapter / TIES).read_text(encoding="utf-8")))
         config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
         weights = load_file(adapter / "adapter_model.safetensors")
         for _, *others in groups:
@@ -53,18 +55,23 @@ def read_compact(folder: Path) -> tuple[LoraConfig, list[list[str]], dict[str, T
 
     Raises UserError if the folder is damaged.
     """
-    try:
+    with foreign(f"{folder} holds no whole compact adapter. Export it again"):
         content: dict[str, Any] = json.loads((folder / TIES).read_text(encoding="utf-8"))
-        weights, groups = load_file(folder / WEIGHTS), content["tied"]
-        config = LoraConfig.from_peft_type(
-            **{**content["adapter_config"], "inference_mode": False, "base_model_name_or_path": None}
-        )
+        weights, groups = load_file(folder / WEIGHTS), tied_groups(content)
+        config = checked(PeftConfig.from_peft_type(**content["adapter_config"]))
+        if not isinstance(config, LoraConfig):
+            raise ValueError(f"it is {config.peft_type}, not LoRA")
         for first, *others in groups:
             for half in HALVES:
                 weights |= {tensor_name(name, half): weights[tensor_name(first, half)].clone() for name in others}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
-        raise UserError(
-            f"{folder} holds no whole compact adapter ({type(error).__name__}: {error}). Export it again."
-        ) from error
-    assert isinstance(config, LoraConfig)
     return config, groups, weights
+
+
+def tied_groups(content: Any) -> list[list[str]]:
+    """Return the groups of modules that share a LoRA, by the content of `lora_drop.json`. Raises ValueError."""
+    groups = content.get("tied") if isinstance(content, dict) else None
+    if not isinstance(groups, list) or not all(isinstance(group, list) and group for group in groups):
+        raise ValueError(f"{TIES} does not say what is tied")
+    if not all(isinstance(name, str) for group in groups for name in group):
+        raise ValueError(f"{TIES} ties what is no module's name")
+    return groups

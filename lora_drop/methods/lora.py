@@ -6,14 +6,13 @@ Also the place where any method that is a PEFT adapter is built, saved and loade
 from __future__ import annotations
 
 import json
-import math
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import AdaLoraConfig, LoraConfig, PeftConfig, PeftModel, VeraConfig, get_peft_model, set_peft_model_state_dict
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -22,8 +21,9 @@ from transformers import PreTrainedModel
 from lora_drop.config.schema import MethodConfig
 from lora_drop.errors import UserError, first_line
 from lora_drop.faults import foreign
-from lora_drop.methods.base import Method, heads, outermost
+from lora_drop.methods.base import Method, heads
 from lora_drop.methods.compact import is_compact
+from lora_drop.methods.saved_config import checked
 from lora_drop.pruning.places import Place, find_places, transposed
 from lora_drop.pruning.selection import Selection
 
@@ -93,9 +93,12 @@ def load(backbone: PreTrainedModel, folder: Path) -> PeftModel:
     return model
 
 
-def wrapped(backbone: PreTrainedModel, folder: Path) -> PeftModel:
-    """Return the backbone under the adapter that `folder` describes, not filled. Raises UserError if it does not fit."""
-    config = read_config(folder)
+def wrapped(backbone: PreTrainedModel, folder: Path, config: PeftConfig | None = None) -> PeftModel:
+    """Return the backbone under the adapter that `folder` describes, not filled. Raises UserError if it does not fit.
+
+    `config` is that of the folder, if it was read already.
+    """
+    config = config or read_config(folder)
     with foreign(f"{folder} holds no adapter for this model"):
         return wrap(backbone, config, seed=0)
 
@@ -110,25 +113,7 @@ def read_config(folder: Path) -> PeftConfig:
     with foreign(f"{folder} holds no readable PEFT adapter. Train it again with --force"):
         if not (folder / "adapter_config.json").is_file():  # PEFT would take the path for a name on the Hub
             raise ValueError("it has no adapter_config.json")
-        config = PeftConfig.from_pretrained(str(folder.absolute()))
-        if getattr(config, "megatron_config", None):  # PEFT would import whatever module the file names
-            raise ValueError("it is an adapter for Megatron")
-        config.inference_mode = False
-        config.base_model_name_or_path = None  # the model tells its own; PEFT warns of every other name
-        if isinstance(config, LoraConfig | AdaLoraConfig | VeraConfig):
-            _check_sizes(config)
-            # adapters saved by earlier versions name the parts of a head beside the head
-            config.modules_to_save = outermost(config.modules_to_save or ()) or None
-    return config
-
-
-def _check_sizes(config: LoraConfig | AdaLoraConfig | VeraConfig) -> None:
-    """Raise ValueError for a rank or a scaling that is none; PEFT takes anything."""
-    rank, alpha = config.r, getattr(config, "lora_alpha", 1)
-    if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
-        raise ValueError(f"its rank r is {rank!r}")
-    if not isinstance(alpha, int | float) or not math.isfinite(alpha):
-        raise ValueError(f"its lora_alpha is {alpha!r}")
+        return checked(PeftConfig.from_pretrained(str(folder.absolute())))
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:

@@ -19,7 +19,7 @@ from lora_drop.config.schema import MethodConfig
 from lora_drop.errors import UserError
 from lora_drop.methods import lora
 from lora_drop.methods.base import Method
-from lora_drop.methods.compact import TIES, is_compact, read_compact
+from lora_drop.methods.compact import TIES, is_compact, read_compact, tied_groups
 from lora_drop.pruning.adapters import loras
 from lora_drop.pruning.places import Place, find_places
 from lora_drop.pruning.selection import Selection
@@ -69,19 +69,19 @@ def load(backbone: PreTrainedModel, folder: Path) -> PeftModel:
     """Build the adapter, tie it as it was, and fill it. Raises UserError for a file that is damaged or untied."""
     if is_compact(folder):
         config, groups, weights = read_compact(folder)
-        model = lora.wrap(backbone, config, seed=0)
+        model = lora.wrapped(backbone, folder, config)
         _tie_all(model, groups, folder)
         lora.fill(model, folder, weights)
         return model
     model = lora.wrapped(backbone, folder)
     try:
-        groups = json.loads((folder / TIES).read_text(encoding="utf-8"))["tied"]
+        groups = tied_groups(json.loads((folder / TIES).read_text(encoding="utf-8")))
     except FileNotFoundError as error:
         raise UserError(
             f"{folder} has no {TIES}, which says what layers share: PEFT has saved it, not lora-drop. Load it with PEFT, and share "
             "again by the selection: PeftModel.from_pretrained(model, folder, is_trainable=True), then lora_drop.share."
         ) from error
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(
             f"{folder / TIES} is damaged: it says which layers share a LoRA. Train it again with --force."
         ) from error
