@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from lora_drop.cli import app as cli
-from lora_drop.cli.inspection import count_methods
+from lora_drop.cli.inspection import count_methods, diagnose
 from lora_drop.config.loading import load_config
 from lora_drop.errors import UserError
 
@@ -335,6 +335,17 @@ def test_params_tasks_and_doctor(tmp_path):
     assert checks["packaged:minilm-l6"]["state"] == "checksum right" and checks["Hub"]["state"] == "not asked (offline)"
     assert "cores" in checks["cpu"]["state"]
     assert checks["tokenised rows"]["state"].startswith(os.environ["LORA_DROP_CACHE"])
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "said"),
+    [("hub.local", "unknown url type"), ("http://a b", "control characters")],
+)
+def test_an_address_of_the_hub_that_is_none_is_a_finding(endpoint, said, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", endpoint)
+    found = diagnose(None, offline=False)[-1]
+    assert found["check"] == "Hub" and endpoint in found["state"] and said in found["state"]
+    assert found["remedy"].startswith("correct HF_ENDPOINT")
 
 
 def test_config_prints_a_file_that_can_be_saved_and_run(tmp_path):

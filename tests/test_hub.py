@@ -156,8 +156,13 @@ def test_new_weights_are_told_and_taken_when_asked_for(hub, machine, model, name
             "a newer one was not looked for. The Hub cannot be reached",
             "cannot be reached",
         ),
+        (
+            {"HF_ENDPOINT": "hub.local"},
+            "a newer one was not looked for. The Hub cannot be reached",
+            "HF_ENDPOINT is wrong",
+        ),
     ],
-    ids=["forbidden", "no-network"],
+    ids=["forbidden", "no-network", "no-address"],
 )
 def test_without_the_hub(hub, machine, name, run, sample, tmp_path, environment, note, why):
     machine(*run)

@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from lora_drop.config.schema import Config
-from lora_drop.errors import UserError, counted
+from lora_drop.errors import UserError, counted, first_line
 from lora_drop.registry import METHODS, TASKS, needs_selection
 from lora_drop.tasks.base import Source
 
@@ -152,8 +152,8 @@ def _packaged_models() -> list[dict[str, Any]]:
 
 
 def _hub(offline: bool) -> list[dict[str, Any]]:
-    import urllib.error
     import urllib.request
+    from http.client import HTTPException
 
     if offline:
         return [_row("Hub", "not asked (offline)")]
@@ -161,6 +161,8 @@ def _hub(offline: bool) -> list[dict[str, Any]]:
     try:
         with urllib.request.urlopen(f"{endpoint}/api/models?limit=1", timeout=5):
             return [_row("Hub", f"{endpoint} answers")]
-    except (OSError, urllib.error.URLError) as error:
+    except OSError as error:
         remedy = "use packaged: backbones and official files, or work where there is a network"
         return [_row("Hub", f"{endpoint}: {error}", remedy)]
+    except (ValueError, HTTPException) as error:  # an address that is none, or what answers is no web server
+        return [_row("Hub", f"{endpoint}: {first_line(error)}", "correct HF_ENDPOINT: https://huggingface.co, say")]

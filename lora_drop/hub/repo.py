@@ -50,7 +50,14 @@ which huggingface_hub uses, OSError is also a full disk, ValueError an answer th
 the fast transfer (hf_xet)."""
 AGAIN = "The same command continues: files that are complete are kept."
 LOGIN = "Log in with `hf auth login` (or set HF_TOKEN)"
-UNREACHABLE = ("ConnectError", "ProxyError", "ConnectionError", "ConnectionRefusedError", "gaierror")
+UNREACHABLE = (
+    "UnsupportedProtocol",
+    "ConnectError",
+    "ProxyError",
+    "ConnectionError",
+    "ConnectionRefusedError",
+    "gaierror",
+)
 LOCAL = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
 
 
