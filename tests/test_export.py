@@ -1,5 +1,6 @@
 """Exports: what others read gives the numbers of the run, and what cannot be said is refused in a sentence."""
 
+import ast
 import json
 import shutil
 from pathlib import Path
@@ -247,6 +248,18 @@ def test_a_configuration_hits_exactly_the_retained_modules(language_run, capsys)
         found = yaml.safe_load(capsys.readouterr().out)
         names = found[key].split(",") if form == "llamafactory" else found[key]
         assert set(names) == expected and "tiny:llama" in found.values()
+
+
+@pytest.mark.parametrize("base", [r"C:\new\model", 'a"b', "x/{y}", "naïve/😀"])
+def test_the_name_of_a_backbone_is_valid_python_whatever_it_is(base, run, language_run, tmp_path):
+    assert command("export", language_run, "--to", "trl", "--base", base, "--out", tmp_path / "train.py") == 0
+    texts = [(tmp_path / "train.py").read_text(encoding="utf-8")]
+    for form in ("peft", "compact"):
+        assert command("export", run, "--to", form, "--base", base, "--out", tmp_path / form) == 0
+        card = (tmp_path / form / "README.md").read_text(encoding="utf-8")
+        texts.append(card.partition("```python\n")[2].partition("```")[0])
+    for text in texts:
+        assert base in [node.value for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Constant)]
 
 
 def test_the_script_for_trl_builds_the_shared_model(language_run, tmp_path, monkeypatch):

@@ -14,12 +14,12 @@ LOADING = {
     "peft": """from peft import PeftModel
 from transformers import {auto}
 
-model = {auto}.from_pretrained("{base}"{labels})
+model = {auto}.from_pretrained({base}{labels})
 model = PeftModel.from_pretrained(model, "FOLDER")""",
     "compact": """import lora_drop  # pip install lora-drop; PEFT alone does not read this form
 from transformers import {auto}
 
-model = {auto}.from_pretrained("{base}"{labels})
+model = {auto}.from_pretrained({base}{labels})
 model = lora_drop.load_adapter(model, "FOLDER")""",
     "merged": """from transformers import {auto}, AutoTokenizer
 
@@ -34,7 +34,7 @@ def card(source: Source, target: str, said: str) -> str:
     auto = "AutoModelForCausalLM" if generates else "AutoModelForSequenceClassification"
     labels = "" if generates else f", num_labels={task.outputs}"
     base = source.base if target != "merged" else source.known or f"the folder `{source.run.config.backbone}`"
-    loading = LOADING[target].format(auto=auto, base=base, labels=labels)
+    loading = LOADING[target].format(auto=auto, base=words.quoted(base), labels=labels)
     head = yaml.safe_dump(_front(source, target), sort_keys=False, allow_unicode=True)
     parts = [f"---\n{head}---\n", f"# {facts.title} for {task.title or facts.subject} on {base}\n"]
     if facts.selection is not None and facts.trained_as_selected:

@@ -14,6 +14,7 @@ import yaml
 from lora_drop.errors import UserError
 from lora_drop.export.source import Source
 from lora_drop.files import read_json
+from lora_drop.runs import words
 
 ALONE = "The layers that lora-drop retained. All others have no LoRA: a configuration cannot say that they share one."
 
@@ -68,10 +69,10 @@ def trl(source: Source) -> str:
     """Return a script for TRL's SFTTrainer in which the low-importance layers share a LoRA."""
     found = _of_a_language_model(source, "TRL's SFTTrainer")
     assert source.facts.selection is not None
-    selection = json.dumps(json.dumps(source.facts.selection.to_json()))
-    modules = "".join(f'    "{row.name}",\n' for row in source.facts.scored)
+    selection = words.quoted(json.dumps(source.facts.selection.to_json()))
+    modules = "".join(f"    {words.quoted(row.name)},\n" for row in source.facts.scored)
     return TRL.format(
-        base=source.base,
+        base=words.quoted(source.base),
         rank=found["r"],
         alpha=found["lora_alpha"],
         dropout=found["lora_dropout"],
@@ -105,7 +106,7 @@ MODULES = [
 {modules}]
 SELECTION = lora_drop.Selection.from_json(json.loads({selection}))
 
-model = AutoModelForCausalLM.from_pretrained("{base}")
+model = AutoModelForCausalLM.from_pretrained({base})
 config = LoraConfig(
     r={rank}, lora_alpha={alpha}, lora_dropout={dropout}, target_modules=MODULES, task_type="CAUSAL_LM"
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 
+from lora_drop.runs import words
 from lora_drop.runs.facts import Facts
 
 
@@ -31,7 +32,7 @@ def peft_config(run: Facts) -> str:
     """Return Python that makes PEFT's LoRA on the retained modules; sharing needs `lora_drop.share`."""
     method = run.config["method"]
     rank = method["rank"] or 8
-    lines = [f'    "{name}",' for name in run.retained_modules]
+    lines = [f"    {words.quoted(name)}," for name in run.retained_modules]
     return "\n".join(
         [
             "from peft import LoraConfig",

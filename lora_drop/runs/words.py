@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
@@ -11,6 +12,11 @@ from lora_drop.config.strict import leaves
 from lora_drop.pruning.selection import Selection
 from lora_drop.runs.facts import Facts, differences
 from lora_drop.training.warmup import doubts
+
+
+def quoted(text: str) -> str:
+    """Return a text as a literal of Python."""
+    return json.dumps(text, ensure_ascii=False)  # which Python reads, too; escaped, an emoji would be two signs
 
 
 @dataclass(frozen=True)
