@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import pyarrow
 import pytest
 from hub_data import GLUE, NLG, parts, write_hub, write_official, write_parquet
 from hub_server import HubServer, Machine
@@ -33,6 +34,21 @@ for name, splits in {splits!r}.items():
         wrong = [pair for column in rows.column_names for pair in zip(rows[column], files[column]) if pair[0] != pair[1]]
         assert not wrong, (name, split, len(wrong), wrong[:3])
 print(json.dumps(hub.origins))
+"""
+
+
+ROWS = """
+import json
+from lora_drop.errors import UserError
+from lora_drop.tasks.base import Source
+from lora_drop.tasks.own.splits import open_split
+
+source = Source(None, offline={offline})
+try:
+    rows = [row["x"] for _, row in open_split("{path}", "train", source).rows()]
+    print(json.dumps([rows, source.origins["train"].get("configuration")]))
+except UserError as error:
+    print(json.dumps([str(error), None]))
 """
 
 
@@ -119,6 +135,19 @@ def test_own_data_may_be_a_data_set_of_the_hub(hub, machine, tmp_path):
     assert record["texts"] == ["sentence1", "sentence2"] and record["labels"] == ["0", "1"]
     missing = machine(*run, "--data", "nyu-mll/none")
     assert missing.code == 2 and "nyu-mll/none" in missing.err
+
+
+def rows_of(machine, path, offline=False):
+    """Return the rows of a data set with one column, its configuration by `run.json`, and else the message."""
+    read = machine.python(ROWS.format(path=path, offline=offline))
+    assert read.code == 0, read.err
+    return json.loads(read.out)
+
+
+def test_a_name_in_capitals_is_found_in_the_cache(hub, machine):
+    write_parquet(hub.root / "datasets" / "acme" / "MyRows" / "train.parquet", pyarrow.table({"x": ["one"]}))
+    fetched, cached = (rows_of(machine, "acme/MyRows", offline) for offline in (False, True))
+    assert fetched == cached and cached[0] == ["one"]
 
 
 def test_real_rows_equal_those_of_the_official_files(tmp_path, data_dir):

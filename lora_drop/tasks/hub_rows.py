@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import cast
 
 import datasets
+from datasets.naming import camelcase_to_snakecase
 from datasets.packaged_modules.cache.cache import Cache
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import RemoteEntryNotFoundError
@@ -89,7 +90,8 @@ class HubRows:
 
     def _folders(self, commit: str) -> list[Path]:
         """The folders in which datasets keeps the rows of commits: NAME/CONFIGURATION/VERSION/COMMIT."""
-        place = Path(datasets.config.HF_DATASETS_CACHE, self.name.replace("/", "___"))
+        *owner, name = self.name.split("/")
+        place = Path(datasets.config.HF_DATASETS_CACHE, "___".join([*owner, camelcase_to_snakecase(name)]))
         return [path.parent for path in place.glob(f"{self.configuration or '*'}/*/{commit}/dataset_info.json")]
 
     def _cached(self, commit: str, split: str) -> datasets.Dataset:
