@@ -117,6 +117,7 @@ def test_rows_equal_those_of_the_official_files(hub, machine, official):
     commit = hub.commit("datasets", "GEM/dart", parquet_branch)
     assert origins["test"] == {
         "hub": "knkarthick/dialogsum",
+        "configuration": "default",
         "revision": "main",
         "commit": hub.commit("datasets", "knkarthick/dialogsum"),
     }
@@ -148,6 +149,25 @@ def test_a_name_in_capitals_is_found_in_the_cache(hub, machine):
     write_parquet(hub.root / "datasets" / "acme" / "MyRows" / "train.parquet", pyarrow.table({"x": ["one"]}))
     fetched, cached = (rows_of(machine, "acme/MyRows", offline) for offline in (False, True))
     assert fetched == cached and cached[0] == ["one"]
+
+
+@pytest.mark.parametrize("default", [True, False])
+def test_a_configuration_that_is_cached_stands_for_no_other(default, hub, machine):
+    folder = hub.root / "datasets" / "acme" / "Two"
+    for name in ("a", "b"):
+        write_parquet(folder / name / "train.parquet", pyarrow.table({"x": [f"of {name}"]}))
+    mark = "  default: true\n" if default else ""
+    first = f"- config_name: a\n  data_files: a/train.parquet\n{mark}"
+    (folder / "README.md").write_text(f"---\nconfigs:\n{first}- config_name: b\n  data_files: b/train.parquet\n---\n")
+    assert rows_of(machine, "acme/Two:b") == [["of b"], "b"]
+    message, _ = rows_of(machine, "acme/Two", offline=True)
+    assert "Here are rows of b: name one, as in acme/Two:b" in message
+    if default:
+        assert rows_of(machine, "acme/Two") == [["of a"], "a"] == rows_of(machine, "acme/Two", offline=True)
+    else:
+        message, _ = rows_of(machine, "acme/Two")
+        assert "has the configurations a, b, none of which is the default. Name one, as in acme/Two:a" in message
+    assert rows_of(machine, "acme/Two:b", offline=True) == [["of b"], "b"]
 
 
 def test_real_rows_equal_those_of_the_official_files(tmp_path, data_dir):

@@ -11,7 +11,8 @@ from typing import cast
 import datasets
 from datasets.naming import camelcase_to_snakecase
 from datasets.packaged_modules.cache.cache import Cache
-from huggingface_hub import hf_hub_download
+from datasets.utils.metadata import MetadataConfigs
+from huggingface_hub import DatasetCard, hf_hub_download
 from huggingface_hub.errors import RemoteEntryNotFoundError
 
 from lora_drop.errors import UserError, first_line
@@ -60,18 +61,23 @@ class HubRows:
                 "Tasks that need neither: toy-nli, toy-nlg"
             )
         known = source.known.get(split, {})
-        used = known["commit"] if known and known == self._origin(repo, known.get("commit", "")) else None
+        before = self._origin(repo, known.get("commit", ""), self.configuration or known.get("configuration"))
+        used = known["commit"] if known and known == before else None
         commits = cached_commits(repo, used, forbidden, self._folders("*"))
-        commit = next((commit for commit in commits if self._folders(commit)), "")
-        if commit:
-            rows = self._cached(commit, split)
+        folder = next(filter(None, (self._folder(repo, commit) for commit in commits)), None)
+        if folder:
+            commit, rows = folder.name, self._cached(folder, split)
             told = any(origin.get("commit") == commit for origin in source.origins.values())  # of another split
             if not forbidden and not told:
                 files = [f"*{self.configuration}*"] if self.configuration else ["*.parquet", "*.csv"]
                 tell_newer(repo, commit, files, "data_revision=", source.report)
         elif forbidden:
+            others = sorted({folder.parts[-3] for commit in commits for folder in self._folders(commit)})
+            choice = (
+                f" Here are rows of {', '.join(others)}: name one, as in {self.name}:{others[0]}." if others else ""
+            )
             raise UserError(
-                f"The {split} rows of {self} are not on this machine, and {forbidden} forbids asking the Hub. {otherwise}"
+                f"The {split} rows of {self} are not on this machine, and {forbidden} forbids asking the Hub.{choice} {otherwise}"
             )
         else:
             commit, rows = self._fetch(repo, commits, split, otherwise, source.report)
@@ -81,11 +87,11 @@ class HubRows:
                 f"{self} ({split}, commit {commit[:12]}) has no column {missing[0]!r}, only {', '.join(rows.column_names)}. "
                 "Name another commit with -o data_revision=COMMIT."
             )
-        source.origins[split] = self._origin(repo, commit)
+        source.origins[split] = self._origin(repo, commit, rows.config_name)
         return rows
 
-    def _origin(self, repo: Repo, commit: str) -> dict[str, str]:
-        which = {"configuration": self.configuration} if self.configuration else {}
+    def _origin(self, repo: Repo, commit: str, configuration: str | None) -> dict[str, str]:
+        which = {"configuration": configuration} if configuration else {}
         return {"hub": self.name, **which, "revision": repo.revision, "commit": commit}
 
     def _folders(self, commit: str) -> list[Path]:
@@ -94,9 +100,13 @@ class HubRows:
         place = Path(datasets.config.HF_DATASETS_CACHE, "___".join([*owner, camelcase_to_snakecase(name)]))
         return [path.parent for path in place.glob(f"{self.configuration or '*'}/*/{commit}/dataset_info.json")]
 
-    def _cached(self, commit: str, split: str) -> datasets.Dataset:
-        folder = self._folders(commit)[0]
-        *_, configuration, version, _ = folder.parts
+    def _folder(self, repo: Repo, commit: str) -> Path | None:
+        """Return the one of them that holds the configuration that is meant; where none is named, the default one."""
+        wanted = self.configuration or default_of(configurations(repo, commit))
+        return next((folder for folder in self._folders(commit) if folder.parts[-3] == wanted), None)
+
+    def _cached(self, folder: Path, split: str) -> datasets.Dataset:
+        *_, configuration, version, commit = folder.parts
         name = self.name.rpartition("/")[2]
         cache = Cache(repo_id=self.name, dataset_name=name, config_name=configuration, version=version, hash=commit)
         try:
@@ -116,5 +126,30 @@ class HubRows:
             with suppress(RemoteEntryNotFoundError):
                 card = hf_hub_download(repo.name, "README.md", repo_type="dataset", revision=revision)
                 commit = Path(card).parent.name
+            names = configurations(repo, commit)
+            if self.configuration is None and default_of(names) is None:
+                raise UserError(
+                    f"{self} has the configurations {', '.join(names)}, none of which is the default. Name one, as in "
+                    f"{self.name}:{next(iter(names))}."
+                )
             rows = datasets.load_dataset(repo.name, name=self.configuration, split=split, revision=commit)
         return commit, rows
+
+
+def configurations(repo: Repo, commit: str) -> MetadataConfigs:
+    """Return the configurations that the card of a commit names, by name; none where it names none, or is not cached."""
+    card = repo.snapshot(commit) / "README.md"
+    with suppress(Exception):  # of a card that cannot be read; datasets itself will say what is wrong with it
+        if card.is_file():
+            return MetadataConfigs.from_dataset_card_data(DatasetCard.load(card).data)
+    return MetadataConfigs()
+
+
+def default_of(names: MetadataConfigs) -> str | None:
+    """Return the configuration that `load_dataset` takes where none is named; None if one has to be."""
+    if not names:
+        return "default"
+    try:
+        return names.get_default_config_name()
+    except ValueError:  # several
+        return None

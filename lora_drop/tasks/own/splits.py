@@ -110,7 +110,10 @@ def open_split(path: str, split: str, source: Source) -> Table:
         )
     rows = HubRows(hub["name"], hub["configuration"], hub["revision"] or "main")
     found = rows.load(source, split, "", ())
-    return table_of(f"{rows}, {split}", found, f"{rows} {split} {source.origins[split]['commit']}")
+    origin = source.origins[split]
+    return table_of(
+        f"{rows}, {split}", found, f"{hub['name']} ({origin.get('configuration')}) {split} {origin['commit']}"
+    )
 
 
 def _files(folder: Path) -> dict[str, list[Path]]:
