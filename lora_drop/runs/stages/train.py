@@ -6,7 +6,6 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from lora_drop import processes
-from lora_drop.config.identity import to_dict
 from lora_drop.files import write_folder, write_json
 from lora_drop.runs.stages.base import Stage, Values, Work, digest_of, names, rows_of, training, weights
 
@@ -41,6 +40,7 @@ def rows(job: Job) -> tuple[str, ...]:
 
 def work(job: Job) -> Work:
     """Train and write `adapter/`."""
+    from lora_drop.config.identity import to_dict
     from lora_drop.pruning.selection import Selection
     from lora_drop.runs import models
     from lora_drop.runs.facts import training_settings
