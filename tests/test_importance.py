@@ -1,8 +1,9 @@
 import pytest
 import torch
-from models import backbone, inputs, trained_lora
+from models import backbone, inputs, randomise_b, trained_lora
 from peft import LoraConfig, get_peft_model
 from torch import nn
+from transformers import BartConfig, BartForSequenceClassification
 
 from lora_drop.errors import UserError
 from lora_drop.pruning.adapters import loras
@@ -151,6 +152,22 @@ def test_a_lora_that_is_merged_for_each_pass_is_scored_too():
 
 def hooks(model) -> int:
     return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
+
+
+@pytest.mark.parametrize("length", [3, 5])
+def test_labels_of_a_classifier_are_no_text_of_its_decoder(length):
+    """Several labels a row look like tokens, above all where there are as many as tokens."""
+    sizes = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32}
+    config = BartConfig(vocab_size=40, d_model=16, encoder_layers=1, decoder_layers=2, num_labels=3, **sizes)
+    torch.manual_seed(0)
+    adapter = LoraConfig(target_modules=["q_proj", "v_proj"], task_type="SEQ_CLS")
+    model = get_peft_model(BartForSequenceClassification(config), adapter)
+    randomise_b(model, 0)
+    tokens = torch.randint(3, 40, (4, length))
+    tokens[:, -1] = config.eos_token_id
+    given = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+    labels = torch.tensor([[1.0, 0, 0], [0, 1, 0], [1, 1, 0], [0, 0, 0]])
+    assert score(model, [{**given, "labels": labels}]).rows == score(model, [given]).rows
 
 
 def test_mode_and_hooks_are_restored_also_after_an_exception():

@@ -116,6 +116,33 @@ def test_several_labels_a_row_are_learnt_with_a_decision_for_each(folder):
         assert row["prediction"] == ";".join(name for name, score in sorted(scores.items()) if score > 0.5)
 
 
+def test_what_was_trained_on_is_not_evaluated(folder, capsys):
+    """The rows to evaluate on are a share of a file: of another file, or another share, some were trained on."""
+    reviews = own_data.reviews(100)
+    own_data.write(folder / "r.csv", reviews)
+    assert lora_drop("run", "-d", "run", "--data", "r.csv", "--label", "stars", *TINY) == 0
+    before = Path("run/metrics.json").read_text()
+    assert lora_drop("eval", "-d", "run", "-q", "-o", "data.validation=0.5") == 2
+    assert "some of what would be evaluated was trained on" in " ".join(capsys.readouterr().err.split())
+    own_data.write(folder / "r.csv", [*own_data.reviews(30, seed=1), *reviews])
+    assert lora_drop("eval", "-d", "run", "-q") == 2
+    assert "--validation FILE" in capsys.readouterr().err and Path("run/metrics.json").read_text() == before
+    own_data.write(folder / "new.csv", own_data.reviews(30, seed=2))
+    assert lora_drop("eval", "-d", "run", "-q", "-o", "data.validation=new.csv") == 0
+    assert json.loads(Path("run/metrics.json").read_text())["examples"] == 30
+
+
+def test_numbers_are_evaluated_in_the_unit_of_the_training(folder, capsys):
+    own_data.write(folder / "r.csv", own_data.reviews(60))
+    own_data.write(folder / "new.csv", own_data.reviews(20, seed=2))
+    data = ["--data", "r.csv", "--label", "delight", "-o", "data.validation=new.csv"]
+    assert lora_drop("run", "-d", "run", *data, *TINY) == 0
+    own_data.write(folder / "r.csv", [{**row, "delight": 100 * row["delight"]} for row in own_data.reviews(60)])
+    capsys.readouterr()
+    assert lora_drop("eval", "-d", "run", "-q") == 2
+    assert "was trained on numbers around" in " ".join(capsys.readouterr().err.split())
+
+
 def test_numbers_and_pairs(folder, capsys):
     own_data.write(folder / "r.parquet", own_data.reviews(100))
     assert lora_drop("run", "-d", "run", "--data", "r.parquet", "--label", "delight", *TINY) == 0

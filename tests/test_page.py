@@ -276,6 +276,15 @@ def test_a_run_without_a_selection_has_a_page_too(tmp_path):
     assert Structure(page := render([read_facts(run)])) and "Nothing was trained yet" in text_of(page)
 
 
+def test_a_single_epoch_has_no_curve_but_was_trained(tmp_path):
+    run = write_run(tmp_path / "run", name="full")
+    manifest = read_json(run / "run.json")
+    manifest["stages"]["train"]["epochs"] = manifest["stages"]["train"]["epochs"][:1]
+    write_json(run / "run.json", manifest)
+    told = text_of(render([read_facts(run)]))
+    assert "One epoch was trained: there is no curve." in told and "Nothing was trained" not in told
+
+
 def test_a_compact_file_is_offered_where_layers_share(tmp_path):
     for threshold, offered in ((0.5, True), (1.0, False)):
         page = render([read_facts(write_run(tmp_path / f"{threshold}", threshold=threshold))])

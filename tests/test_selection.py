@@ -118,7 +118,8 @@ def test_it_survives_json():
     [
         ([1, 2], {"threshold": 0}, "must be in"),
         ([1, 2], {"policy": "best"}, "Unknown policy 'best'"),
-        ([1, 2, 3], {"budget": 0.1}, "too small"),
+        ([1, 2, 3], {"budget": 0.1}, "too small: .* already need 0.667. Raise method.budget: --budget 0.67"),
+        ([1, 2], {"budget": 0.9}, "already need 1.000. That is LoRA itself; method.share=false needs less"),
     ],
 )
 def test_wrong_arguments(values, options, text):

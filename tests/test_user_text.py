@@ -16,6 +16,7 @@ from lora_drop.cli.console import PLAIN, ConsoleReporter, print_table
 from lora_drop.config.identity import to_dict
 from lora_drop.config.loading import from_dict, load_config
 from lora_drop.config.schema import Config
+from lora_drop.errors import first_line
 from lora_drop.experiments.grid import Choice, expand, load_experiment
 from lora_drop.experiments.report import report
 from lora_drop.files import read_json, write_json
@@ -148,3 +149,10 @@ def test_odd_titles_and_backbones_are_drawn_and_tabulated_as_they_are(tmp_path):
 
 def test_the_default_configuration_is_what_an_empty_one_gives():
     assert load_config(flags={"data_dir": None}) == Config()
+
+
+def test_the_first_line_of_an_error_is_more_than_its_heading():
+    assert first_line(RuntimeError("Error(s) in loading:\n\tsize mismatch for head\n\tmore")) == (
+        "Error(s) in loading: size mismatch for head"
+    )
+    assert [first_line(each) for each in (KeyError(), ValueError(" a\nb"))] == ["KeyError", "a"]

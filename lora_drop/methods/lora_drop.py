@@ -119,7 +119,8 @@ def _check(selection: Selection, places: Iterable[Place]) -> None:
     if chosen != present:
         projection, layer = sorted(chosen ^ present)[0]
         raise UserError(
-            f"The selection and the model differ ({projection}, layer {layer}, is in one of them only). Score and select again with this backbone."
+            f"The selection and the model differ ({projection}, layer {layer}, is in one of them only). Set method.target_projections to "
+            f"those that were scored ({', '.join(selection.projections)}), or score and select again with this backbone and these modules."
         )
 
 

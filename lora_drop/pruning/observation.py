@@ -242,7 +242,8 @@ def _rows(value: Any) -> int:
 
 
 def _is_text(labels: Any) -> bool:
-    return isinstance(labels, Tensor) and labels.ndim == 2
+    """Return True for tokens; the labels of a classifier of several are fractions, `batch labels`."""
+    return isinstance(labels, Tensor) and labels.ndim == 2 and not labels.is_floating_point()
 
 
 def _mask(inputs: Mapping[str, Any]) -> Tensor | None:
@@ -264,7 +265,7 @@ def _decoder_mask(inputs: Mapping[str, Any], mask: Tensor | None) -> Tensor | No
     right for it."""
     if "decoder_attention_mask" in inputs:
         return inputs["decoder_attention_mask"] != 0
-    if "labels" in inputs:
+    if _is_text(inputs.get("labels")):
         return inputs["labels"] != -100  # what PyTorch's loss ignores
     if "decoder_input_ids" in inputs:
         return torch.ones_like(inputs["decoder_input_ids"], dtype=torch.bool)

@@ -326,7 +326,9 @@ def check_budget(sizes: Iterable[tuple[str, int]], budget: float, share: bool) -
 
 def _too_small(budget: float, least: float, share: bool) -> UserError:
     pairs = "one retained layer and one shared pair" if share else "one retained layer"
+    enough = math.ceil(100 * least + 1e-6) / 100
+    raised = f"Raise method.budget: --budget {enough:g}"
+    remedy = raised if enough <= 1 else "That is LoRA itself; method.share=false needs less"
     return UserError(
-        f"A budget of {budget:g} of LoRA's parameters is too small: {pairs} in each projection already need {least:.3f}. "
-        f"Raise method.budget: --budget {math.ceil(100 * least + 1e-6) / 100:g}"
+        f"A budget of {budget:g} of LoRA's parameters is too small: {pairs} in each projection already need {least:.3f}. {remedy}"
     )

@@ -71,7 +71,8 @@ def check_weights(run: Run, backbone: Backbone) -> None:
 
 
 def check_trained(job: Job) -> None:
-    """Raise UserError unless the adapter of a run was trained on the model and for the labels that the run has now."""
+    """Raise UserError unless the adapter of a run was trained on the model and for the labels that the run has now, and not on
+    rows that are to be evaluated."""
     check_weights(job.run, job.backbone)
     if not job.config.data.given:
         return
@@ -82,6 +83,19 @@ def check_trained(job: Job) -> None:
         raise UserError(
             f"{job.run.file('adapter')} was trained for {then.kind} with {len(then.labels)} labels, and the data make it {now.kind} "
             f"with {len(now.labels)}{which}. Train it again with: lora-drop run"
+        )
+    if (then.center, then.spread) != (now.center, now.spread):
+        raise UserError(
+            f"{job.run.file('adapter')} was trained on numbers around {then.center:g} ± {then.spread:g}, and the training rows now "
+            f"have {now.center:g} ± {now.spread:g}: they have changed. Put them back, or train again with: lora-drop run"
+        )
+    trained_on, there = job.run.entry("train").get("data", {}).get("train"), job.data.train.digest
+    origins = job.source.origins  # known once the rows are read
+    if trained_on not in (None, there) and origins.get("train") == origins.get("validation"):
+        raise UserError(
+            f"The rows to evaluate on are held out of the training rows, which are not those that {job.run.file('adapter')} was trained "
+            f"on: some of what would be evaluated was trained on. Put the data (and data.validation) back, name other rows with "
+            "--validation FILE, or train again with: lora-drop run"
         )
 
 
