@@ -102,8 +102,14 @@ def _judged(found: Verdict, checked: bool) -> list[str]:
     if checked:
         other = found.held_out
         cells += [signed(other.mean.value), _range(other.mean.here), other.verdict] if other else [""] * 3
-    seeds = str(found.seeds or f"more than {MOST_SEEDS}") if found.mean.here and found.verdict == "undecided" else ""
-    return list(map(_literal, [*cells, seeds]))
+    return list(map(_literal, [*cells, _needed(found)]))
+
+
+def _needed(found: Verdict) -> str:
+    """Return what would decide a claim; empty if it is decided."""
+    if found.verdict != "undecided" or found.mean.here is None:
+        return ""
+    return str(found.seeds or f"more than {MOST_SEEDS}") if len(found.mean.tasks) > 1 else "another task"
 
 
 def _range(interval: Interval | None) -> str:
