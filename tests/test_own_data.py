@@ -43,6 +43,40 @@ def test_labels_are_ordered_as_numbers_or_by_the_alphabet():
     assert several(as_label("a; b ;;")) == ("a", "b") and several(as_label("[1, 2]")) == ("1", "2")
 
 
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_a_whole_number_is_one_class_also_where_a_point_follows(suffix, tmp_path):
+    written = ["1", "2.0", "2", "1.0"] if suffix == "csv" else [1.0, 2.0]
+    plain = [{"text": f"t{n}", "label": n % 2 + 1} for n in range(40)]
+    mixed = [{"text": f"t{n}", "label": written[n % len(written)]} for n in range(40)]
+    train = own_data.write(tmp_path / f"train.{suffix}", mixed)
+    for evaluated in (mixed, plain):
+        path = own_data.write(tmp_path / f"dev.{suffix}", evaluated)
+        data = read(train, validation=str(path))
+        assert data.reading.labels == ("1", "2")
+        expected = [{"1": 0, "2": 1}[str(row["label"])[0]] for row in evaluated]
+        assert [row["label"] for row in rows(data, "validation")] == expected
+    held_out = rows(read(train, validation=0.5), "validation")
+    assert sorted(row["label"] for row in held_out) == [0] * 10 + [1] * 10
+
+
+def test_whole_numbers_among_several_labels_are_one_label_each(tmp_path):
+    data = read(csv_file(tmp_path, "text,tags\n" + "one,1.0;2\ntwo,1; 2.0\nthree,2\n" * 10))
+    assert data.reading.labels == ("1", "2")
+    assert {tuple(row["label"]) for row in rows(data)} == {(1.0, 1.0), (0.0, 1.0)}
+
+
+def test_labels_that_only_look_like_numbers_stay_as_they_are(tmp_path):
+    for cells in (("1.0", "1.1"), ("01", "1"), ("1.0", "old")):
+        text = "text,label\n" + "".join(f"t{n},{cells[n % 2]}\n" for n in range(20))
+        assert set(read(csv_file(tmp_path, text), kind="classification").reading.labels) == set(cells)
+
+
+def test_a_run_of_an_earlier_version_knows_its_labels_without_a_point():
+    earlier = Reading("classification", ("text",), "", "label", labels=("0.0", "1.0"))
+    found = [earlier.answer("", {"text": "t", "label": cell}) for cell in ("0", "1.0", 1, 1.0, "2", None)]
+    assert found == ["0.0", "1.0", "1.0", "1.0", "2", None]
+
+
 def test_the_held_out_rows_have_the_classes_in_proportion_and_are_the_same_each_time(tmp_path):
     text = "text,label\n" + "".join(f"t{number},{'rare' if number % 10 == 0 else 'common'}\n" for number in range(100))
     path = csv_file(tmp_path, text)

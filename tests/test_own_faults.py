@@ -69,7 +69,7 @@ def test_a_number_that_is_none_among_numbers_is_found(tmp_path):
 def test_whole_numbers_that_a_missing_one_has_made_floats_are_classes(tmp_path):
     lines = "".join(f"t{n},{n % 2}.0\n" for n in range(20))
     data = OwnData(DataConfig(path=str(csv_file(tmp_path, f"text,label\n{lines}t,\n"))), Source(None, offline=True))
-    assert (data.task().kind, data.task().labels) == ("classification", ("0.0", "1.0"))
+    assert (data.task().kind, data.task().labels) == ("classification", ("0", "1"))
     path = csv_file(tmp_path, f"text,label\n{lines}t,NA\nt,NA\n")
     assert f"{path}, line 22, column 'label': 'NA', and the other labels are numbers" in error(path)
     named = OwnData(DataConfig(path=str(path), kind="classification"), Source(None, offline=True)).task()

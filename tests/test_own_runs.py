@@ -99,6 +99,19 @@ def test_predictions_of_evaluation_rows_are_those_of_the_run(folder):
     assert list(found[0]) == [*own_data.reviews(1)[0], "prediction", "score", "scores"]
 
 
+def test_predictions_are_compared_with_whole_numbers_however_they_are_written(folder, capsys):
+    reviews = own_data.reviews(60)
+    own_data.write(folder / "r.csv", [{"review": row["review"], "stars": f"{row['stars']}.0"} for row in reviews])
+    assert lora_drop("run", "--data", "r.csv", *TINY) == 0
+    own_data.write(folder / "new.csv", [{"review": row["review"], "stars": row["stars"]} for row in reviews])
+    summaries = []
+    for name in ("r.csv", "new.csv"):
+        capsys.readouterr()
+        assert lora_drop("predict", "runs/r", "--data", name, "--to", "out.csv", "--json") == 0
+        summaries.append(json.loads(capsys.readouterr().out))
+    assert summaries[0]["accuracy"] == summaries[1]["accuracy"]  # of all rows
+
+
 def test_several_labels_a_row_are_learnt_with_a_decision_for_each(folder):
     own_data.write(folder / "r.csv", own_data.reviews(100))
     assert lora_drop("run", "-d", "run", "--data", "r.csv", "--label", "aspects", *TINY) == 0

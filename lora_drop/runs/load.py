@@ -19,6 +19,7 @@ from lora_drop.runs.job import Job, known_sources
 from lora_drop.runs.store import Run
 from lora_drop.tasks.base import Task
 from lora_drop.tasks.own.task import stored_task
+from lora_drop.tasks.own.values import same_class
 
 TASK_FILE = "task.json"
 """In an adapter's folder: how the rows of own data are read, and the names of the labels."""
@@ -77,7 +78,8 @@ def check_trained(job: Job) -> None:
     if not job.config.data.given:
         return
     then, now = trained_task(job.run), job.task
-    if (then.kind, then.labels) != (now.kind, now.labels):
+    named = tuple(same_class(name, now.labels) for name in then.labels)  # earlier versions called the class 1 also 1.0
+    if (then.kind, named) != (now.kind, now.labels):
         others = sorted({*then.labels} ^ {*now.labels})[:3]
         which = f" (only one of them has {', '.join(others)})" if others else ""
         raise UserError(

@@ -25,6 +25,7 @@ from lora_drop.tasks.own.values import (
     missing,
     number,
     ordered,
+    same_class,
     several,
 )
 
@@ -65,12 +66,22 @@ class Reading:
         return self.chat.messages(place, row)
 
     def answer(self, place: str, row: Row) -> Label | None:
-        """Return the label of a row as it is written; of a conversation, its last answer."""
+        """Return the label of a row, by the names of its classes where they are known; of a conversation, its last answer."""
         if self.chat is not None:
             return asked_and_answered(self.conversation(place, row))[1] or None
         if self.kind == "generation":
             return as_text(row.get(self.label)) if not missing(row.get(self.label)) else None
-        return as_label(row.get(self.label))
+        return self.named(as_label(row.get(self.label)))
+
+    def named(self, label: Label | None) -> Label | None:
+        """Return a label by the names of its classes, in the form that it has: where they are 1 and 2, 1.0 is 1."""
+        if label is None or not self.labels:
+            return label
+        if isinstance(label, tuple):
+            return tuple(same_class(name, self.labels) for name in label)
+        if self.kind == "multilabel":
+            return SEPARATOR.join(same_class(name.strip(), self.labels) for name in label.split(SEPARATOR))
+        return same_class(label, self.labels)
 
     def text(self, row: Row) -> tuple[str, ...]:
         """Return the text of a row, or the two of a pair."""
@@ -90,7 +101,7 @@ class Reading:
 
     def target(self, row: Row) -> Any:
         """Return what is to be predicted: the index of a class, a number, one number per class, or a text."""
-        label = as_label(row.get(self.label))
+        label = self.named(as_label(row.get(self.label)))
         if self.kind == "classification":
             return self.labels.index(str(label))
         if self.kind == "multilabel":
@@ -164,7 +175,7 @@ def some_places(places: Sequence[str], what: str, split: str = "") -> str:
 def place_where(table: Table, reading: Reading, holds: Callable[[Label | None], bool]) -> str:
     """Return the place of the first row whose label fulfils a condition, with its column and value."""
     for place, row in table.rows():
-        label = as_label(row.get(reading.label))
+        label = reading.named(as_label(row.get(reading.label)))
         if holds(label) and not reading.empty(row):
             return f"{place}, column {reading.label!r}: {as_text(row.get(reading.label))!r}"
     return table.name

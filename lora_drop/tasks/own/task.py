@@ -136,9 +136,14 @@ class OwnData:
         return bool(self.reading.label) and self.reading.label not in table.columns and texts <= set(table.columns)
 
     def _again(self, table: Table, columns: Reading, found: Survey) -> Survey:
-        """A row without labels is one only where there may be any number of them, which is known by now."""
+        """Return what was found, by the names of the classes, which are known by now.
+
+        A row without labels is one only where there may be any number of them.
+        """
         turned = self.reading.kind == "multilabel" != columns.kind and found.unlabelled
-        return survey(table, self.reading) if turned else found
+        if turned:
+            return survey(table, self.reading)
+        return replace(found, labels=[self.reading.named(label) for label in found.labels])
 
     @property
     def known(self) -> int:

@@ -7,6 +7,7 @@ import json
 import math
 import re
 from collections.abc import Collection, Iterable
+from functools import lru_cache
 from typing import Any
 
 Label = str | tuple[str, ...]
@@ -81,7 +82,31 @@ def kind_of(labels: Iterable[Label]) -> str:
 
 
 def ordered(names: Iterable[str]) -> tuple[str, ...]:
-    """Return different names in order: whole numbers by size, texts by the alphabet."""
+    """Return different names in order: texts by the alphabet; whole numbers by size, and 1.0 as 1."""
     names = set(names)
-    whole = all(WHOLE.fullmatch(name) for name in names)
-    return tuple(sorted(names, key=lambda name: (float(name) if whole else 0, name)))
+    if not _all_whole(names):
+        return tuple(sorted(names))
+    return tuple(sorted(set(map(_whole, names)), key=lambda name: (float(name), name)))
+
+
+def same_class(name: str, names: tuple[str, ...]) -> str:
+    """Return the one of `names` that a label means: 1.0 means 1 (and 1 means 1.0) where all are whole numbers.
+
+    A label that means none of them is returned as it is.
+    """
+    return name if name in names else _by_number(names).get(_whole(name), name)
+
+
+@lru_cache
+def _by_number(names: tuple[str, ...]) -> dict[str, str]:
+    """Return names by the whole numbers that they are; nothing if one is another text."""
+    return {_whole(name): name for name in names} if _all_whole(names) else {}
+
+
+def _all_whole(names: Iterable[str]) -> bool:
+    return all(WHOLE.fullmatch(name) for name in names)
+
+
+def _whole(name: str) -> str:
+    """Return a whole number without a fraction of zeros; 01 stays 01, a name of its own."""
+    return name.partition(".")[0] if WHOLE.fullmatch(name) else name
