@@ -35,6 +35,21 @@ def test_cells_of_a_csv_may_be_parted_by_other_signs(sign, tmp_path):
     assert len(rows(read(path))) == 16 and read(path).reading.labels == ("a", "b")
 
 
+@pytest.mark.parametrize("odd", [['"Not closed'], ['"Said" is not all'], ['"Opened', "within", 'closed"', "fine"]])
+def test_quotes_in_a_file_of_tabs_that_quotes_no_cell_are_text(odd, tmp_path):
+    texts = [*(f"t{n}" for n in range(20)), *odd]
+    lines = "".join(f"{text}\t{'ab'[n % 2]}\n" for n, text in enumerate(texts))
+    data = read(csv_file(tmp_path, f"text\tlabel\n{lines}", "r.tsv"))
+    assert sorted(row["text"] for split in ("train", "validation") for row in rows(data, split)) == sorted(texts)
+
+
+def test_cells_of_a_file_of_tabs_may_be_quoted(tmp_path):
+    texts = [f"t{n}" for n in range(20)] + ["two\nlines", "a\ttab", 'a "word"', '"begins']
+    path = own_data.write(tmp_path / "r.tsv", [{"text": text, "label": "ab"[n % 2]} for n, text in enumerate(texts)])
+    data = read(path)
+    assert sorted(row["text"] for split in ("train", "validation") for row in rows(data, split)) == sorted(texts)
+
+
 def test_a_kept_copy_that_is_damaged_is_made_anew(tmp_path, monkeypatch):
     monkeypatch.setenv("LORA_DROP_CACHE", str(tmp_path / "cache"))
     path = own_data.write(tmp_path / "r.csv", own_data.reviews(20))

@@ -5,9 +5,10 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from lora_drop.errors import UserError, closest, first_line
 from lora_drop.files import digest, file_digest
@@ -73,6 +74,8 @@ def _open(path: Path) -> Table:
     if path.suffix.lower() not in SUFFIXES:
         raise UserError(f"{path} is not a table that can be read. Give {FORMATS}.")
     reader = {".csv": _csv, ".tsv": _csv, ".parquet": _parquet}.get(path.suffix.lower(), _json)
+    if path.suffix.lower() == ".tsv" and _quotes_are_text(path):
+        reader = partial(_csv, quoted=False)
     columns: dict[str, None] = {}
     for _, row in islice(_decoded(path, reader), None if reader is _json else 1):  # an object may lack keys of others
         columns |= dict.fromkeys(row)
@@ -89,13 +92,12 @@ def _decoded(path: Path, reader: Callable[[Path], Iterator[Placed]]) -> Iterator
         raise
 
 
-def _csv(path: Path) -> Iterator[Placed]:
+def _csv(path: Path, quoted: bool = True) -> Iterator[Placed]:
     """Rows of a file whose cells are parted by commas (tabs in .tsv; semicolons or other signs where the header has no comma)."""
-    csv.field_size_limit(LONGEST_CELL)
     with path.open(encoding="utf-8-sig", newline="") as file:
         separator = "\t" if path.suffix.lower() == ".tsv" else _separator(file.readline())
         file.seek(0)
-        reader = csv.reader(file, delimiter=separator, strict=True)
+        reader = _reader(file, separator, quoted)
         line = 1
         try:
             header = [name.strip() for name in next(reader, [])]
@@ -113,6 +115,35 @@ def _csv(path: Path) -> Iterator[Placed]:
                 yield place, {name: cell or None for name, cell in zip(header, cells, strict=True)}
         except csv.Error as error:
             raise UserError(f"{path}, line {line}: not readable as CSV ({error}). Is a quote not closed?") from error
+
+
+def _reader(file: TextIO, separator: str, quoted: bool) -> Any:
+    csv.field_size_limit(LONGEST_CELL)
+    return csv.reader(file, delimiter=separator, quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE, strict=True)
+
+
+def _quotes_are_text(path: Path) -> bool:
+    """Return True for a file of tabs, such as GLUE's, whose lines are rows if a quote is a sign like any other, and else not.
+
+    A quote that opens a text and is not closed would make the rows that follow a part of that text.
+    """
+    try:
+        return not _lines_are_rows(path, quoted=True) and _lines_are_rows(path, quoted=False)
+    except UnicodeDecodeError:  # said where the rows are read
+        return False
+
+
+def _lines_are_rows(path: Path, quoted: bool) -> bool:
+    """Return True if each line of a file of tabs is empty or has as many cells as the first."""
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = _reader(file, "\t", quoted)
+        try:
+            width = len(next(reader, []))
+            return all(
+                reader.line_num == line and len(cells) in (0, width) for line, cells in enumerate(reader, start=2)
+            )
+        except csv.Error:
+            return False
 
 
 def _separator(header: str) -> str:
