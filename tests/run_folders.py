@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from lora_drop.config.identity import to_yaml
 from lora_drop.config.schema import Config, MethodConfig
-from lora_drop.files import write_json, write_text
+from lora_drop.files import read_json, write_json, write_text
 from lora_drop.pruning.selection import Scored, normalise, select
 
 WIDTHS = {"query": (32, 32), "value": (32, 48)}
@@ -74,3 +74,16 @@ def write_run(folder: Path, rows=None, seed: int = 0, score: float | None = 0.9,
     write_text(folder / "config.yaml", to_yaml(config))
     write_json(folder / "run.json", {"format": 2, "status": "done", "stages": stages})
     return folder
+
+
+def write_own_run(folder: Path, path: str, content: str | None, **given) -> Path:
+    """Write a run on own data whose rows have this content; of earlier versions it is not known."""
+    run = write_run(folder, **given)
+    config = (run / "config.yaml").read_text(encoding="utf-8").replace("  path: null", f"  path: {path}")
+    write_text(run / "config.yaml", config.replace("toy-nli", "own"))
+    manifest = read_json(run / "run.json")
+    if content is not None:
+        source = {"file": path, "content": content}
+        manifest["stages"]["train"]["sources"] = {"train": source, "validation": source}
+    write_json(run / "run.json", manifest)
+    return run

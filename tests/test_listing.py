@@ -7,7 +7,7 @@ import shutil
 import pytest
 from filelock import FileLock
 from rich.console import Console
-from run_folders import write_run
+from run_folders import write_own_run, write_run
 
 from lora_drop.cli import app as cli
 from lora_drop.cli.console import PLAIN, print_table
@@ -90,6 +90,21 @@ def test_two_runs_are_told_apart(tmp_path, capsys):
     assert {row["what"] for row in found["layers"]} == {"query", "value"}
     assert command("runs", "compare", tmp_path / "a", tmp_path / "a") == 0
     assert "do not differ" in capsys.readouterr().out
+
+
+def test_rows_that_differ_are_told_where_no_setting_does(tmp_path, capsys):
+    for name in ("a", "b"):
+        write_own_run(tmp_path / name, "r.csv", f"content of {name}")
+    assert command("runs", "compare", tmp_path / "a", tmp_path / "b", "--json") == 0
+    assert json.loads(capsys.readouterr().out) == {
+        "configuration": [],
+        "data": [
+            {"what": f"content of {split} rows", "a": "content of a", "b": "content of b"}
+            for split in ("train", "validation")
+        ],
+        "result": [],
+        "layers": [],
+    }
 
 
 def test_clean_says_how_much_asks_and_keeps_what_is_needed(tmp_path, capsys, monkeypatch):

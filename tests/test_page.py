@@ -10,7 +10,7 @@ from dataclasses import asdict
 from html.parser import HTMLParser
 
 import pytest
-from run_folders import WIDTHS, head, pair, scores, write_run
+from run_folders import WIDTHS, head, pair, scores, write_own_run, write_run
 from safetensors.torch import load, save
 
 from lora_drop.cli import app as cli
@@ -224,6 +224,26 @@ def test_own_data_are_called_by_their_file(tmp_path):
     for name in ("reviews.csv", "tickets.csv"):
         assert f"Which layers does {name} need?" in told and f"{name} needs a LoRA of its own in" in told
     assert listing.row(runs[0], tmp_path)["task"] == "reviews.csv"
+
+
+def test_runs_of_other_rows_are_not_compared(tmp_path):
+    """The name of a file says as little about its rows as its path does."""
+
+    def topics(*files):
+        runs = [
+            write_own_run(tmp_path / f"{path}{content}-{number}", path, content, seed=number, name="lora")
+            for number, (path, content) in enumerate(files)
+        ]
+        told = text_of(render([read_facts(run) for run in runs]))
+        return re.findall(r"Which layers does (.*?) need\?", told)[1:], told
+
+    titles, told = topics(("A/r.csv", "aa"), ("B/r.csv", "bb"))
+    assert titles == ["A/r.csv", "B/r.csv"] and "0.9000 ±" not in told
+    titles, told = topics(("r.csv", "aa"), ("r.csv", "bb"))
+    assert titles == ["r.csv (train aa, validation aa)", "r.csv (train bb, validation bb)"] and "0.9000 ±" not in told
+    for content in ("aa", None):
+        titles, told = topics(("r.csv", "aa"), ("r.csv", content))
+        assert titles == ["r.csv"] and "0.9000 ±" in told
 
 
 def test_criteria_stand_side_by_side(tmp_path):

@@ -51,17 +51,21 @@ def render(runs: Sequence[Facts]) -> str:
 
 
 def _topics(runs: Sequence[Facts]) -> list[dict[str, Any]]:
-    """Return what is shown of each task and backbone."""
-    topics: dict[tuple[str, str], list[Facts]] = {}
+    """Return what is shown of each task and backbone; own data of other rows are another task."""
+    topics: list[list[Facts]] = []
     for run in runs:
-        topics.setdefault((run.subject, run.backbone), []).append(run)
+        mine = next((topic for topic in topics if all(_alike(run, other) for other in topic)), None)
+        if mine is None:
+            topics.append([run])
+        else:
+            mine.append(run)
     found = []
-    for (task, backbone), mine in topics.items():
+    for mine in topics:
         rows = words.compared(mine)
         found.append(
             {
-                "task": task,
-                "backbone": backbone,
+                "task": _name(mine[0], [topic[0] for topic in topics]),
+                "backbone": mine[0].backbone,
                 "runs": mine,
                 "verdict": words.verdict(rows),
                 "rows": rows,
@@ -72,6 +76,21 @@ def _topics(runs: Sequence[Facts]) -> list[dict[str, Any]]:
             }
         )
     return found
+
+
+def _alike(one: Facts, other: Facts) -> bool:
+    return (one.subject, one.backbone) == (other.subject, other.backbone) and not one.of_other_rows(other)
+
+
+def _name(run: Facts, others: Sequence[Facts]) -> str:
+    """Return the task of a run: of own data whose name other rows have, too, also where they are, and their content if need be."""
+    namesakes = [other for other in others if other.subject == run.subject and other.of_other_rows(run)]
+    if not namesakes:
+        return run.subject
+    place = run.data_path
+    if all(other.data_path != place for other in namesakes):
+        return place
+    return f"{place} ({', '.join(f'{split} {content[:8]}' for split, content in run.contents.items())})"
 
 
 def _profile(run: Facts) -> dict[str, Any]:

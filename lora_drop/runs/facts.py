@@ -14,7 +14,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from lora_drop.config.files import SEAL, read_sealed, read_yaml
-from lora_drop.config.identity import WHERE_KEYS, subject, without
+from lora_drop.config.identity import OWN, WHERE_KEYS, subject, without
 from lora_drop.config.strict import leaves
 from lora_drop.errors import UserError
 from lora_drop.files import digest, file_digest, read_json
@@ -48,6 +48,26 @@ class Facts:
     def subject(self) -> str:
         """The task as people call it."""
         return subject(self.task, self.config.get("data") or {})
+
+    @property
+    def data_path(self) -> str:
+        """Where own data are, as the configuration says it; empty for other tasks."""
+        data = self.config.get("data") or {}
+        return str(data.get("path") or data.get("dataset_info") or "")
+
+    @property
+    def contents(self) -> dict[str, str]:
+        """The contents of the rows of own data, by split; of those that the last stages have read, and none of other tasks."""
+        stages = [self.stages["train"]] if "train" in self.stages else self.stages.values()
+        sources = {split: source for stage in stages for split, source in stage.get("sources", {}).items()}
+        known = {split: sources.get(split, {}) for split in ("train", "validation") if self.task == OWN}
+        found = {split: source.get("content") or source.get("commit") for split, source in known.items()}
+        return {split: content for split, content in found.items() if content}
+
+    def of_other_rows(self, other: Facts) -> bool:
+        """Return True if the rows of own data are known to be others than those of another run."""
+        theirs = other.contents
+        return any(theirs.get(split, content) != content for split, content in self.contents.items())
 
     @property
     def backbone(self) -> str:

@@ -70,12 +70,13 @@ def compare(one: Facts, other: Facts) -> dict[str, Rows]:
     """Return what differs between two runs.
 
     Returns:
-        Rows of `what`, `a` and `b` under `configuration`, `result` (parameters, metrics, time) and `layers` (those that
-        retain a LoRA of their own, by projection).
+        Rows of `what`, `a` and `b` under `configuration`, `data` (what identifies the rows of own data), `result`
+        (parameters, metrics, time) and `layers` (those that retain a LoRA of their own, by projection).
     """
     settings = [(key, shown(a), shown(b)) for key, (a, b) in differences(one, other).items()]
     return {
         "configuration": _rows(settings),
+        "data": _rows(_contents(one, other)),
         "result": _rows(_results(one, other)),
         "layers": _rows(_layers(one, other)),
     }
@@ -83,6 +84,11 @@ def compare(one: Facts, other: Facts) -> dict[str, Rows]:
 
 def _rows(values: Sequence[tuple[str, Any, Any]]) -> Rows:
     return [{"what": what, "a": a, "b": b} for what, a, b in values if a != b]
+
+
+def _contents(one: Facts, other: Facts) -> list[tuple[str, Any, Any]]:
+    first, second = one.contents, other.contents
+    return [(f"content of {split} rows", first[split], second[split]) for split in first if split in second]
 
 
 def _results(one: Facts, other: Facts) -> list[tuple[str, Any, Any]]:
