@@ -12,8 +12,9 @@ from lora_drop.config.identity import config_hash
 from lora_drop.config.loading import load_config
 from lora_drop.config.schema import Config
 from lora_drop.errors import UserError
+from lora_drop.tasks.base import Source
 from lora_drop.tasks.own.reading import Reading
-from lora_drop.tasks.own.task import stored_task
+from lora_drop.tasks.own.task import OwnData, stored_task
 from lora_drop.tasks.own.values import as_label, kind_of, ordered, several
 
 
@@ -233,6 +234,18 @@ def test_inspect_says_what_a_run_will_do(tmp_path, capsys):
     main_exits(arguments[:-2])
     table = capsys.readouterr().out
     assert "rows without text" in table and yaml.safe_load(table[table.index("data:\n") :])["data"]["text"] == "review"
+
+
+def test_the_file_to_paste_names_the_split_that_was_inspected(tmp_path, capsys):
+    own_data.write(tmp_path / "train.csv", own_data.reviews(20))
+    own_data.write(tmp_path / "validation.csv", own_data.reviews(40))
+    pasted = tmp_path / "own.yaml"
+    for split, count in (("train", 20), ("validation", 40)):
+        chosen = ["-o", f"data.split={split}", "--validation", "0.5", "--label", "stars"]
+        main_exits(["tasks", "--inspect", str(tmp_path), *chosen, "--json"])
+        pasted.write_text(json.loads(capsys.readouterr().out)["yaml"])
+        data = load_config([pasted]).data
+        assert data.split == split and len(OwnData(data, Source(None, offline=True)).surveys["train"].used) == count
 
 
 def main_exits(arguments):

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from datasets import Dataset
 
-from lora_drop.config.schema import Config
+from lora_drop.config.schema import Config, DataConfig
 from lora_drop.tasks.base import Source
 from lora_drop.tasks.own.task import OwnData
 
@@ -55,7 +55,7 @@ def yaml_to_paste(config: Config, data: OwnData) -> str:
     found: dict[str, Any] = {
         key: value
         for key, value in vars(given).items()
-        if key in ("path", "dataset_info", "name", "validation") and value is not None
+        if key in ("path", "dataset_info", "name", "split", "validation") and value != getattr(DataConfig(), key)
     }
     found["kind"] = reading.kind
     if reading.template:
