@@ -1,6 +1,7 @@
 """Own data: what tables, columns and labels are taken for."""
 
 import json
+from pathlib import Path
 
 import own_data
 import pytest
@@ -8,6 +9,7 @@ import yaml
 from own_data import Notices, csv_file, error, read, rows
 
 from lora_drop.cli.app import main
+from lora_drop.cli.options import own_run_dir
 from lora_drop.config.identity import config_hash
 from lora_drop.config.loading import load_config
 from lora_drop.config.schema import Config
@@ -246,6 +248,24 @@ def test_the_file_to_paste_names_the_split_that_was_inspected(tmp_path, capsys):
         pasted.write_text(json.loads(capsys.readouterr().out)["yaml"])
         data = load_config([pasted]).data
         assert data.split == split and len(OwnData(data, Source(None, offline=True)).surveys["train"].used) == count
+
+
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [
+        ("me@corp/reviews.csv", "reviews"),
+        ("a:b/c@d.csv", "c@d"),
+        ("on/that@day", "that@day"),
+        ("org/reviews:german@main", "reviews"),
+        ("missing@here/reviews.csv", "reviews"),
+    ],
+)
+def test_a_run_is_named_after_its_data(data, name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("me@corp", "a:b", "on/that@day"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "me@corp" / "reviews.csv").touch(), (tmp_path / "a:b" / "c@d.csv").touch()
+    assert own_run_dir({"data": data, "name": None}) == Path("runs") / name
 
 
 def main_exits(arguments):

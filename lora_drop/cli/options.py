@@ -184,7 +184,15 @@ def own_run_dir(given: Mapping[str, Any]) -> Path:
 
     Raises UserError for data whose name is that of no folder in `runs`.
     """
-    name = given["name"] or Path(given["data"].split(":")[0].split("@")[0]).expanduser().absolute().stem
+    name = given["name"] or _place_of_data(given["data"]).expanduser().absolute().stem
     if name in ("", ".", "..") or Path(name).name != name:
         raise UserError(f"{name!r} names no folder in runs. Name the folder of the run with --run-dir DIR.")
     return Path("runs") / name
+
+
+def _place_of_data(data: str) -> Path:
+    """Return the path of data, or their name on the Hub without configuration and revision."""
+    from lora_drop.config.identity import HUB
+
+    on_the_hub = None if Path(data).expanduser().exists() else HUB.fullmatch(data)
+    return Path(on_the_hub["name"] if on_the_hub else data)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ out of a configuration's identity, so that it stays what it was."""
 
 OWN = "own"
 """The task of a configuration with data of the user's own."""
+HUB = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?::(?P<configuration>[\w.-]+))?(?:@(?P<revision>\S+))?")
+"""What `data.path` may be instead of a path on this computer."""
 
 WHERE_KEYS = ("data_dir", "device", "offline", "train.report_to", "train.logging_steps")
 """Keys that say where a run happens and who watches it, not what it computes: they are left out of its identity."""

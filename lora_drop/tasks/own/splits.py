@@ -9,6 +9,7 @@ from pathlib import Path
 
 from datasets import ClassLabel, Dataset
 
+from lora_drop.config.identity import HUB
 from lora_drop.config.schema import DataConfig
 from lora_drop.errors import UserError, closest
 from lora_drop.hub.repo import is_name
@@ -24,7 +25,6 @@ NAMES = {
 """How files of a split may begin."""
 Place = tuple[str, str]
 """Where rows are: a file, a folder, or a data set of the Hub; and the split that is read of the latter two."""
-HUB = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?::(?P<configuration>[\w.-]+))?(?:@(?P<revision>\S+))?")
 
 
 @dataclass(frozen=True)
