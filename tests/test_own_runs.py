@@ -202,6 +202,19 @@ def test_what_a_spreadsheet_would_compute_is_escaped_and_blank_texts_are_told(tr
     assert [json.loads(line)["review"] for line in Path("new.jsonl").read_text().splitlines()] == texts
 
 
+def test_rows_without_text_are_predicted_and_not_compared(trained, folder, capsys):
+    reviews = own_data.reviews(12, seed=3)
+    found = {}
+    for name, texts in (("whole", []), ("gaps", ["", " "] * 12)):
+        blank = [{"review": text, "stars": 1 + number % 5} for number, text in enumerate(texts)]
+        rows = [{"review": row["review"], "stars": row["stars"]} for row in reviews]
+        own_data.write(folder / f"{name}.csv", rows + blank)
+        assert lora_drop("predict", trained[0], "--data", f"{name}.csv", "--to", "out.csv", "--json") == 0
+        found[name] = json.loads(capsys.readouterr().out)
+    assert (found["gaps"].pop("rows"), found["gaps"].pop("compared")) == (36, found["whole"].pop("rows"))
+    assert found["gaps"] == pytest.approx(found["whole"])
+
+
 def test_new_rows_are_computed_as_evaluation_rows_are(trained):
     predictor, rows = Predictor(trained[0], "cpu"), [("", row) for row in own_data.reviews(40, seed=2)]
     fast = predictor.predict(rows)

@@ -39,6 +39,8 @@ from lora_drop.training.way import Way, find_way
 AT_A_TIME = 4096
 """Rows that are in memory together."""
 FORMATS = (".csv", ".tsv", ".jsonl")
+Pair = tuple[Any, Label | None]
+"""What is predicted of a row, and the label that it has."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class Predicted:
     path: Path
     rows: int
     compared: int
-    """Rows with a label that the model knows."""
+    """Rows with text and a label that the model knows."""
     metrics: dict[str, float]
 
 
@@ -174,30 +176,34 @@ def predict(
     labelled = bool(predictor.reading.chat) or predictor.reading.label in table.columns
     began = time.perf_counter()
     report.start("predict")
-    made, references, blank = _written(predictor, table, to)
+    count, pairs, blank = _written(predictor, table, to)
     if blank:
         report.notice(f"{some_places(blank, 'no text')}: what is predicted there says nothing")
-    report.finish("predict", time.perf_counter() - began, counted(len(made), "row"))
-    compared, metrics = _metrics(predictor, made, references, report) if labelled else (0, {})
-    return Predicted(to, len(made), compared, metrics)
+    report.finish("predict", time.perf_counter() - began, counted(count, "row"))
+    compared, metrics = _metrics(predictor, pairs, report) if labelled else (0, {})
+    return Predicted(to, count, compared, metrics)
 
 
-def _written(predictor: Predictor, table: Table, to: Path) -> tuple[list[Any], list[Label | None], list[str]]:
-    """Write what is predicted of a table; return it, the labels of the rows, and the places of those without text."""
-    made: list[Any] = []
-    references: list[Label | None] = []
+def _written(predictor: Predictor, table: Table, to: Path) -> tuple[int, list[Pair], list[str]]:
+    """Write what is predicted of a table.
+
+    Returns:
+        How many rows there are, the predictions and labels of those with text, and the places of those without.
+    """
+    pairs: list[Pair] = []
     blank: list[str] = []
     with replacing(to) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         writer = _Writer(file, to.suffix, table.columns, predictor.reading.labels)
         for rows in _chunks(table.rows()):
             found = predictor.predict(rows)
-            for (_, row), each in zip(rows, found, strict=True):
+            for (place, row), each in zip(rows, found, strict=True):
                 writer.write(row, each)
-            made += [each["prediction"] for each in found]
-            blank += [place for place, row in rows if predictor.reading.empty(row)]
-            references += [predictor.reading.answer(place, row) for place, row in rows]
-            predictor.report.doing(f"{counted(len(made), 'row')} predicted")
-    return made, references, blank
+                if predictor.reading.empty(row):  # is no part of an evaluation either
+                    blank.append(place)
+                else:
+                    pairs.append((each["prediction"], predictor.reading.answer(place, row)))
+            predictor.report.doing(f"{counted(len(pairs) + len(blank), 'row')} predicted")
+    return len(pairs) + len(blank), pairs, blank
 
 
 def _chunks(rows: Iterable[Placed]) -> Iterator[list[Placed]]:
@@ -249,9 +255,7 @@ def _cell(value: Any) -> str:
     return ";".join(value) if names else as_text(value)
 
 
-def _metrics(
-    predictor: Predictor, made: Sequence[Any], references: Sequence[Label | None], report: Reporter
-) -> tuple[int, dict[str, float]]:
+def _metrics(predictor: Predictor, rows: Sequence[Pair], report: Reporter) -> tuple[int, dict[str, float]]:
     """Return how many rows have a label that the model knows, and the task's metrics over them."""
     task, reading = predictor.task, predictor.reading
 
@@ -262,10 +266,10 @@ def _metrics(
             return number(label) is not None
         return label is not None and (reading.kind == "generation" or label in reading.labels)
 
-    pairs = [(given, label) for given, label in zip(made, references, strict=True) if known(label)]
-    if len(pairs) < len(references) and any(label is not None for label in references):
-        left = counted(len(references) - len(pairs), "row")
-        report.notice(f"{left} of {len(references):,} without a label that the model knows: not compared")
+    pairs = [(given, label) for given, label in rows if known(label)]
+    if len(pairs) < len(rows) and any(label is not None for _, label in rows):
+        left = counted(len(rows) - len(pairs), "row")
+        report.notice(f"{left} of {len(rows):,} without a label that the model knows: not compared")
     return len(pairs), _compared(task, reading, pairs) if pairs else {}
 
 
