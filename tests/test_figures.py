@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from measured import RESULTS, record
 
 from lora_drop.experiments.agreement import kendall
+from lora_drop.experiments.markdown import to_markdown
 from lora_drop.experiments.plots import OWN, shade
 from lora_drop.experiments.records import read_records
 from lora_drop.experiments.report import draw
@@ -208,6 +209,30 @@ def test_a_figure_has_the_projections_of_what_it_draws(name):
     if name == "layers":
         (query,) = [axis.images[0].get_array() for axis in axes if axis.get_title() == "query"]
         assert np.allclose(np.ma.filled(query, np.nan), [[0.6, 0.4], [np.nan] * 2], equal_nan=True)
+
+
+def test_rows_with_other_projections_are_compared_where_they_have_the_same():
+    """Of three sample ratios one has no LoRA on the values."""
+    both = (("query", "value"), ("query",), ("query", "value"))
+    scores = [
+        [
+            {"projection": each, "layer": layer, "importance": share}
+            for each in projections
+            for layer, share in enumerate(shares)
+        ]
+        for projections, shares in zip(both, ((0.5, 0.3, 0.2), (0.2, 0.3, 0.5), (0.5, 0.2, 0.3)), strict=True)
+    ]
+    rows = ("r0.1", "r0.2", "r0.3")
+    runs = [
+        record(row, "rte", 0, 0, experiment="figure11", metrics={}, scores=given)
+        for row, given in zip(rows, scores, strict=True)
+    ]
+    (table,) = build_tables(runs)
+    assert kendall(table, "value") == {("0.1", "0.3"): pytest.approx(1 / 3)} and len(kendall(table, "query")) == 3
+    assert "| 0.3 | 0.33 | 1.00 |" in to_markdown([table])
+    axes = FIGURES.get("ratios").of(table).axes
+    assert [len(axis.lines) for axis in axes] == [3, 2] and len(axes[0].figure.legends[0].get_texts()) == 3
+    assert len(FIGURES.get("importance").of(table).axes) == 6
 
 
 def test_a_learning_curve_is_the_mean_over_seeds_of_the_epochs_that_all_have():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -21,9 +21,14 @@ def scored(table: Table) -> list[Record]:
     return [record for record in table.records if record.scores]
 
 
-def scored_by_row(table: Table) -> dict[str, list[Record]]:
-    """Return the records with importances by the title of their row, in the table's order."""
-    records = scored(table)
+def having(records: Iterable[Record], projection: str) -> list[Record]:
+    """Return the records with importances of a projection: rows of a table may target others."""
+    return [record for record in records if any(row["projection"] == projection for row in record.scores)]
+
+
+def scored_by_row(table: Table, projection: str | None = None) -> dict[str, list[Record]]:
+    """Return the records with importances (of a projection) by the title of their row, in the table's order."""
+    records = scored(table) if projection is None else having(scored(table), projection)
     rows = {row.title: [record for record in records if record.row == row.name] for row in table.rows}
     return {title: mine for title, mine in rows.items() if mine}
 
@@ -63,25 +68,29 @@ def importances_of(rows: Sequence[Mapping[str, Any]], projection: str) -> list[f
 
 
 def mean_importances(records: Sequence[Record], projection: str) -> np.ndarray:
-    """Return the importances of one projection, mean over records."""
-    return np.mean([importances_of(record.scores, projection) for record in records], axis=0)
+    """Return the importances of one projection, mean over the records that have it; empty if none has."""
+    found = [importances_of(record.scores, projection) for record in having(records, projection)]
+    return np.mean(found, axis=0) if found else np.empty(0)
 
 
 def kendall(table: Table, projection: str) -> dict[tuple[str, str], float]:
-    """Return the rank correlation (Kendall τ-b) of the layers' importances for every two rows, by their titles."""
-    means = {title: mean_importances(records, projection) for title, records in scored_by_row(table).items()}
+    """Return the rank correlation (Kendall τ-b) of the layers' importances for every two rows that have the projection, by
+    their titles."""
+    rows = scored_by_row(table, projection)
+    means = {title: mean_importances(records, projection) for title, records in rows.items()}
     return {(one, two): tau(list(means[one]), list(means[two])) for one, two in combinations(means, 2)}
 
 
 def between_seeds(records: Sequence[Record], projection: str) -> list[float]:
     """Return the rank correlation of the layers' importances for every two runs, which differ in their seed."""
-    found = [importances_of(record.scores, projection) for record in records]
+    found = [importances_of(record.scores, projection) for record in having(records, projection)]
     return [tau(one, two) for one, two in combinations(found, 2)]
 
 
 def retained_alike(records: Sequence[Record], projection: str) -> str:
     """Return of how many retained layers two runs have how many in common, mean over every two; empty if none select."""
-    chosen = [set(each.selection["projections"][projection]["retained"]) for each in records if each.selection]
+    parts = [each.selection.get("projections", {}).get(projection) for each in records]
+    chosen = [set(part["retained"]) for part in parts if part]
     if len(chosen) < 2:
         return ""
     common = np.mean([len(one & two) for one, two in combinations(chosen, 2)])

@@ -125,10 +125,9 @@ def _between_rows(table: Table) -> list[str]:
     """A matrix for each projection."""
     if "ratios" not in table.figures:
         return []
-    names = list(scored_by_row(table))
     text = []
     for projection in projections_of(table):
-        taus = kendall(table, projection)
+        names, taus = list(scored_by_row(table, projection)), kendall(table, projection)
         text += [f"Kendall τ between the rows, {projection}:", ""]
         text += ["| | " + " | ".join(map(_literal, names)) + " |", "|---" * (len(names) + 1) + "|"]
         for one in names:

@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.figure import Figure as Drawing
 from matplotlib.ticker import MaxNLocator
 
-from lora_drop.experiments.agreement import importances_of, mean_importances, row_of_choices, warm_ups_by_task
+from lora_drop.experiments.agreement import mean_importances, row_of_choices, warm_ups_by_task
 from lora_drop.experiments.plots import Figure, panels
 from lora_drop.experiments.records import Record
 from lora_drop.experiments.table import Table
@@ -54,10 +54,9 @@ def _means(groups: Sequence[Sequence[Record]], projection: str) -> np.ndarray:
 
     NaN, an empty cell, where none has: rows and tasks may target other projections.
     """
-    having = [[each for each in group if importances_of(each.scores, projection)] for group in groups]
-    means = [mean_importances(group, projection) if group else None for group in having]
-    layers = max(len(values) for values in means if values is not None)
-    return np.array([np.full(layers, np.nan) if values is None else values for values in means])
+    means = [mean_importances(group, projection) for group in groups]
+    layers = max(map(len, means))
+    return np.array([values if len(values) else np.full(layers, np.nan) for values in means])
 
 
 def _count(axis: Any, down: int, records: list[Record], projection: str, shades: Any) -> None:

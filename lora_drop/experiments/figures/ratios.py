@@ -14,19 +14,19 @@ from lora_drop.pruning.picture import plain
 
 def draw(table: Table, records: list[Record]) -> Drawing:
     """Draw every row, and say how far they rank the layers alike."""
-    projections, by_row = projections_of(table), scored_by_row(table)
+    projections, rows, lines = projections_of(table), list(scored_by_row(table)), {}
     figure, axes = projection_panels(projections, "importance")
     for axis, projection in zip(axes, projections, strict=True):
-        for number, (title, mine) in enumerate(by_row.items()):
-            values = mean_importances(mine, projection)
-            colour, marker = shade(number, len(by_row)), MARKERS[number % len(MARKERS)]
-            axis.plot(values, marker=marker, color=colour, markersize=4, linewidth=1, label=plain(title))
+        for title, mine in scored_by_row(table, projection).items():
+            values, number = mean_importances(mine, projection), rows.index(title)
+            colour, marker = shade(number, len(rows)), MARKERS[number % len(MARKERS)]
+            (lines[title],) = axis.plot(values, marker=marker, color=colour, markersize=4, linewidth=1)
         taus = [tau for tau in kendall(table, projection).values() if not np.isnan(tau)]
         agreement = f": Kendall τ {np.mean(taus):.2f} on average, at least {min(taus):.2f}" if taus else ""
         axis.set_title(f"{projection}{agreement}", fontsize=10)
         layer_axis(axis, len(values))
-    lines = axes[0].get_legend_handles_labels()
-    figure.legend(*lines, title="sample ratio", loc="outside right center", frameon=False, fontsize=8)
+    shown = {plain(title): lines[title] for title in rows}
+    figure.legend(shown.values(), shown, title="sample ratio", loc="outside right center", frameon=False, fontsize=8)
     return figure
 
 
