@@ -57,9 +57,9 @@ def warm_ups_by_task(table: Table) -> dict[str, list[Record]]:
     return by_task
 
 
-def projections_of(table: Table) -> list[str]:
-    """Return the projections that have importances."""
-    return list(dict.fromkeys(row["projection"] for record in scored(table) for row in record.scores))
+def projections_of(records: Iterable[Record]) -> list[str]:
+    """Return the projections of which there are importances."""
+    return list(dict.fromkeys(row["projection"] for record in records for row in record.scores))
 
 
 def importances_of(rows: Sequence[Mapping[str, Any]], projection: str) -> list[float]:

@@ -126,7 +126,7 @@ def _between_rows(table: Table) -> list[str]:
     if "ratios" not in table.figures:
         return []
     text = []
-    for projection in projections_of(table):
+    for projection in projections_of(table.records):
         names, taus = list(scored_by_row(table, projection)), kendall(table, projection)
         text += [f"Kendall τ between the rows, {projection}:", ""]
         text += ["| | " + " | ".join(map(_literal, names)) + " |", "|---" * (len(names) + 1) + "|"]
@@ -143,7 +143,7 @@ def _between_seeds(table: Table) -> list[str]:
     """A line for each row and task that has several seeds."""
     if not table.agreement:
         return []
-    projections = projections_of(table)
+    projections = projections_of(table.records)
     body: list[list[str]] = []
     shown: dict[str, list[Any]] = {}
     for row, title, records in _by_row_and_task(table):
@@ -163,7 +163,7 @@ def _between_seeds(table: Table) -> list[str]:
 def _between_tasks(table: Table) -> list[str]:
     """Whether two seeds of a task agree more than two tasks do: a column for each projection."""
     by_task = warm_ups_by_task(table) if table.agreement else {}
-    found = {name: both for name in projections_of(table) if (both := seeds_and_tasks(by_task, name))}
+    found = {name: both for name in projections_of(table.records) if (both := seeds_and_tasks(by_task, name))}
     if not found:
         return []
     kinds = ("two seeds of a task", "two tasks")

@@ -16,7 +16,7 @@ from lora_drop.pruning.picture import plain
 
 def draw(table: Table, records: list[Record]) -> Drawing:
     """Draw each warm-up once: rows that only select differently share it."""
-    shown, projections = warm_ups_by_task(table), projections_of(table)
+    shown, projections = warm_ups_by_task(table), projections_of(table.records)
     by_row = len(shown) == 1 and not any(one.scores == other.scores for one, other in combinations(records, 2))
     if by_row:
         shown = {f"{records[0].task_title}, {title}": mine for title, mine in scored_by_row(table).items()}

@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.figure import Figure as Drawing
 from matplotlib.ticker import MaxNLocator
 
-from lora_drop.experiments.agreement import mean_importances, row_of_choices, warm_ups_by_task
+from lora_drop.experiments.agreement import mean_importances, projections_of, row_of_choices, warm_ups_by_task
 from lora_drop.experiments.plots import Figure, panels
 from lora_drop.experiments.records import Record
 from lora_drop.experiments.table import Table
@@ -23,8 +23,7 @@ from lora_drop.pruning.picture import plain
 def draw(table: Table, records: list[Record]) -> Drawing:
     """Draw each warm-up once: rows that only select differently share it."""
     by_task = warm_ups_by_task(table)
-    drawn = [record for mine in by_task.values() for record in mine]
-    projections = list(dict.fromkeys(row["projection"] for record in drawn for row in record.scores))
+    projections = projections_of(record for mine in by_task.values() for record in mine)
     cells = {name: _means(list(by_task.values()), name) for name in projections}
     layers = max(block.shape[1] for block in cells.values())
     width, height = 0.42 * layers + 1.6, max(0.42 * len(by_task) + 0.9, 1.6)

@@ -14,7 +14,7 @@ from lora_drop.pruning.picture import plain
 
 def draw(table: Table, records: list[Record]) -> Drawing:
     """Draw every row, and say how far they rank the layers alike."""
-    projections, rows, lines = projections_of(table), list(scored_by_row(table)), {}
+    projections, rows, lines = projections_of(table.records), list(scored_by_row(table)), {}
     figure, axes = projection_panels(projections, "importance")
     for axis, projection in zip(axes, projections, strict=True):
         for title, mine in scored_by_row(table, projection).items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.figure import Figure as Drawing
 
+from lora_drop.experiments.agreement import projections_of
 from lora_drop.experiments.plots import DARK, LIGHT, Figure, layer_axis, projection_panels
 from lora_drop.experiments.records import Record
 from lora_drop.experiments.table import Table
@@ -15,7 +16,7 @@ from lora_drop.pruning.picture import plain
 def draw(table: Table, records: list[Record]) -> Drawing:
     """Draw the first run; layers that share a LoRA are hatched, and those that have none afterwards have no bar."""
     record = records[0]
-    projections = list(dict.fromkeys(row["projection"] for row in record.scores))
+    projections = projections_of([record])
     figure, axes = projection_panels(projections, "importance")
     after_style = {"color": LIGHT, "edgecolor": "black", "linewidth": 0.4}
     for axis, projection in zip(axes, projections, strict=True):
