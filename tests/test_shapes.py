@@ -130,6 +130,19 @@ def test_an_adapter_decides_alone_where_it_is_scored(adapters, tmp_path):
     assert command("score", tmp_path / "run", "--adapter", str(adapters["lora"]), *projections) == 0
 
 
+def test_what_was_scored_at_another_rank_is_not_trained(adapters, tmp_path, capsys):
+    """Stage by stage: the selection has counted the adapter's parameters."""
+    run, rank = tmp_path / "run", ["-b", "tiny:roberta", "-o", "method.rank=4"]
+    assert command("sample", run, *rank) == 0
+    assert command("score", run, "--adapter", str(adapters["lora"]), *rank) == 0 == command("select", run)
+    capsys.readouterr()
+    assert command("train", run) == 2
+    assert "Set method.rank=8, or score again" in " ".join(capsys.readouterr().err.split())
+    assert not (run / "adapter").exists() and command("train", run, "-o", "method.rank=8") == 0
+    counted = read_json(run / "selection.json")["trainable_parameters"]
+    assert read_json(run / "run.json")["stages"]["train"]["trainable_parameters"]["adapter"] == counted
+
+
 def test_what_fits_is_done_and_stays_usable_without_the_adapter_that_it_began_from(adapters, tmp_path, capsys):
     """As where a run is copied to another machine."""
     mine, run = shutil.copytree(adapters["lora"], tmp_path / "mine"), tmp_path / "run"

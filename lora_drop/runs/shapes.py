@@ -15,7 +15,7 @@ from lora_drop.models.backbones import load_meta_model
 from lora_drop.models.checks import check_length
 from lora_drop.pruning.importance import numbered
 from lora_drop.pruning.places import all_places
-from lora_drop.pruning.selection import Selection, check_budget
+from lora_drop.pruning.selection import Selection, check_budget, read_scores
 from lora_drop.registry import METHODS
 from lora_drop.runs.job import Job
 from lora_drop.training.trainer import steps_of
@@ -47,6 +47,8 @@ def _check(job: Job, stages: Collection[str]) -> None:
             job.method.stepper(built, steps_of(config.train, len(job.data.train.rows)))
         if given and scored is not None:
             _check_modules(given, scored, built)
+        if "train" in stages and "score" not in stages and job.method is METHODS.get("lora_drop"):
+            _check_counted(job, built)
     if "select" in stages and config.method.budget is not None:
         model = built if scored is None else scored
         projections = {place.name: place.projection for place in all_places(model)}
@@ -73,6 +75,18 @@ def _built(job: Job, stages: Collection[str]) -> nn.Module:
     elif job.selects:
         selection = Selection.load(job.run.file("selection.json"))
     return method.build(_backbone(job), job.config.method, job.config.seed, selection)
+
+
+def _check_counted(job: Job, built: nn.Module) -> None:
+    """Raise UserError if the selection has counted other parameters than are trained: those of an adapter of another rank."""
+    counted = {row.name: row.parameters for row in read_scores(job.run.file("scores.json"))}
+    for name, pair in numbered(built).items():
+        if counted.get(name, pair.parameters) != pair.parameters:
+            there = counted[name] * pair.rank // pair.parameters
+            raise UserError(
+                f"The layers were scored by an adapter of rank {there}, whose parameters the selection has counted, and a training would "
+                f"have rank {pair.rank} ({name}). Set method.rank={there}, or score again."
+            )
 
 
 def _check_modules(adapter: str, scored: nn.Module, built: nn.Module) -> None:
