@@ -5,7 +5,7 @@ import torch
 from bench.flops import training_flops
 from bench.machine import fp32_products, switch
 from bench.products import Products, exact, fp32_ways
-from bench.rounds import Rounds, interleave, spread
+from bench.rounds import FEWEST, Rounds, interleave, spread
 from torch.nn import functional
 
 from lora_drop.config.schema import MethodConfig
@@ -74,6 +74,12 @@ def test_every_round_measures_everything_once_in_an_order_of_its_own():
     assert [calls[4 * number :][:4] for number in (1, 2, 3)] == found.orders
     assert len({tuple(order) for order in found.orders}) == 3
     assert told[-1] == (16, 16) and {*range(5, 17)} == {one for each in found.seconds.values() for one in each}
+
+
+def test_a_slow_machine_measures_fewer_rounds_but_never_one_alone():
+    found = interleave({"a": lambda: 1.0}, 5, lambda *_: None, limit=0)
+    assert len(found.seconds["a"]) == len(found.orders) == len(found.load) == FEWEST == 2
+    assert len(interleave({"a": lambda: 1.0}, 5, lambda *_: None, limit=60).load) == 5
 
 
 def test_a_product_that_rounds_its_inputs_is_no_fp32_product():

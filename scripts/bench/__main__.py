@@ -21,7 +21,10 @@ def bench(
     only: Annotated[
         str, typer.Option(metavar="A,B,...", help="Of small, base, score, commands (cpu), roberta, llama, nf4 (cuda).")
     ] = "",
-    rounds: Annotated[int | None, typer.Option(min=1, help="Rounds in which all is measured once; else 5.")] = None,
+    rounds: Annotated[
+        int | None,
+        typer.Option(min=1, help="Rounds; else 5, or on a slow machine as many as fit into a quarter of an hour."),
+    ] = None,
     rows: Annotated[int | None, typer.Option(min=8, help="Training rows of a measured call; else 256.")] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="Tiny models, generated rows: shows that it works, measures nothing.")
@@ -40,8 +43,16 @@ def bench(
     from lora_drop.training.environment import neutral_environment
 
     base_size = base_size or ("tiny:roberta" if quick else "packaged:mpnet-base")
-    rows, rounds = rows or (16 if quick else 256), rounds or (1 if quick else 5)
-    settings = Settings(device, base_size, rows, rounds, quick, data_dir, offline)
+    settings = Settings(
+        device=device,
+        base_size=base_size,
+        rows=rows or (16 if quick else 256),
+        rounds=rounds or (1 if quick else 5),
+        limited=rounds is None,
+        quick=quick,
+        data_dir=data_dir,
+        offline=offline,
+    )
     asked = [name.strip() for name in only.split(",") if name.strip()]
     quiet_libraries()
     reporter = ConsoleReporter(err, quiet)
@@ -65,9 +76,11 @@ def _show(result: dict[str, Any]) -> None:
     libraries = ", ".join(f"{name} {machine['versions'][name]}" for name in ("torch", "transformers", "peft"))
     out.print(f"{title(machine)} ({' '.join(machine['instructions'])}); {libraries}", soft_wrap=True)
     quick = "; QUICK: these numbers measure nothing" if settings["quick"] else ""
-    out.print(f"{settings['rounds']} rounds, medians (with quartiles); A / B: how many times as fast A is{quick}")
+    parts = result["parts"].items()
+    rounds = ", ".join(f"{name} {len(part['rounds']['load'])}" for name, part in parts if "rounds" in part)
+    out.print(f"Medians (with quartiles) of rounds ({rounds}); A / B: how many times as fast A is{quick}")
     print_table(out, ["claim", "floor", "aim", "measured", ""], [printed(row) for row in result["claims"]])
-    for name, part in result["parts"].items():
+    for name, part in parts:
         rounds = part.get("rounds", {"noisy_rounds": [], "load": []})
         if rounds["noisy_rounds"]:
             out.print(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -27,8 +28,10 @@ SCORED_ROWS, SCORE_ROUNDS = 192, 2
 """Rounds of scoring for each of training: a pass is short, and the difference that is looked for is small."""
 
 
-def measure_training(subject: Subject, variants: Sequence[Variant], rounds: int) -> dict[str, Any]:
-    """Train in every variant, beside the machine's products on the model's shapes.
+def measure_training(
+    subject: Subject, variants: Sequence[Variant], rounds: int, limit: float = math.inf
+) -> dict[str, Any]:
+    """Train in every variant, beside the machine's products on the model's shapes, in fewer rounds if they take more than `limit` seconds.
 
     Returns:
         `numbers`: speeds, the fraction of the fastest product that each variant reaches, and how many times as fast ours is as each other
@@ -46,7 +49,7 @@ def measure_training(subject: Subject, variants: Sequence[Variant], rounds: int)
         f"products {precision}": Products(at_a_time, subject.shapes, HALF.get(precision, torch.float32), subject.device)
         for precision in dict.fromkeys(one.precision for one in variants)
     }
-    measured = interleave({**products, **trainings}, rounds, subject.report.advance)
+    measured = interleave({**products, **trainings}, rounds, subject.report.advance, limit)
     evidence = {name: one.evidence for name, one in trainings.items() if one.evidence is not None}
     check_fair(evidence)
     numbers = {f"{name}, samples/s": measured.rate(name, rows) for name in trainings}
@@ -70,7 +73,7 @@ def measure_training(subject: Subject, variants: Sequence[Variant], rounds: int)
     }
 
 
-def measure_scoring(subject: Subject, rounds: int) -> dict[str, Any]:
+def measure_scoring(subject: Subject, rounds: int, limit: float = math.inf) -> dict[str, Any]:
     """Measure `importance.score` against a plain forward pass over the same batches, in eval mode, without gradients.
 
     In fp32 and bf16, each padded and packed; the worse of the two is the number of a precision. Packed, the forward pass computes every
@@ -92,7 +95,7 @@ def measure_scoring(subject: Subject, rounds: int) -> dict[str, Any]:
                 given = partial(work, model, inputs, packing=way)
                 actions[f"{work.__name__} {precision} {name}"] = partial(clock, given, subject.device)
     count = rounds if subject.settings.quick else SCORE_ROUNDS * rounds
-    measured = interleave(actions, count, subject.report.advance)
+    measured = interleave(actions, count, subject.report.advance, limit)
     numbers: dict[str, Spread] = {}
     for precision in computed:
         plain = [name for name in actions if name.startswith(f"forward {precision}")]

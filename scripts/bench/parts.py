@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -27,6 +28,8 @@ from lora_drop.pruning.picture import save_figure
 FORMAT = 2
 BASE_ROUNDS = 3
 """At most: a base-size model is slow on a CPU."""
+LIMITS = {"small": 360.0, "base": 330.0, "score": 100.0}
+"""Seconds of a part's rounds, so that all claims about CPUs take a quarter of an hour on a slow machine, too: there are fewer rounds then."""
 DIALOGS = {"limit.train": 128, "train.batch_size": 8, "train.max_length": 1024}
 Measure = Callable[[Subject], dict[str, Any]]
 PARTS = {"cpu": ("small", "base", "score", "commands"), "cuda": ("roberta", "llama", "nf4")}
@@ -80,7 +83,7 @@ def perform(settings: Settings, only: Sequence[str], out: Path, report: Reporter
 
 def _part(name: str, settings: Settings, report: Reporter) -> dict[str, Any]:
     """Measure one part, or say why its model or rows are missing."""
-    rounds = settings.rounds
+    rounds, limit = settings.rounds, LIMITS.get(name, math.inf) if settings.limited else math.inf
 
     def encoder(backbone: str, task: str, times: int) -> Subject:
         """Return an encoder on `times` the usual rows."""
@@ -95,12 +98,12 @@ def _part(name: str, settings: Settings, report: Reporter) -> dict[str, Any]:
         return Subject(settings, report, "shape:llama-2-7b", "dialogsum", **DIALOGS)
 
     def training(*variants: Variant, rounds: int = rounds) -> Measure:
-        return lambda subject: measure_training(subject, variants, rounds)
+        return lambda subject: measure_training(subject, variants, rounds, limit)
 
     plans: dict[str, tuple[Callable[[], Subject], Measure]] = {
         "small": (small, training(*SMALL)),
         "base": (lambda: encoder(settings.base_size, "cola", 4), training(*BASE, rounds=min(rounds, BASE_ROUNDS))),
-        "score": (small, lambda subject: measure_scoring(subject, rounds)),
+        "score": (small, lambda subject: measure_scoring(subject, rounds, limit)),
         "commands": (small, lambda subject: measure_commands(subject, rounds)),
         "roberta": (lambda: encoder("shape:roberta-base", "rte", 8), training(STOCK_16, GROUPED_16, OURS_16)),
         "llama": (decoder, training(GROUPED_16, OURS_16)),

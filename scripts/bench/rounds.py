@@ -6,6 +6,7 @@ Other load on the machine, or a changing clock, then meets all alike: a ratio ta
 from __future__ import annotations
 
 import gc
+import math
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +19,8 @@ import torch
 
 NOISY = 0.25
 """Cores kept busy by other processes from which a round counts as disturbed."""
+FEWEST = 2
+"""Rounds that are measured however long they take: one has no spread."""
 Action = Callable[[], float]
 """Measures once and returns seconds (of a product: seconds per floating-point operation)."""
 Spread = dict[str, float]
@@ -52,11 +55,15 @@ class Rounds:
         return {**asdict(self), "noisy_rounds": [number for number, load in enumerate(self.load) if load > NOISY]}
 
 
-def interleave(actions: Mapping[str, Action], rounds: int, tell: Callable[[int, int], None]) -> Rounds:
+def interleave(
+    actions: Mapping[str, Action], rounds: int, tell: Callable[[int, int], None], limit: float = math.inf
+) -> Rounds:
     """Call every action once as a warm-up that is not counted, then once in each round, shuffled; `tell(done, total)` after each.
 
+    No round is begun, after the first FEWEST, that would end more than `limit` seconds after the beginning if it took as long as the last.
     Imported libraries are left out of garbage collections: every training starts some, which would take half a second each.
     """
+    start = time.perf_counter()
     orders = [list(actions), *(random.Random(number).sample(list(actions), len(actions)) for number in range(rounds))]
     found: list[dict[str, float]] = []
     load = []
@@ -69,10 +76,13 @@ def interleave(actions: Mapping[str, Action], rounds: int, tell: Callable[[int, 
             for name in order:
                 found[-1][name] = actions[name]()
                 tell((len(found) - 1) * len(order) + len(found[-1]), len(orders) * len(order))
-            load.append(max(0.0, round((_other_seconds() - others) / (time.perf_counter() - began), 3)))
+            now = time.perf_counter()
+            load.append(max(0.0, round((_other_seconds() - others) / (now - began), 3)))
+            if len(found) > FEWEST and (now - start) + (now - began) > limit:
+                break
     finally:
         gc.unfreeze()
-    return Rounds({name: [one[name] for one in found[1:]] for name in actions}, orders[1:], load[1:])
+    return Rounds({name: [one[name] for one in found[1:]] for name in actions}, orders[1 : len(found)], load[1:])
 
 
 def clock(work: Callable[[], object], device: torch.device) -> float:

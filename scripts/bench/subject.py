@@ -38,6 +38,9 @@ class Settings:
     rows: int = 256
     """Training rows of a measured call."""
     rounds: int = 5
+    """Rounds in which all is measured once."""
+    limited: bool = True
+    """Fewer rounds on a slow machine."""
     quick: bool = False
     data_dir: str | None = None
     offline: bool = False
