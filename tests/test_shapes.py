@@ -4,6 +4,8 @@ import json
 import shutil
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from lora_drop.cli.app import main
 from lora_drop.files import read_json
@@ -14,10 +16,10 @@ pytestmark = pytest.mark.slow
 SMALL = ["task=toy-nli", "limit.train=64", "limit.eval=32", "train.epochs=1", "device=cpu"]
 
 
-def command(name, folder, *arguments):
+def command(name, folder, *arguments, quiet=("-q",)):
     options = [part for override in SMALL for part in ("-o", override)]
     with pytest.raises(SystemExit) as end:
-        main([name, "-d", str(folder), "-q", *options, *arguments])
+        main([name, "-d", str(folder), *quiet, *options, *arguments])
     return end.value.code
 
 
@@ -38,7 +40,16 @@ def adapters(tmp_path_factory):
         shutil.copytree(whole, folder / name)
         content = {**read_json(whole / "adapter_config.json"), key: value}
         (folder / name / "adapter_config.json").write_text(json.dumps(content))
-    return {"lora": whole, **{name: folder / name for name, *_ in others}}
+    weights = load_file(whole / "adapter_model.safetensors")
+    for name, tensor in (
+        ("pooler", "roberta.pooler.dense.weight"),
+        ("key", "roberta.encoder.layer.0.attention.self.key"),
+    ):
+        shutil.copytree(whole, folder / name)
+        more = {f"{tensor}.lora_A.weight": torch.ones(8, 4)} if name == "key" else {tensor: torch.ones(4, 4)}
+        more = {f"base_model.model.{key}": value for key, value in more.items()}
+        save_file({**weights, **more}, folder / name / "adapter_model.safetensors", metadata={"format": "pt"})
+    return {"lora": whole, **{path.name: path for path in folder.iterdir() if path.name != "run"}}
 
 
 @pytest.mark.parametrize(
@@ -80,6 +91,7 @@ def adapters(tmp_path_factory):
         ("run", "tiny:roberta", ["-o", "train.start_from={bias}"], "trained with bias='lora_only'"),
         ("run", "tiny:roberta", ["-o", "train.start_from={lora_bias}"], "trained with lora_bias=True"),
         ("run", "tiny:roberta", ["-o", "train.start_from={tokens}"], "trained with trainable_token_indices=[3]"),
+        ("run", "tiny:roberta", ["-o", "train.start_from={pooler}"], "and a head (roberta.pooler.dense.weight)"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_anything_is_written(
@@ -96,14 +108,19 @@ def test_an_adapter_of_a_wider_model_is_named_as_one(adapters, tmp_path, capsys)
     folder = tmp_path / "run"
     wide = tmp_path / "wide"
     shutil.copytree(adapters["lora"], wide)
-    from safetensors.torch import load_file, save_file
-
     path = wide / "adapter_model.safetensors"
     grown = {name: tensor.repeat(1, 2) if "lora_A" in name else tensor for name, tensor in load_file(path).items()}
     save_file(grown, path, metadata={"format": "pt"})
     options = ["-b", "tiny:roberta", "-o", f"train.start_from={wide}", "-o", "method.name=lora"]
     assert command("run", folder, *options) == 2
     assert "is an adapter of another backbone" in capsys.readouterr().err and not folder.exists()
+
+
+def test_loras_on_other_modules_than_are_trained_are_left_out_and_said_to_be(adapters, tmp_path, capsys):
+    options = ["-b", "tiny:roberta", "-o", f"train.start_from={adapters['key']}", "-o", "method.name=lora"]
+    assert command("run", tmp_path / "run", *options, quiet=()) == 0
+    told = " ".join(capsys.readouterr().err.split())
+    assert "and its head; left out, on other modules: 1" in told
 
 
 def test_a_method_that_looks_at_values_is_not_judged_by_shapes(tmp_path, monkeypatch, capsys):

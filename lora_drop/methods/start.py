@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from lora_drop.errors import UserError, first_line
-from lora_drop.methods.base import Method, head_parameters
+from lora_drop.methods.base import HEADS, Method, head_parameters, heads
 from lora_drop.methods.folder import adapter_folder
 from lora_drop.methods.lora import read_config, read_weights
 from lora_drop.pruning.adapters import KEEPS_W, Lora, loras
@@ -69,15 +69,17 @@ def start_from(model: nn.Module, folder: Path) -> str:
     """Copy a trained adapter into a fresh one, where both have a LoRA on the same module; return what was taken.
 
     A pair that layers share is taken only where they shared it then, too: the pair of one layer says nothing of the
-    others. A head is taken if it has the size of this task's.
+    others. A head is taken if it has the size of this task's. LoRAs on other modules are left out, which the text says.
 
     Raises:
-        UserError: if the file cannot be read, ranks or scalings differ, or no LoRA of it is on a module of this model.
+        UserError: if the file cannot be read, ranks or scalings differ, no LoRA of it is on a module of this model, or
+            it holds whole modules beside the head.
     """
     try:
         weights = read_weights(folder)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{folder} holds no readable adapter: {first_line(error)}") from error
+    _refuse_modules(model, weights, folder)
     config: Any = read_config(folder)
     groups: dict[int, list[tuple[str, Lora]]] = {}
     for name, lora in loras(model).items():
@@ -88,7 +90,21 @@ def start_from(model: nn.Module, folder: Path) -> str:
             f"{folder} has no LoRA on any module that this model has one on. Is it an adapter of this backbone?"
         )
     head = "its head" if _take_head(model, weights) else "a fresh head"
-    return f"started from {folder}: {taken} of {len(groups)} LoRAs, and {head}"
+    here = {tensor_name(name, half) for group in groups.values() for name, _ in group for half in HALVES}
+    others = sum(".lora_A." in name and name not in here for name in weights)
+    left = f"; left out, on other modules: {others}" if others else ""
+    return f"started from {folder}: {taken} of {len(groups)} LoRAs, and {head}{left}"
+
+
+def _refuse_modules(model: nn.Module, weights: dict[str, Tensor], folder: Path) -> None:
+    """Raise UserError if the adapter holds a module trained as a whole that is no head: what it learnt would be lost."""
+    tops = tuple(f"{PREFIX}{name}." for name in {*HEADS, *heads(model)})
+    whole = sorted(name for name in weights if ".lora_" not in name and not name.startswith(tops))
+    if whole:
+        raise UserError(
+            f"train.start_from={folder} holds more than LoRAs and a head ({whole[0].removeprefix(PREFIX)}): training starts "
+            "from A and B, and what was learnt beside them would be lost. Name an adapter without it."
+        )
 
 
 def _take_pair(group: list[tuple[str, Lora]], weights: dict[str, Tensor], config: Any, folder: Path) -> bool:
