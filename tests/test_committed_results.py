@@ -91,6 +91,7 @@ def test_the_committed_results_are_whole_and_of_a_clean_commit(folder):
 
 def test_the_readme_tells_what_the_tables_say():
     told = (RESULTS / "README.md").read_text(encoding="utf-8").splitlines()
+    front = (RESULTS.parent / "README.md").read_text(encoding="utf-8")
     table = (RESULTS / "mpnet" / "packaged-mpnet-base" / "table.md").read_text(encoding="utf-8")
     claims, alike = (
         [line for line in table.partition(head)[2].partition(end)[0].splitlines() if line.startswith("| ")]
@@ -103,4 +104,5 @@ def test_the_readme_tells_what_the_tables_say():
         *_, judged, held_out, needed = (cell.strip() for cell in line.split("|")[1:-1])
         assert judged.startswith(verdict) and needed == seeds
         assert held_out.startswith(f"{other}; {interval}; {again}")
+        assert f"| {difference} ({here}) | {other} ({interval}) |" in front
     assert len(alike) == 6 and set(alike[1:]) <= {line.strip() for line in told}
