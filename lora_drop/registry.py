@@ -139,6 +139,7 @@ FIGURES: Registry[Any] = Registry(
             "sharing",
             "ratios",
             "claims",
+            "retained",
             "criteria",
         )
     },

@@ -60,7 +60,7 @@ def judge(table: Table) -> list[Verdict]:
     """Return the verdict on each claim of the table's experiment of which there is a pair."""
     found = []
     for claim in table.claims.values():
-        verdict, held_out = (_judge(table, claim, score) for score in (_kept, _kept_on_held_out))
+        verdict, held_out = (_judge(table, claim, score) for score in (kept_score, held_out_score))
         if verdict is not None:
             found.append(replace(verdict, held_out=held_out))
     return found
@@ -85,13 +85,13 @@ def _scores(table: Table, row: str, score: Score) -> dict[tuple[str, int], float
     return {key: unit * value for key, (unit, value) in found.items() if value is not None}
 
 
-def _kept(record: Record) -> float | None:
-    """Of the epoch kept, on the evaluation split."""
+def kept_score(record: Record) -> float | None:
+    """Return the primary score of the epoch that was kept, on the evaluation split; None without one."""
     return record.metrics.get(record.primary)
 
 
-def _kept_on_held_out(record: Record) -> float | None:
-    """Of the same epoch, on the rows held out of training, unless they have chosen it."""
+def held_out_score(record: Record) -> float | None:
+    """Return the primary score of the same epoch on the rows held out of training; None if there are none, or they chose it."""
     if record.select_epoch == "held_out":
         return None
     return next((entry.get(HELD_OUT) for entry in record.epochs if entry["epoch"] == record.kept_epoch), None)

@@ -117,10 +117,10 @@ def text_of(value: float | None, form: str) -> str:
     return "" if value is None else format(value, form)
 
 
-def signed(value: float | None) -> str:
-    """Return a difference with one digit and its sign, which 0 has not; empty if there is none."""
-    text = text_of(value, "+.1f").replace("-", "−")
-    return text[1:] if text in ("+0.0", "−0.0") else text
+def signed(value: float | None, digits: int = 1) -> str:
+    """Return a difference rounded to `digits` after the point, with its sign (0 has none); empty if there is none."""
+    text = text_of(value, f"+.{digits}f").replace("-", "−")
+    return text if text.strip("+−0.") else text[1:]
 
 
 def one_line(text: str) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from lora_drop.experiments.agreement import (
@@ -23,7 +24,10 @@ from lora_drop.experiments.epochs import kept_epochs, optimism
 from lora_drop.experiments.lines import heads, lines, notes, one_line, signed, text_of
 from lora_drop.experiments.means import MOST_SEEDS, Interval
 from lora_drop.experiments.records import Record
+from lora_drop.experiments.retained import STEP, slopes_told
 from lora_drop.experiments.table import Row, Table
+
+_fine = partial(signed, digits=2)
 
 
 def to_markdown(tables: Sequence[Table]) -> str:
@@ -41,7 +45,7 @@ def _markdown(table: Table) -> str:
         shown = list(map(_literal, cells))
         body.append(shown if kind == "measured" else [f"*{cell}*" if cell else "" for cell in shown])
     text += [*_markdown_table(list(map(_literal, names)), body), *(line + "\n" for line in notes(table))]
-    return "\n".join(text + _elsewhere(table) + _epochs(table) + claims(table) + agreement(table))
+    return "\n".join(text + _elsewhere(table) + _epochs(table) + claims(table) + _retained(table) + agreement(table))
 
 
 def _elsewhere(table: Table) -> list[str]:
@@ -112,8 +116,30 @@ def _needed(found: Verdict) -> str:
     return str(found.seeds or f"more than {MOST_SEEDS}") if len(found.mean.tasks) > 1 else "another task"
 
 
-def _range(interval: Interval | None) -> str:
-    return "" if interval is None else f"{signed(interval[0])} to {signed(interval[1])}"
+def _range(interval: Interval | None, written: Callable[[float], str] = signed) -> str:
+    return "" if interval is None else f"{written(interval[0])} to {written(interval[1])}"
+
+
+def _retained(table: Table) -> list[str]:
+    """Return the lines of the table of slopes, a column for each kind of rows; none unless the experiment draws them."""
+    told = slopes_told(table) if "retained" in table.figures else []
+    if not told:
+        return []
+    tasks = list(dict.fromkeys(task for _, found in told for task in found.by_task))
+    body = [[task, *(_each_seed(found.by_task.get(task, ())) for _, found in told)] for task in tasks]
+    body.append(["mean over tasks", *(_fine(found.mean.value) for _, found in told)])
+    body.append(["95 %, these tasks", *(_range(found.mean.here, _fine) for _, found in told)])
+    body.append(["95 %, others", *(_range(found.mean.elsewhere, _fine) for _, found in told)])
+    text = (
+        f"Points of the primary score for each further {STEP:g} % of the importance that is retained (mean over the projections), seed "
+        "by seed: the slope over runs of one task and seed that differ in the policy alone. The kept epoch of each run."
+    )
+    lines = _markdown_table(["", *(name for name, _ in told)], [list(map(_literal, cells)) for cells in body])
+    return ["### Does the score rise with the importance retained?", "", *lines, text, ""]
+
+
+def _each_seed(values: Sequence[float]) -> str:
+    return " ".join(map(_fine, values))
 
 
 def agreement(table: Table) -> list[str]:

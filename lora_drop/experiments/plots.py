@@ -40,8 +40,8 @@ class Figure:
     """Its name, and that of its files."""
     reads: Callable[[Record], Any]
     """True for a record that it is drawn from; where there is none, there is no figure."""
-    draw: Callable[[Table, list[Record]], Drawing]
-    """Draws it, from the table of an experiment and those of its records."""
+    draw: Callable[[Table, list[Record]], Drawing | None]
+    """Draws it, from the table of an experiment and those of its records; None if together they show nothing."""
 
     def of(self, table: Table) -> Drawing | None:
         """Draw the figure of a table, or return None if it has no record to draw it from."""
