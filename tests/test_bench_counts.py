@@ -3,7 +3,7 @@
 import pytest
 import torch
 from bench.flops import training_flops
-from bench.machine import fp32_products, switch
+from bench.machine import fp32_products, generation, switch, title
 from bench.products import Products, exact, fp32_ways
 from bench.rounds import FEWEST, Rounds, interleave, spread
 from torch.nn import functional
@@ -74,6 +74,15 @@ def test_every_round_measures_everything_once_in_an_order_of_its_own():
     assert [calls[4 * number :][:4] for number in (1, 2, 3)] == found.orders
     assert len({tuple(order) for order in found.orders}) == 3
     assert told[-1] == (16, 16) and {*range(5, 17)} == {one for each in found.seconds.values() for one in each}
+
+
+def test_cpus_of_one_name_are_told_apart_by_their_generation(tmp_path):
+    facts = tmp_path / "cpuinfo"
+    facts.write_text("vendor_id\t: AuthenticAMD\ncpu family\t: 26\nmodel\t\t: 2\nmodel name\t: AMD EPYC\n")
+    assert generation(facts) == "family 26 model 2" and generation(tmp_path / "none") == ""
+    machine = {"cpu": "AMD EPYC", "instructions": ["avx2", "avx512_bf16"], "threads": 2}
+    assert title(machine) == title({**machine, "generation": ""}) == "AMD EPYC avx512_bf16, 2 threads"
+    assert title({**machine, "generation": generation(facts)}) == "AMD EPYC family 26 model 2 avx512_bf16, 2 threads"
 
 
 def test_a_slow_machine_measures_fewer_rounds_but_never_one_alone():

@@ -86,6 +86,20 @@ def test_the_choice_is_kept_for_the_machine(tmp_path, monkeypatch):
     products._remembered.cache_clear()
 
 
+@pytest.mark.skipif(not hasattr(torch.cpu, "get_capabilities"), reason="this version of torch says little of the CPU")
+def test_another_cpu_of_the_same_name_chooses_for_itself(tmp_path, monkeypatch):
+    """Virtual machines share a host name, and home directories are shared by machines."""
+    monkeypatch.setenv("LORA_DROP_CACHE", str(tmp_path))
+    layer, facts = torch.nn.Linear(240, 400), torch.cpu.get_capabilities()
+    for found, cache in ((Products(operator=True), 32768), (STOCK, 49152)):
+        monkeypatch.setattr(products, "choose", lambda inputs, outputs, found=found: found)
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda cache=cache: {**facts, "l1d_cache_size": cache})
+        products._remembered.cache_clear()
+        assert find_products(layer, torch.device("cpu")) == found
+    assert len(json.loads((tmp_path / "products.json").read_text(encoding="utf-8"))) == 2
+    products._remembered.cache_clear()
+
+
 def test_stock_products_on_request_and_off_the_cpu():
     layer = torch.nn.Linear(24, 40)
     assert find_products(layer, torch.device("cpu"), "stock") == STOCK

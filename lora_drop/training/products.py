@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lora_drop.files import cache_root, write_json
+from lora_drop.files import cache_root, digest, write_json
 from lora_drop.training.packing.frozen import product
 
 ERROR = 4.0
@@ -90,8 +90,7 @@ def find_products(model: nn.Module, device: torch.device, wanted: str = "auto") 
 @cache
 def _remembered(inputs: int, outputs: int, threads: int) -> Products:
     """Return what was found on this machine before, or find it and keep it."""
-    machine = [platform.node(), torch.backends.cpu.get_cpu_capability(), torch.__version__, threads, inputs, outputs]
-    key = " ".join(map(str, machine))
+    key = " ".join(map(str, [platform.node(), _processor(), torch.__version__, threads, inputs, outputs]))
     root = cache_root()
     path = root / "products.json" if root else None
     try:
@@ -113,6 +112,12 @@ def _remembered(inputs: int, outputs: int, threads: int) -> Products:
         ):  # a cache that cannot be written: it is tried again next time
             pass
     return found
+
+
+def _processor() -> str:
+    """Return what tells this CPU from others: machines may share a name and a cache."""
+    known = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return f"{torch.backends.cpu.get_cpu_capability()} {digest(known)[:8]}"
 
 
 def choose(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +24,7 @@ def describe(device: torch.device) -> dict[str, Any]:
     gpu = {"gpu": torch.cuda.get_device_name(device), "cuda": torch.version.cuda} if device.type == "cuda" else {}
     return {
         "cpu": capable.get("cpu_name") or platform.processor() or platform.machine(),
+        "generation": generation(),
         "instructions": [name for name in INSTRUCTIONS if capable.get(name)],
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
@@ -31,9 +34,16 @@ def describe(device: torch.device) -> dict[str, Any]:
     }
 
 
+def generation(facts: Path = Path("/proc/cpuinfo")) -> str:
+    """Return family and model of the CPU: virtual machines give CPUs of different speed one name. Empty except on Linux, x86."""
+    text = facts.read_text(encoding="utf-8") if facts.exists() else ""
+    found = [re.search(rf"^{key}\s*:\s*(\d+)$", text, re.MULTILINE) for key in ("cpu family", "model")]
+    return "" if None in found else "family {} model {}".format(*(one[1] for one in found if one))
+
+
 def title(machine: dict[str, Any]) -> str:
     """Return the machine in a few words; its files are named by them."""
-    cpu = " ".join([machine["cpu"], *machine["instructions"][-1:]])
+    cpu = " ".join(filter(None, [machine["cpu"], machine.get("generation"), *machine["instructions"][-1:]]))
     return machine.get("gpu") or f"{cpu}, {machine['threads']} threads"
 
 
