@@ -337,6 +337,17 @@ def test_params_tasks_and_doctor(tmp_path):
     assert checks["tokenised rows"]["state"].startswith(os.environ["LORA_DROP_CACHE"])
 
 
+def test_an_address_of_the_hub_that_datasets_cannot_read_is_said_at_once(monkeypatch, capsys):
+    """It would be an error while datasets is imported."""
+    monkeypatch.setenv("HF_ENDPOINT", "http://hub:none")
+    with pytest.raises(SystemExit) as end:
+        main(["doctor"])
+    assert end.value.code == 2 and "HF_ENDPOINT=http://hub:none is no address" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as end:
+        main(["doctor", "--help"])
+    assert end.value.code == 0
+
+
 @pytest.mark.parametrize(
     ("endpoint", "said"),
     [("hub.local", "unknown url type"), ("http://a b", "control characters")],

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import urlsplit
 
 import typer
 
@@ -328,6 +329,8 @@ def execute(
     os.environ.pop("MPLBACKEND", None)
     try:
         with launch or nullcontext(), nullcontext() if ends_at_once() else stoppable(), as_sentences(""):
+            if not {"-h", "--help", "--version"}.intersection(arguments):
+                _check_endpoint()
             command(arguments)
     except BrokenPipeError:  # outside of a command, which typer ends in the same way
         forsake()
@@ -339,6 +342,17 @@ def execute(
 
         err.print(f"Error: {error}", soft_wrap=True)
         sys.exit(2)
+
+
+def _check_endpoint() -> None:
+    """Raise UserError for an HF_ENDPOINT whose port is no number: datasets cannot be imported with it."""
+    endpoint = os.environ.get("HF_ENDPOINT", "")
+    try:
+        urlsplit(endpoint).port  # noqa: B018 - read to be checked
+    except ValueError as error:
+        raise UserError(
+            f"HF_ENDPOINT={endpoint} is no address ({error}). Unset it, or set it to https://huggingface.co"
+        ) from error
 
 
 if __name__ == "__main__":
