@@ -341,10 +341,10 @@ def test_an_address_of_the_hub_that_datasets_cannot_read_is_said_at_once(monkeyp
     """It would be an error while datasets is imported."""
     monkeypatch.setenv("HF_ENDPOINT", "http://hub:none")
     with pytest.raises(SystemExit) as end:
-        main(["doctor"])
+        cli.main(["doctor"])
     assert end.value.code == 2 and "HF_ENDPOINT=http://hub:none is no address" in capsys.readouterr().err
     with pytest.raises(SystemExit) as end:
-        main(["doctor", "--help"])
+        cli.main(["doctor", "--help"])
     assert end.value.code == 0
 
 
