@@ -1,1 +1,1 @@
-"""Metrics, computed on this machine: no metric script is fetched."""
+"""Metrics, computed locally: no metric script is downloaded."""

@@ -1,4 +1,4 @@
-"""Predictions of a classifier over encoded rows, and their metrics."""
+"""Predictions of a classifier for encoded rows, and their metrics."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lora_drop.tasks.base import Task
 from lora_drop.training.way import Way
 
 THRESHOLD = 0.5
-"""Where a row may have several labels: the probability above which a label holds."""
+"""Probability above which a label is predicted, if rows may have several labels."""
 
 
 def evaluate_classifier(
@@ -31,19 +31,19 @@ def evaluate_classifier(
     way: Way | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
-    """Run the model over `encoded`, the tokenised `rows`; its mode is as before afterwards.
+    """Evaluate the model on `encoded`, the tokenised `rows`. Its train or eval mode is restored afterwards.
 
     Args:
-        model: a classifier, under an adapter or not.
-        task: labels and metrics.
-        rows: what is evaluated.
-        encoded: their tokens.
-        collate: pads rows to a batch.
-        batch_size: rows at a time; of rows shorter than the longest, as many more as have no more tokens.
-        way: how the model is computed; None is its own way.
-        progress: called with the number of rows done and of all.
+        model: A classifier, with or without an adapter.
+        task: Provides labels and metrics.
+        rows: The rows to evaluate.
+        encoded: Their tokens.
+        collate: Pads rows to a batch.
+        batch_size: Rows at a time. Batches of shorter rows are larger, up to the number of tokens of the first batch.
+        way: How the model is computed; None is its own way.
+        progress: Called with the number of rows done and the total.
     """
-    # not before: it takes a second, and most stages need none
+    # imported late: it takes a second, and most stages do not need it
     from lora_drop.evaluation.metrics.classification import constant_baseline, evaluate_predictions
 
     logits = predict(model, encoded, collate, batch_size, way, progress)
@@ -70,12 +70,12 @@ def predict(
     way: Way | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> torch.Tensor:
-    """Return what a classifier puts out for tokenised rows, `rows outputs`, in their order; see `evaluate_classifier`.
+    """Return the outputs of a classifier for tokenised rows, `rows outputs`, in their order.
 
-    Each of several processes computes a share of the batches.
+    See `evaluate_classifier` for the arguments. With several processes, each computes a share of the batches.
 
     Raises:
-        UserError: if an output is not a number: the model has diverged. (The largest of several NaN is label 0.)
+        UserError: If an output is not finite: training has diverged. (The argmax of NaNs would be label 0.)
     """
     device = next(model.parameters()).device
     found: dict[int, torch.Tensor] = {}
@@ -96,12 +96,12 @@ def predict(
 
 
 def chosen_labels(logits: torch.Tensor) -> torch.Tensor:
-    """Return which labels of a row hold (`rows labels`, 0 or 1): those whose probability is above one half."""
+    """Return 1 for each label with a probability above one half, else 0 (`rows labels`)."""
     return (logits.sigmoid() > THRESHOLD).long()
 
 
 def _several(task: Task, rows: Dataset, logits: torch.Tensor) -> Evaluation:
-    """Compare several labels a row."""
+    """Evaluate predictions of several labels per row."""
     from lora_drop.evaluation.metrics.several import constant_several, evaluate_several
 
     predictions, references = chosen_labels(logits).tolist(), [list(map(int, row)) for row in rows["label"]]

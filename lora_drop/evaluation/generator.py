@@ -1,7 +1,7 @@
-"""Texts that a causal model writes for prompts, and their metrics.
+"""Texts that a causal model generates for prompts, and their metrics.
 
-Decoding is greedy or by beams, so a text depends on its prompt alone: not on the batch it is in, and not on the settings for sampling that a
-checkpoint may bring along.
+Decoding is greedy or uses beam search, so a text depends only on its prompt: not on its batch, nor on the sampling
+settings that a checkpoint may contain.
 """
 
 from __future__ import annotations
@@ -49,11 +49,12 @@ def evaluate_generator(
     progress: Progress | None = None,
     journal: Path | None = None,
 ) -> Evaluation:
-    """Write a text for each of `encoded`, the tokenised prompts of `rows`, and compare it with the row's references.
+    """Generate a text for each of `encoded`, the tokenised prompts of `rows`, and compare it with the row's references.
 
-    See `generate` for the arguments; `way` is how the model is computed. Texts are compared without the blanks around them.
+    See `generate` for the arguments; `way` is how the model is computed. Texts are compared without surrounding
+    whitespace.
     """
-    from lora_drop.evaluation.metrics.texts import score_texts  # not before: most stages need none
+    from lora_drop.evaluation.metrics.texts import score_texts  # imported late: most stages do not need it
 
     with way.over() if way else nullcontext():
         texts = generate(model, encoded, tokenizer, settings, batch_size, progress=progress, journal=journal)
@@ -79,24 +80,25 @@ def generate(
     progress: Progress | None = None,
     journal: Path | None = None,
 ) -> list[str]:
-    """Continue every prompt, the longest first, so that running out of memory shows at once; each of several processes
-    continues a share of the batches.
+    """Continue every prompt. The longest come first, so that running out of memory shows at once.
+
+    With several processes, each continues a share of the batches.
 
     Args:
-        model: a causal language model, under an adapter or not; its mode is as before afterwards.
-        encoded: the prompts' `input_ids` and `attention_mask`.
-        tokenizer: the backbone's.
-        settings: beams, length, penalties.
-        batch_size: prompts at a time.
-        progress: called with the number of finished prompts and of all.
-        journal: a file that finished batches are added to; rows that it already holds are not generated again, also
-            in batches of another size. Each of several processes has one beside it.
+        model: A causal language model, with or without an adapter. Its train or eval mode is restored afterwards.
+        encoded: The prompts' `input_ids` and `attention_mask`.
+        tokenizer: The backbone's tokenizer.
+        settings: Beams, length, penalties.
+        batch_size: Prompts at a time.
+        progress: Called with the number of finished prompts and the total.
+        journal: File that finished batches are appended to. Rows that it already contains are not generated again, even
+            if the batch size has changed. With several processes, each has its own file next to it.
 
     Returns:
-        The text of each prompt, in the rows' order, without end of text and special tokens.
+        The generated text for each prompt, in the rows' order, without end-of-text and special tokens.
 
     Raises:
-        UserError: if the model puts out what is not a number: it has diverged.
+        UserError: If a score is NaN: training has diverged.
     """
     decoding, device = decoding_config(settings, tokenizer), next(model.parameters()).device
     texts: dict[int, str] = {}
@@ -122,7 +124,7 @@ def generate(
 
 
 def decoding_config(settings: config.GenerationConfig, tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
-    """Return transformers' settings; those of beam search only where there are beams, since transformers warns of others."""
+    """Return transformers' settings. Beam settings are included only with several beams, as transformers warns else."""
     beams = {"length_penalty": settings.length_penalty, "early_stopping": False} if settings.num_beams > 1 else {}
     return GenerationConfig(
         do_sample=False,
@@ -136,10 +138,13 @@ def decoding_config(settings: config.GenerationConfig, tokenizer: PreTrainedToke
 
 
 class NoRepeatedText(LogitsProcessor):
-    """Lets n-grams occur once in what is generated. transformers' own rule counts the prompt, too: no name could be copied from it."""
+    """Forbids repeated n-grams in the generated text.
+
+    transformers' own rule also counts the prompt, so that no name could be copied from it.
+    """
 
     def __init__(self, size: int, start: int):
-        """`start`: where the generated tokens begin."""
+        """Forbid repeated n-grams of `size` tokens; generated tokens begin at position `start`."""
         self.rule, self.start = NoRepeatNGramLogitsProcessor(size), start
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
@@ -148,11 +153,11 @@ class NoRepeatedText(LogitsProcessor):
 
 
 class Finite(LogitsProcessor):
-    """Raises UserError where a score is NaN. The largest of several NaN is a token like any other: a text would come of it."""
+    """Raises UserError if a score is NaN. Otherwise the argmax of NaNs would pass for a token, and produce a text."""
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Return `scores` (`batch vocabulary`) as they are."""
-        check_finite(float(scores.max()))  # NaN if one is
+        """Return `scores` (`batch vocabulary`) unchanged."""
+        check_finite(float(scores.max()))  # NaN if any score is
         return scores
 
 
@@ -170,15 +175,14 @@ def _continue(
 
 
 def _decode(tokenizer: PreTrainedTokenizerBase, ids: list[int], end: int) -> str:
-    """Return the text up to the first end of text."""
+    """Return the text up to the first end-of-text token."""
     return str(tokenizer.decode(ids[: ids.index(end)] if end in ids else ids, skip_special_tokens=True))
 
 
 def read_journal(path: Path) -> tuple[dict[int, str], int]:
-    """Return the texts of finished rows, and the number of lines; the first that is not as written, and all after it,
-    are removed.
+    """Return the texts of finished rows and the number of valid lines. Truncate the file at the first invalid line.
 
-    A line is a batch. A kill cuts one off. Each begins with the digest of its number and texts.
+    Each line is a batch and begins with a digest of its number and texts. A killed process may leave an incomplete one.
     """
     if not path.is_file():
         return {}, 0

@@ -1,7 +1,7 @@
-"""All that depends on a task's kind: tokens and batches, the loss, the evaluation.
+"""Everything that depends on the kind of a task: tokenisation and batches, the loss, the evaluation.
 
-`classification`, `multilabel` and `regression` have a classifier on the backbone; `generation` has a language model that continues a
-prompt. The stages ask here; they do not ask for the kind.
+`classification`, `multilabel` and `regression` use a classifier on the backbone; `generation` uses a language model
+that continues a prompt. The stages call this module and never test the kind themselves.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from lora_drop.training.trainer import Loss
 from lora_drop.training.way import Way
 
 PART = 5000
-"""Rows that are tokenised at a time."""
+"""Number of rows tokenised at a time."""
 
 
 @dataclass(frozen=True)
@@ -40,40 +40,39 @@ class Kind:
     """One kind of task."""
 
     causal: bool
-    """True if the backbone continues texts; else it has a classifier."""
+    """True if the backbone continues texts, False if it has a classifier."""
     scored_each_epoch: bool
-    """True if an evaluation costs so little that each epoch gets one, also where no epoch is chosen by it."""
+    """True if evaluation is so cheap that it runs after each epoch, even if it selects none."""
     check: Callable[[Config, Task], None]
-    """Raises UserError for settings that do not fit this kind, before an hour is spent."""
+    """Raises UserError for settings that do not fit this kind, before any time is spent."""
     encode_training: Callable[[Dataset, PreTrainedTokenizerBase, Config, str], Encoded]
-    """`encode_training(rows, tokenizer, config, what)`; `what` the rows are called when something is to be said of
-    them."""
+    """`encode_training(rows, tokenizer, config, what)`; `what` is the name of the rows in notices."""
     encode_evaluation: Callable[[Dataset, PreTrainedTokenizerBase, Config, str], Encoded]
     collate: Callable[[PreTrainedTokenizerBase], Collate]
     """Makes the function that pads training rows to a batch."""
     loss: Callable[[float], Loss | None]
-    """`loss(label_smoothing)`: what is minimised; None is the model's own loss."""
+    """`loss(label_smoothing)` returns the loss to minimise; None is the model's own."""
     evaluate: Callable[..., Evaluation]
-    """`evaluate(model, task, rows, encoded, tokenizer, config, way, progress, journal)`: `encoded` are the tokens of the
-    evaluation `rows`; in `journal` it may keep what a killed evaluation continues from."""
+    """`evaluate(model, task, rows, encoded, tokenizer, config, way, progress, journal)`. `encoded` holds the tokens of
+    the evaluation `rows`; `journal` may store progress, from which a killed evaluation continues."""
     settings: Callable[[Config], dict[str, Any]]
-    """The part of the configuration that, beside the adapter and the rows, decides the outcome of an evaluation."""
+    """Returns the part of the configuration that, besides adapter and rows, determines the result of an evaluation."""
 
 
 def get_kind(task: Task) -> Kind:
-    """Return what decides about a task."""
+    """Return the kind of a task."""
     return _GENERATOR if task.kind == "generation" else _CLASSIFIER
 
 
 def _told(rows: Dataset, what: str, counts: Mapping[str, int]) -> list[str]:
-    """Say of how many rows something is true, where it is of any."""
+    """Return one notice for each nonzero count of affected rows."""
     return [f"{count:,} of {len(rows):,} {what} {text}" for text, count in counts.items() if count]
 
 
 def _in_parts(
     rows: Dataset, encode_some: Callable[[Dataset], tuple[Dataset, Sequence[int]]]
 ) -> tuple[Dataset, list[int]]:
-    """Tokenise rows part by part, as tokens in Python's lists take fifty times their room; add up what is counted."""
+    """Tokenise rows in parts and add up their counts. Tokens in Python lists would take fifty times the memory."""
     parts = [
         encode_some(rows.select(range(start, min(start + PART, len(rows)))))
         for start in range(0, max(len(rows), 1), PART)
@@ -98,7 +97,7 @@ def _encode_sentences(rows: Dataset, tokenizer: PreTrainedTokenizerBase, config:
 
 
 def _chats(rows: Dataset) -> bool:
-    """Return True for rows that are conversations."""
+    """Return True if the rows are conversations."""
     return "asked" in rows.column_names
 
 
@@ -118,7 +117,7 @@ def _encode_pairs(rows: Dataset, tokenizer: PreTrainedTokenizerBase, config: Con
 
 
 def _encode_prompts(rows: Dataset, tokenizer: PreTrainedTokenizerBase, config: Config, what: str) -> Encoded:
-    """Prompt and generated text are together no longer than what was trained on: there are positions enough."""
+    """Encode prompts, cut so that prompt and generated text together fit in `train.max_length` positions."""
     limit = config.train.max_length - config.generation.max_new_tokens
 
     def some(part: Dataset) -> tuple[Dataset, Sequence[int]]:
@@ -142,7 +141,7 @@ def _smoothed_loss(smoothing: float) -> Loss | None:
 
 
 def _metric(config: Config) -> dict[str, Any]:
-    """Return the metrics that were named for own data; those of a task are the task's."""
+    """Return the metrics configured for the user's own data; built-in tasks define their own."""
     return {"metric": config.data.metric} if config.data.metric else {}
 
 
@@ -158,7 +157,7 @@ def _check_generator(config: Config, task: Task) -> None:
             f"train.head_learning_rate is for a classifier's head, and a model that writes, as {task.name} needs, has "
             "none of its own. Leave it empty."
         )
-    if config.train.held_out:  # of E2E's rows eight have the same prompt: a tenth of them would be known from training
+    if config.train.held_out:  # a held-out tenth of E2E would share its prompts (eight rows each)
         raise UserError(
             f"train.held_out keeps rows of classifiers out of training, and {task.name} writes texts, of which several may "
             "have one prompt. Leave it at 0; the epoch can be the last: train.select_epoch=last"
@@ -186,7 +185,7 @@ def _evaluate_texts(
     progress: Callable[[int, int], None] | None,
     journal: Path | None,
 ) -> Evaluation:
-    """Write texts, unless perplexity alone is asked for, which needs none."""
+    """Generate and score texts, unless only perplexity is asked for, which needs none."""
     compared = tuple(name for name in task.metrics if name != PERPLEXITY)
     size = config.eval.batch_size
     found = Evaluation({}, [])

@@ -1,4 +1,4 @@
-"""Perplexity: how well a language model foretells the answers of the evaluation rows."""
+"""Perplexity of a language model on the answers of the evaluation rows."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ NAME = "perplexity"
 def perplexity(
     model: nn.Module, encoded: Dataset, tokenizer: PreTrainedTokenizerBase, batch_size: int, way: Way | None = None
 ) -> float:
-    """Return exp of the mean loss over all learned tokens; the model's mode is as before afterwards.
+    """Return exp of the mean loss over all learned tokens. The model's train or eval mode is restored afterwards.
 
     Args:
-        model: a causal language model, under an adapter or not.
-        encoded: tokenised as for training: `input_ids`, `attention_mask`, `labels`.
-        tokenizer: the backbone's.
-        batch_size: rows at a time.
-        way: how the model is computed; None is its own way.
+        model: A causal language model, with or without an adapter.
+        encoded: Rows tokenised as for training: `input_ids`, `attention_mask`, `labels`.
+        tokenizer: The backbone's tokenizer.
+        batch_size: Rows at a time.
+        way: How the model is computed; None is its own way.
 
     Raises:
-        UserError: if the model puts out what is not a number: it has diverged.
+        UserError: If the loss is not finite: training has diverged.
     """
     device, loss = next(model.parameters()).device, token_loss()
     total, count = 0.0, 0
@@ -45,4 +45,4 @@ def perplexity(
             count += int((labels[:, 1:] != IGNORED).sum())
     total, count = map(sum, zip(*processes.everywhere((total, count)), strict=True))
     check_finite(total)
-    return math.exp(min(total / count, 700.0))  # more than that is no number
+    return math.exp(min(total / count, 700.0))  # exp of more would overflow

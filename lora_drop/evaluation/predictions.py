@@ -1,10 +1,10 @@
-"""Scoring any system's output without a model: a text file, JSONL, or the E2E challenge's TSV.
+"""Score the output of any system without a model: a text file, JSONL, or the E2E challenge's TSV.
 
-| file | holds | order |
+| file | content | order |
 |---|---|---|
-| text | one prediction a line | that of the official file's items |
-| JSONL | objects with `prediction`, perhaps `id` (as in a run's `predictions.jsonl`) | by `id`; without ids, that of the items |
-| TSV (task e2e) | `MR<TAB>output`, with or without that header, cells perhaps in quotes | that of the items; the MRs are compared |
+| text | one prediction per line | as the items of the official file |
+| JSONL | objects with `prediction` and optional `id` (as in a run's `predictions.jsonl`) | by `id`, else as the items |
+| TSV (task e2e) | `MR<TAB>output`, header and quotes optional | as the items; the MRs are compared |
 """
 
 from __future__ import annotations
@@ -25,32 +25,36 @@ from lora_drop.tasks.files import read_jsonl, read_text
 from lora_drop.tasks.own.values import number as finite
 
 _MISREAD = {"Ł": "£", "Â£": "£", "Ã©": "é", "ã©": "é"}
-"""Signs that a wrong encoding left in some submissions; the challenge's script mends them too."""
+"""Characters garbled by a wrong encoding in some submissions; the challenge's script repairs them, too."""
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """One prediction per item, and whether they are a system's final text (compared unchanged) or a model's raw output."""
+    """One prediction per item.
+
+    `as_written` is True for a system's final texts, which are compared unchanged, and False for a model's raw output.
+    """
 
     predictions: list[Any]
     as_written: bool
 
 
 def score_predictions(task: Task, path: str | Path, source: Source, split: str | None = None) -> dict[str, Any]:
-    """Score a file of predictions and return what `metrics.json` holds.
+    """Score a file of predictions and return the content of `metrics.json`.
 
     Args:
-        task: any task; for classification the file holds label names, for regression numbers.
-        path: the file, see the top of this module.
-        source: where the references are read from.
-        split: the split predicted; None is the task's first (`test` for E2E, DART and DialogSum).
+        task: Any task with one label, number or text per row. For classification the file contains label names.
+        path: The file; see the module docstring for formats.
+        source: Source of the references.
+        split: The predicted split; None is the task's first (`test` for E2E, DART and DialogSum).
 
     Returns:
-        `{task, split, examples, metrics: {name: value}, primary, signatures: {name: protocol}}`, and `skipped: {name: reason}` for
-        metrics whose packages are not installed.
+        `{task, split, examples, metrics: {name: value}, primary, signatures: {name: protocol}}`, and
+        `skipped: {name: reason}` if there are metrics that lack a package.
 
     Raises:
-        UserError: for a file that cannot be read, a wrong number of predictions (saying both numbers), an unknown label.
+        UserError: For a file that cannot be read, a wrong number of predictions (naming both numbers), or an unknown
+            label.
     """
     split = task.check_split(split or task.splits[0])
     path = Path(path)
@@ -86,7 +90,7 @@ def score_predictions(task: Task, path: str | Path, source: Source, split: str |
 
 
 def read_outputs(task: Task, path: Path, rows: Dataset) -> Outputs:
-    """Read a file of predictions, whatever its format. Raises UserError that names file and line."""
+    """Read a file of predictions in any of the formats. Raises UserError naming file and line."""
     text = read_text(path)
     if path.suffix in (".jsonl", ".ndjson") or _is_json(text):
         return Outputs(_from_jsonl(path, list(rows["id"])), as_written=False)
@@ -94,10 +98,10 @@ def read_outputs(task: Task, path: Path, rows: Dataset) -> Outputs:
         path.suffix in (".tsv", ".csv") or re.match(r"\s*[\"']?MR[\"']?\s*[\t,]", text, re.IGNORECASE)
     ):
         return Outputs(_from_challenge(path, text, meaning_representations(list(rows["prompt"]))), as_written=True)
-    lines = text.split("\n")  # not splitlines: a text may hold U+2028
+    lines = text.split("\n")  # not splitlines: a text may contain U+2028
     if lines[-1] == "" and len(lines) != len(
         rows
-    ):  # the last line is empty because the file ends, not because the prediction is
+    ):  # the empty last line is the end of the file, not an empty prediction
         lines.pop()
     return Outputs([line.strip() for line in lines], as_written=True)
 
@@ -111,9 +115,9 @@ def _is_json(text: str) -> bool:
 
 
 def _from_jsonl(path: Path, ids: Sequence[str]) -> list[Any]:
-    """Return the predictions by `id`, or in the order of the file if no line has one.
+    """Return the predictions ordered by `id`, or in the order of the file if no line has an id.
 
-    Raises UserError for ids that are not the rows': taken by order, each prediction could be another row's.
+    Raises UserError for ids that do not match the rows': in file order, a prediction could belong to another row.
     """
     named: dict[str, Any] = {}
     predictions = []
@@ -140,7 +144,7 @@ def _from_jsonl(path: Path, ids: Sequence[str]) -> list[Any]:
 
 
 def _from_challenge(path: Path, text: str, expected: Sequence[str]) -> list[str]:
-    """Return the outputs of a submission, read as the challenge's own script reads it."""
+    """Return the outputs of a submission, read the same way as by the challenge's script."""
     for wrong, right in _MISREAD.items():
         text = text.replace(wrong, right)
     lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
@@ -150,7 +154,7 @@ def _from_challenge(path: Path, text: str, expected: Sequence[str]) -> list[str]
         cells = cells[1:]
     complete = len(cells) == len(
         expected
-    )  # else the caller says both numbers, which tells more than the first MR that differs
+    )  # otherwise the caller reports both numbers, which is more helpful than the first MR that differs
     outputs = []
     for position, (number, row) in enumerate(cells):
         if len(row) != 2:
@@ -167,13 +171,13 @@ def _from_challenge(path: Path, text: str, expected: Sequence[str]) -> list[str]
 
 
 def _unquote(cell: str) -> str:
-    """Remove blanks and one quotation mark, single or double, at either end."""
+    """Remove spaces and one quotation mark (single or double) at each end; undouble quotes in a double-quoted cell."""
     bare = re.sub(r"\s*['\"]?\s*$", "", re.sub(r"^\s*['\"]?\s*", "", cell))
     return bare.replace('""', '"') if cell.strip().startswith('"') else bare
 
 
 def _letters(mr: str) -> str:
-    """Return what identifies an MR whatever its quotes, blanks and encoding."""
+    """Return the ASCII letters and digits of an MR, which identify it regardless of quotes, spaces and encoding."""
     return re.sub(r"[^a-z0-9]", "", mr.lower())
 
 

@@ -1,1 +1,1 @@
-"""A finished run in the forms that others read. Adding one: a function in a file here, and its name in `targets.py`."""
+"""Export of a run to other formats. To add one, write a function in a file here and name it in `targets.py`."""

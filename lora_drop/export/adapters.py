@@ -15,7 +15,7 @@ PEFT_WEIGHTS, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
 def peft(source: Source, folder: Path) -> str:
-    """Write the PEFT adapter, naming its backbone as other machines do; return its size in words."""
+    """Write the PEFT adapter with the public name of its backbone; return its size in words."""
     _check(source)
     shutil.copytree(source.adapter, folder, dirs_exist_ok=True)
     config = {**read_json(folder / PEFT_CONFIG), **_named(source)}
@@ -24,7 +24,7 @@ def peft(source: Source, folder: Path) -> str:
 
 
 def compact(source: Source, folder: Path) -> str:
-    """Write the form that holds what layers share once; return its size in words."""
+    """Write the compact form, which stores shared tensors once; return its size in words."""
     _check(source)
     if not (source.adapter / TIES).is_file() or not read_json(source.adapter / TIES)["tied"]:
         raise UserError(

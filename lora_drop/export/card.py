@@ -1,4 +1,4 @@
-"""The model card of an export (README.md): what it is, what was measured, and how it is loaded."""
+"""The model card of an export (README.md): description, measurements, and loading code."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ model, tokenizer = {auto}.from_pretrained("FOLDER"), AutoTokenizer.from_pretrain
 
 
 def card(source: Source, target: str, said: str) -> str:
-    """Return the card of an export; `said` is what it says of its size."""
+    """Return the card of an export; `said` is the text about its size."""
     facts, task = source.facts, source.task
     generates = task.kind == "generation"
     auto = "AutoModelForCausalLM" if generates else "AutoModelForSequenceClassification"

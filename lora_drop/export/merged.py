@@ -1,4 +1,4 @@
-"""`--to merged`: the whole model with the adapter in its weights, as transformers reads it."""
+"""`--to merged`: the whole model in transformers' format, with the adapter merged into its weights."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from lora_drop.runs.load import check_weights
 def merged(source: Source, folder: Path) -> str:
     """Write model and tokenizer; return size and precision in words.
 
-    An adapter that was trained on 4-bit weights is merged into the unquantized ones, in bf16: 4-bit weights cannot
-    hold the sum.
+    An adapter trained on 4-bit weights is merged into the unquantized weights, in bf16, because 4-bit weights cannot
+    represent the sum.
     """
     config, task = source.run.config, source.task
     method, adapter = METHODS.get(config.method.name), source.adapter
@@ -37,12 +37,12 @@ def merged(source: Source, folder: Path) -> str:
         model = model.to(torch.bfloat16)
     if isinstance(model, PeftModel):
         model = model.merge_and_unload()
-    if not isinstance(model, PreTrainedModel):  # what a method of the user's loads may be anything
+    if not isinstance(model, PreTrainedModel):  # a plugin's method may load anything
         raise refusal
     if task.labels:
         model.config.id2label = dict(enumerate(task.labels))
         model.config.label2id = {label: index for index, label in enumerate(task.labels)}
-    if task.kind != "generation":  # longer texts were cut in training: whoever truncates does so alike
+    if task.kind != "generation":  # so that truncation is the same as in training
         tokenizer.model_max_length = min(tokenizer.model_max_length, config.train.max_length)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

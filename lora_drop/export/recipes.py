@@ -1,7 +1,7 @@
-"""`--to config`, axolotl, llamafactory and trl: the layers that were found, for a training elsewhere.
+"""`--to config`, axolotl, llamafactory and trl: the retained layers as a configuration for training elsewhere.
 
-PEFT's configuration cannot say that layers share a LoRA. The recipes put one on the retained layers alone (the paper's
-ablation "w/o share"); that for TRL also makes the others share one.
+PEFT's configuration cannot express that layers share a LoRA. The recipes therefore adapt only the retained layers (the
+paper's ablation "w/o share"). The recipe for TRL also makes the others share one.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def config(source: Source) -> str:
 
 
 def lora_config(source: Source) -> dict[str, Any]:
-    """Return the warm-up's configuration on the modules that are retained. Raises UserError without a selection."""
+    """Return the warm-up's LoRA configuration for the retained modules only. Raises UserError without a selection."""
     source.run.require("selection.json", "select")
     source.run.require("warmup/adapter_config.json", "score")
     stored: dict[str, Any] = read_json(source.facts.whole("warmup/adapter_config.json"))
@@ -34,7 +34,7 @@ def lora_config(source: Source) -> dict[str, Any]:
 
 
 def axolotl(source: Source) -> str:
-    """Return the part of an Axolotl configuration that is about the model and its LoRA."""
+    """Return the part of an Axolotl configuration for the model and its LoRA."""
     found = _of_a_language_model(source, "Axolotl")
     content = {
         "base_model": source.base,
@@ -49,7 +49,7 @@ def axolotl(source: Source) -> str:
 
 
 def llamafactory(source: Source) -> str:
-    """Return the part of a LLaMA-Factory configuration that is about the model and its LoRA."""
+    """Return the part of a LLaMA-Factory configuration for the model and its LoRA."""
     found = _of_a_language_model(source, "LLaMA-Factory")
     content = {
         "model_name_or_path": source.base,

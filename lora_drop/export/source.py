@@ -1,4 +1,4 @@
-"""The run that is exported, and the name of its backbone on other machines."""
+"""The run to export, and the public name of its backbone."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Source:
-    """A run directory that is to be exported."""
+    """A run directory to export."""
 
     run: Run
     facts: Facts
     given: str | None = None
-    """Name of the backbone that the user gives."""
+    """Name of the backbone as given by the user."""
 
     @classmethod
     def open(cls, path: str | Path, base: str | None = None) -> Source:
-        """Open a run directory. Raises UserError if it is none."""
+        """Open a run directory. Raises UserError if it is not one."""
         facts = read_facts(path)
         return cls(Run(path), facts, base)
 
     @cached_property
     def origin(self) -> dict[str, str]:
-        """Repository and commit of a backbone of the Hub; empty for others."""
+        """Repository and commit of a backbone from the Hub; empty for others."""
         return known_sources(self.run).get("backbone", {})
 
     @cached_property
     def known(self) -> str | None:
-        """The name under which another machine finds the backbone; None for a folder of this machine."""
+        """Name of the backbone that is valid on other machines; None for a local folder."""
         return self.given or public_name(self.run.config.backbone, self.origin)
 
     @property
     def base(self) -> str:
-        """That name. Raises UserError where there is none."""
+        """The same as `known`. Raises UserError if it is None."""
         name = self.known
         if name is None:
             raise UserError(
@@ -55,18 +55,18 @@ class Source:
 
     @property
     def revision(self) -> str | None:
-        """The commit of the backbone's repository, if it is known."""
+        """Commit of the backbone's repository, if known."""
         return None if self.given else self.origin.get("commit")
 
     @property
     def task(self) -> Task:
-        """The task; of own data, what the adapter keeps of it."""
+        """The task; for own data, from the record that the adapter keeps."""
         from lora_drop.runs.load import trained_task
 
         return trained_task(self.run)
 
     @property
     def adapter(self) -> Path:
-        """The folder of the trained adapter. Raises UserError if there is none, or not as the training has left it."""
+        """Folder of the trained adapter. Raises UserError if it is missing or was changed after training."""
         self.run.require("adapter", "train")
         return self.facts.whole("adapter")

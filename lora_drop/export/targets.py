@@ -1,4 +1,4 @@
-"""The forms of an export, by name, and writing one."""
+"""The forms of an export, by name, and the functions that write them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lora_drop.files import write_folder, write_text
 FOLDERS = ("peft", "compact", "merged")
 """Forms that are a folder with a model card."""
 TEXTS = ("config", "axolotl", "llamafactory", "trl")
-"""Forms that are one text, and the functions of `recipes.py` that write them."""
+"""Forms that are a single text. Each is also the name of its function in `recipes.py`."""
 
 
 def check_target(name: str) -> None:
@@ -22,28 +22,29 @@ def check_target(name: str) -> None:
 
 
 def export_folder(run: Path, target: str, folder: Path | None, base: str | None) -> tuple[Path, str]:
-    """Write a form that is a folder, whole or not at all.
+    """Write a form that is a folder, atomically.
 
     Args:
-        run: the run directory.
-        target: one of FOLDERS.
-        folder: a new or empty folder; None: `export/TARGET` of the run, which is replaced.
-        base: name of the backbone on other machines, where it is not known.
+        run: The run directory.
+        target: One of FOLDERS.
+        folder: A new or empty folder; None is `export/TARGET` in the run, which is replaced.
+        base: Name of the backbone on other machines, if it is not known.
 
     Returns:
         The folder, and its size in words.
 
     Raises:
-        UserError: if the run is not trained, has no such form, or its backbone no name; or the folder is in use.
+        UserError: If the run is not trained or has no such form, its backbone has no name, or the folder is not empty
+            or cannot be written.
     """
     from lora_drop.export.adapters import compact, peft
     from lora_drop.export.card import card
     from lora_drop.export.source import Source
 
     source = Source.open(run, base)
-    if target != "merged":  # which needs no other model
-        source.base  # noqa: B018 - asked first: an export without the name of its backbone is refused before any work
-    source.adapter  # noqa: B018 - and so is one of a run that is not trained
+    if target != "merged":  # a merged model needs no backbone
+        source.base  # noqa: B018 - refuses a backbone without a name before any work
+    source.adapter  # noqa: B018 - refuses a run that is not trained
     if folder is not None and (folder.is_file() or (folder.is_dir() and any(folder.iterdir()))):
         raise UserError(f"{folder} is not an empty folder. Remove it, or name another with --out.")
     if folder is not None and folder.resolve() == Path.cwd():
@@ -64,14 +65,14 @@ def export_folder(run: Path, target: str, folder: Path | None, base: str | None)
 
 
 def _reason(error: OSError) -> str:
-    """Return why; `shutil.Error` holds that of each file instead."""
+    """Return the reason of an error. `shutil.Error` has a list with the reason of each file; return the first."""
     if error.strerror or not (error.args and isinstance(error.args[0], list)):
         return error.strerror or str(error)
     return str(error.args[0][0][-1])
 
 
 def export_text(run: Path, target: str, file: Path | None, base: str | None) -> str:
-    """Return a form that is a text, and write it to `file` if one is named. Raises UserError, as `export_folder`."""
+    """Return a form that is a text, and write it to `file` if given. Raises UserError like `export_folder`."""
     from lora_drop.export import recipes
     from lora_drop.export.source import Source
 

@@ -1,1 +1,1 @@
-"""The Hugging Face Hub: revisions, its cache, and its failures in sentences."""
+"""The Hugging Face Hub: revisions, cache, and readable error messages."""

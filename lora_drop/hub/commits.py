@@ -1,8 +1,8 @@
-"""The commit that a name on the Hub means: what is cached is kept, and a newer one is announced.
+"""Resolution of a name on the Hub to a commit. Cached commits stay in use; newer ones are announced.
 
-- What is cached is used without asking, offline or not: a push to a branch must not change a run.
-- All that is fetched for a branch is of one commit, until another is named.
-- Where the Hub can be asked, a notice says that a branch or tag has moved on, if what is used of it has changed.
+- Cached files are used without querying the Hub, offline or not: a push to a branch must not change a run.
+- Everything fetched for a branch belongs to one commit, until another one is named.
+- If the Hub can be queried, a notice says that a branch or tag has moved on and files in use have changed.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from lora_drop.progress import SILENT, Reporter
 
 
 def cached_commits(repo: Repo, used: str | None, forbidden: str, folders: Iterable[Path]) -> list[str]:
-    """Return the commits that stand for a revision on this machine, best first.
+    """Return the local commits for a revision, best first.
 
     Args:
-        repo: whose revision is meant.
-        used: the commit that a run has used before: as long as it can be fetched, no other will do.
-        forbidden: what forbids asking the Hub; then also others will do, which are better than nothing.
-        folders: of the cache, named by their commits; one that no branch or tag refers to may be any branch.
+        repo: The repository, at the revision in question.
+        used: The commit that a run used before. As long as it can be fetched, no other is accepted.
+        forbidden: The option or variable that forbids querying the Hub; then other commits are accepted, too.
+        folders: Cache folders named by their commits. One that no branch or tag refers to could be of any branch.
     """
     if repo.pinned or (used and not forbidden):
         return [used or repo.revision]
@@ -44,7 +44,7 @@ def cached_commits(repo: Repo, used: str | None, forbidden: str, folders: Iterab
 
 
 def choose(api: HfApi, repo: Repo, commits: Iterable[str], report: Reporter) -> tuple[str, Any]:
-    """Return the revision to fetch (one of this machine's `commits`, else the one asked for) and the Hub's answer."""
+    """Return the revision to fetch (one of the local `commits`, else the one asked for) and the Hub's description."""
     for commit in commits:
         try:
             return commit, describe(api, repo, commit)
@@ -56,14 +56,14 @@ def choose(api: HfApi, repo: Repo, commits: Iterable[str], report: Reporter) -> 
 
 
 def tell_newer(repo: Repo, commit: str, used: Iterable[str], setting: str, report: Reporter) -> None:
-    """Tell if a branch or tag has moved on from `commit` and files that are used have changed.
+    """Report if a branch or tag has moved on from `commit` and files in use have changed.
 
     Args:
-        repo: whose revision is looked up.
-        commit: what is cached and used.
-        used: names of files, or patterns (`*.parquet`).
-        setting: the configuration key that a newer commit is named with, and what stands before the commit.
-        report: told also if the Hub cannot be asked: nothing else depends on its answer.
+        repo: The repository, at the branch or tag to look up.
+        commit: The cached commit in use.
+        used: Names of files in use, or patterns (`*.parquet`).
+        setting: The configuration setting for a newer commit, up to the commit (`data_revision=`).
+        report: Receives the notice, also if the Hub cannot be queried; nothing else depends on the answer.
     """
     if repo.pinned or report is SILENT:
         return
@@ -72,7 +72,7 @@ def tell_newer(repo: Repo, commit: str, used: Iterable[str], setting: str, repor
         report.notice(notice)
 
 
-@lru_cache  # a grid asks once for all its runs
+@lru_cache  # one query for all runs of a grid
 def _newer(repo: Repo, commit: str, used: tuple[str, ...], setting: str) -> str:
     try:
         with asking(repo, "") as api:
@@ -95,6 +95,6 @@ def _newer(repo: Repo, commit: str, used: tuple[str, ...], setting: str) -> str:
 
 
 def _contents(info: Any, used: tuple[str, ...]) -> dict[str, str | None]:
-    """Return what identifies the content of each file that is used."""
+    """Return the blob id of each file in use, which identifies its content."""
     names = {file.rfilename: file.blob_id for file in info.siblings or []}
     return {name: blob for name, blob in names.items() if any(fnmatch(name, pattern) for pattern in used)}

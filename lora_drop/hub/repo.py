@@ -1,7 +1,7 @@
-"""Repositories of the Hugging Face Hub: requests to them, and every failure as a sentence that says what to do.
+"""Repositories of the Hugging Face Hub: requests, and failures as messages with a remedy.
 
-Models (`models/hub.py`) and data sets (`tasks/hub_rows.py`) share these requests; `commits.py` decides which commit they take.
-A token goes to the Hub alone, no code of a repository is executed, and no pickle is read.
+Models (`models/hub.py`) and data sets (`tasks/hub_rows.py`) share these requests; `commits.py` chooses the commit.
+Tokens are sent only to the Hub, no code of a repository is executed, and no pickle is read.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ from lora_drop.errors import UserError
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 FAILURES = (HTTPError, OSError, ValueError, RuntimeError, DatasetsError)
-"""Errors that the libraries raise when a request, a transfer or an answer fails: HTTPError is that of the HTTP library
-which huggingface_hub uses, OSError is also a full disk, ValueError an answer that is no JSON, RuntimeError comes from
-the fast transfer (hf_xet)."""
+"""Errors that the libraries raise when a request, a transfer or an answer fails. HTTPError is from the HTTP library of
+huggingface_hub, OSError includes a full disk, ValueError an answer that is not JSON, and RuntimeError comes from the
+fast transfer (hf_xet)."""
 AGAIN = "The same command continues: files that are complete are kept."
 LOGIN = "Log in with `hf auth login` (or set HF_TOKEN)"
 UNREACHABLE = (
@@ -62,7 +62,7 @@ LOCAL = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
 
 
 class NotTheHub(ValueError):
-    """An answer that describes no repository."""
+    """Raised for an answer that does not describe a repository."""
 
 
 @dataclass(frozen=True)
@@ -74,11 +74,11 @@ class Repo:
     kind: Literal["model", "dataset"] = "model"
     revision: str = "main"
     usual: str = "main"
-    """The branch that is meant where none is named."""
+    """The default branch, if none is named."""
 
     @classmethod
     def parse(cls, text: str) -> Repo:
-        """Read `organisation/name` or `organisation/name@revision` of a model. Raises UserError if it is neither."""
+        """Parse `organisation/name` or `organisation/name@revision` of a model. Raises UserError if it is neither."""
         name, _, revision = text.partition("@")
         if not is_name(name):
             raise UserError(f"{text!r} is neither a folder nor a name on the Hub (organisation/model). Check the name.")
@@ -91,16 +91,16 @@ class Repo:
 
     @property
     def page(self) -> str:
-        """The address that people look at."""
+        """URL of the repository's web page."""
         return f"{constants.ENDPOINT}/{'datasets/' if self.kind == 'dataset' else ''}{self.name}"
 
     @property
     def cache(self) -> Path:
-        """The folder of the Hub's cache that holds its files."""
+        """Folder of the Hub's cache with the files of the repository."""
         return Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=self.name, repo_type=self.kind)
 
     def snapshot(self, commit: str) -> Path:
-        """Return the folder of the Hub's cache that holds the files of a commit."""
+        """Return the folder of the Hub's cache with the files of a commit."""
         return self.cache / "snapshots" / commit
 
     def __str__(self) -> str:
@@ -108,7 +108,7 @@ class Repo:
 
 
 def is_name(text: str) -> bool:
-    """Return True if the Hub allows a repository of this name."""
+    """Return True if the Hub allows a repository with this name."""
     try:
         validate_repo_id(text)
     except HFValidationError:
@@ -117,14 +117,14 @@ def is_name(text: str) -> bool:
 
 
 def check_revision(revision: str) -> str:
-    """Return the name of a branch, a tag or a commit. Raises UserError if git allows no such name."""
+    """Return `revision` if it is a valid name of a branch, tag or commit. Raises UserError if git does not allow it."""
     if not re.fullmatch(r"[\w.+/-]+", revision) or ".." in revision or revision.startswith("/"):
         raise UserError(f"{revision!r} is no revision: the name of a branch or a tag, or a commit of 40 digits.")
     return revision
 
 
 def forbidden_by(offline: bool) -> str:
-    """Return what forbids asking the Hub (the option, or the environment), or an empty string."""
+    """Return the option or environment variable that forbids querying the Hub, or an empty string."""
     if offline:
         return "--offline"
     names = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
@@ -132,7 +132,7 @@ def forbidden_by(offline: bool) -> str:
 
 
 def describe(api: HfApi, repo: Repo, revision: str) -> Any:
-    """Return what the Hub says of a revision: its commit (`sha`) and its files (`siblings`). Asked once."""
+    """Return the Hub's description of a revision, with its commit (`sha`) and files (`siblings`), in one request."""
     wanted: dict[str, Any] = {"revision": revision, "files_metadata": True, "timeout": constants.HF_HUB_ETAG_TIMEOUT}
     try:
         return api.repo_info(repo.name, repo_type=repo.kind, **wanted)
@@ -142,9 +142,9 @@ def describe(api: HfApi, repo: Repo, revision: str) -> Any:
 
 @contextmanager
 def asking(repo: Repo, otherwise: str) -> Iterator[HfApi]:
-    """Yield the Hub's interface; a failure in the block becomes a UserError, and the libraries are silent.
+    """Yield the Hub's API. A failure in the block becomes a UserError, and the libraries print nothing.
 
-    `otherwise` is what to do where the Hub cannot be had at all.
+    `otherwise` tells the user what to do if the Hub is not available at all.
     """
     with _silence():
         try:
@@ -155,7 +155,7 @@ def asking(repo: Repo, otherwise: str) -> Iterator[HfApi]:
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """Let huggingface_hub and datasets print nothing: the reporter says what is to be said."""
+    """Keep huggingface_hub and datasets from printing: messages are left to the reporter."""
     decided = constants.HF_HUB_DISABLE_PROGRESS_BARS is not None  # by the user
     bars, other_bars = not decided and not are_progress_bars_disabled(), not are_datasets_bars_disabled()
     levels = [(library, library.get_verbosity()) for library in (hub_logging, datasets_logging)]
@@ -176,18 +176,18 @@ def _silence() -> Iterator[None]:
 
 
 def explain(error: BaseException, repo: Repo, otherwise: str) -> str:
-    """Return what has failed, and the remedy.
+    """Return a message that describes the failure and its remedy.
 
     Args:
-        error: one of FAILURES; its causes are looked at, too.
-        repo: what was asked for.
-        otherwise: what to do without the Hub; said where no other remedy is at hand.
+        error: One of FAILURES; its causes are examined, too.
+        repo: The repository that was requested.
+        otherwise: Remedy without the Hub, added unless the Hub's answer implies a better one.
     """
     causes = list(_causes(error))
     for cause in causes:
         if isinstance(cause, HfHubHTTPError):
             return _refused(cause, repo, otherwise).strip()
-    for cause in reversed(causes):  # the first that went wrong is the last in the chain
+    for cause in reversed(causes):  # the original failure is the last in the chain
         sentence = _broken(cause, repo)
         if sentence:
             return f"{sentence} {otherwise}".strip()
@@ -202,7 +202,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _refused(error: HfHubHTTPError, repo: Repo, otherwise: str) -> str:
-    """The Hub has answered, with an error."""
+    """Return the message for an error that the Hub answered with."""
     token, code = get_token() is not None, error.response.status_code
     said = f", {error.server_message}" if error.server_message else ""
     if isinstance(error, GatedRepoError):
@@ -237,7 +237,7 @@ def _seconds(error: HfHubHTTPError) -> str:
 
 
 def _broken(error: BaseException, repo: Repo) -> str:
-    """The Hub has not answered, or not to the end; an empty string for other errors."""
+    """Return the message for a missing or incomplete answer of the Hub; empty for other errors."""
     kind = type(error).__name__
     if isinstance(error, OfflineModeIsEnabled):
         return (

@@ -1,4 +1,4 @@
-"""Uploading a folder to a repository of the Hub."""
+"""Upload of a folder to a repository on the Hub."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lora_drop.hub.repo import LOGIN, Repo, asking, forbidden_by
 
 
 def check_upload(name: str) -> None:
-    """Raise UserError, before any work, if nothing can be uploaded: a wrong name, no token, or the Hub is forbidden."""
+    """Raise UserError, before any work, if an upload cannot succeed: invalid name, no token, or offline mode."""
     if "/" not in Repo.parse(name).name or "@" in name:
         raise UserError(f"--push {name}: name the repository as organisation/name.")
     forbidden = forbidden_by(False)
@@ -22,7 +22,7 @@ def check_upload(name: str) -> None:
 
 
 def upload(folder: Path, name: str, private: bool) -> str:
-    """Upload a folder to a model repository, made if it is not there, and return its page. Raises UserError."""
+    """Upload a folder to a model repository, created if missing, and return its URL. Raises UserError."""
     repo = Repo.parse(name)
     try:
         with asking(repo, "") as api:

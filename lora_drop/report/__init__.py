@@ -1,1 +1,1 @@
-"""The page of a run, or of several: one self-contained HTML file."""
+"""The report page of one or more runs: a single self-contained HTML file."""

@@ -1,4 +1,4 @@
-"""Charts of the page as inline SVG. Their colours are the page's, so that they follow its theme."""
+"""Charts of the page as inline SVG. They use the page's colours and so follow its theme."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Box = tuple[float, float, float, float]
 
 
 def line_chart(points: Sequence[Point], across: str, up: str, label: str) -> Markup:
-    """Draw values as a line; `across` and `up` name the axes, `label` tells a screen reader what is seen."""
+    """Draw values as a line. `across` and `up` name the axes; `label` describes the chart to screen readers."""
     xs, ys = [x for x, _ in points], [y for _, y in points]
     scale = _Scale(min(xs), max(xs), *_widened(min(ys), max(ys)))
     path = " ".join(f"{scale.x(x):.1f},{scale.y(y):.1f}" for x, y in points)
@@ -27,7 +27,7 @@ def line_chart(points: Sequence[Point], across: str, up: str, label: str) -> Mar
 
 
 def pareto(rows: Sequence[Compared]) -> Markup:
-    """Draw score against trainable parameters; LoRA-drop in colour, names at the points, bars for deviations."""
+    """Draw scores against trainable parameters, with LoRA-drop in colour, labelled points, and bars for deviations."""
     logs = [math.log10(row.parameters) for row in rows]
     lows = [row.mean - (row.deviation or 0) for row in rows]
     highs = [row.mean + (row.deviation or 0) for row in rows]
@@ -48,7 +48,7 @@ def pareto(rows: Sequence[Compared]) -> Markup:
 
 
 def _name(title: str, x: float, y: float, taken: list[Box]) -> str:
-    """Return a name near a point, where it covers no other name and no point; `taken` gets its place."""
+    """Return a label near a point that covers no other label or point, and add its box to `taken`."""
     width, right = 7.0 * len(title), x > WIDTH / 2
     left = x - 9 - width if right else x + 9
     boxes: list[Box] = [(left, y + shift - 8, width, 15.0) for far in range(0, 120, 15) for shift in (-far, far)]
@@ -68,7 +68,7 @@ def _overlap(one: Box, other: Box) -> bool:
 
 
 class _Scale:
-    """Values to places in the drawing."""
+    """Maps values to positions in the drawing."""
 
     def __init__(self, left: float, right: float, low: float, high: float):
         self.left, self.right, self.low, self.high = left, right if right > left else left + 1, low, high
@@ -90,7 +90,7 @@ def _dot(x: float, y: float, radius: int, kind: str) -> str:
 
 
 def _frame(scale: _Scale, ends: Sequence[str], marks: Sequence[str], across: str, up: str, label: str) -> Markup:
-    """Put axes around marks."""
+    """Return an SVG of the marks with axes around them."""
     parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}">']
     for step in range(4):
         value = scale.low + (step + 0.5) / 4 * (scale.high - scale.low)

@@ -1,4 +1,4 @@
-"""Several criteria beside each other: what each says of the layers, what it would retain, and how far they agree."""
+"""Comparison of criteria: their importances of the layers, the layers each would retain, and their agreement."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from lora_drop.runs.facts import Facts
 
 
 def side_by_side(run: Facts) -> list[dict[str, Any]]:
-    """Return what is shown of the criteria of a run, a dictionary per projection; nothing if none were compared.
+    """Return the comparison of a run's criteria, one dictionary per projection; empty if none were compared.
 
-    Each has the `projection`, its `layers`, and `rows`, one per criterion: its `title`, `cells` (importance, the heat
-    of the cell, whether the layer would be retained), and Kendall's `taus` with all criteria in order.
+    Each has the `projection`, its `layers`, and `rows`, one per criterion with its `name`, `title`, `cells`
+    (importance, heat of the cell, True if the layer would be retained), the number `retained`, and Kendall's `taus`
+    with all criteria in order.
     """
     content = run.criteria
     if not content:
@@ -53,5 +54,5 @@ def _tau(taus: dict[tuple[str, str, str], float | None], projection: str, one: s
 
 
 def title_of(name: str) -> str:
-    """Return a criterion's title; one of a plugin that is not loaded is shown by its name."""
+    """Return the title of a criterion, or its name if it belongs to a plugin that is not loaded."""
     return str(CRITERIA.get(name).title) if name in CRITERIA.names() else name

@@ -1,4 +1,4 @@
-"""Runs to one HTML file that holds everything it shows: no script, font or picture comes from elsewhere."""
+"""Render runs into one self-contained HTML file: it loads no script, font or image."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ PAGE = "report.html"
 
 
 def write_page(folders: Sequence[Path], target: Path) -> None:
-    """Write the page of run directories, those of `run --compare` inside them included.
+    """Write the page of run directories, including those that `run --compare` made inside them.
 
     Args:
-        folders: at least one.
-        target: the file.
+        folders: One or more run directories.
+        target: The file to write.
 
     Raises:
-        UserError: if a folder is no run, a file of it is damaged, or the page cannot be written there.
+        UserError: If a folder is not a run, one of its files is damaged, or the page cannot be written.
     """
     runs = [run for folder in folders for run in with_compared(read_facts(folder))]
     try:
@@ -41,17 +41,17 @@ def write_page(folders: Sequence[Path], target: Path) -> None:
 
 
 def is_page(path: Path) -> bool:
-    """Return True for a file that `write_page` has written."""
+    """Return True for a file that `write_page` wrote."""
     return b"Made by lora-drop" in path.read_bytes()
 
 
 def render(runs: Sequence[Facts]) -> str:
-    """Return the page of runs; the same runs give the same page."""
+    """Return the page of the runs. The output is deterministic."""
     return _template().render(topics=_topics(runs), words=words, css=_read("page.css"), script=_read("page.js"))
 
 
 def _topics(runs: Sequence[Facts]) -> list[dict[str, Any]]:
-    """Return what is shown of each task and backbone; own data of other rows are another task."""
+    """Return the content for each task and backbone. Own data with other rows count as another task."""
     topics: list[list[Facts]] = []
     for run in runs:
         mine = next((topic for topic in topics if all(_alike(run, other) for other in topic)), None)
@@ -83,7 +83,10 @@ def _alike(one: Facts, other: Facts) -> bool:
 
 
 def _name(run: Facts, others: Sequence[Facts]) -> str:
-    """Return the task of a run: of own data whose name other rows have, too, also where they are, and their content if need be."""
+    """Return the name of a run's task.
+
+    Own data with the same name but other rows are told apart by their path, or by path and content if that is the same.
+    """
     namesakes = [other for other in others if other.subject == run.subject and other.of_other_rows(run)]
     if not namesakes:
         return run.subject
@@ -94,7 +97,7 @@ def _name(run: Facts, others: Sequence[Facts]) -> str:
 
 
 def _profile(run: Facts) -> dict[str, Any]:
-    """Return what is shown of a selection: its cells by layer and projection, and what the slider reads."""
+    """Return the content for a selection: its cells by layer and projection, and the data of the slider."""
     selection = run.selection
     assert selection is not None
     intervals = {(row["projection"], row["layer"]): row for row in run.stability.get("modules", [])}
@@ -126,7 +129,7 @@ def _profile(run: Facts) -> dict[str, Any]:
 
 
 def _curves(run: Facts) -> list[tuple[str, Any]]:
-    """Return the titles and charts of the losses and metrics that a run has."""
+    """Return titles and charts of the losses and metrics of a run, as far as it has them."""
     charts = []
     if run.warmup_losses:
         points = [(float(step), loss) for step, loss in enumerate(run.warmup_losses, 1)]

@@ -1,4 +1,4 @@
-"""What one copies from the page: commands and configurations for the layers that are retained."""
+"""Snippets to copy from the page: commands and configurations for the retained layers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from lora_drop.runs.facts import Facts
 
 
 def snippets(run: Facts) -> list[tuple[str, str]]:
-    """Return titles and texts."""
+    """Return the snippets as (title, text)."""
     folder = shlex.quote(str(run.path))
     selection = run.selection
     groups = selection.projections.values() if selection is not None and selection.share else ()
@@ -24,12 +24,12 @@ def snippets(run: Facts) -> list[tuple[str, str]]:
 
 
 def at_threshold(run: Facts) -> str:
-    """Return the command that trains again under another threshold, without the threshold at its end."""
+    """Return the command that trains again with another threshold; the threshold is to be appended."""
     return f"lora-drop run -d {shlex.quote(str(run.path))} -o method.threshold="
 
 
 def peft_config(run: Facts) -> str:
-    """Return Python that makes PEFT's LoRA on the retained modules; sharing needs `lora_drop.share`."""
+    """Return Python code for a PEFT LoRA on the retained modules. Sharing needs `lora_drop.share`."""
     method = run.config["method"]
     rank = method["rank"] or 8
     lines = [f"    {words.quoted(name)}," for name in run.retained_modules]

@@ -1,6 +1,6 @@
-"""Everything that the page's slider needs to do what stage 3 does, at any threshold.
+"""Data that the page's slider needs to repeat stage 3 at any threshold.
 
-Sums of importances are made here, by the same exact sum as in `pruning.selection`; the page only compares and counts.
+Importances are summed here, with the same exact sum as in `pruning.selection`; the page only compares and counts.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from lora_drop.runs.facts import Facts, shapes_of
 
 
 def slider(run: Facts) -> dict[str, Any]:
-    """Return what the page recomputes a selection from.
+    """Return the data from which the page recomputes a selection.
 
     Returns:
-        `threshold`, `share`, `whole` (LoRA's parameters); `projections`, each with `name`, `sums` (of the largest
-        1, 2, … importances), `layers` (number, importance, parameters), and `order` (the layers in the order in
-        which they are retained) or `orders` (the retained layers for each count, where none follows from another);
-        and `tensors` for the size of the file, None if the warm-up's is not there.
+        `threshold`, `share`, `whole` (the parameters of full LoRA); `projections`, each with `name`, `sums` (of the
+        largest 1, 2, … importances), `layers` (number, importance, parameters), and `order` (the layers in the order in
+        which they are retained) or `orders` (the retained layers for each count, if they do not form a single order);
+        and `tensors` for the size of the file, None if the warm-up's file is missing.
     """
     assert run.selection is not None
     projections = []
@@ -42,14 +42,14 @@ def slider(run: Facts) -> dict[str, Any]:
 
 
 def _orders(rows: list[Scored], sums: list[float], selection: Selection, seed: int) -> list[list[int]]:
-    """Return the layers that the policy retains where the threshold asks for 1, 2, … of them."""
+    """Return the layers that the policy retains if the threshold asks for 1, 2, … of them."""
     thresholds = [*(min(total, BELOW_ONE) for total in sums[:-1]), 1.0]
     chosen = (select(rows, each, None, selection.policy, selection.share, seed).projections for each in thresholds)
     return [list(projections[rows[0].projection].retained) for projections in chosen]
 
 
 def _shortened(orders: list[list[int]]) -> dict[str, list[Any]]:
-    """Return one order instead of many where each number of retained layers adds one to the last."""
+    """Return a single order instead of many if each further count adds one layer to the previous ones."""
     added = [sorted(set(many) - set(few)) for few, many in zip([[], *orders], orders, strict=False)]
     if all(len(new) == 1 for new in added) and all(len(kept) == count for count, kept in enumerate(orders, 1)):
         return {"order": [new[0] for new in added]}
@@ -57,7 +57,7 @@ def _shortened(orders: list[list[int]]) -> dict[str, list[Any]]:
 
 
 def _tensors(run: Facts) -> dict[str, Any] | None:
-    """Return shapes of the warm-up's tensors: those of A and B of each LoRA behind its place, and the others."""
+    """Return the shapes of the warm-up's tensors: of A and B after the place of each LoRA, and of all others."""
     file = run.path / "warmup" / "adapter_model.safetensors"
     if not file.is_file():
         return None

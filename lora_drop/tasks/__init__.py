@@ -1,1 +1,1 @@
-"""What is learnt, one file per benchmark. Adding one: a file with a `Task`, and its name in `registry.py`."""
+"""Tasks, one file per benchmark. To add one, write a file with a `Task` and name it in `registry.py`."""

@@ -1,10 +1,10 @@
-"""The interface of a task: data plus a few functions, nothing that knows a model or a method.
+"""The interface of a task: data and a few functions, independent of models and methods.
 
 Rows are `datasets.Dataset`s with fixed columns:
 
 - classification, multilabel and regression: `id` (str), `text` (str), `text_pair` (str, only for sentence pairs),
-  `label` (int, an index into `Task.labels`; several labels: 1.0 or 0.0 for each; float for regression), and `group`
-  (str) where an evaluation split has parts that are also reported apart (MNLI: matched, mismatched);
+  `label` (int, an index into `Task.labels`; for multilabel 1.0 or 0.0 for each label; for regression a float), and
+  `group` (str) if an evaluation split has parts that are also reported separately (MNLI: matched, mismatched);
 - generation: `id` (str), `prompt` (str), and `completion` (str) in training rows, `references` (list of str) in
   evaluation rows; `stratum` (str) in training rows.
 """
@@ -27,29 +27,29 @@ from lora_drop.progress import SILENT, Reporter
 
 @dataclass(frozen=True)
 class Source:
-    """Where rows come from: a folder with the official files, else the Hub.
+    """The source of rows: a folder with the official files, else the Hub.
 
-    A folder that is named (`data_dir`, --data-dir) is the only source: a file that it lacks is an error, also where it
-    holds those of other tasks or splits, so that no run mixes two sources unasked. $LORA_DROP_DATA is a habit of the
-    machine: rows missing there come from the Hub, with a notice.
+    A folder named for the run (`data_dir`, --data-dir) is the only source. A missing file is an error, even if the
+    folder has files of other tasks or splits, so that no run silently mixes two sources. $LORA_DROP_DATA is only a
+    default of the machine: rows missing there come from the Hub, with a notice.
     """
 
     data_dir: Path | None
     offline: bool = False
     named: bool = False
-    """True if the folder was named for this run, not by $LORA_DROP_DATA."""
+    """True if the folder was named for this run, False if by $LORA_DROP_DATA."""
     revision: str | None = None
-    """Branch, tag or commit of the data set on the Hub; None: its usual branch."""
+    """Branch, tag or commit of the data set on the Hub; None is its usual branch."""
     known: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    """`origins` that were used before: the same commit is read again."""
+    """`origins` of an earlier run, to read the same commits again."""
     report: Reporter = SILENT
-    """Told where rows come from another place than expected, and of newer ones."""
+    """Receives notices about unexpected origins of rows and about newer commits."""
     origins: dict[str, dict[str, str]] = field(default_factory=dict, compare=False)
-    """By split, where the rows that were read came from: the `file` in the data folder, or `hub` with `commit`."""
+    """Origin of the rows read, by split: the `file` in the data folder, or `hub` with `commit`."""
 
     @classmethod
     def resolve(cls, data_dir: str | None, offline: bool = False, revision: str | None = None, **others: Any) -> Source:
-        """Take the folder given, else $LORA_DROP_DATA unless a revision of the Hub is asked for, else none.
+        """Return the source with the given folder, else $LORA_DROP_DATA unless a Hub revision is given, else no folder.
 
         Raises UserError if the folder does not exist, or if both a folder and a revision are given.
         """
@@ -69,22 +69,22 @@ class Source:
 
 @dataclass(frozen=True)
 class Task:
-    """One benchmark. `version` is raised whenever its numbers may change."""
+    """One benchmark. `version` is incremented whenever its numbers may change."""
 
     name: str
     version: int
     kind: Literal["classification", "multilabel", "regression", "generation"]
     description: str
     load: Callable[[Source, str], Dataset]
-    """`load(source, split)`: the rows of "train" or of an evaluation split. Raises UserError that says what to do."""
+    """`load(source, split)` returns the rows of "train" or of an evaluation split. Raises UserError with a remedy."""
     strata: Callable[[Dataset], list[str]]
-    """The stratum of each row, for stratified sampling."""
+    """Returns the stratum of each row, for stratified sampling."""
     metrics: tuple[str, ...]
-    """Names of the metrics computed, those of the paper first."""
+    """Names of the metrics to compute, those of the paper first."""
     primary: str
-    """The metric the paper reports, by which the best epoch is chosen."""
+    """The metric that the paper reports, and that selects the best epoch."""
     title: str = ""
-    """The name in tables; empty: `name`."""
+    """Name in tables; if empty, `name`."""
     labels: tuple[str, ...] = ()
     """Label names in index order; empty for numbers and texts."""
     splits: tuple[str, ...] = ("validation",)
@@ -92,15 +92,15 @@ class Task:
     files: Mapping[str, str] = field(default_factory=dict)
     """Official file of each split, relative to the data folder."""
     hub: str = ""
-    """Where the rows come from without files."""
+    """Description of the origin of the rows if there are no files."""
     official_rows: Mapping[str, int] = field(default_factory=dict)
-    """Rows of each split in the official release."""
+    """Number of rows of each split in the official release."""
     center: float = 0.0
-    """Of a regression whose rows hold (value - center) / spread: the mean; a model learns numbers of any size so."""
+    """Mean of the values of a regression. Rows hold (value - center) / spread, so numbers of any size can be learnt."""
     spread: float = 1.0
-    """The standard deviation; see `center`."""
+    """Standard deviation of the values of a regression; see `center`."""
     record: Mapping[str, Any] = field(default_factory=dict)
-    """Of own data: how rows are read, as JSON-like values. A trained adapter keeps it, to read other rows alike."""
+    """For the user's own data: how rows are read, as JSON-like values. A trained adapter keeps it to read new rows."""
 
     @property
     def outputs(self) -> int:
@@ -108,7 +108,7 @@ class Task:
         return {"regression": 1, "generation": 0}.get(self.kind, len(self.labels))
 
     def number(self, value: float) -> float:
-        """Return a value of the rows, or a prediction, in the unit of the data."""
+        """Return a value of the rows, or a prediction, in the units of the data."""
         return value if (self.center, self.spread) == (0.0, 1.0) else float(f"{value * self.spread + self.center:.10g}")
 
     def check_split(self, split: str) -> str:
@@ -122,18 +122,18 @@ class Task:
 
 
 def text_rows(split: str, prompts: Sequence[str], **columns: Sequence[Any]) -> Dataset:
-    """Return rows of a generation task: prompts, and `completion` and `stratum` or `references` beside them."""
+    """Return rows of a generation task: prompts, with `completion` and `stratum`, or with `references`, as columns."""
     return Dataset.from_dict(
         {"id": [f"{split}-{number}" for number in range(len(prompts))], "prompt": prompts, **columns}
     )
 
 
 def quantile_strata(values: Sequence[float], bins: int, what: str) -> list[str]:
-    """Return the bin of each number, `WHAT 1 of BINS` for the lowest: they are cut at the quantiles of the numbers."""
+    """Return the bin of each number, `WHAT 1 of BINS` for the lowest. Bins are cut at the quantiles of the numbers."""
     cuts = quantiles(values, n=bins, method="inclusive") if len(values) > 1 else []
     return [f"{what} {bisect_right(cuts, value) + 1} of {bins}" for value in values]
 
 
 def stratum_column(rows: Dataset) -> list[str]:
-    """Return the strata of a generation task: of training rows their column, of evaluation rows one for all."""
+    """Return the strata of a generation task: the column of training rows, or a single one for evaluation rows."""
     return list(rows["stratum"]) if "stratum" in rows.column_names else ["all"] * len(rows)

@@ -1,7 +1,7 @@
-"""DART 1.1.1 (Nan et al. 2021): from a set of (subject, relation, object) triples to a sentence.
+"""DART 1.1.1 (Nan et al. 2021): generate a sentence from a set of (subject, relation, object) triples.
 
-Every annotation of an item is a training row of its own (62,659 from 30,526 items); an evaluation row is an item with
-all its annotations as references. One official test reference is the empty string, and stays.
+Every annotation of an item is a separate training row (62,659 from 30,526 items). An evaluation row is an item with all
+its annotations as references. One official test reference is the empty string; it is kept.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def _annotations(path: Path, line: int, item: Any) -> Annotations:
 
 
 def _hub_items(source: Source, split: str) -> Iterator[tuple[list[list[str]], Annotations]]:
-    """GEM's copy has the official rows; its training rows are single annotations already."""
+    """Yield the items of GEM's copy. It has the official rows, but its training rows are already single annotations."""
     for row in HUB.load(source, split, FILES[split], ("tripleset", "target", "target_sources", "references")):
         texts = list(row["references"]) if split != "train" and row["references"] else [row["target"]]
         origins = list(row["target_sources"]) or ["unknown"]

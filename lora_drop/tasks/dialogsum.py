@@ -1,4 +1,4 @@
-"""DialogSum (Chen et al. 2021): from a dialogue to a summary of it. Test dialogues have three summaries."""
+"""DialogSum (Chen et al. 2021): summarise a dialogue. Test dialogues have three summaries."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def load(source: Source, split: str) -> Dataset:
 
 
 def length_strata(dialogues: list[str]) -> list[str]:
-    """Return each dialogue's bin of length in words: five bins, cut at the quintiles of the list itself."""
+    """Return a stratum per dialogue by its length in words: five bins, cut at the quintiles of the list itself."""
     return quantile_strata([len(dialogue.split()) for dialogue in dialogues], LENGTH_BINS, "length")
 
 
@@ -54,7 +54,7 @@ def _items(source: Source, split: str) -> Iterator[tuple[str, list[str]]]:
 
 
 def _hub_items(source: Source, split: str) -> Iterator[tuple[str, list[str]]]:
-    """The Hub's test split repeats a dialogue for each of its summaries."""
+    """Yield the items of the Hub's copy, whose test split repeats a dialogue for each of its summaries."""
     items: dict[str, tuple[str, list[str]]] = {}
     for row in HUB.load(source, split, FILES[split], ("id", "dialogue", "summary")):
         name = row["id"].rsplit("_", 1)[0] if split == "test" else row["id"]  # test_7_1, test_7_2, test_7_3

@@ -1,7 +1,7 @@
-"""The E2E challenge (Novikova et al. 2017): from a restaurant's meaning representation (MR) to a description of it.
+"""The E2E challenge (Novikova et al. 2017): generate a description of a restaurant from a meaning representation (MR).
 
-Training rows are the pairs of the official file; evaluation rows are its distinct MRs, in order of first appearance,
-each with all its references (test: 630), which is how the challenge scored.
+Training rows are the pairs of the official file. Evaluation rows are its distinct MRs (630 in test), in order of first
+appearance, each with all its references, as in the challenge's own scoring.
 """
 
 from __future__ import annotations
@@ -44,15 +44,15 @@ def load(source: Source, split: str) -> Dataset:
 
 
 def meaning_representations(prompts: list[str]) -> list[str]:
-    """Return the MRs that prompts were made from."""
+    """Return the MRs that the prompts were made from."""
     before, after = PROMPT.split("{mr}")
     return [prompt.removeprefix(before).removesuffix(after) for prompt in prompts]
 
 
 def stratum(mr: str) -> str:
-    """Return the number of slots of an MR, `slots: 5`: how much its description has to say.
+    """Return the number of slots of an MR as a stratum, `slots: 5`. It measures how much the description has to say.
 
-    (The sets of slots themselves are 109, more strata than a small sample has rows.)
+    (There are 109 different sets of slots, more strata than a small sample has rows.)
     """
     names = {name.strip() for name in re.findall(r"([^\[\],]+)\[", mr)}
     return f"slots: {len(names)}"

@@ -1,4 +1,4 @@
-"""Reading the official files. A row that cannot be read is an error that names file, line and reason."""
+"""Readers of the official files. A row that cannot be read is an error that names file, line and reason."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from lora_drop.tasks.base import Source
 
 T = TypeVar("T")
 HALF = re.compile(r"[\ud800-\udfff]")
-"""A lone surrogate, which JSON can hold and UTF-8 cannot."""
+"""A lone surrogate, which JSON can represent but UTF-8 cannot."""
 UTF_16 = (b"\xff\xfe", b"\xfe\xff")
-"""How such a file begins."""
+"""Byte-order marks of UTF-16 files."""
 OFFICIAL = "Is it the official file of this task, unaltered?"
 
 
 def official_file(source: Source, name: str, split: str, hub: str, advice: str = "") -> Path | None:
-    """Return the path of the official file of a split, or None where its rows come from the Hub (`source` says when).
+    """Return the path of the official file of a split, or None if its rows come from the Hub (see `Source`).
 
     Raises UserError if the file is missing from a folder that was named for this run.
     """
@@ -43,7 +43,7 @@ def official_file(source: Source, name: str, split: str, hub: str, advice: str =
 
 
 def _elsewhere(folder: Path, name: str) -> str:
-    """Say which folder should have been named, where it is one near the one that was."""
+    """Return a hint at a nearby folder that has the file; empty if there is none."""
     near = folder.absolute()
     inside = sorted(path for path in near.iterdir() if path.is_dir())
     for candidate in (*near.parents[:2], *inside):
@@ -56,7 +56,7 @@ def _elsewhere(folder: Path, name: str) -> str:
 
 
 def read_text(path: Path) -> str:
-    """Return a file's text (UTF-8) without byte-order mark, line ends as they are. Raises UserError for other bytes."""
+    """Return a file's UTF-8 text without byte-order mark, line ends unchanged. Raises UserError if it is not UTF-8."""
     content = path.read_bytes()
     try:
         return content.decode("utf-8-sig")
@@ -69,7 +69,7 @@ def read_text(path: Path) -> str:
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield (line number, line), split at line feeds alone: str.splitlines also splits at U+2028, inside a text."""
+    """Yield (line number, line), split only at line feeds: str.splitlines would also split a text at U+2028."""
     for number, line in enumerate(read_text(path).removesuffix("\n").split("\n"), 1):
         yield number, line.removesuffix("\r")
 
@@ -80,13 +80,13 @@ def read_tsv(
     """Yield (line number, cells in the order of `columns`) of a tab-separated file WITHOUT quoting: a quote is text.
 
     Args:
-        path: the file; Windows line ends are tolerated.
-        columns: names of those that are wanted.
-        header: names of all columns; empty: the first line holds them.
-        skip_short: leave out lines with fewer columns instead of refusing the file.
+        path: The file; Windows line ends are accepted.
+        columns: Names of the columns to return.
+        header: Names of all columns; if empty, they are in the first line.
+        skip_short: Skip lines with fewer cells instead of refusing the file.
 
     Raises:
-        UserError: for a missing column, and for a line with another number of columns than the header.
+        UserError: For a missing column, or a line with a different number of cells than the header.
     """
     for number, line in read_lines(path):
         cells = line.split("\t")
@@ -102,8 +102,8 @@ def read_tsv(
 def read_csv(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
     """Yield (line number, cells in the order of `columns`) of a comma-separated file with a header.
 
-    A quoted cell may hold commas, quotes and line ends. Raises UserError for a missing column, a row with another
-    number of cells than the header, and quotes that do not close.
+    A quoted cell may contain commas, quotes and line ends. Raises UserError for a missing column, a row with a
+    different number of cells than the header, or an unclosed quote.
     """
     reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
     try:
@@ -112,7 +112,7 @@ def read_csv(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, list[str
         for row in reader:
             if len(row) == len(header):
                 yield reader.line_num, [row[header.index(name)] for name in columns]
-            elif row:  # an empty line is no row
+            elif row:  # skip empty lines
                 raise _another_number(path, reader.line_num, row, header)
     except csv.Error as error:
         raise UserError(f"{path}, line {reader.line_num}: not readable as CSV ({error})") from error
@@ -131,7 +131,7 @@ def _another_number(path: Path, line: int, cells: Sequence[str], header: Sequenc
 
 
 def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield (line number, object) of a file with one JSON object a line, empty lines left out. Raises UserError."""
+    """Yield (line number, object) of a file with one JSON object per line; skip empty lines. Raises UserError."""
     for number, line in read_lines(path):
         if line.strip():
             row = parse_json(path, line, number)
@@ -141,14 +141,14 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def read_json_list(path: Path) -> Iterator[tuple[int, Any]]:
-    """Yield (line number, item) of a file that is one JSON list. Raises UserError naming the line where it is not."""
+    """Yield (line number, item) of a file that is one JSON list. Raises UserError naming the line if it is not."""
     text = read_text(path)
     items = parse_json(path, text)
     if not isinstance(items, list):
         raise UserError(f"{path}, line 1: a JSON list is expected")
     between, decoder = re.compile(r"[\s,]*"), json.JSONDecoder()
     line, end = 1, text.index("[") + 1
-    for item in items:  # read again, for the place alone
+    for item in items:  # decode again, only to find the position
         start = between.match(text, end).end()  # type: ignore[union-attr]  # it always matches
         line += text.count("\n", end, start)
         yield line, item
@@ -157,13 +157,13 @@ def read_json_list(path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def parse_json(path: Path, text: str, first_line: int = 1) -> Any:
-    """Return the value of a JSON text that begins at a line of a file. Raises UserError, which names the line."""
+    """Return the value of a JSON text that begins at `first_line` of a file. Raises UserError naming the line."""
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
         line = first_line + error.lineno - 1
         raise UserError(f"{path}, line {line}: not JSON ({error.msg} at column {error.colno})") from error
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
+    except (ValueError, RecursionError) as error:  # a number with thousands of digits, or thousands of brackets
         raise UserError(f"{path}, from line {first_line}: not JSON that can be read ({error})") from error
 
 
@@ -187,7 +187,7 @@ def text_in(path: Path, line: int, row: Any, key: str) -> str:
 
 
 def check_target(path: Path, line: int, target: str, what: str) -> str:
-    """Return a text that is to be learnt or compared with. Raises UserError if it is blank: that row is broken."""
+    """Return a target text. Raises UserError if it is blank, because the row is then broken."""
     if not target.strip():
         raise UserError(f"{path}, line {line}: the {what} is empty")
     return target

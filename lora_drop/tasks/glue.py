@@ -1,7 +1,7 @@
 """The eight GLUE tasks of the paper, from the official files or the Hub (nyu-mll/glue).
 
-A task is one definition: columns, label names in the Hub's order, metric. Label texts of the files are mapped to the
-same indices.
+Each task is one definition: columns, label names in the Hub's order, and metrics. Label texts in the files are mapped
+to the same indices.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ HUB = "nyu-mll/glue"
 
 @dataclass(frozen=True)
 class Layout:
-    """Where one GLUE task keeps its columns, in the official files and on the Hub."""
+    """The columns of one GLUE task, in the official files and on the Hub."""
 
     folder: str
     hub: str
-    """The configuration of the Hub's data set; also the name of the task."""
+    """Configuration of the Hub's data set; also the name of the task."""
     texts: tuple[str, ...]
     label: str
     file_labels: tuple[str, ...] = ()
-    """Label texts of the file in index order; empty for a score from 0 to 5."""
+    """Label texts in the file, in index order; empty for a score from 0 to 5."""
     header: tuple[str, ...] = ()
-    """Names of all columns of files that do not begin with them."""
+    """Names of all columns, for files without a header."""
     hub_texts: tuple[str, ...] = ("sentence1", "sentence2")
     dev: str = "dev.tsv"
     advice: str = ""
     """A hint for the message about a missing file."""
     skip_short_lines: bool = False
-    """QQP's official train file has three lines without all cells; GLUE's own loaders leave them out, and so do we."""
+    """Skip lines with missing cells. QQP's official train file has three, which GLUE's own loaders skip, too."""
 
     def file(self, split: str) -> str:
         """Return the official file of a split, relative to the data folder."""
@@ -48,7 +48,7 @@ class Layout:
 
 
 def load_split(layout: Layout, source: Source, split: str) -> Dataset:
-    """Load "train" or "validation" of a task with one evaluation part."""
+    """Load "train" or "validation" of a task with a single evaluation split."""
     name, hub = layout.file(split), HubRows(HUB, layout.hub)
     path = official_file(source, name, split, str(hub), layout.advice)
     if path is not None:
@@ -70,16 +70,16 @@ def _read(layout: Layout, path: Path) -> Dataset:
 
 
 def _dataset(texts: Sequence[Sequence[str]], labels: Sequence[float]) -> Dataset:
-    """Return rows from the first and perhaps the second sentence of each, and the labels."""
+    """Return rows from a list of first sentences, an optional list of second ones, and labels."""
     sentences = dict(zip(("text", "text_pair"), map(list, texts), strict=False))
     return Dataset.from_dict({"id": [str(number) for number in range(len(labels))], **sentences, "label": labels})
 
 
 def official_score(value: float) -> float:
-    """Return a similarity score as the official file has it, from the Hub's copy in 32 bits: 3.8 for 3.799999952316284.
+    """Return a similarity score as in the official file, given the Hub's 32-bit copy: 3.8 for 3.799999952316284.
 
-    A score is the mean of a few annotators'. The file prints at most three decimals of it, or 14 of a fraction such as
-    19/9; the one that 32 bits cannot tell from `value` is returned, else the shortest decimal number that they cannot.
+    A score is the mean over a few annotators. The file prints at most three decimals, or 14 of a fraction such as 19/9.
+    Return the candidate of these that equals `value` in 32 bits, else the shortest decimal number that does.
     """
     stored = np.float32(value)
     fraction = Fraction(value).limit_denominator(20)
@@ -102,18 +102,18 @@ def _load_mnli(source: Source, split: str) -> Dataset:
 
 
 def label_strata(labels: Sequence[str]) -> Callable[[Dataset], list[str]]:
-    """Return the function that names each row's label: the strata of a classification task."""
+    """Return a function that returns the label name of each row: the strata of a classification task."""
     return lambda rows: [labels[index] for index in rows["label"]]
 
 
 def score_strata(rows: Dataset) -> list[str]:
-    """Name each row's bin of width 1 of the similarity score from 0 to 5; 5 belongs to the last bin."""
+    """Return the bin of each row's similarity score (0 to 5). Bins have width 1; 5 belongs to the last one."""
     bins = [min(int(score), 4) for score in rows["label"]]
     return [f"{low}-{low + 1}" for low in bins]
 
 
 def _task(layout: Layout, labels: tuple[str, ...], metrics: tuple[str, ...], rows: tuple[int, int], about: str) -> Task:
-    """Define a task with one evaluation part; without labels it is a regression."""
+    """Define a task with a single evaluation split; without labels it is a regression."""
     return Task(
         name=layout.hub,
         version=1,

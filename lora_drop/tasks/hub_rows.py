@@ -1,4 +1,4 @@
-"""Rows of a data set of the Hub, read and cached by `datasets.load_dataset`, each split at one commit that is known."""
+"""Rows of a Hub data set, read and cached by `datasets.load_dataset`, each split at one recorded commit."""
 
 from __future__ import annotations
 
@@ -22,34 +22,34 @@ from lora_drop.progress import Reporter
 from lora_drop.tasks.base import Source
 
 PARQUET = "refs/convert/parquet"
-"""The branch that holds the rows where a data set's main one holds a loading script, which is never executed."""
+"""Branch with the rows of data sets whose main branch has a loading script. Loading scripts are never executed."""
 
 
 @dataclass(frozen=True)
 class HubRows:
-    """Where a task's rows are on the Hub."""
+    """The location of a task's rows on the Hub."""
 
     name: str
     configuration: str | None = None
     revision: str = "main"
-    """The branch that holds the rows."""
+    """Branch that has the rows."""
 
     def __str__(self) -> str:
         return f"{self.name} ({self.configuration})" if self.configuration else self.name
 
     def load(self, source: Source, split: str, file: str, columns: Sequence[str], advice: str = "") -> datasets.Dataset:
-        """Return the rows of a split: those that are cached, else those of the Hub, which are then cached.
+        """Return the rows of a split from the cache, else from the Hub, and cache them.
 
         Args:
-            source: says which revision, and whether the Hub may be asked. The origin of the rows is added to
+            source: Defines the revision and if the Hub may be queried. The origin of the rows is added to
                 `source.origins`.
-            split: its name on the Hub.
-            file: the official file, relative to a data folder, that would do instead; empty if there is none.
-            columns: must be there.
-            advice: what else to say where there are no rows.
+            split: Name of the split on the Hub.
+            file: The official file that would do instead, relative to a data folder; empty if there is none.
+            columns: Required columns.
+            advice: A further sentence for the message if there are no rows.
 
         Raises:
-            UserError: with the reason and the remedy.
+            UserError: If there are no rows or a column is missing, with the reason and the remedy.
         """
         repo = Repo(self.name, "dataset", check_revision(source.revision or self.revision), self.revision)
         forbidden = forbidden_by(source.offline)
@@ -67,7 +67,7 @@ class HubRows:
         folder = next(filter(None, (self._folder(repo, commit) for commit in commits)), None)
         if folder:
             commit, rows = folder.name, self._cached(folder, split)
-            told = any(origin.get("commit") == commit for origin in source.origins.values())  # of another split
+            told = any(origin.get("commit") == commit for origin in source.origins.values())  # by another split
             if not forbidden and not told:
                 files = [f"*{self.configuration}*"] if self.configuration else ["*.parquet", "*.csv"]
                 tell_newer(repo, commit, files, "data_revision=", source.report)
@@ -95,13 +95,13 @@ class HubRows:
         return {"hub": self.name, **which, "revision": repo.revision, "commit": commit}
 
     def _folders(self, commit: str) -> list[Path]:
-        """The folders in which datasets keeps the rows of commits: NAME/CONFIGURATION/VERSION/COMMIT."""
+        """Return the folders of `datasets`' cache with rows of a commit: NAME/CONFIGURATION/VERSION/COMMIT."""
         *owner, name = self.name.split("/")
         place = Path(datasets.config.HF_DATASETS_CACHE, "___".join([*owner, camelcase_to_snakecase(name)]))
         return [path.parent for path in place.glob(f"{self.configuration or '*'}/*/{commit}/dataset_info.json")]
 
     def _folder(self, repo: Repo, commit: str) -> Path | None:
-        """Return the one of them that holds the configuration that is meant; where none is named, the default one."""
+        """Return the cache folder of the configuration, which is the default one if none is named."""
         wanted = self.configuration or default_of(configurations(repo, commit))
         return next((folder for folder in self._folders(commit) if folder.parts[-3] == wanted), None)
 
@@ -122,7 +122,7 @@ class HubRows:
         with asking(repo, otherwise) as api:
             revision, info = choose(api, repo, commits, report)
             commit = str(info.sha)
-            # by the revision's name, so that the cache notes its commit (also where there is no such file)
+            # by the revision's name, so that the cache records its commit (even if there is no such file)
             with suppress(RemoteEntryNotFoundError):
                 card = hf_hub_download(repo.name, "README.md", repo_type="dataset", revision=revision)
                 commit = Path(card).parent.name
@@ -137,19 +137,19 @@ class HubRows:
 
 
 def configurations(repo: Repo, commit: str) -> MetadataConfigs:
-    """Return the configurations that the card of a commit names, by name; none where it names none, or is not cached."""
+    """Return the configurations in the card of a commit, by name; none if it has none or is not cached."""
     card = repo.snapshot(commit) / "README.md"
-    with suppress(Exception):  # of a card that cannot be read; datasets itself will say what is wrong with it
+    with suppress(Exception):  # the card cannot be read; `datasets` itself will report why
         if card.is_file():
             return MetadataConfigs.from_dataset_card_data(DatasetCard.load(card).data)
     return MetadataConfigs()
 
 
 def default_of(names: MetadataConfigs) -> str | None:
-    """Return the configuration that `load_dataset` takes where none is named; None if one has to be."""
+    """Return the configuration that `load_dataset` uses if none is named; None if one must be named."""
     if not names:
         return "default"
     try:
         return names.get_default_config_name()
-    except ValueError:  # several
+    except ValueError:  # several without a default
         return None

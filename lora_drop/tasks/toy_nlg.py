@@ -1,9 +1,9 @@
-"""`toy-nlg`: a generated data-to-text task for demonstrations and tests; no file, no network, the same rows everywhere.
+"""`toy-nlg`: a generated data-to-text task for demonstrations and tests. It needs no file or network; rows never vary.
 
 A meaning representation in the style of E2E becomes a sentence: `animal[dog], number[three], colour[brown],
 does[sleep], place[garden]` -> "Three brown dogs sleep in the garden." or "In the garden, three brown dogs sleep.". The
-words can be copied, but number, negation and the missing slots decide the endings and the order, so a model has to read
-them all.
+words can be copied, but number, negation and missing slots determine the endings and the order, so a model has to read
+all slots.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Meaning = tuple[str, str, str, str, str, str]
 
 
 def load(source: Source, split: str) -> Dataset:
-    """Generate "train" (`id, prompt, completion, stratum`) or, of other meanings, "validation" (`…, references`)."""
+    """Generate "train" (`id, prompt, completion, stratum`) or, with other meanings, "validation" (`…, references`)."""
     meanings = _meanings(split)
     prompts = [PROMPT.format(mr=representation(meaning)) for meaning in meanings]
     if split != "train":
@@ -53,7 +53,7 @@ def representation(meaning: Meaning) -> str:
 
 
 def sentences(meaning: Meaning) -> tuple[str, str]:
-    """Return two sentences that say a meaning; they are the same where no place is given."""
+    """Return two sentences that express a meaning. They are the same if there is no place."""
     animal, number, colour, action, place, polarity = meaning
     plural, ending, auxiliary = ("", "s", "does") if number == "one" else ("s", "", "do")
     subject = " ".join(word for word in (number, colour, animal + plural) if word)

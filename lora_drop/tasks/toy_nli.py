@@ -1,14 +1,14 @@
-"""`toy-nli`: a generated task of sentence pairs for demonstrations and tests; no file, the same rows everywhere.
+"""`toy-nli`: a generated task of sentence pairs for demonstrations and tests. It needs no file; its rows never vary.
 
-A premise and a hypothesis say the same but for one word or phrase. Whether the premise entails the hypothesis depends
-on two things together:
+Premise and hypothesis differ in one word or phrase. Two properties together decide if the premise entails the
+hypothesis:
 
-- does the quantifier reach upwards ("some dog", "at least three dogs") or downwards ("no dog", "at most three dogs")?
-- does the change widen what is said (poodle -> dog, sleeps soundly -> sleeps) or narrow it?
+- The quantifier is upward ("some dog", "at least three dogs") or downward ("no dog", "at most three dogs").
+- The change widens the statement (poodle -> dog, sleeps soundly -> sleeps) or narrows it.
 
-Upward quantifiers allow widening, downward ones narrowing: the label is the exclusive or of the two, every combination
-is equally frequent, and each word is as often with one label as with the other. So no sum of word weights can tell; an
-encoder must relate the words.
+Upward quantifiers allow widening, downward ones narrowing. The label is the exclusive or of the two. Every combination
+is equally frequent, and each word is equally frequent with either label. A sum of word weights therefore cannot predict
+the label; an encoder must relate the words.
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ DOWNWARD = ("no", "at most three", "hardly any", "fewer than five")
 
 
 def load(source: Source, split: str) -> Dataset:
-    """Generate the rows of "train" or "validation": quantifier × direction are balanced exactly.
+    """Generate the rows of "train" or "validation". Combinations of quantifier and direction are exactly balanced.
 
-    No row of one is in the other: they share words, not pairs of sentences.
+    The splits have no row in common: they share words, but no sentence pairs.
     """
     generator = random.Random(f"toy-nli/{split}")
     training = split == "train"

@@ -1,1 +1,1 @@
-"""Training, for the warm-up and the final model alike."""
+"""Training of the warm-up and of the final model."""

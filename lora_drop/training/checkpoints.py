@@ -1,8 +1,8 @@
-"""Checkpoints of a training: whole or not there, known by their content, and without a pickle.
+"""Training checkpoints: atomic, verified by digest, and without a pickle.
 
-A checkpoint is written beside the others under a name that is never read. When all its files are on the disk, a
-manifest with a digest of each joins them, and the folder gets its name in one step. One that differs from its manifest
-is not resumed from: the one before it is, else training starts again.
+A checkpoint is first written next to the others under a temporary name that is never read. Once all its files are on
+disk, a manifest with a digest of each file is added, and the folder gets its final name in one rename. A checkpoint
+that does not match its manifest is not used: training resumes from the one before, or starts again.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ from lora_drop.training.nested import load_nested, save_nested
 WEIGHTS = "trainable.safetensors"
 STEPPER = "stepper.safetensors"
 STATE = "state.safetensors"
-"""Optimizer, schedule, and the scaler of fp16."""
+"""File with the states of the optimizer, the schedule, and the fp16 gradient scaler."""
 RANDOM = "random.safetensors"
 OTHERS = "others"
-"""Its key for the random numbers of all processes but the first."""
+"""Key in RANDOM for the random states of all processes except the first."""
 MANIFEST = "manifest.json"
 PROGRESS = "trainer_state.json"
-"""transformers' own: the step, and the log up to it."""
+"""transformers' own file: the step, and the log up to it."""
 
 
 def path_of(folder: Path, step: int) -> Path:
-    """Return the checkpoint of a step."""
+    """Return the path of the checkpoint of a step."""
     return folder / f"checkpoint-{step}"
 
 
 def load_trainable(model: nn.Module, path: Path) -> None:
-    """Copy saved tensors into the trainable parameters of the same names."""
+    """Copy saved tensors into the trainable parameters with the same names."""
     stored = load_file(path)
     with torch.no_grad():
         for name, parameter in trainable(model):
@@ -55,7 +55,7 @@ def load_trainable(model: nn.Module, path: Path) -> None:
 
 @contextmanager
 def writing(folder: Path, step: int) -> Iterator[Path]:
-    """Yield a folder; `checkpoint-STEP`, which the block writes into it, is a checkpoint when the block ends."""
+    """Yield a folder for the block to write `checkpoint-STEP` into; it becomes a checkpoint when the block ends."""
     staging = folder / f".writing.{os.getpid()}.tmp"
     remove(staging)
     staging.mkdir(parents=True)
@@ -71,7 +71,7 @@ def writing(folder: Path, step: int) -> Iterator[Path]:
 
 
 def fault_of(path: Path) -> str:
-    """Return how a checkpoint differs from what was written; empty if it does not."""
+    """Return a description of how a checkpoint differs from its manifest; empty if it does not."""
     try:
         written = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         found = digests_below(path)
@@ -85,15 +85,15 @@ def fault_of(path: Path) -> str:
 
 
 def steps_of(folder: Path) -> list[int]:
-    """Return the steps that have a checkpoint, whole or not, the newest first."""
+    """Return the steps that have a checkpoint, damaged ones included, newest first."""
     found = (re.fullmatch(r"checkpoint-(\d{1,18})", path.name) for path in folder.glob("checkpoint-*"))
     return sorted((int(match[1]) for match in found if match), reverse=True)
 
 
 def newest(folder: Path, report: Reporter, best: bool) -> Path | None:
-    """Return the newest checkpoint that training can continue from, and remove those that are damaged, with a notice.
+    """Return the newest checkpoint that training can continue from. Remove damaged ones, with a notice.
 
-    With `best`, the checkpoint of the epoch that was best so far must be whole, too: its weights may be kept in the
+    With `best`, the checkpoint of the best epoch so far must be intact, too: its weights may be the ones kept in the
     end.
     """
     sweep(folder)
@@ -114,7 +114,10 @@ def newest(folder: Path, report: Reporter, best: bool) -> Path | None:
 
 
 def retire(folder: Path, best: int | None) -> None:
-    """Remove all checkpoints but the newest and the best, or the one before the newest if that is the best."""
+    """Remove all checkpoints except the newest and one more.
+
+    The second one is the best; if the newest is the best, or none is, it is the one before the newest.
+    """
     older = steps_of(folder)[1:]
     second = best if best in older else max(older, default=None)
     for step in older:
@@ -123,7 +126,7 @@ def retire(folder: Path, best: int | None) -> None:
 
 
 class Checkpointed(Trainer):
-    """The Trainer with checkpoints of this module, which hold the trainable tensors once each, not the model."""
+    """The Trainer with this module's checkpoints, which hold each trainable tensor once instead of the whole model."""
 
     def __init__(self, *, stepper: Stepper | None, **options: Any):
         super().__init__(**options)
@@ -131,7 +134,7 @@ class Checkpointed(Trainer):
         self.trained: nn.Module = options["model"]
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Let the first process write a checkpoint, with the random numbers of all."""
+        """Let the first process write a checkpoint, with the random states of all processes."""
         random_states = processes.everywhere(self._random_states())
         processes.by_first(lambda: self._write(random_states))
 
@@ -159,7 +162,7 @@ class Checkpointed(Trainer):
             self.stepper.restore(load_file(folder / STEPPER))
 
     def _states(self) -> dict[str, Any]:
-        """Return what has a state of its own, by name."""
+        """Return the optimizer, the schedule and the scaler, by name, as far as they exist."""
         scaler = getattr(self.accelerator, "scaler", None)
         found = {"optimizer": self.optimizer, "schedule": self.lr_scheduler, "scaler": scaler}
         return {name: each for name, each in found.items() if each is not None}
@@ -171,10 +174,10 @@ class Checkpointed(Trainer):
                 each.load_state_dict(stored[name])
 
     def _load_scaler(self, checkpoint: str | None) -> None:
-        """Do nothing: it is loaded with the optimizer."""
+        """Do nothing: the scaler is loaded with the optimizer."""
 
     def _random_states(self) -> dict[str, Any]:
-        """Return the states of this process's random numbers."""
+        """Return the states of this process's random number generators."""
         name, words, *rest = cast(tuple[Any, ...], np.random.get_state(legacy=True))
         states = {"python": random.getstate(), "numpy": (name, words.tolist(), *rest), "cpu": torch.get_rng_state()}
         if self.args.device.type == "cuda":
@@ -186,7 +189,7 @@ class Checkpointed(Trainer):
             return
         first = load_nested(Path(checkpoint) / RANDOM)
         of_each = [first, *first.get(OTHERS, [])]
-        if processes.rank() >= len(of_each):  # fewer processes wrote it: this one goes on from its seed
+        if processes.rank() >= len(of_each):  # fewer processes wrote it: this one keeps its seed
             return
         states = of_each[processes.rank()]
         random.setstate(states["python"])

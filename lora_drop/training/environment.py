@@ -1,8 +1,9 @@
-"""The environment variables by which libraries let their surroundings alter what is computed. A run takes none of them: its configuration decides.
+"""Environment variables that make libraries compute something else. A run ignores them: its configuration decides.
 
-They are set by launchers (`accelerate launch`, torchrun, mpirun), stay behind in shells, notebooks and job scripts, and change precision, device,
-accumulation or sharding without a sign. What only says how fast, how loudly or where from is left alone (`OMP_NUM_THREADS`, `CUDA_VISIBLE_DEVICES`,
-`HF_*`, `WANDB_*`); `run.json` records threads and device. Two of the latter kind are set here, as they decide what memory a training takes.
+Launchers (`accelerate launch`, torchrun, mpirun) set such variables, and shells, notebooks and job scripts keep them.
+They silently change precision, device, accumulation or sharding. Variables that only affect speed, logging or
+locations are left alone (`OMP_NUM_THREADS`, `CUDA_VISIBLE_DEVICES`, `HF_*`, `WANDB_*`); `run.json` records threads and
+device. Two variables of this harmless kind are set here, because they decide how much memory training takes.
 """
 
 from __future__ import annotations
@@ -35,15 +36,18 @@ NAMES = (
     *("TRANSFORMERS_SDPA_FORCE_GQA", "XLA_DOWNCAST_BF16", "XLA_USE_BF16"),
 )
 SHAPES = {"LRU_CACHE_CAPACITY": "128", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128"}
-"""How many compiled products torch and oneDNN keep, each of one shape. That is more than a step usually has, whose layers have the same ones."""
+"""Number of compiled products, one per shape, that torch and oneDNN cache.
+
+A step usually needs fewer, because its layers share shapes.
+"""
 
 
 def keep_few_shapes() -> None:
-    """Let the compiled products of earlier batches go. Call it before the first product: the variables are read then, once.
+    """Drop compiled products of earlier batches. Call it before the first product: the variables are read only then.
 
-    Each batch has another number of tokens, so hardly one of its shapes comes again. torch would keep 1,024 of each kind
-    of product, and oneDNN as many, at half a megabyte each: a base-size encoder grew to 7 GB in a thousand steps.
-    Numbers that the user has set are kept.
+    Each batch has a different number of tokens, so its shapes rarely recur. By default torch would cache 1,024 products
+    of each kind, and oneDNN the same number, at half a megabyte each: a base-size encoder grew to 7 GB in a thousand
+    steps. Values that the user has set are kept.
     """
     for name, count in SHAPES.items():
         os.environ.setdefault(name, count)
@@ -51,13 +55,13 @@ def keep_few_shapes() -> None:
 
 @contextmanager
 def neutral_environment(report: Reporter = SILENT) -> Iterator[None]:
-    """Remove the variables that would alter what is computed while the block runs, and name them in a notice.
+    """Remove the variables that would change the computation while the block runs, and name them in a notice.
 
-    Raises UserError if this process was launched as one of several and works on its own (see `processes.together`).
+    Raises UserError if this process was launched as one of several but works alone (see `processes.together`).
     """
     if processes.launched() and processes.size() == 1:
         processes.refuse()
-    kept = processes.LAUNCH if processes.size() > 1 else ()  # by which the Trainer knows that there are several
+    kept = processes.LAUNCH if processes.size() > 1 else ()  # the Trainer learns from these that there are several
     removed = {
         name: value
         for name, value in os.environ.items()
@@ -71,7 +75,7 @@ def neutral_environment(report: Reporter = SILENT) -> Iterator[None]:
     torch: Any = sys.modules.get("torch")
     products = torch.get_float32_matmul_precision() if torch is not None and TF32 in removed else None
     try:
-        if products:  # torch has read the variable when it was imported
+        if products:  # torch read the variable when it was imported
             torch.set_float32_matmul_precision("highest")
         yield
     finally:

@@ -1,4 +1,4 @@
-"""The history of a training: what each epoch was like, what is told of it meanwhile, and the signal that ends it."""
+"""The history of a training: records of its epochs, progress reports, and the signal that ends it."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from lora_drop.training.pace import Pace
 
 @dataclass(frozen=True)
 class Outcome:
-    """The result of a training, beside the weights in the model."""
+    """The result of a training, apart from the weights in the model."""
 
     epochs: list[dict[str, float]]
-    """Per epoch: `epoch`, `loss` (mean over its steps, or over those since an interruption) and, if evaluated, the metrics."""
+    """Per epoch: `epoch`, `loss` (mean over its steps, or over those since an interruption) and any metrics."""
     kept_epoch: float
-    """The epoch whose weights the model holds."""
+    """The epoch of the weights that the model holds."""
     steps: int
     losses: list[float]
-    """As they were logged: with `log_each_step` of each step, else of each epoch, or of so many steps as are configured."""
+    """Logged losses: one per step with `log_each_step`, else one per `logging_steps` (if set) and one per epoch."""
     computed: str
-    """The way batches were computed: packed, or padded and why."""
+    """How batches were computed: packed, or padded and the reason."""
 
 
 class History(TrainerCallback):
@@ -47,13 +47,13 @@ class History(TrainerCallback):
         self.report, self.epochs, self.steps_per_epoch, self.save_steps = report, epochs, steps_per_epoch, save_steps
         self.pace, self.stepper = pace, stepper
         self.interrupted = 0
-        """The signal that asked training to end."""
+        """Number of the signal that asked training to end; 0 if none did."""
         self.speed = ""
-        """Of the last epoch, in words."""
+        """Speed of the last epoch, in words."""
         self.cut = False
 
     def interrupt(self, number: int) -> None:
-        """Ask training to write a checkpoint and to end; a second signal ends it at once."""
+        """Ask training to write a checkpoint and end; a second signal ends it at once."""
         self.interrupted = number
 
     def on_optimizer_step(
@@ -64,7 +64,7 @@ class History(TrainerCallback):
             self.stepper.step(state.global_step + 1)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Tell of the step; write a checkpoint where one is due or a signal came."""
+        """Report the step; write a checkpoint if one is due or a signal came."""
         self.pace.step()
         epoch = math.ceil(state.global_step / self.steps_per_epoch)
 
@@ -75,31 +75,31 @@ class History(TrainerCallback):
             lambda: f"steps, epoch {epoch} of {self.epochs:g}{best}, {self.pace.read()}",
         )
         if self._ends_epoch(state):
-            return  # at the end of an epoch its evaluation comes first: a checkpoint says that the epoch is over
+            return  # the epoch's evaluation comes first: its checkpoint implies that the epoch is complete
         if self.save_steps and state.global_step % self.save_steps == 0:
             control.should_save = True
-        if processes.highest(self.interrupted):  # all end after the same step
+        if processes.highest(self.interrupted):  # all processes end after the same step
             self.cut = control.should_save = control.should_training_stop = True
 
     def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Have the epoch logged; end if a signal came."""
+        """Log the epoch; end training if a signal came."""
         self.speed = self.pace.epoch.speed()
-        control.should_log = True  # so that an epoch's loss is known, also where losses are logged between
-        if self.cut:  # a part of an epoch must not be evaluated: it could be kept as the best
+        control.should_log = True  # even if losses are logged within the epoch, so that the epoch's loss is known
+        if self.cut:  # an incomplete epoch must not be evaluated: it could be kept as the best
             control.should_evaluate = control.should_log = control.should_save = False
         if processes.highest(self.interrupted):
             control.should_training_stop = True
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Tell of an epoch that is over."""
-        if self._ends_epoch(state):  # its evaluation is done
+        """Report a completed epoch."""
+        if self._ends_epoch(state):  # the evaluation has run by now
             values = self._records(state)[-1]
             shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items() if name != "epoch")
             self.report.milestone(f"epoch {values['epoch']:g} of {self.epochs:g}: {shown}, {self.speed}")
             self.pace.restart()
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **event: Any) -> None:
-        """End a training that has diverged. Raises UserError."""
+        """Raise UserError if training has diverged."""
         loss = event["logs"].get("loss", 0.0)
         if not math.isfinite(loss):
             raise UserError(
@@ -107,12 +107,12 @@ class History(TrainerCallback):
             )
 
     def outcome(self, state: TrainerState, kept_step: int, computed: str) -> Outcome:
-        """Read what was recorded from the Trainer's log, which survives a resume."""
+        """Return the outcome, read from the Trainer's log, which survives a resume."""
         losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
         return Outcome(self._records(state), self._epoch(kept_step), state.global_step, losses, computed)
 
     def _records(self, state: TrainerState) -> list[dict[str, float]]:
-        """Return each epoch's values; its loss is the mean over its steps, however often the loss was logged."""
+        """Return the values of each epoch. The loss is the mean over its steps, however often it was logged."""
         found: dict[int, dict[str, float]] = {}
         counted: Counter[int] = Counter()
         before = 0

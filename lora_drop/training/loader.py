@@ -1,4 +1,4 @@
-"""The batches of a training as the Trainer reads them."""
+"""The training batches as the Trainer reads them."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from lora_drop.data.completions import IGNORED
 from lora_drop.data.sentences import Collate
 
 WEIGHT = "weight"
-"""Key of a batch: see `data.batches.Part`."""
+"""Key of the weight in a batch; see `data.batches.Part`."""
 
 
 class _Rows(Dataset[Any]):
-    """Rows that are read part by part."""
+    """Rows that are read one part at a time."""
 
     def __init__(self, rows: Any):
         self.rows = rows
@@ -32,16 +32,16 @@ class _Rows(Dataset[Any]):
 def loader(
     rows: Any, collate: Collate, parts: Parts, summed: bool, device: torch.device, pin_memory: bool
 ) -> DataLoaderShard:
-    """Return the batches of this process. They are its own already, so accelerate is not to deal them out.
+    """Return the batches of this process. They are already split by process, so accelerate must not split them again.
 
     Args:
-        rows: tokenised rows.
-        collate: makes a batch of them.
-        parts: which rows go together.
-        summed: the loss is a sum over labels, divided by the number of those of all processes: those of a stand-in are
-            hidden. Else it is a mean, which WEIGHT is for.
-        device: where batches go.
-        pin_memory: see torch's DataLoader.
+        rows: Tokenised rows.
+        collate: Makes a batch of rows.
+        parts: The rows of each batch.
+        summed: True if the loss is a sum over labels, divided by the number of labels of all processes; the labels of a
+            stand-in are then masked. Otherwise the loss is a mean, to be multiplied by WEIGHT.
+        device: Device that batches are moved to.
+        pin_memory: See torch's DataLoader.
     """
 
     def batch(given: tuple[Part, list[dict]]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Nested values with tensors in one safetensors file: the state of an optimizer, say, without a pickle."""
+"""Nested values with tensors, such as the state of an optimizer, in one safetensors file instead of a pickle."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ STRUCTURE = "structure"
 
 
 def save_nested(value: Any, path: Path) -> None:
-    """Write nested mappings, lists, tuples, numbers, texts and tensors. Raises TypeError for anything else."""
+    """Write nested mappings, lists, tuples, numbers, strings and tensors. Raises TypeError for anything else."""
     tensors: dict[str, torch.Tensor] = {}
     structure = json.dumps(_apart(value, tensors))
     save_file(tensors, path, {STRUCTURE: structure})
 
 
 def load_nested(path: Path) -> Any:
-    """Return what `save_nested` has written, with its tensors on the CPU."""
+    """Return the value that `save_nested` wrote, with its tensors on the CPU."""
     with safe_open(path, "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
         return _together(json.loads(file.metadata()[STRUCTURE]), tensors)
 
 
 def _apart(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
-    """Return `value` as JSON that names its tensors, which are added to `tensors`."""
+    """Return `value` as JSON that refers to its tensors by name, and add them to `tensors`."""
     if isinstance(value, torch.Tensor):
         name = str(len(tensors))
         tensors[name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
         return {"tensor": name}
-    if isinstance(value, Mapping):  # its keys may be numbers, which those of JSON may not
+    if isinstance(value, Mapping):  # its keys may be numbers, which JSON does not allow
         return {"mapping": [[key, _apart(entry, tensors)] for key, entry in value.items()]}
     if isinstance(value, tuple):
         return {"tuple": [_apart(entry, tensors) for entry in value]}

@@ -1,4 +1,4 @@
-"""Loss and speed of the steps under way, for the screen. They are read when they are shown: a GPU is not waited for before."""
+"""Loss and speed of recent steps, for the screen. They are read only when shown, since reading waits for the GPU."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 ENOUGH = 10
-"""Steps whose mean loss is shown: one alone says little."""
+"""Steps after which the displayed mean loss starts anew; the loss of a single step says little."""
 
 
 class Window:
-    """Sums over some steps in a row."""
+    """Sums over consecutive steps."""
 
     def __init__(self) -> None:
         self.began = time.monotonic()
@@ -22,7 +22,7 @@ class Window:
         self.tokens: Tensor | int = 0
 
     def __str__(self) -> str:
-        """Mean loss of a step and tokens per second."""
+        """Return the mean loss of a step and the tokens per second, in words."""
         return f"loss {float(self.loss) / self.steps:.3f}, {self.speed()}" if self.steps else ""
 
     def speed(self) -> str:
@@ -31,17 +31,17 @@ class Window:
 
 
 class Pace:
-    """The latest steps, and those of the epoch."""
+    """Sums over the latest steps and over the epoch."""
 
     def __init__(self) -> None:
         self.restart()
 
     def restart(self) -> None:
-        """Begin an epoch: after an evaluation, whose time is none of it."""
+        """Begin an epoch. Called after the evaluation, so that its time is not counted."""
         self.latest, self.epoch = Window(), Window()
 
     def add(self, loss: Tensor, batch: Mapping[str, Tensor]) -> None:
-        """Add a forward and backward pass: its share of the step's loss, and its tokens without padding."""
+        """Add a forward and backward pass: its share of the step's loss, and its number of tokens without padding."""
         kept = batch["attention_mask"] if "attention_mask" in batch else torch.ones_like(batch["input_ids"])
         passed, tokens = loss.detach(), kept.detach().sum()
         for window in (self.latest, self.epoch):
@@ -54,7 +54,7 @@ class Pace:
             window.steps += 1
 
     def read(self) -> str:
-        """Return loss and speed of the latest steps, in words; the next ones are counted anew if these are enough."""
+        """Return loss and speed of the latest steps, in words. Start a new window if there were `ENOUGH` of them."""
         told = str(self.latest)
         if self.latest.steps >= ENOUGH:
             self.latest = Window()

@@ -1,12 +1,15 @@
-"""The fastest fp32 product of this machine, found by trying.
+"""The fastest fp32 matrix product on this machine, found by measurement.
 
-torch multiplies fp32 matrices on a CPU with MKL. On some CPUs (AMD's with AVX-512) the same product through oneDNN, in the same precision, takes
-half the time. There are two ways to it: `torch.backends.mkldnn.matmul.fp32_precision`, a switch of the whole process that *allows* oneDNN to round
-to bf16, which it does where the hardware multiplies that faster (AMX) and not elsewhere; and an operator of torch, which never rounds, for layers
-that are not trained (`packing.frozen`).
+torch multiplies fp32 matrices on a CPU with MKL. On some CPUs (AMD's with AVX-512) oneDNN computes the same product, in
+the same precision, in half the time. torch offers two routes to oneDNN:
 
-So both are tried on a product of the model's own width, and taken if the error against float64 is that of fp32, at most `ERROR` times MKL's, and
-the time at most `FASTER` of MKL's. What was found is kept in the user's cache for this machine, so that a repeated run has the same bits.
+- `torch.backends.mkldnn.matmul.fp32_precision`, a process-wide switch that *allows* oneDNN to round to bf16. It rounds
+  only on hardware that multiplies bf16 faster (AMX).
+- An operator that never rounds, used for layers that are not trained (`packing.frozen`).
+
+Both are tried on a product as wide as the model's. A route is used if it takes at most `FASTER` of MKL's time and its
+error against float64 is that of fp32: at most `ERROR` times MKL's. The result is kept in the user's cache for this
+machine, so that a repeated run produces the same bits.
 """
 
 from __future__ import annotations
@@ -27,31 +30,31 @@ from lora_drop.files import cache_root, digest, write_json
 from lora_drop.training.packing.frozen import product
 
 ERROR = 4.0
-"""The root mean square error of a product may be at most so many times MKL's. (oneDNN's is 1.4 to 2.2 times MKL's; bf16's, 10,000 times.)"""
+"""Largest accepted root mean square error, in multiples of MKL's. (oneDNN has 1.4 to 2.2 times MKL's; bf16, 10,000.)"""
 FASTER = 0.85
 SMALL = 2**15
-"""Weights of fewer elements are not tried: there is nothing to gain, and little to measure."""
+"""Weights with fewer elements are not tried: there is nothing to gain and little to measure."""
 ROWS, OPERATIONS, ROUNDS = 64, 1e8, 3
-"""Of the trial: tokens, about the operations of one product, and repetitions of each way, of which the fastest counts."""
+"""Settings of the trial: tokens, approximate operations per product, and repetitions, of which the fastest counts."""
 
 
 @dataclass(frozen=True)
 class Products:
-    """How fp32 products are computed on a CPU."""
+    """The choice of how to compute fp32 products on a CPU."""
 
     switched: bool = False
-    """All of them by oneDNN, through torch's switch."""
+    """True if oneDNN computes all of them, through torch's switch."""
     operator: bool = False
-    """Those with frozen weights by oneDNN, through its operator."""
+    """True if oneDNN computes those with frozen weights, through torch's operator."""
 
     def __str__(self) -> str:
-        """In words, for `run.json`."""
+        """Return the choice in words, for `run.json`."""
         ways = [name for name, used in (("switch", self.switched), ("operator", self.operator)) if used]
         return f"fp32 products by oneDNN ({' and '.join(ways)})" if ways else "fp32 products by torch's default"
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Compute so inside the context."""
+        """Compute products this way inside the context."""
         with switch() if self.switched else nullcontext():
             yield
 
@@ -61,7 +64,7 @@ Way = Callable[[Tensor, Tensor], Tensor]
 
 
 def has_switch() -> bool:
-    """Return True if this version of torch has the switch: 2.9 and later."""
+    """Return True if this version of torch has the switch (2.9 and later)."""
     return hasattr(getattr(torch.backends.mkldnn, "matmul", None), "fp32_precision")
 
 
@@ -78,7 +81,11 @@ def switch() -> Iterator[None]:
 
 
 def find_products(model: nn.Module, device: torch.device, wanted: str = "auto") -> Products:
-    """Return the fastest way to compute the fp32 products of a model; torch's own if `wanted` is "stock" or the device is no CPU."""
+    """Return the fastest way to compute the fp32 products of a model.
+
+    That is torch's default if `wanted` is "stock", the device is not a CPU, the model has no fp32 linear layers, or
+    oneDNN is not available.
+    """
     weights = [layer.weight for layer in model.modules() if isinstance(layer, nn.Linear)]
     weights = [weight for weight in weights if weight.dtype == torch.float32 and weight.ndim == 2]
     if wanted == "stock" or device.type != "cpu" or not weights or not torch.backends.mkldnn.is_available():
@@ -89,7 +96,7 @@ def find_products(model: nn.Module, device: torch.device, wanted: str = "auto") 
 
 @cache
 def _remembered(inputs: int, outputs: int, threads: int) -> Products:
-    """Return what was found on this machine before, or find it and keep it."""
+    """Return the cached choice for this machine, or find it and cache it."""
     key = " ".join(map(str, [platform.node(), _processor(), torch.__version__, threads, inputs, outputs]))
     root = cache_root()
     path = root / "products.json" if root else None
@@ -109,7 +116,7 @@ def _remembered(inputs: int, outputs: int, threads: int) -> Products:
             ValueError,
             TypeError,
             RecursionError,
-        ):  # a cache that cannot be written: it is tried again next time
+        ):  # the cache cannot be written: the next process measures again
             pass
     return found
 
@@ -123,14 +130,14 @@ def _processor() -> str:
 def choose(
     inputs: int, outputs: int, switched: Way | None = None, operator: Way = product, stock: Way = functional.linear
 ) -> Products:
-    """Try the ways on a product of random matrices. It takes at most about 50 ms on one core.
+    """Try each way on a product of random matrices. This takes at most about 50 ms on one core.
 
     Args:
-        inputs: width of the input.
-        outputs: width of the output.
-        switched: `(x, weight)` to x Wᵀ by the switch; None is the switch itself.
-        operator: the same by the operator.
-        stock: the same by torch's default.
+        inputs: Width of the input.
+        outputs: Width of the output.
+        switched: Function from `(x, weight)` to x Wᵀ that uses the switch; None uses torch's.
+        operator: The same, by the operator.
+        stock: The same, by torch's default.
     """
     generator = torch.Generator().manual_seed(0)
     x, weight = (torch.randn(rows, inputs, generator=generator) for rows in (ROWS, outputs))

@@ -1,4 +1,4 @@
-"""Trackers that losses and metrics are sent to (`train.report_to`). None of them changes a result."""
+"""Experiment trackers that receive losses and metrics (`train.report_to`). None of them changes a result."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ class Trackers:
     """The trackers of one training."""
 
     names: Sequence[str]
-    """Of `config.schema.TRACKERS`."""
+    """Names from `config.schema.TRACKERS`."""
     run: str
-    """The name that this training has there."""
+    """Name of this training in the trackers."""
     folder: Path
-    """Where TensorBoard's files are written."""
+    """Folder for TensorBoard's files."""
 
     @contextmanager
     def watching(self, trainer: Trainer) -> Iterator[None]:
-        """Tell the trackers of what is trained inside the context; what they print is no result."""
+        """Send the losses and metrics of training inside the context to the trackers; their output goes to stderr."""
         trainer.args.run_name = self.run
         with redirect_stdout(sys.stderr):
             for name in self.names:
@@ -42,12 +42,12 @@ class Trackers:
         if name != "tensorboard":
             (made,) = get_reporting_integration_callbacks([name])
             return made()
-        from torch.utils.tensorboard import SummaryWriter  # not before: it may not be installed
+        from torch.utils.tensorboard import SummaryWriter  # imported late: it may not be installed
 
         return TensorBoardCallback(SummaryWriter(str(self.folder)))
 
     def _close(self) -> None:
-        """End this training there: transformers leaves a run of Weights & Biases open, and the next one would join it."""
+        """Finish the run of Weights & Biases: transformers leaves it open, and the next training would join it."""
         if "wandb" in self.names and "wandb" in sys.modules:
             sys.modules["wandb"].finish()
 

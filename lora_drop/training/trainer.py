@@ -1,11 +1,12 @@
-"""Training, for the warm-up and the final model alike: transformers' Trainer, told what to do.
+"""Training of the warm-up and of the final model, with transformers' Trainer.
 
-What differs from a stock Trainer, and why:
+It differs from a stock Trainer in four ways:
 
-- rows are grouped by length, in an order that depends on seed and epoch alone, so that a resumed run sees the same batches;
-- a batch is computed without padding where the model allows it (`packing/`);
-- checkpoints are those of `checkpoints.py`: small, whole or not there, without a pickle;
-- a signal that asks to end (Ctrl-C, SIGTERM, SIGHUP) is answered with a checkpoint first.
+- Rows are grouped by length, in an order that depends only on seed and epoch, so that a resumed run sees the same
+  batches.
+- A batch is computed without padding where the model allows it (`packing/`).
+- Checkpoints come from `checkpoints.py`: small, atomic, and without a pickle.
+- A signal to end (Ctrl-C, SIGTERM, SIGHUP) first writes a checkpoint.
 """
 
 from __future__ import annotations
@@ -39,9 +40,12 @@ from lora_drop.training.way import Way, find_way
 
 Evaluator = Callable[[nn.Module], dict[str, float]]
 SEEDS = 1_000_003
-"""The distance between the seeds of two processes."""
+"""Difference between the seeds of consecutive processes."""
 Loss = Callable[..., torch.Tensor]
-"""`loss(outputs, labels, num_items_in_batch)`: the part that a forward pass has in the loss of the whole batch, which has that many labels."""
+"""`loss(outputs, labels, num_items_in_batch)`: the share of one forward pass in the loss of the whole batch.
+
+`num_items_in_batch` is the number of labels in the whole batch.
+"""
 
 
 def fit(
@@ -64,31 +68,31 @@ def fit(
     trackers: Trackers | None = None,
     report: Reporter = SILENT,
 ) -> Outcome:
-    """Train the trainable parameters of `model` in place, continuing from the last whole checkpoint in `folder` if there is one.
+    """Train the trainable parameters of `model` in place. Continue from the last valid checkpoint in `folder`, if any.
 
     Args:
-        model: its parameters with `requires_grad` are trained.
-        rows: tokenised rows (`input_ids`, `labels`, …).
-        collate: makes a batch of rows.
-        config: epochs, learning rate, batch size and all else that a configuration says of a training.
-        folder: for checkpoints.
-        seed: order of the rows and dropout.
-        device: where to compute.
-        steps: exactly so many optimizer steps, instead of `config.epochs`.
-        log_each_step: keep the loss of each step, which on a GPU waits for each step to end.
-        evaluator: called with the model after each epoch; its metrics are recorded.
-        primary: unless `config.select_epoch == "last"`, the epoch with the highest value of this metric is kept.
-        loss: what is minimised; None is the model's own loss, which must be a mean over the examples of a batch.
-        penalty: on the weights, added to `loss` once a step.
-        stepper: what the method does after each step, see `methods.base.Method`.
-        way: how the model is computed; None finds it.
-        trackers: told about losses and metrics.
-        report: told about progress.
+        model: The model; its parameters with `requires_grad` are trained.
+        rows: Tokenised rows (`input_ids`, `labels`, …).
+        collate: Makes a batch of rows.
+        config: Epochs, learning rate, batch size and all other training settings.
+        folder: Folder for checkpoints.
+        seed: Seed of the row order and of dropout.
+        device: Device to compute on.
+        steps: Exact number of optimizer steps, instead of `config.epochs`.
+        log_each_step: Record the loss of each step. On a GPU this waits for each step to end.
+        evaluator: Called with the model after each epoch; its metrics are recorded.
+        primary: Metric by which the best epoch is kept (highest value), unless `config.select_epoch == "last"`.
+        loss: The loss to minimise. None is the model's own, which must be a mean over the examples of a batch.
+        penalty: A penalty on the weights, added to `loss` once per step.
+        stepper: The method's work after each step; see `methods.base.Method`.
+        way: How the model is computed; None finds it.
+        trackers: Receive losses and metrics.
+        report: Receives progress.
 
     Raises:
-        UserError: if the batch size cannot be split over the devices.
-        KeyboardInterrupt: after Ctrl-C, when a checkpoint has been written.
-        Stopped: in the same way, after SIGTERM or SIGHUP.
+        UserError: If the batch size cannot be split over the devices, or training diverges.
+        KeyboardInterrupt: After Ctrl-C, once a checkpoint has been written.
+        Stopped: After SIGTERM or SIGHUP, once a checkpoint has been written.
     """
     model.to(device)
     best = primary if evaluator is not None and config.select_epoch != "last" else None
@@ -120,9 +124,9 @@ def fit(
         penalty=penalty,
         head_rate=config.head_learning_rate,
     )
-    trainer.remove_callback(PrinterCallback)  # ours reports instead
+    trainer.remove_callback(PrinterCallback)  # `History` reports instead
     start = processes.by_first(lambda: newest(folder, report, best=best is not None))
-    if processes.rank():  # the Trainer has seeded all processes alike, and rows of their own need dropout of their own
+    if processes.rank():  # the Trainer gave all processes the same seed; different rows need different dropout
         torch.manual_seed(seed + SEEDS * processes.rank())
     try:
         _train(trainer, start, history, trackers)
@@ -135,7 +139,7 @@ def fit(
 
 
 def _train(trainer: _Trainer, start: Path | None, history: History, trackers: Trackers | None) -> None:
-    """Train from a checkpoint, or from the beginning. Raises KeyboardInterrupt or Stopped, when a checkpoint is written."""
+    """Train from `start`, or from scratch. On a signal, write a checkpoint and raise KeyboardInterrupt or Stopped."""
     with first_signal(history.interrupt), ExitStack() as last:
         if trackers and trackers.names and processes.rank() == 0:
             last.enter_context(trackers.watching(trainer))
@@ -144,12 +148,15 @@ def _train(trainer: _Trainer, start: Path | None, history: History, trackers: Tr
 
 
 def steps_of(config: TrainConfig, rows: int) -> int:
-    """Return the number of optimizer steps of a training on so many rows."""
+    """Return the number of optimizer steps of a training on `rows` rows."""
     return math.ceil(config.epochs * math.ceil(rows / config.batch_size))
 
 
 def warmup_steps(config: TrainConfig, total: int) -> int:
-    """Return in how many of all steps the learning rate rises; a configured number is cut to half of all, for limited runs."""
+    """Return the number of steps in which the learning rate rises.
+
+    A configured number is capped at half of `total`, for runs with a step limit.
+    """
     if config.warmup_steps is None:
         return math.ceil(config.warmup_ratio * total)
     return min(config.warmup_steps, math.ceil(total / 2))
@@ -183,9 +190,9 @@ def _arguments(
         eval_strategy="epoch" if evaluated else "no",
         save_strategy="epoch",
         logging_strategy="steps" if log_every else "epoch",
-        logging_steps=log_every or 500,  # their default, where nobody reads it
+        logging_steps=log_every or 500,  # transformers' default; unused when logging per epoch
         logging_nan_inf_filter=False,
-        # the Trainer notes the best epoch; `fit` loads it, since the Trainer would do so after Ctrl-C, too
+        # the Trainer records the best epoch; `fit` loads it, since the Trainer would load it after Ctrl-C, too
         metric_for_best_model=best,
         greater_is_better=True if best else None,
         dataloader_pin_memory=device.type == "cuda",
@@ -199,15 +206,15 @@ def _arguments(
 
 
 def _checkpointing(wanted: bool) -> dict[str, Any]:
-    """Return the arguments for computing activations twice, under the name that the installed transformers has for it."""
+    """Return the arguments that turn on activation checkpointing, under the installed transformers' name for it."""
     known = TrainingArguments.__dataclass_fields__
     name = "activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"
-    # the reentrant kind would need inputs with gradients, which the output of a frozen embedding is not
+    # the reentrant kind needs inputs with gradients, which the output of a frozen embedding does not have
     return {name: True, f"{name}_kwargs": {"use_reentrant": False}} if wanted else {}
 
 
 class _Trainer(Checkpointed):
-    """The Trainer with our row order, our evaluation, and batches without padding."""
+    """The Trainer with its own row order and evaluation, and batches without padding."""
 
     def __init__(
         self,
@@ -223,9 +230,9 @@ class _Trainer(Checkpointed):
         super().__init__(**options)
         self.evaluator, self.way, self.pace, self.parts, self.penalty = evaluator, way, pace, parts, penalty
         self.head_rate = head_rate
-        # A sequence classifier's loss is a mean over its batch and ignores the number of items that the Trainer would pass it; without this the
-        # Trainer would not divide by the accumulation steps, and gradients would be that many times too large. A loss of ours is given the
-        # number of items whatever this says, and is not divided.
+        # A sequence classifier's loss is a mean over its batch and ignores the number of items that the Trainer passes.
+        # Without this line the Trainer would not divide by the accumulation steps, and gradients would be that many
+        # times too large. `compute_loss_func` gets the number of items regardless of this setting and is not divided.
         self.model_accepts_loss_kwargs = False
 
     def get_train_dataloader(self) -> DataLoaderShard:
@@ -251,7 +258,7 @@ class _Trainer(Checkpointed):
         return loss + self.penalty() / self.current_gradient_accumulation_steps if self.penalty else loss
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *options: Any, **named: Any) -> torch.Tensor:
-        # a replay's gradients lie where the next one's will: they cannot be added up
+        # the next replay overwrites this one's gradients, so they cannot be accumulated
         with self.way.step(inputs, learns=self.args.gradient_accumulation_steps == 1):
             loss = super().training_step(model, inputs, *options, **named)
         self.pace.add(loss, inputs)

@@ -1,4 +1,4 @@
-"""The warm-up of stage 2: where it differs from the final training, and what its losses say of it."""
+"""The warm-up of stage 2: how it differs from the final training, and warnings derived from its losses."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ if TYPE_CHECKING:
     from lora_drop.tasks.base import Task
 
 FEW_STEPS = 30
-"""Fewer optimizer steps than this leave importances that depend more on the seed than on the task (docs/experiments.md has the measurement)."""
+"""With fewer optimizer steps, importances depend more on the seed than on the task (see docs/experiments.md)."""
 
 LEARNT = 0.99
-"""A mean loss over the last quarter of the steps that is at least this share of a constant prediction's is one, too."""
+"""If the mean loss of its last quarter is at least this share of a constant prediction's, a warm-up learnt nothing."""
 
 
 def warmup_settings(config: Config) -> TrainConfig:
-    """Return the settings of the warm-up: those of the final training, but for what `warmup` says of it.
+    """Return the settings of the warm-up: those of the final training, except where `warmup` overrides them.
 
-    Its learning rate does not rise: Hu et al.'s schedule starts at 0, and in a warm-up of a few steps the steps of the rise, the first of which
-    changes nothing, would be a large part of all.
+    Its learning rate does not ramp up. Hu et al.'s schedule starts at 0, so its first step changes nothing, and the
+    ramp would take a large part of a warm-up of a few steps.
     """
     warmup, train = config.warmup, config.train
     return replace(
@@ -38,14 +38,14 @@ def warmup_settings(config: Config) -> TrainConfig:
 
 
 def first_and_last(losses: Sequence[float]) -> tuple[float, float]:
-    """Return the mean loss of the first and of the last quarter of the steps; single losses are too noisy to compare."""
+    """Return the mean losses of the first and the last quarter of the steps; single losses are too noisy to compare."""
     quarter = max(1, len(losses) // 4)
     return fmean(losses[:quarter]), fmean(losses[-quarter:])
 
 
 def constant_loss(labels: Sequence[Any], task: Task, smoothing: float) -> float | None:
-    """Return the lowest loss of a prediction that never looks at its input, on rows with these labels; None for texts."""
-    import numpy as np  # not before: what a run says of itself is read without them
+    """Return the lowest loss of a constant prediction on rows with these labels; None for text generation."""
+    import numpy as np  # imported late: reports of a run are read without numpy and scipy
     from scipy.stats import entropy
 
     if task.kind == "generation":
@@ -61,11 +61,11 @@ def constant_loss(labels: Sequence[Any], task: Task, smoothing: float) -> float 
 
 
 def doubts(losses: Sequence[float], constant: float | None = None) -> list[str]:
-    """Return what speaks against trusting importances that were scored after these steps.
+    """Return reasons not to trust importances that were scored after these steps.
 
     Args:
-        losses: of each step.
-        constant: the loss of a constant prediction on the same rows.
+        losses: The loss of each step.
+        constant: The loss of a constant prediction on the same rows.
     """
     first, last = first_and_last(losses)
     found = []

@@ -1,4 +1,4 @@
-"""The way in which a model is computed: precision, products, and whether rows are padded. The same for training, scoring and evaluation."""
+"""How a model is computed in training, scoring and evaluation: precision, products, padding or packing."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from lora_drop.training.packing.frozen import Frozen, Half, frozen_layers, multi
 from lora_drop.training.products import Products, find_products
 
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
-"""Types of products that are not computed in fp32."""
+"""Half-precision types, by their name in `train.precision`."""
 
 
 @dataclass(frozen=True)
@@ -29,30 +29,31 @@ class Way:
 
     device: torch.device
     half: torch.dtype | None
-    """Of the products; None is fp32."""
+    """Precision of the products; None is fp32."""
     products: Products
     frozen: dict[nn.Linear, Frozen]
-    """Layers whose weights are kept ready for the product."""
+    """Layers with weights that are prepared for the product."""
     packing: Packing | None
-    """Computes without padding; None where that is not possible."""
+    """Computes without padding; None if that is not possible."""
     padding: str
-    """In words: packed, or padded and why."""
+    """In words: packed, or padded and the reason."""
     rounding: Half = field(default_factory=Half)
 
     def __str__(self) -> str:
-        """In words, for `run.json`."""
+        """Return the way in words, for `run.json`."""
         return f"{self.padding}; {self.products}" if self.device.type == "cpu" else self.padding
 
     @contextmanager
     def step(
         self, batch: Mapping[str, Tensor] | None = None, whole: bool = False, learns: bool = False
     ) -> Iterator[Layout | None]:
-        """Compute so inside the context, but for the precision, which the Trainer sets.
+        """Compute this way inside the context. The precision is left to the Trainer.
 
         Args:
-            batch: what the model is then called with; None for calls of any shape, as decoding makes them, which nothing is packed for.
-            whole: compute and return every token in every layer, also where not all are read.
-            learns: it is a step of a training; see `Packing.over`.
+            batch: The inputs that the model is called with. None allows calls of any shape, as in decoding, and packs
+                nothing.
+            whole: Compute and return every token in every layer, even if not all are read.
+            learns: True for a training step; see `Packing.over`.
         """
         with ExitStack() as undo:
             undo.enter_context(self.products.applied())
@@ -64,13 +65,13 @@ class Way:
                 yield None
 
     def forget(self) -> None:
-        """Let go of what only a training needs."""
+        """Release the memory that only training needs."""
         if self.packing is not None and self.packing.replay is not None:
             self.packing.replay.forget()
 
     @contextmanager
     def over(self, batch: Mapping[str, Tensor] | None = None, whole: bool = False) -> Iterator[Layout | None]:
-        """Compute so inside the context, in the precision of training; arguments as in `step`."""
+        """Compute this way inside the context, in the precision of training. Arguments are those of `step`."""
         with autocast(self.device, self.half), self.step(batch, whole) as layout:
             yield layout
 
@@ -83,20 +84,21 @@ def find_way(
     loss: Callable[..., Tensor] | None = None,
     learns: bool = True,
 ) -> Way:
-    """Find the fastest way to compute a model that gives its numbers, by trying.
+    """Find, by trial, the fastest way to compute a model that reproduces the stock results.
 
     Args:
-        model: on its device.
-        rows: tokenised rows; the shortest, the middle and the longest of them are tried. None if the model decodes.
-        collate: makes a batch of rows.
-        config: `precision`, `products` and `packing` count.
-        loss: what is minimised; None is the model's own.
-        learns: compare loss and gradients; else what the model puts out.
+        model: The model, on its device.
+        rows: Tokenised rows; the shortest, the median and the longest are tried. None if the model decodes.
+        collate: Makes a batch of rows.
+        config: Settings, of which `precision`, `products`, `packing`, `gradient_checkpointing` and the batch sizes
+            matter.
+        loss: The loss to minimise; None is the model's own.
+        learns: Compare loss and gradients; otherwise the model's outputs.
     """
     keep_few_shapes()
     device, half = next(model.parameters()).device, HALF.get(config.precision)
     products = processes.by_first(lambda: find_products(model, device, config.products))
-    # torch's own products in half precision are as fast, but from weights that it rounds anew each time
+    # torch's own half-precision products are as fast, but it rounds the weights again each time
     by_hand = device.type == "cuda" or (device.type == "cpu" and half == torch.bfloat16 and multiplies_bf16())
     kept = products.operator if half is None else by_hand and config.products != "stock"
     frozen = frozen_layers(model) if kept else {}
@@ -114,17 +116,17 @@ def find_way(
         replays = learns and _may_replay(device, config)
         packing, padding = prepare(model, batch, loss, config.gradient_checkpointing, frozen, replays)
     found = processes.everywhere(padding)
-    if len(set(found)) > 1:  # devices of different kinds
+    if len(set(found)) > 1:  # the processes have different kinds of devices
         packing, padding = None, f"padded: processes differ ({'; '.join(dict.fromkeys(found))})"
     return Way(device, half, products, frozen, packing, padding)
 
 
 def _may_replay(device: torch.device, config: TrainConfig) -> bool:
-    """Return True if each step of a training is one pass on one GPU, which keeps what it computes for the backward pass."""
+    """Return True if each training step is a single pass on one GPU, without activation checkpointing."""
     alone = processes.size() == 1 and not config.gradient_checkpointing
     return device.type == "cuda" and alone and split_batch(config.batch_size, config.device_batch_size)[1] == 1
 
 
 def autocast(device: torch.device, half: torch.dtype | None) -> torch.autocast | nullcontext[None]:
-    """Return a context in which products are computed in a half precision; None is fp32."""
+    """Return a context in which products are computed in precision `half`; None is fp32."""
     return torch.autocast(device.type, half) if half else nullcontext()

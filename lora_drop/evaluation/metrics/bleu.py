@@ -1,4 +1,4 @@
-"""BLEU by three protocols, all counted by sacreBLEU: its own default, the E2E challenge's, DART's."""
+"""BLEU in three protocols, all computed with sacreBLEU: its defaults, the E2E challenge's, and DART's."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ DART_REFERENCES = 3
 def _corpus_bleu(
     bleu: sacrebleu.BLEU, predictions: Sequence[str], references: Sequence[Sequence[str]]
 ) -> tuple[float, str]:
-    """Return the score and sacreBLEU's signature. An item with fewer references than others simply has fewer."""
+    """Return the score and sacreBLEU's signature. Items may have different numbers of references."""
     longest = max(map(len, references))
     columns = [[texts[number] if number < len(texts) else None for texts in references] for number in range(longest)]
-    score = bleu.corpus_score(list(predictions), columns).score  # type: ignore[arg-type]  # None is allowed, not declared
+    score = bleu.corpus_score(list(predictions), columns).score  # type: ignore[arg-type]  # None is allowed
     return score, str(bleu.get_signature())
 
 
 class SacreBleu(TextMetric):
-    """Corpus BLEU, all references, sacreBLEU's defaults (Post 2018): 13a tokens, case kept, exponential smoothing."""
+    """Corpus BLEU, all references, sacreBLEU's defaults (Post 2018): 13a tokens, cased, exponential smoothing."""
 
     names = ("sacrebleu",)
     description = "corpus BLEU, all references, sacreBLEU's defaults"
@@ -35,7 +35,7 @@ class SacreBleu(TextMetric):
 
 
 class E2eBleu(TextMetric):
-    """The E2E challenge's BLEU (Dušek et al. 2020), mteval-v13a: all references, lower case, no smoothing."""
+    """The E2E challenge's BLEU (Dušek et al. 2020), mteval-v13a: all references, lower-cased, no smoothing."""
 
     names = ("e2e_bleu",)
     description = "BLEU as the E2E challenge's measure_scores (mteval-v13a)"
@@ -50,9 +50,9 @@ class E2eBleu(TextMetric):
 class DartBleu(TextMetric):
     """DART's BLEU (Nan et al. 2021), multi-bleu.perl on its `.lex` references.
 
-    Those are the first three annotations, split into words and single signs, lower-cased. Tokens are what white space
-    separates, case is kept, nothing is smoothed. An item with fewer annotations is given blank references, which count
-    as references of length 0 where the length closest to the prediction's is sought.
+    The references are the first three annotations, lower-cased and split into words and single punctuation marks.
+    Tokens are separated by whitespace, case is kept, and nothing is smoothed. An item with fewer annotations gets blank
+    references; these count as references of length 0 in the search for the length closest to the prediction's.
     """
 
     names = ("dart_bleu",)
@@ -70,10 +70,10 @@ class DartBleu(TextMetric):
 
 
 def dart_form(text: str) -> str:
-    """Return a text as DART's reference files have it: `Hawaii Five-O's` -> `hawaii five - o ' s`."""
+    """Return a text in the form of DART's reference files: `Hawaii Five-O's` -> `hawaii five - o ' s`."""
     return " ".join(token.lower() for token in re.findall(r"\w+|[^\w\s]", text))
 
 
 def _bytewise(text: str) -> str:
-    """Keep words together that only a Unicode space separates: the Perl script knows ASCII's spaces alone."""
+    """Join words that are separated only by a Unicode space: the Perl script splits only at ASCII whitespace."""
     return re.sub(r"[^\S \t\n\v\f\r]", "\N{WORD JOINER}", text)

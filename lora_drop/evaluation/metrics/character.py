@@ -1,11 +1,11 @@
-"""The character protocol: the BLEU-4 and ROUGE-L that LLaMA-Factory prints, and that the paper's NLG tables fit.
+"""The character protocol: the BLEU-4 and ROUGE-L that LLaMA-Factory prints, and that match the paper's NLG tables.
 
-Each prediction is compared with its first reference alone, and the mean over items is taken.
+Each prediction is compared only with its first reference, and the scores are averaged over items.
 
-- `char_bleu4`: NLTK's sentence BLEU over the CHARACTERS, smoothing method 3. Far above any BLEU over words.
-- `rouge_chinese_l`: ROUGE-L F1 of the package rouge_chinese over the tokens that jieba, a Chinese word splitter, makes.
+- `char_bleu4`: NLTK's sentence BLEU over CHARACTERS, smoothing method 3. Much higher than any BLEU over words.
+- `rouge_chinese_l`: ROUGE-L F1 from the package rouge_chinese, over the tokens of jieba, a Chinese word segmenter.
 
-Needs the extra paper-metrics.
+Both need the extra paper-metrics.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class RougeChineseL(TextMetric):
 def paper_package(name: str) -> ModuleType:
     """Import a package of the extra paper-metrics. Raises UserError if it is not installed."""
     with warnings.catch_warnings():
-        # jieba 0.42 has invalid escapes, leaves its dictionary open and asks for pkg_resources
+        # jieba 0.42 has invalid escapes, leaves its dictionary file open and imports pkg_resources
         warnings.filterwarnings("ignore", category=SyntaxWarning)
         warnings.filterwarnings("ignore", category=DeprecationWarning)
         warnings.filterwarnings("ignore", message=".*pkg_resources is deprecated.*", category=UserWarning)

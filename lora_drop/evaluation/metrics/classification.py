@@ -17,14 +17,14 @@ from lora_drop.evaluation.metrics.text_metric import InMemory
 from lora_drop.tasks.base import Task
 
 Function = Callable[[np.ndarray, np.ndarray], float]
-"""Of predictions and references."""
+"""A metric of predictions and references."""
 
 
 def _association(function: Function) -> Function:
-    """Report 0 where one side is constant: NaN would hide that the model learnt nothing."""
+    """Return `function`, but 0 if one side is constant: NaN would hide that the model learnt nothing."""
 
     def compute(predictions: np.ndarray, references: np.ndarray) -> float:
-        tiny = 1e-9 * max(1.0, float(np.abs(predictions).max()))  # differences of rounding alone are no ranking
+        tiny = 1e-9 * max(1.0, float(np.abs(predictions).max()))  # rounding differences are no ranking
         if np.ptp(predictions) <= tiny or np.ptp(references) == 0:
             return 0.0
         return float(function(predictions, references))
@@ -33,7 +33,7 @@ def _association(function: Function) -> Function:
 
 
 def _f1(predictions: np.ndarray, references: np.ndarray, average: str = "binary") -> float:
-    """F1 of label 1, of each class that occurs, averaged (macro), or of all decisions (micro)."""
+    """Return F1 of label 1 ("binary"), the mean over classes that occur ("macro"), or over all decisions ("micro")."""
     return float(metrics.f1_score(references, predictions, average=average, zero_division=0.0))
 
 
@@ -51,10 +51,10 @@ FUNCTIONS: dict[str, Function] = {
 
 
 class GlueMetric(InMemory):
-    """Several named metrics over one set of predictions, as fractions; f1 is that of label 1."""
+    """Several named metrics over one set of predictions, as fractions; f1 is the F1 of label 1."""
 
     def __init__(self, names: Sequence[str]):
-        """Compute the metrics of these names (keys of FUNCTIONS)."""
+        """Compute the metrics with these names (keys of FUNCTIONS)."""
         self.names = tuple(names)
         super().__init__()
 
@@ -70,16 +70,16 @@ class GlueMetric(InMemory):
 def evaluate_predictions(
     task: Task, predictions: Sequence[float], references: Sequence[float], groups: Sequence[str] | None = None
 ) -> dict[str, float]:
-    """Return the task's metrics over all rows, and per group where a split has parts (MNLI: accuracy_matched, …).
+    """Return the task's metrics over all rows, and per group if a split has parts (MNLI: accuracy_matched, …).
 
     Args:
-        task: a classification or regression task.
-        predictions: label indices, or scores for regression; one per row.
-        references: the same, from the data.
-        groups: the part of the split each row belongs to.
+        task: A classification or regression task.
+        predictions: Label indices, or scores for regression; one per row.
+        references: The same, from the data.
+        groups: The part of the split that each row belongs to.
 
     Raises:
-        UserError: if a prediction is not a number: the model has diverged.
+        UserError: If a prediction is not finite: training has diverged.
     """
     check_finite(predictions)
     metric = GlueMetric(task.metrics)
@@ -95,6 +95,6 @@ def evaluate_predictions(
 
 
 def constant_baseline(task: Task, references: Sequence[float], groups: Sequence[str] | None = None) -> dict[str, float]:
-    """Return what the most frequent label scores when it is predicted for every row; of a regression, the mean."""
+    """Return the scores of predicting the most frequent label for every row, or the mean in a regression task."""
     constant = Counter(references).most_common(1)[0][0] if task.labels else float(np.mean(references))
     return evaluate_predictions(task, [constant] * len(references), references, groups)

@@ -1,12 +1,13 @@
-"""Penn Treebank tokens as the COCO caption evaluation makes them: lower-cased, without punctuation.
+"""Penn Treebank tokens as in the COCO caption evaluation: lower-cased, without punctuation.
 
 That evaluation, and with it the E2E challenge's ROUGE-L, runs a Java program (PTBTokenizer of Stanford CoreNLP 3.4.1).
-This is our own description of what the program does with a line of text, written by watching its output. What matters
-most: hyphenated words are one token (`family-friendly`, `20-25`), contractions are two (`it 's`, `do n't`), words
-joined by a missing space after a full stop are one (`centre.the`), `£` reads `#`, brackets read `-lrb-` and `-rrb-`.
+This module is an independent description of the program's behaviour on a line of text, written from its output. The
+most important rules: hyphenated words are one token (`family-friendly`, `20-25`); contractions are two (`it 's`,
+`do n't`); words joined by a missing space after a full stop are one (`centre.the`); `£` becomes `#`; brackets become
+`-lrb-` and `-rrb-`.
 
-Of 210,915 different lines of real text (E2E 54,036, DART, DialogSum, GLUE) 35 are split otherwise than by the program,
-one of them E2E's; most of these because it looks for the end of a sentence in the line that follows.
+Of 210,915 different lines of real text (E2E 54,036, DART, DialogSum, GLUE), 35 are split differently from the program,
+one of them from E2E; most of these because the program looks into the next line for the end of a sentence.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 import re
 
 PUNCTUATION = frozenset(["''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"])
-"""The tokens that are dropped. (Brackets are meant to be, but `-LRB-` is looked for in lower-cased text.)"""
+"""Tokens that are dropped. (The original also means to drop brackets, but looks for `-LRB-` in lower-cased text.)"""
 
 _ABBREVIATION = (
     r"jan|feb|mar|apr|jun|jul|aug|sep|sept|oct|nov|dec|mon|tue|tues|wed|thu|thurs|fri|ala|ariz|calif|colo|conn|ct|dak|del|fla|ga"
@@ -24,14 +25,14 @@ _ABBREVIATION = (
     r"|bhd|assn|univ|intl|sys|dept|ph\.d|ed\.d|ph|ft|tel|ext|etc|al|seq|adj|adv|invt|elec|natl|mfg|mtg|vs|alex|wm|jos|cie|cf|treas"
     r"|(?-i:A)rk|(?-i:I)ll|(?-i:M)ass|(?-i:M)iss|(?-i:O)re|(?-i:W)ash|[a-z]"
 )
-"""Words that keep their full stop: single letters and these words, some of them only with a capital."""
+"""Abbreviations that keep their full stop: single letters and these words, some only if capitalised."""
 _OPENER = (
     r"About|According|Additionally|After|An|A|As|At|But|Earlier|He|Her|Here|However|If|In|It|Last|Many|More|Mr\.|Ms\.|Now|Once|One"
     r"|Other|Our|She|Since|So|Some|Such|That|The|Their|Then|There|These|They|This|We|What|When|While|Yet|You"
 )
-"""Words that open a sentence: a full stop between a single letter and one of them is the sentence's."""
+"""Words that open a sentence: a full stop between a single letter and one of these ends the sentence."""
 
-# Parts of the rules. A letter may be a combining mark; superscripts and fractions are no digits.
+# Parts of the rules. A letter may be a combining mark; superscripts and fractions do not count as digits.
 _LETTER = (
     r"(?:[^\W\d_\xb2\xb3\xb9\xbc-\xbe\u2070-\u209c\u2150-\u218b]"
     r"|[\xad\u0300-\u036f\u0591-\u05bd\u064b-\u065e\u0900-\u0963\u0981-\u0d4e\u0e31-\u0e4e])"
@@ -55,7 +56,7 @@ _RULES = [
     rf"(?:(?-i:[^\s\"`'<>|.!?(){{}},-_$])+\.)+(?:com|net|org|edu)(?:/{_PATH})?",
     r"[a-z0-9][^\s\"<>|()@]*@(?:[^\s\"<>|().@]+\.)*[^\s\"<>|().@]+",
     rf"@[a-z_][a-z_0-9]*|#{_LETTER}+",
-    # one word in two: group 1 is the token, the rest is read again
+    # one word as two tokens: group 1 is the first token, and the rest is read again
     rf"(can)not|(gon)na|(got)ta|(gim)me|(lem)me|(wan)na|({_APOSTROPHE}t)(?:is|was)|(d{_APOSTROPHE})ye|(more){_APOSTROPHE}n",
     rf"({_LETTER}+){_ENDING}",
     rf"([a-z\xad]*[a-mo-z]\xad*)n{_QUOTE}t",
@@ -72,7 +73,7 @@ _RULES = [
     r"\d{1,2}[-/]\d{1,2}[-/]\d{2,4}|(?:\d{1,4}[- \xa0])?\d{1,4}[/\u2044]\d{1,4}",
     r"(?:\(\d{2,3}\)[ \xa0]?|(?:\+\+?)?(?:\d{2,4}[- \xa0])?\d{2,4}[- \xa0])\d{3,4}[- \xa0]?\d{3,5}",
     r"(?:(?:\+\+?)?\d{2,4}\.)?\d{2,4}\.\d{3,4}\.\d{3,5}",
-    # words, with hyphens, strokes and full stops inside
+    # words with hyphens, slashes and full stops inside
     rf"({_HYPHENATED}\.)[,;:\u3001]|{_HYPHENATED}",
     rf"({_COMPOUND}\.)[,;:\u3001]|{_COMPOUND}",
     rf"{_CHOICE}(?:/{_CHOICE}){{1,2}}",
@@ -83,21 +84,21 @@ _RULES = [
     rf"([a-z])\.\s+(?-i:{_OPENER})\s",
     rf"{_ACRONYM}\.?",
     r"((?:nos?|prop|op|pp|figs?|art)\.)[ \t\xa0]*\d",
-    # signs
+    # symbols
     r"([<>]?[:;=][-o*']?[()dpo\\{@|[\]])[^a-z0-9]",
     r"\.{3,5}|(?:\.[ \xa0]){2,4}\.|-+|[?!]+|@+|#+|_+|\*+|<<|>>|''|``|\S",
 ]
 _PATTERNS = [re.compile(rule, re.IGNORECASE) for rule in _RULES]
-"""The longest match of all rules wins, the earlier of two; where a group has matched, it is the token, though all of
-the match counts."""
+"""The longest match wins; among equally long ones, the earlier rule. If a group matched, it alone is the token, but the
+whole match counts as the length."""
 
 _PLAIN_WORD = re.compile(r"(?!(?:cannot|gonna|gotta|gimme|lemme|wanna)\s)([a-z]+)\s", re.IGNORECASE)
-"""Most of any text, where no rule but one can match: read at once, for speed."""
+"""A shortcut for speed: plain words, most of any text, which only one rule can match."""
 _SPACE = re.compile(r"\s+")
 _NOT_TEXT = re.compile(
     "[^\x00-\uffff]|[\x00-\x08\x0e-\x1f\x7f\u200b-\u200f\u202a-\u202e\u20a6-\u20ab\u20ad-\u20cf\ue000-\uf8ff\ufe00-\ufe0f\ufeff]|&nbsp;"
 )
-"""Emoji, control characters and the like, which the program leaves out."""
+"""Emoji, control characters and the like, which the program drops."""
 _ENTITIES = {"&amp;": "&", "&lt;": "<", "&gt;": ">", "&quot;": '"', "&apos;": "'"}
 _SPELLINGS = dict(
     zip("[]{}£¢€¤½¼¾", ["-lsb-", "-rsb-", "-lcb-", "-rcb-", "#", "cents", "$", "$", "1/2", "1/4", "3/4"], strict=True)
@@ -106,9 +107,9 @@ _SPELLINGS |= dict.fromkeys('"`«»‘’‛‹›“”\x91\x92\x93\x94', "'") 
 
 
 def penn_tokens(text: str) -> list[str]:
-    """Return the tokens of one line of text, in order; none are left of an empty line or one of punctuation alone.
+    """Return the tokens of one line of text, in order. A line that is empty or only punctuation has none.
 
-    A token may hold a no-break space (a telephone number), never a space.
+    A token may contain a no-break space (in a telephone number), but never a space.
     """
     text = _NOT_TEXT.sub(" ", text) + "\n"
     for entity, character in _ENTITIES.items():

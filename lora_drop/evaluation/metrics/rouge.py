@@ -1,4 +1,4 @@
-"""ROUGE by three protocols: rouge_score's over all references, its stemmed one on the first, and the COCO captions'."""
+"""ROUGE in three protocols: rouge_score over all references, rouge_score with stemmer on the first, COCO captions."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ COCO_BETA = 1.2
 
 
 class RougeL(TextMetric):
-    """ROUGE-L F1 of the package rouge_score (Lin 2004), without stemmer.
+    """ROUGE-L F1 (Lin 2004) from the package rouge_score, without stemmer, averaged over items.
 
-    The mean over items of the best reference's (`rouge_l`), and of the references' mean (`rouge_l_mean`).
+    Per item, `rouge_l` takes the best reference and `rouge_l_mean` the mean over references.
     """
 
     names = ("rouge_l", "rouge_l_mean")
@@ -38,7 +38,7 @@ class RougeL(TextMetric):
 
 
 class RougeStem(TextMetric):
-    """ROUGE-1, -2 and -L F1 of rouge_score, Porter-stemmed, FIRST reference, as DialogSum's baseline has them."""
+    """ROUGE-1, -2 and -L F1 from rouge_score, Porter-stemmed, FIRST reference, as in DialogSum's baseline."""
 
     names = ("rouge1_stem", "rouge2_stem", "rougeL_stem")
     description = "ROUGE-1/2/L F1 (rouge_score, stemmer), first reference"
@@ -53,10 +53,10 @@ class RougeStem(TextMetric):
 
 
 class E2eRougeL(TextMetric):
-    """The E2E challenge's ROUGE-L, that of the COCO captions (Chen et al. 2015).
+    """The E2E challenge's ROUGE-L, taken from the COCO caption evaluation (Chen et al. 2015).
 
-    Per item, the highest precision and the highest recall of the longest common subsequence over the references, each
-    on its own, give F with β = 1.2; then the mean over items. Tokens: see penn_treebank.py.
+    Per item, F with β = 1.2 combines the highest precision and the highest recall of the longest common subsequence,
+    each maximised over the references separately. F is then averaged over items. Tokens: see penn_treebank.py.
     """
 
     names: ClassVar[tuple[str, ...]] = ("e2e_rouge_l",)
@@ -74,7 +74,7 @@ class E2eRougeL(TextMetric):
 
 
 def coco_rouge_l(prediction: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-    """Return F = (1 + β²) P R / (R + β² P), P and R the maxima over the references; 0 where nothing is shared."""
+    """Return F = (1 + β²) P R / (R + β² P), with P and R the maxima over the references; 0 if nothing is shared."""
     common = [longest_common_subsequence(prediction, reference) for reference in references]
     precision = max(common) / len(prediction)
     recall = max(length / len(reference) for length, reference in zip(common, references, strict=True))
@@ -96,5 +96,5 @@ def longest_common_subsequence(first: Sequence[str], second: Sequence[str]) -> i
 
 
 def _tokens(text: str) -> list[str]:
-    """The evaluation splits joined tokens at spaces again, so that nothing becomes one empty token."""
+    """Return the tokens, or one empty token if there are none: the original splits joined tokens at spaces again."""
     return penn_tokens(text) or [""]

@@ -1,4 +1,4 @@
-"""Metrics of rows that may have several labels: F1 over all decisions and over labels, and the share of whole rows."""
+"""Metrics for rows that may have several labels: F1 micro and macro, and the share of rows that are entirely right."""
 
 from __future__ import annotations
 
@@ -16,17 +16,20 @@ Rows = Sequence[Sequence[int]]
 def evaluate_several(
     names: Sequence[str], logits: Sequence[Sequence[float]], predictions: Rows, references: Rows
 ) -> dict[str, float]:
-    """Return the metrics of these names: f1_micro, f1_macro, accuracy (of rows whose labels are all right).
+    """Return the metrics named: f1_micro, f1_macro, or accuracy (the share of rows with all labels right).
 
     Raises:
-        UserError: if what the model puts out is not a number: it has diverged.
+        UserError: If an output of the model is not finite: training has diverged.
     """
     check_finite(logits)
     return _scores(names, np.asarray(predictions), np.asarray(references))
 
 
 def constant_several(names: Sequence[str], references: Rows) -> dict[str, float]:
-    """Return what each row with the same labels scores: those that more than half of the rows have, or the commonest."""
+    """Return the scores of predicting the same labels for every row.
+
+    These are the labels that more than half of the rows have, or the most frequent one if there are none.
+    """
     actual = np.asarray(references)
     share = actual.mean(axis=0)
     constant = (share > 0.5) if (share > 0.5).any() else (share == share.max())

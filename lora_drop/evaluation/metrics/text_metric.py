@@ -1,4 +1,4 @@
-"""The base of all metrics, an `evaluate.Metric` in memory, and that of text metrics, which name their protocol."""
+"""Base classes: `InMemory` for all metrics, and `TextMetric` for those of texts, which state their protocol."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from datasets import Features, List, Value
 
 
 class InMemory(evaluate.Metric):
-    """A metric that keeps what it compares in memory: the base class would make a folder in the user's cache."""
+    """An `evaluate.Metric` that keeps its data in memory; the base class would create a folder in the user's cache."""
 
     def __init__(self) -> None:
         super().__init__(keep_in_memory=True)
@@ -20,10 +20,10 @@ class InMemory(evaluate.Metric):
 
 
 class TextMetric(InMemory):
-    """One protocol for comparing texts with references; it may give several numbers.
+    """One protocol for comparing texts with references. It may produce several metrics.
 
-    `compute(predictions=[text, …], references=[[text, …], …])` returns a number from 0 to 100 for each of `names`;
-    afterwards `signatures` says for each how it was counted. Every prediction needs one or more references.
+    `compute(predictions=[text, …], references=[[text, …], …])` returns a number from 0 to 100 for each of `names`.
+    Afterwards `signatures` states how each was computed. Every prediction needs one or more references.
     """
 
     names: ClassVar[tuple[str, ...]]
@@ -33,8 +33,8 @@ class TextMetric(InMemory):
         """Make the metric.
 
         Args:
-            as_written: True to compare predictions unchanged, even where the protocol's references are in a
-                special form (DART's: lower-cased and tokenised); else they are brought into that form first.
+            as_written: True to compare predictions unchanged, even if the protocol's references have a special form
+                (DART's are lower-cased and tokenised). Otherwise predictions are converted to that form first.
         """
         self.as_written = as_written
         self.signatures: dict[str, str] = {}
@@ -46,5 +46,5 @@ class TextMetric(InMemory):
 
 
 def mean(values: Sequence[float]) -> float:
-    """Return the mean of at least one number, as a percentage of 1."""
+    """Return the mean of one or more fractions, as a percentage."""
     return 100 * sum(values) / len(values)

@@ -1,4 +1,4 @@
-"""The metrics of generated text by name, each with the protocol it stands for."""
+"""The metrics of generated texts, by name. Each name denotes one protocol."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ CLASSES: tuple[type[TextMetric], ...] = (
     RougeChineseL,
 )
 METRICS: dict[str, type[TextMetric]] = {name: metric for metric in CLASSES for name in metric.names}
-"""Which class computes the metric of a name."""
+"""The class that computes each metric, by the metric's name."""
 PACKAGES = {"char_bleu4": ("nltk",), "rouge_chinese_l": ("jieba", "rouge_chinese")}
-"""Packages of the extra paper-metrics that a metric needs."""
+"""Packages from the extra paper-metrics that a metric needs, by its name."""
 
 
 @dataclass(frozen=True)
 class TextScores:
-    """Numbers from 0 to 100 by metric, how each was counted, and why others were not."""
+    """The metrics (0 to 100), how each was computed, and the reason for those that were not; all by name."""
 
     metrics: dict[str, float]
     signatures: dict[str, str]
@@ -42,16 +42,16 @@ def score_texts(
     references: Sequence[Sequence[str]],
     as_written: bool = False,
 ) -> TextScores:
-    """Compare texts with references. Metrics whose packages (extra paper-metrics) are not installed are `skipped`.
+    """Compare texts with references. Metrics that lack a package (extra paper-metrics) are listed in `skipped`.
 
     Args:
-        names: metrics to compute (keys of METRICS); the numbers come in this order.
-        predictions: one text per item.
-        references: one or more texts per item.
-        as_written: see TextMetric; False suits the raw text of a model.
+        names: Metrics to compute (keys of METRICS); the results keep this order.
+        predictions: One text per item.
+        references: One or more texts per item.
+        as_written: See TextMetric; False suits the raw text of a model.
 
     Raises:
-        UserError: for an unknown metric, no items, other numbers of predictions and references, and an item without
+        UserError: For an unknown metric, no items, different numbers of predictions and items, or an item without a
             reference.
     """
     for name in names:
@@ -79,7 +79,7 @@ def score_texts(
 
 
 def _not_installed(names: Sequence[str]) -> dict[str, str]:
-    """Return why a metric cannot be computed here, by name."""
+    """Return the metrics that cannot be computed here, each with the reason."""
     skipped = {}
     for name in names:
         for package in PACKAGES.get(name, ()):

@@ -1,4 +1,4 @@
-"""Rows that are conversations: OpenAI's `messages`, ShareGPT's `conversations`, and LLaMA-Factory's dataset_info.json."""
+"""Conversations as rows: OpenAI's `messages`, ShareGPT's `conversations`, and LLaMA-Factory's dataset_info.json."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Messages = list[dict[str, str]]
 OPENAI = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}
 SHAREGPT = {"role_tag": "from", "content_tag": "value", "user_tag": "human", "assistant_tag": "gpt"}
 ALPACA = {"prompt": "instruction", "query": "input", "response": "output"}
-"""Columns of the format alpaca where none are named."""
+"""Default columns of the alpaca format."""
 REFUSED = {
     "ranking": "pairs for preference training",
     "images": "pictures",
@@ -27,30 +27,30 @@ REFUSED = {
     "tools": "tools",
     "kto_tag": "pairs for preference training",
 }
-"""What LLaMA-Factory knows and a text is not learnt from."""
+"""Settings of LLaMA-Factory that are not supported here, with their meaning."""
 
 
 @dataclass(frozen=True)
 class Chat:
-    """The way a row holds a conversation: a list of turns in one column, or question and answer in several."""
+    """The format of a conversation in a row: a list of turns in one column, or question and answer in several."""
 
     columns: Mapping[str, str]
-    """`messages` and perhaps `system`; or `prompt`, `response` and perhaps `query`, `system`, `history`."""
+    """`messages` and optionally `system`; or `prompt`, `response` and optionally `query`, `system`, `history`."""
     tags: Mapping[str, str] = field(default_factory=lambda: OPENAI)
-    """The names of a turn's keys, and of the roles."""
+    """Names of the keys of a turn, and of the roles."""
 
     @property
     def needed(self) -> list[str]:
-        """The column without which there is no conversation."""
+        """The required column (`messages` or `prompt`), as a list."""
         return [self.columns[name] for name in ("messages", "prompt") if name in self.columns]
 
     @property
     def asked(self) -> list[str]:
-        """The columns of which one must say something."""
+        """The columns of which at least one must not be empty."""
         return [*self.needed, *([self.columns["query"]] if "query" in self.columns else [])]
 
     def messages(self, place: str, row: Row) -> Messages:
-        """Return the turns of a row, none of an empty one. Raises UserError naming the place of what is no turn."""
+        """Return the turns of a row; none if it is empty. Raises UserError naming the place of a malformed turn."""
         column = self.columns.get("messages")
         turns = self._listed(place, column, row.get(column)) if column else self._questions(place, row)
         system = as_text(row.get(self.columns.get("system", ""))) if "system" in self.columns else ""
@@ -83,7 +83,7 @@ class Chat:
         return {"role": role, "content": turn[content_key]}
 
     def _questions(self, place: str, row: Row) -> Messages:
-        """Turns of a question and its answer, after those of the history."""
+        """Return the turns of the history, followed by the question and its answer."""
         columns = self.columns
         asked = [as_text(row.get(columns[name])) for name in ("prompt", "query") if name in columns]
         question = "\n".join(text for text in asked if text)
@@ -103,7 +103,7 @@ class Chat:
 
 
 def asked_and_answered(messages: Messages) -> tuple[Messages, str | None]:
-    """Return the turns before the last answer, and that answer; None where the last turn waits for one."""
+    """Return the turns before the last answer, and that answer; None if the last turn is not an answer."""
     if not messages or messages[-1]["role"] != "assistant":
         return messages, None
     return messages[:-1], messages[-1]["content"]
@@ -111,7 +111,7 @@ def asked_and_answered(messages: Messages) -> tuple[Messages, str | None]:
 
 @dataclass(frozen=True)
 class Described:
-    """A data set that dataset_info.json describes."""
+    """A data set as described in dataset_info.json."""
 
     path: str
     split: str | None
@@ -119,10 +119,10 @@ class Described:
 
 
 def described(file: str, name: str) -> Described:
-    """Return a data set of LLaMA-Factory's dataset_info.json.
+    """Return a data set described in LLaMA-Factory's dataset_info.json.
 
     Raises:
-        UserError: for a name that is not there, and for what a text is not learnt from.
+        UserError: For a name that is not in the file, or a description that is malformed or not supported.
     """
     path = Path(file).expanduser()
     known = read_json(path)
@@ -157,7 +157,7 @@ def described(file: str, name: str) -> Described:
 
 
 def _names(path: Path, name: str, entry: Mapping[str, Any], key: str) -> dict[str, str]:
-    """Return the names of columns or tags. Raises UserError if they are none."""
+    """Return the names of columns or tags. Raises UserError if they are malformed."""
     found = entry.get(key, {})
     if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
         raise UserError(f"{path}, {name}: {key} must be an object of names.")

@@ -1,4 +1,4 @@
-"""The columns of a table that are read: those that are named, or those that names and contents suggest."""
+"""Selection of the columns to read: the ones configured, or the ones that names and contents suggest."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ PAIR_NAMES = (
 )
 LABEL_NAMES = ("label", "labels", "stars", "rating", "sentiment", "class", "category", "target", "score", "tags", "y")
 SEEN_ROWS = 200
-"""Rows by which a column of texts is recognised."""
+"""Number of rows examined to find a column of texts."""
 
 
 def find_columns(data: DataConfig, table: Table) -> Reading:
-    """Return the columns to read, those that are named or those that names and contents suggest; the kind may be auto.
+    """Return the reading with configured columns, or with those that names and contents suggest. Its kind may be auto.
 
     Raises:
-        UserError: for a column that does not exist, and where none can be found.
+        UserError: For a column that does not exist, or if none can be found.
     """
     written = _written_columns(data, table)
     if written is not None:
@@ -56,14 +56,14 @@ def find_columns(data: DataConfig, table: Table) -> Reading:
         raise UserError(f"The column {data.label!r} is both the text and the label of {table.name}.")
     label = table.column(data.label, "data.label (--label)") if data.label else _label_column(table, taken)
     texts = texts if taken else _text_columns(table, label)
-    if data.kind == "generation" and texts:  # a line end parts what is read from what is written
+    if data.kind == "generation" and texts:  # a line end separates the prompt from the completion
         template, texts = "".join(f"{{{name}}}\n" for name in texts), ()
     return Reading(data.kind, texts, template, label)
 
 
 def chat_reading(chat: Chat, table: Table) -> Reading:
-    """Return the reading of conversations. Raises UserError for a column that does not exist."""
-    if chat.columns == ALPACA and ALPACA["query"] not in table.columns:  # it is there where a question needs it
+    """Return a reading for conversations. Raises UserError for a column that does not exist."""
+    if chat.columns == ALPACA and ALPACA["query"] not in table.columns:  # it is optional
         chat = replace(chat, columns={role: name for role, name in ALPACA.items() if role != "query"})
     for role, name in chat.columns.items():
         table.column(name, f"{role!r} in dataset_info.json")
@@ -71,7 +71,7 @@ def chat_reading(chat: Chat, table: Table) -> Reading:
 
 
 def _written_columns(data: DataConfig, table: Table) -> Reading | None:
-    """Return the reading of a table whose columns have the usual names of texts to be written; else None."""
+    """Return the reading of a table with the usual column names for text generation; None for other tables."""
     has = set(table.columns)
     if data.kind not in ("auto", "generation") or data.text or data.label:
         return None

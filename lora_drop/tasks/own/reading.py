@@ -1,4 +1,4 @@
-"""The reading of a table: how its rows give texts and labels, and what kind of task the labels make."""
+"""The reading of a table: extraction of texts and labels from its rows, and the kind of task that the labels imply."""
 
 from __future__ import annotations
 
@@ -30,43 +30,43 @@ from lora_drop.tasks.own.values import (
 )
 
 MANY, SENTENCE = 20, 5
-"""More classes than this, of more words than this on average, are texts."""
+"""More than MANY labels are refused as classes if they average more than SENTENCE words or are mostly unique."""
 DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
 FIELD = re.compile(r"\{([^{}]+)\}")
 
 
 @dataclass(frozen=True)
 class Reading:
-    """How the rows of a table are read."""
+    """Settings for reading the rows of a table."""
 
     kind: str
     texts: tuple[str, ...]
-    """The column that is read, or two; empty where a template is."""
+    """The text column, or two; empty if there is a template."""
     template: str
     label: str
     labels: tuple[str, ...] = ()
-    """Names of the classes in index order; empty for numbers and for written texts."""
+    """Names of the classes in index order; empty for regression and generation."""
     chat: Chat | None = None
-    """Of rows that are conversations: how they hold it."""
+    """Format of conversations, if rows are conversations."""
     center: float = 0.0
-    """Of numbers: their mean over the training file."""
+    """For regression: the mean over the training file."""
     spread: float = 1.0
-    """Of numbers: their standard deviation there."""
+    """For regression: the standard deviation over the training file."""
 
     @property
     def columns(self) -> list[str]:
-        """The columns that are read, without the label."""
+        """The columns that are read, except the label."""
         if self.chat is not None:
             return self.chat.needed
         return list(self.texts) or FIELD.findall(self.template)
 
     def conversation(self, place: str, row: Row) -> Messages:
-        """Return the turns of a row that is a conversation. Raises UserError naming the place of a fault."""
+        """Return the turns of a conversation. Raises UserError naming the place of a malformed turn."""
         assert self.chat is not None
         return self.chat.messages(place, row)
 
     def answer(self, place: str, row: Row) -> Label | None:
-        """Return the label of a row, by the names of its classes where they are known; of a conversation, its last answer."""
+        """Return the label of a row, as class names if these are known; for a conversation, its last answer."""
         if self.chat is not None:
             return asked_and_answered(self.conversation(place, row))[1] or None
         if self.kind == "generation":
@@ -74,7 +74,7 @@ class Reading:
         return self.named(as_label(row.get(self.label)))
 
     def named(self, label: Label | None) -> Label | None:
-        """Return a label by the names of its classes, in the form that it has: where they are 1 and 2, 1.0 is 1."""
+        """Return a label in the same form with the names of its classes: if these are 1 and 2, 1.0 becomes 1."""
         if label is None or not self.labels:
             return label
         if isinstance(label, tuple):
@@ -84,13 +84,13 @@ class Reading:
         return same_class(label, self.labels)
 
     def text(self, row: Row) -> tuple[str, ...]:
-        """Return the text of a row, or the two of a pair."""
+        """Return the text of a row, or both texts of a pair."""
         if self.template:
             return (FIELD.sub(lambda found: as_text(row.get(found[1])), self.template),)
         return tuple(as_text(row.get(name)) for name in self.texts)
 
     def fingerprint(self, place: str, row: Row) -> bytes:
-        """Return what identifies the text of a row: of a conversation, all that is said before the last answer."""
+        """Return a digest of the text of a row; for a conversation, of all turns before the last answer."""
         read = asked_and_answered(self.conversation(place, row))[0] if self.chat is not None else self.text(row)
         return hashlib.blake2b(json.dumps(read).encode("utf-8", "surrogatepass"), digest_size=8).digest()
 
@@ -100,7 +100,7 @@ class Reading:
         return all(missing(row.get(name)) for name in names)
 
     def target(self, row: Row) -> Any:
-        """Return what is to be predicted: the index of a class, a number, one number per class, or a text."""
+        """Return the target to predict: the index of a class, a number, one number per class, or a text."""
         label = self.named(as_label(row.get(self.label)))
         if self.kind == "classification":
             return self.labels.index(str(label))
@@ -117,35 +117,35 @@ class Reading:
 
     @classmethod
     def of_record(cls, record: Mapping[str, Any]) -> Reading:
-        """Return the reading that `record` gave."""
+        """Return the reading from the values that `record` returned."""
         chat = Chat(**record["chat"]) if record["chat"] else None
         return cls(**{**record, "texts": tuple(record["texts"]), "labels": tuple(record["labels"]), "chat": chat})
 
 
 @dataclass
 class Survey:
-    """All that one pass over a table finds."""
+    """The result of one pass over a table."""
 
     labels: list[Label | None] = field(default_factory=list)
-    """Of the rows that are used, in order."""
+    """Labels of the rows used, in order."""
     used: list[int] = field(default_factory=list)
-    """Their numbers in the table."""
+    """Indices of these rows in the table."""
     empty: list[str] = field(default_factory=list)
     """Places of rows without text."""
     unlabelled: list[str] = field(default_factory=list)
-    """Places of rows with text and without label."""
+    """Places of rows with text but without label."""
     texts: list[bytes] = field(default_factory=list)
-    """Fingerprints of the texts that are read in these rows: which are the same, without keeping them."""
+    """Fingerprints of the texts of the rows used, to find equal texts without keeping them."""
     rows: int = 0
 
     @property
     def counts(self) -> Counter[Label]:
-        """How many rows have each label."""
+        """Number of rows with each label."""
         return Counter(label for label in self.labels if label is not None)
 
 
 def survey(table: Table, reading: Reading) -> Survey:
-    """Read a table once. Raises UserError naming the place of what is no text."""
+    """Read a table once. Raises UserError naming the place of a text with a lone surrogate, or of a malformed turn."""
     found = Survey()
     read = [*reading.columns, reading.label, *(reading.chat.columns.values() if reading.chat else ())]
     for place, row in table.rows():
@@ -166,14 +166,14 @@ def survey(table: Table, reading: Reading) -> Survey:
 
 
 def some_places(places: Sequence[str], what: str, split: str = "") -> str:
-    """Return how many rows have something, and where the first of them are."""
+    """Return a phrase with the number of rows that have `what`, and the places of the first ones."""
     first = "; ".join(places[:3]) + ("; …" if len(places) > 3 else "")
     some = f"{len(places):,} {split} row".replace("  ", " ")
     return f"{some} has {what} ({first})" if len(places) == 1 else f"{some}s have {what} ({first})"
 
 
 def place_where(table: Table, reading: Reading, holds: Callable[[Label | None], bool]) -> str:
-    """Return the place of the first row whose label fulfils a condition, with its column and value."""
+    """Return the place of the first row with a label that meets a condition, with its column and value."""
     for place, row in table.rows():
         label = reading.named(as_label(row.get(reading.label)))
         if holds(label) and not reading.empty(row):
@@ -182,10 +182,10 @@ def place_where(table: Table, reading: Reading, holds: Callable[[Label | None], 
 
 
 def with_kind(reading: Reading, table: Table, found: Survey) -> Reading:
-    """Return the reading with the kind and the labels that the rows have.
+    """Return the reading completed with the kind and the labels found in the rows.
 
     Raises:
-        UserError: for rows that do not suit the kind, naming file, line and column.
+        UserError: For rows that do not fit the kind, naming file, line and column.
     """
     counts = found.counts
     if not counts:
@@ -218,7 +218,7 @@ def with_kind(reading: Reading, table: Table, found: Survey) -> Reading:
 
 
 def surprise(reading: Reading, table: Table, counts: Counter[Label]) -> str:
-    """Return a sentence on labels that were taken for another kind than they may be; empty where all is as expected."""
+    """Return a warning if the detected kind of the labels may be wrong; empty if all is as expected."""
     lists = [label for label in counts if isinstance(label, tuple) or SEPARATOR in label]
     if reading.kind == "multilabel" and sum(counts[label] for label in lists) < counts.total() / 20:
         place = place_where(table, reading, lambda label: label in lists)

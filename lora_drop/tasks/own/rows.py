@@ -1,4 +1,4 @@
-"""Rows of a task from rows of a table: their columns, their strata, and the file that keeps them."""
+"""Conversion of table rows to task rows: columns, strata, and the file that caches them."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from lora_drop.tasks.own.reading import Reading
 from lora_drop.tasks.own.values import number, several
 
 BINS = 10
-"""Strata of numbers."""
+"""Number of strata for numbers."""
 
 
 def features(reading: Reading) -> Features:
-    """Return the columns of rows."""
+    """Return the columns of the task's rows."""
     pair = {"text_pair": Value("string")} if len(reading.texts) == 2 else {}
     if reading.kind == "generation":
         texts = ("messages", "asked") if reading.chat else ("prompt", "completion")
@@ -53,7 +53,7 @@ def strata_of_rows(reading: Reading, rows: Dataset) -> list[str]:
 
 
 def _labels(reading: Reading, targets: Iterable[Any]) -> list[Any]:
-    """Return the labels that `Reading.target` has made these of."""
+    """Return the labels that `Reading.target` turned into these targets; numbers unchanged."""
     if reading.kind == "classification":
         return [reading.labels[index] for index in targets]
     if reading.kind == "multilabel":
@@ -62,9 +62,9 @@ def _labels(reading: Reading, targets: Iterable[Any]) -> list[Any]:
 
 
 def strata(reading: Reading, labels: Sequence[Any]) -> list[str]:
-    """Return the stratum of each row from its label: the class, the bin of a number, the rarest of several labels.
+    """Return the stratum of each row by its label: the class, the bin of a number, or the rarest of several labels.
 
-    `labels` are those of the table; numbers may also be as the task has them, whose bins are the same.
+    `labels` are the table's. Numbers may also be the task's, because standardising them does not change their bins.
     """
     if reading.kind == "classification":
         return [str(label) for label in labels]
@@ -79,9 +79,9 @@ def _rarest(rows: Sequence[tuple[str, ...]]) -> list[str]:
 
 
 def kept(key: str, columns: Features, rows: Callable[[], Iterator[dict[str, Any]]]) -> Dataset:
-    """Return rows as a memory-mapped file in the user's cache, written once; in memory where it cannot be written.
+    """Return rows as a memory-mapped file in the user's cache, written once; in memory if it cannot be written.
 
-    A file beside it holds its digest: rows that were damaged since are written anew.
+    The digest is in a file next to it: if the rows are damaged, they are written again.
     """
     root = cache_root()
     if root is None:
@@ -91,7 +91,7 @@ def kept(key: str, columns: Features, rows: Callable[[], Iterator[dict[str, Any]
     try:
         if seal.read_bytes() == file_digest(path).encode():
             return Dataset.from_file(str(path))
-    except (OSError, ValueError):  # not there yet, or damaged
+    except (OSError, ValueError):  # missing or damaged
         pass
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

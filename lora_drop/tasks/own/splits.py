@@ -1,4 +1,4 @@
-"""The splits of anybody's data: one file, a folder of files, or a data set of the Hub."""
+"""The splits of the user's own data: one file, a folder of files, or a data set on the Hub."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ NAMES = {
     "validation": ("validation", "valid", "val", "dev", "eval"),
     "test": ("test",),
 }
-"""How files of a split may begin."""
+"""Words that the names of a split's files may begin with."""
 Place = tuple[str, str]
-"""Where rows are: a file, a folder, or a data set of the Hub; and the split that is read of the latter two."""
+"""A location of rows: a file, a folder, or a Hub data set; and the split to read from the latter two."""
 
 
 @dataclass(frozen=True)
 class Splits:
-    """The rows to train on and, where they are apart, those to evaluate on."""
+    """The rows to train on and, if separate, those to evaluate on."""
 
     train: Table
     validation: Table | None
     share: float | None
-    """Share of the training rows that is held out instead; None: the default."""
+    """Share of the training rows to hold out instead; None is the default."""
 
 
 def find_splits(data: DataConfig, source: Source) -> Splits:
     """Open the tables that `data` names.
 
     Raises:
-        UserError: for what does not exist or cannot be read.
+        UserError: For anything that does not exist or cannot be read.
     """
     train, validation = _places(data)
     share = data.validation if isinstance(data.validation, float) else None
@@ -49,9 +49,9 @@ def find_splits(data: DataConfig, source: Source) -> Splits:
 
 
 def local_identities(data: DataConfig) -> dict[str, str]:
-    """Return what identifies the rows to train on and those to evaluate on (`Table.identity`), without reading them.
+    """Return the identities (`Table.identity`) of the training and the evaluation rows, without reading them.
 
-    There is nothing for rows of the Hub, and for files that are not there.
+    Rows of the Hub and missing files have no entry.
     """
     train, validation = _places(data)
     files = {name: _local_files(*place) for name, place in (("train", train), ("validation", validation or train))}
@@ -59,7 +59,7 @@ def local_identities(data: DataConfig) -> dict[str, str]:
 
 
 def _places(data: DataConfig) -> tuple[Place, Place | None]:
-    """Return where the rows to train on and those to evaluate on are; the latter None if they are a share of the former."""
+    """Return the locations of the training and the evaluation rows; None for the latter if they are held out."""
     path, validation = str(data.path), data.validation
     if isinstance(validation, float):
         if not 0 < validation < 1:
@@ -88,7 +88,7 @@ def _local_files(path: str, split: str) -> list[Path]:
 
 
 def open_split(path: str, split: str, source: Source) -> Table:
-    """Open a file, a split of a folder, or a split of a data set of the Hub; `source.origins` notes which."""
+    """Open a file, a split of a folder, or a split of a Hub data set. The Hub's commit is added to `source.origins`."""
     place = Path(path).expanduser()
     if place.is_dir():
         files = _files(place)
@@ -117,7 +117,7 @@ def open_split(path: str, split: str, source: Source) -> Table:
 
 
 def _files(folder: Path) -> dict[str, list[Path]]:
-    """Return the files of each split of a folder; nothing for what is none."""
+    """Return the files of each split in a folder; nothing if it is not a folder."""
     found: dict[str, list[Path]] = {}
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         if path.suffix.lower() in SUFFIXES and path.is_file():
@@ -128,14 +128,14 @@ def _files(folder: Path) -> dict[str, list[Path]]:
 
 
 def table_of(name: str, rows: Dataset, identity: str) -> Table:
-    """Return the rows of a data set of the Hub as a table, classes by their names."""
+    """Return the rows of a Hub data set as a table, with class indices replaced by names."""
     classes = {column: kind for column, kind in rows.features.items() if isinstance(kind, ClassLabel)}
 
     def placed() -> Iterator[Placed]:
         for number, row in enumerate(rows, 1):
             for column, kind in classes.items():
                 index = row[column]
-                row[column] = None if index is None or index < 0 else kind.int2str(index)  # -1: a test without answers
+                row[column] = None if index is None or index < 0 else kind.int2str(index)  # -1: unlabelled test rows
             yield f"{name}, row {number}", row
 
     return Table(name, tuple(rows.column_names), placed, identity)

@@ -1,4 +1,4 @@
-"""Tables that people have: CSV, TSV, JSON, JSON Lines, Parquet. Read row by row; every row knows where it stands."""
+"""Tables in common formats: CSV, TSV, JSON, JSON Lines, Parquet. They are read row by row; every row has a place."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from lora_drop.tasks.files import parse_json, read_json_list, read_text
 
 Row = Mapping[str, Any]
 Placed = tuple[str, Row]
-"""Where a row stands ("reviews.csv, line 17"), and its values by column."""
+"""The place of a row ("reviews.csv, line 17"), and its values by column."""
 SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet")
 FORMATS = "csv, tsv, json, jsonl or parquet"
 LONGEST_CELL = 2**24
-"""Characters; Python's own limit of a CSV cell, 131,072, is less than a book's chapter."""
+"""Limit for a CSV cell, in characters. Python's default, 131,072, is less than a chapter of a book."""
 AT_A_TIME = 1000
-"""Rows of a Parquet file that are in memory together."""
+"""Number of rows of a Parquet file in memory at a time."""
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,12 @@ class Table:
     """The rows of one split."""
 
     name: str
-    """The name in messages."""
+    """Name in messages."""
     columns: tuple[str, ...]
     rows: Callable[[], Iterator[Placed]]
     """Reads the rows from the beginning. A missing value is None."""
     identity: str
-    """Identifies the content."""
+    """Digest that identifies the content."""
 
     def column(self, name: str, role: str) -> str:
         """Return `name` if it is a column. Raises UserError naming all of them otherwise."""
@@ -48,11 +48,11 @@ class Table:
 
 
 def open_table(paths: Sequence[Path]) -> Table:
-    """Open the files of a split, one after the other.
+    """Open the files of a split as one table.
 
     Raises:
-        UserError: for a file of another format, without rows, without column names, or with other columns than the
-            first.
+        UserError: For a file in an unknown format, without rows, without column names, or with other columns than the
+            first file.
     """
     tables = [_open(path) for path in paths]
     first = tables[0]
@@ -66,7 +66,7 @@ def open_table(paths: Sequence[Path]) -> Table:
 
 
 def identity_of(paths: Sequence[Path]) -> str:
-    """Return what identifies the content of the files of a split."""
+    """Return a digest that identifies the content of the files of a split."""
     return digest([file_digest(path) for path in paths])
 
 
@@ -77,23 +77,23 @@ def _open(path: Path) -> Table:
     if path.suffix.lower() == ".tsv" and _quotes_are_text(path):
         reader = partial(_csv, quoted=False)
     columns: dict[str, None] = {}
-    for _, row in islice(_decoded(path, reader), None if reader is _json else 1):  # an object may lack keys of others
+    for _, row in islice(_decoded(path, reader), None if reader is _json else 1):  # JSON objects may differ in keys
         columns |= dict.fromkeys(row)
     if not columns:
         raise UserError(f"{path} has no rows.")
-    return Table(str(path), tuple(columns), lambda: _decoded(path, reader), identity="")  # open_table says that of all
+    return Table(str(path), tuple(columns), lambda: _decoded(path, reader), identity="")  # set in open_table
 
 
 def _decoded(path: Path, reader: Callable[[Path], Iterator[Placed]]) -> Iterator[Placed]:
     try:
         yield from reader(path)
     except UnicodeDecodeError:
-        read_text(path)  # says in which line
+        read_text(path)  # raises an error that names the line
         raise
 
 
 def _csv(path: Path, quoted: bool = True) -> Iterator[Placed]:
-    """Rows of a file whose cells are parted by commas (tabs in .tsv; semicolons or other signs where the header has no comma)."""
+    """Yield the rows of a CSV file. The separator is a tab in .tsv, else the first of `,` `;` tab `|` in the header."""
     with path.open(encoding="utf-8-sig", newline="") as file:
         separator = "\t" if path.suffix.lower() == ".tsv" else _separator(file.readline())
         file.seek(0)
@@ -123,18 +123,18 @@ def _reader(file: TextIO, separator: str, quoted: bool) -> Any:
 
 
 def _quotes_are_text(path: Path) -> bool:
-    """Return True for a file of tabs, such as GLUE's, whose lines are rows if a quote is a sign like any other, and else not.
+    """Return True for a tab-separated file, such as GLUE's, that has one row per line only if quotes are plain text.
 
-    A quote that opens a text and is not closed would make the rows that follow a part of that text.
+    With quoting, an opening quote that is never closed would swallow the rows that follow.
     """
     try:
         return not _lines_are_rows(path, quoted=True) and _lines_are_rows(path, quoted=False)
-    except UnicodeDecodeError:  # said where the rows are read
+    except UnicodeDecodeError:  # reported when the rows are read
         return False
 
 
 def _lines_are_rows(path: Path, quoted: bool) -> bool:
-    """Return True if each line of a file of tabs is empty or has as many cells as the first."""
+    """Return True if each line of a tab-separated file is empty or has the same number of cells as the first."""
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = _reader(file, "\t", quoted)
         try:
@@ -159,7 +159,7 @@ def _check_header(path: Path, header: Sequence[str]) -> None:
 
 
 def _json(path: Path) -> Iterator[Placed]:
-    """Objects of one JSON list, or one object in each line."""
+    """Yield the objects of a JSON list, or of a file with one object per line."""
     with path.open(encoding="utf-8-sig") as file:
         start = next((line.lstrip()[:1] for line in file if line.strip()), "")
     items = read_json_list(path) if start == "[" else _json_lines(path)

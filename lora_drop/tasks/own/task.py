@@ -1,4 +1,4 @@
-"""A `Task` from anybody's data."""
+"""A `Task` from the user's own data."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ from lora_drop.tasks.own.values import Label, number, several
 
 T = TypeVar("T")
 SHARE, MOST = 0.2, 2000
-"""The share of the rows that is held out for evaluation if none is named, and the most rows that this may be."""
+"""Default share of the rows held out for evaluation, and the maximum number of such rows."""
 SPLIT_SEED = 0
-"""Decides which rows are held out: the same for all seeds of a run, so that they are evaluated on the same rows."""
+"""Seed for the choice of held-out rows, the same for all seeds of a run, so that all are evaluated on the same rows."""
 METRICS: dict[str, tuple[str, ...]] = {
     "classification": ("accuracy", "f1_macro", "matthews_correlation"),
     "multilabel": ("f1_micro", "f1_macro", "accuracy"),
     "regression": ("spearman", "pearson"),
     "generation": ("rouge_l", "sacrebleu"),
 }
-"""Metrics of each kind, the first chooses the best epoch."""
+"""Default metrics of each kind; the first selects the best epoch."""
 ALLOWED = {
     "classification": ("accuracy", "f1_macro", "f1_micro", "matthews_correlation"),
     "multilabel": ("f1_micro", "f1_macro", "accuracy"),
@@ -46,10 +46,9 @@ ALIASES = {"matthews": "matthews_correlation", "rougeL": "rouge_l", "rougel": "r
 
 
 def own_contents(data: DataConfig) -> dict[str, str]:
-    """Return what identifies the files that `data` names, under the names of `Source.origins`, without reading rows.
+    """Return identities of the files that `data` names, by the names of `Source.origins`, without reading rows.
 
-    There is nothing for rows of the Hub, and for files that are not there. Raises UserError for a dataset_info.json that
-    cannot be read.
+    Rows of the Hub and missing files have no entry. Raises UserError for a dataset_info.json that cannot be read.
     """
     if data.dataset_info is None:
         return local_identities(data)
@@ -60,30 +59,30 @@ def own_contents(data: DataConfig) -> dict[str, str]:
 
 
 def _at(known: Described, data: DataConfig) -> DataConfig:
-    """Return the data where dataset_info.json says that they are."""
+    """Return `data` with the path and split from dataset_info.json."""
     return replace(data, path=known.path, split=known.split or data.split)
 
 
 def stored_task(record: Mapping[str, Any], metric: Sequence[str] | None = None) -> Task:
-    """Return the task of a trained adapter from what the adapter keeps of it (`Task.record`), without its data.
+    """Return the task of a trained adapter from the record that the adapter keeps (`Task.record`), without its data.
 
-    `metric`: as in `data.metric`.
+    `metric` has the form of `data.metric`.
     """
     return _task(Reading.of_record(record), None, metric)
 
 
 class OwnData:
-    """Anybody's data: tables, reading, and what is in them."""
+    """The user's own data: its tables, the reading of its columns, and surveys of the rows."""
 
     def __init__(self, data: DataConfig, source: Source):
-        """Read the tables once: what they hold decides kind, labels, and the rows that are held out.
+        """Read the tables once. Their content determines the kind, the labels, and the held-out rows.
 
         Args:
-            data: with `path` or `dataset_info`.
-            source: its Hub settings count, and it is told what is left out.
+            data: Settings with `path` or `dataset_info`.
+            source: Provides the Hub settings and receives notices about rows that are left out.
 
         Raises:
-            UserError: for whatever cannot be read, naming file, line and column.
+            UserError: For anything that cannot be read, naming file, line and column.
         """
         self.data, self.source = data, source
         chat = None
@@ -120,7 +119,7 @@ class OwnData:
         self.surveys: dict[str, Survey] = surveys
         self.members = {name: found.used for name, found in surveys.items()}
         self.texts = {name: found.texts for name, found in surveys.items()}
-        """Of the rows of each split, what identifies their texts."""
+        """Fingerprints of the texts of the rows, by split."""
         if validation is None:
             self._hold_out(surveys["train"])
         for name, found in surveys.items():
@@ -136,9 +135,9 @@ class OwnData:
         return bool(self.reading.label) and self.reading.label not in table.columns and texts <= set(table.columns)
 
     def _again(self, table: Table, columns: Reading, found: Survey) -> Survey:
-        """Return what was found, by the names of the classes, which are known by now.
+        """Return the survey with labels replaced by class names, which are known by now.
 
-        A row without labels is one only where there may be any number of them.
+        If the kind turned out to be multilabel, survey the table again, because rows without labels then count as rows.
         """
         turned = self.reading.kind == "multilabel" != columns.kind and found.unlabelled
         if turned:
@@ -147,7 +146,7 @@ class OwnData:
 
     @property
     def known(self) -> int:
-        """How many evaluation rows have a text that a training row has, too."""
+        """Number of evaluation rows with a text that also occurs in a training row."""
         trained = set(self.texts["train"])
         return sum(text in trained for text in self.texts["validation"])
 
@@ -156,11 +155,11 @@ class OwnData:
         return _task(self.reading, self, self.data.metric)
 
     def table(self, split: str) -> Table:
-        """Return the table that holds the rows of a split."""
+        """Return the table that contains the rows of a split."""
         return self.splits.train if split == "train" or self.splits.validation is None else self.splits.validation
 
     def load(self, source: Source, split: str) -> Dataset:
-        """Return the rows of "train" or "validation", kept memory-mapped by the content that they are made from."""
+        """Return the rows of "train" or "validation", memory-mapped from a cache that is keyed by their content."""
         table, members = self.table(split), self.members[split]
         folder = Path(__file__).parent
         code = [file_digest(folder / name) for name in ("chats.py", "reading.py", "rows.py", "tables.py", "values.py")]
@@ -178,7 +177,7 @@ class OwnData:
         )
 
     def _hold_out(self, found: Survey) -> None:
-        """Part the training rows, stratified."""
+        """Split the training rows into training and evaluation rows, stratified."""
         total = len(found.used)
         share = self.splits.share
         size = min(round(SHARE * total), MOST) if share is None else round(share * total)
@@ -203,7 +202,7 @@ class OwnData:
         self.members, self.texts = parts(found.used), parts(found.texts)
 
     def _only_ones(self, found: Survey, drawn: set[int]) -> set[int]:
-        """Return rows of `drawn` that have a label which no other row has: it could not be learnt without them."""
+        """Return rows of `drawn` to train on after all: each has a label that no training row has otherwise."""
         if self.reading.kind not in ("classification", "multilabel"):
             return set()
         multilabel = self.reading.kind == "multilabel"
@@ -217,7 +216,7 @@ class OwnData:
         return back
 
     def _check_known(self, table: Table, found: Survey) -> None:
-        """Raise UserError for an evaluation row that has a label which no training row has."""
+        """Raise UserError for an evaluation row with a label that no training row has, or that is not a number."""
         reading = self.reading
         if not found.counts:
             raise UserError(f"{table.name}: none of {found.rows} rows has text and a label in {reading.label!r}.")

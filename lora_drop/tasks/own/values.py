@@ -1,4 +1,4 @@
-"""Values of cells: as text, as labels, as numbers."""
+"""Conversion of cells to texts, labels and numbers."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from functools import lru_cache
 from typing import Any
 
 Label = str | tuple[str, ...]
-"""A label as it is written; several where the cell holds a list."""
+"""A label as written, or several if the cell contains a list."""
 WHOLE = re.compile(r"[+-]?\d+(\.0+)?")
-"""A whole number, also as pandas writes it in a column that lacks a value: 1.0."""
+"""A whole number, also in the form that pandas writes in a column with missing values: 1.0."""
 SEPARATOR = ";"
 MARKS = ("na", "n/a", "nan", "null", "none", "inf", "-inf")
-"""What programs write where there is no number."""
+"""Markers that programs write instead of a missing or infinite number."""
 
 
 def missing(value: Any) -> bool:
-    """Return True for a cell that holds nothing: empty, blanks, null, NaN."""
+    """Return True for a cell without a value: empty, whitespace, null, NaN."""
     if isinstance(value, str):
         return not value.strip()
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def as_text(value: Any) -> str:
-    """Return a cell as text: nothing as an empty one, what JSON has as JSON writes it, a date or a decimal as Python does."""
+    """Return a cell as text: null and NaN as "", JSON types as JSON, and others (strings, dates, decimals) by `str`."""
     if missing(value):
         return value if isinstance(value, str) else ""
     in_json = isinstance(value, (bool, int, float, list, tuple, dict))
@@ -35,7 +35,7 @@ def as_text(value: Any) -> str:
 
 
 def as_label(value: Any) -> Label | None:
-    """Return a cell as a label, or as several where it holds a list (also one written out); None if it is empty."""
+    """Return a cell as a label, or as several if it is a list or a text such as "['a', 'b']"; None if it is empty."""
     if isinstance(value, (list, tuple)):
         return tuple(as_text(item).strip() for item in value)
     if missing(value):
@@ -43,15 +43,15 @@ def as_label(value: Any) -> Label | None:
     text = as_text(value).strip()
     if text.startswith("[") and text.endswith("]"):
         try:
-            items = ast.literal_eval(text)  # literals alone: nothing is executed
-        except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):  # no literal, or nested too deeply
+            items = ast.literal_eval(text)  # only literals: nothing is executed
+        except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):  # not a literal, or nested too deeply
             return text
         return tuple(str(item).strip() for item in items)
     return text
 
 
 def several(label: Label | None) -> tuple[str, ...]:
-    """Return the labels of a row that may have any number: a list, or `a;b`."""
+    """Return all labels of a multilabel row, given as a list or as `a;b`."""
     parts = label if isinstance(label, tuple) else (label or "").split(SEPARATOR)
     return tuple(part.strip() for part in parts if part.strip())
 
@@ -66,13 +66,13 @@ def number(label: Label | None) -> float | None:
 
 
 def marks_among_numbers(labels: Collection[Label]) -> list[Label]:
-    """Return labels that say that there is none, where all others are numbers."""
+    """Return the labels that mark a missing number, if all others are numbers; else none."""
     others = [label for label in labels if number(label) is None]
     return others if len(others) < len(labels) and all(str(label).lower() in MARKS for label in others) else []
 
 
 def kind_of(labels: Iterable[Label]) -> str:
-    """Return the kind of task that labels (at least one) are of."""
+    """Return the kind of task that the labels (at least one) suggest."""
     labels = list(labels)
     if any(isinstance(label, tuple) or SEPARATOR in label for label in labels):
         return "multilabel"
@@ -82,7 +82,7 @@ def kind_of(labels: Iterable[Label]) -> str:
 
 
 def ordered(names: Iterable[str]) -> tuple[str, ...]:
-    """Return different names in order: texts by the alphabet; whole numbers by size, and 1.0 as 1."""
+    """Return the distinct names in order: texts alphabetically; whole numbers by size, with 1.0 written as 1."""
     names = set(names)
     if not _all_whole(names):
         return tuple(sorted(names))
@@ -90,16 +90,16 @@ def ordered(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def same_class(name: str, names: tuple[str, ...]) -> str:
-    """Return the one of `names` that a label means: 1.0 means 1 (and 1 means 1.0) where all are whole numbers.
+    """Return the one of `names` that a label denotes: 1.0 denotes 1 (and 1 denotes 1.0) if all are whole numbers.
 
-    A label that means none of them is returned as it is.
+    A label that denotes none of them is returned unchanged.
     """
     return name if name in names else _by_number(names).get(_whole(name), name)
 
 
 @lru_cache
 def _by_number(names: tuple[str, ...]) -> dict[str, str]:
-    """Return names by the whole numbers that they are; nothing if one is another text."""
+    """Return names by their whole number; nothing if one of them is not a whole number."""
     return {_whole(name): name for name in names} if _all_whole(names) else {}
 
 
@@ -108,5 +108,5 @@ def _all_whole(names: Iterable[str]) -> bool:
 
 
 def _whole(name: str) -> str:
-    """Return a whole number without a fraction of zeros; 01 stays 01, a name of its own."""
+    """Return a whole number without a fraction of zeros. 01 stays 01, a separate name."""
     return name.partition(".")[0] if WHOLE.fullmatch(name) else name

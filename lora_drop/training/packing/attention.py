@@ -1,4 +1,4 @@
-"""Attention over rows of different length that lie one after the other."""
+"""Attention over concatenated rows of different lengths."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from lora_drop.training.packing.layout import Group, Layout, Unpackable
 
 @dataclass(frozen=True)
 class Scoring:
-    """What an attention does with its scores, in this order."""
+    """Options of an attention for its scores, in the order in which they are applied."""
 
     scaling: float
     softcap: float | None = None
-    """Scores are bent to lie within ± this."""
+    """Scores are bent into the range ± this value."""
     causal: bool = False
-    """Tokens see no later ones."""
+    """True if tokens do not see later ones."""
     window: int | None = None
-    """Tokens see none that is this far away, or farther."""
+    """Tokens do not see those that are this far away or farther."""
     dropout: float = 0.0
     """Share of the attention weights that is dropped."""
 
 
 class GroupedAttention(torch.autograd.Function):
-    """Attention of the rows of a layout, group by group, with products of batches of matrices: on CPUs.
+    """Attention over the rows of a layout on a CPU, group by group, with batched matrix products.
 
-    The heads of a row that share a key are further queries of that key: one matrix of `shared·length` queries.
+    Heads of a row that share a key are treated as more queries of that key: one matrix of `shared·length` queries.
     """
 
     @staticmethod
@@ -44,7 +44,7 @@ class GroupedAttention(torch.autograd.Function):
         scoring: Scoring,
         read_only: bool,
     ) -> Tensor:
-        """Return `tokens heads width` of a `query` of that shape, and `key` and `value`, which may have fewer heads."""
+        """Return `tokens heads width`, the shape of `query`; `key` and `value` may have fewer heads."""
         p = scoring.dropout
         out = (torch.zeros if read_only else torch.empty)(query.shape, dtype=query.dtype, device=query.device)
         ctx.layout, ctx.scoring, ctx.read_only, ctx.factor = layout, scoring, read_only, None
@@ -54,7 +54,7 @@ class GroupedAttention(torch.autograd.Function):
             q = _gather(query, group, ctx.heads, read_only)
             k, v = (_gather(tensor, group, ctx.heads) for tensor in (key, value))
             scores = _product(q, k.transpose(1, 2), scoring.scaling)
-            if scores.dtype == torch.bfloat16:  # exponentials and their sums in fp32, which is faster, too
+            if scores.dtype == torch.bfloat16:  # softmax in fp32 is more exact, and faster
                 scores = scores.float()
             bent = [] if scoring.softcap is None else [scores.div_(scoring.softcap).tanh_()]
             scores = scores if scoring.softcap is None else scores * scoring.softcap
@@ -72,7 +72,7 @@ class GroupedAttention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
-        """Return the gradients of query, key and value, as far as they are wanted."""
+        """Return the gradients of query, key and value; None for those that are not needed."""
         gradient, layout, heads, read_only = gradients[0].contiguous(), ctx.layout, ctx.heads, ctx.read_only
         saved, wanted = iter(ctx.saved_tensors), ctx.needs_input_grad
         shape = (gradient.shape[0], heads, gradient.shape[2])
@@ -102,13 +102,16 @@ class GroupedAttention(torch.autograd.Function):
 
 
 def _product(one: Tensor, two: Tensor, factor: float) -> Tensor:
-    """Return `factor` · `one` `two` of batches of matrices, without a pass of its own for the factor."""
+    """Return `factor` · `one` `two` for batches of matrices, without a separate pass for the factor."""
     unused = one.new_empty(1).expand(one.shape[0], one.shape[1], two.shape[2])
     return torch.baddbmm(unused, one, two, beta=0, alpha=factor)
 
 
 def _gather(tensor: Tensor, group: Group, matrices: int, read_only: bool = False, blank: bool = False) -> Tensor:
-    """Return a group's part of `tokens heads width` as `rows·matrices queries width`; what padding holds counts nowhere, or is 0 (`blank`)."""
+    """Return a group's part of `tokens heads width` as `rows·matrices queries width`.
+
+    The values at padding are arbitrary, as they are never used, or 0 with `blank`.
+    """
     _, heads, width = tensor.shape
     part = tensor[group.tokens]
     if read_only:
@@ -121,7 +124,7 @@ def _gather(tensor: Tensor, group: Group, matrices: int, read_only: bool = False
 
 
 def _scatter(matrices: Tensor, out: Tensor, group: Group, read_only: bool = False) -> None:
-    """Put `rows·matrices queries width` where they belong in `out` (`tokens heads width`)."""
+    """Copy `rows·matrices queries width` to the group's positions in `out` (`tokens heads width`)."""
     _, heads, width = out.shape
     part = out[group.tokens]
     if read_only:
@@ -132,11 +135,11 @@ def _scatter(matrices: Tensor, out: Tensor, group: Group, read_only: bool = Fals
 
 
 def _hide(scores: Tensor, group: Group, scoring: Scoring, read_only: bool) -> None:
-    """Let no score count that belongs to padding, to a later token if causal, or to one outside the window."""
+    """Mask the scores of padding, of later tokens if causal, and of tokens outside the window."""
     length = group.length
-    causal = scoring.causal and not read_only  # the token that is read is then the last of its row
+    causal = scoring.causal and not read_only  # with `read_only`, the query is the last token of its row
     if scoring.window is not None and scoring.window < length:
-        # finite, as padding may see nothing at all
+        # finite rather than -inf, because a query at padding may see nothing at all
         hidden = group.outside(scoring.window, causal, read_only)
         scores.view(group.rows, -1, hidden.shape[2], length).masked_fill_(hidden, torch.finfo(scores.dtype).min)
     elif causal:  # padding is later than every real token
@@ -147,9 +150,10 @@ def _hide(scores: Tensor, group: Group, scoring: Scoring, read_only: bool) -> No
 
 
 def varlen_attention(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scoring: Scoring) -> Tensor:
-    """Attention of rows of different length by the kernel that torch has for the device: on GPUs. Shapes as in `GroupedAttention`.
+    """Compute attention over rows of different lengths with torch's kernel for the device (used on GPUs).
 
-    Raises Unpackable for scores that the kernels do not make: bent ones, or a window shorter than a row where there is no flash attention.
+    Shapes are those of `GroupedAttention`. Raises Unpackable for scores that the kernels do not support: a soft cap, or
+    a window shorter than a row where flash attention is not available.
     """
     windowed = scoring.window is not None and scoring.window < layout.longest
     flash = _has_flash(query)
@@ -167,7 +171,7 @@ def varlen_attention(query: Tensor, key: Tensor, value: Tensor, layout: Layout, 
 
 
 def _has_flash(query: Tensor) -> bool:
-    """Return True if flash attention is there for this device, precision and width (of `tokens heads width`)."""
+    """Return True if flash attention is available for this device, precision and width (of `tokens heads width`)."""
     device, width = query.device, query.shape[-1]
     return (
         device.type == "cuda"
@@ -181,7 +185,10 @@ def _has_flash(query: Tensor) -> bool:
 
 
 def _flash(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scoring: Scoring) -> Tensor:
-    """Attention by the operator below `scaled_dot_product_attention`: nested tensors take longer to make than the kernel takes to run."""
+    """Compute attention with flash attention, through the operator below `scaled_dot_product_attention`.
+
+    Making nested tensors for the latter would take longer than the kernel.
+    """
     longest, sides = layout.longest, {}
     if scoring.window is not None and scoring.window < longest:
         reach = scoring.window - 1
@@ -197,7 +204,7 @@ def _flash(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scoring: S
 
 
 def _efficient(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scoring: Scoring) -> Tensor:
-    """Attention by the operator below `scaled_dot_product_attention` for fp32."""
+    """Compute attention with the efficient operator below `scaled_dot_product_attention`, which supports fp32."""
     out: Tensor = torch.ops.aten._efficient_attention_forward(
         *(tensor.unsqueeze(0) for tensor in (query, key, value)),
         None,
@@ -209,7 +216,7 @@ def _efficient(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scorin
 
 
 def _nested(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scoring: Scoring) -> Tensor:
-    """Attention over torch's nested tensors."""
+    """Compute attention over torch's nested tensors."""
     bounds: dict[str, Any] = {"min_seqlen": 0 if layout.fills else layout.lengths[-1], "max_seqlen": layout.longest}
     q, k, v = (
         torch.nested.nested_tensor_from_jagged(tensor, layout.offsets, **bounds).transpose(1, 2)

@@ -1,4 +1,4 @@
-"""Dropout with masks that cost little on a CPU."""
+"""Dropout with masks that are cheap to draw on a CPU."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ CHEAP = (torch.float32, torch.bfloat16)
 
 
 def keep_mask(shape: Sequence[int], p: float, dtype: torch.dtype = torch.float32) -> tuple[Tensor, float]:
-    """Return a mask on the CPU, each element 0 with probability `p` (at most 255/256), else 1; and the factor that keeps the mean.
+    """Return a mask on the CPU and the factor that preserves the mean.
 
-    A byte of randomness is spent on an element. It knows multiples of 1/256, so the threshold of a mask is drawn from the two beside 256 p, and
-    each element is 0 with probability `p` exactly. The seed is the next number of torch's global generator: a mask is as reproducible as torch's
-    own, and continues with a checkpoint.
+    Each element is 0 with probability `p` (capped at 255/256), else 1. One random byte per element resolves only
+    multiples of 1/256, so the threshold of a mask is drawn from the two integers next to 256 p. Each element is thus 0
+    with probability exactly `p`. The seed is the next number of torch's global generator: masks are as reproducible as
+    torch's own, and survive a checkpoint.
     """
     count, p = int(np.prod(shape)), min(p, 255 / 256)
     seed = int(torch.empty((), dtype=torch.int64).random_())
@@ -49,6 +50,6 @@ class _Dropout(torch.autograd.Function):
 
 
 def dropout_forward(module: nn.Dropout, x: Tensor) -> Tensor:
-    """Return what `nn.Dropout` returns: each element 0 with probability `p`, else divided by 1 - p, while training."""
+    """Return the same as `nn.Dropout`: in training, each element is 0 with probability `p`, else divided by 1 - p."""
     cheap = module.training and 0 < module.p < 1 and not module.inplace and x.dtype in CHEAP
     return _Dropout.apply(x, module.p) if cheap else functional.dropout(x, module.p, module.training, module.inplace)

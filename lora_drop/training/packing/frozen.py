@@ -1,8 +1,9 @@
-"""Products with frozen weights, which are multiplied thousands of times and never change.
+"""Products with frozen weights, which are used thousands of times and never change.
 
-On a CPU they are computed by oneDNN: a weight is brought into the order that its kernel reads, once for the forward pass (W) and once for the
-gradient of the input (Wᵀ), and in the precision of the pass. The fp32 product is fp32 by construction. On a GPU a weight is rounded once for a pass
-in half precision; autocast would round it in every pass, as it keeps rounded weights only of parameters that are trained.
+On a CPU, oneDNN computes them. A weight is reordered for oneDNN's kernel, in the precision of the pass, once for the
+forward pass (W) and once for the gradient of the input (Wᵀ). The fp32 product never rounds to bf16. On a GPU, a weight
+is rounded to half precision once; autocast would round it in every pass, because it caches rounded weights only of
+trained parameters.
 """
 
 from __future__ import annotations
@@ -17,45 +18,48 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 ROWS = 1024
-"""The number of tokens that oneDNN orders weights for; any other number is computed from the same order."""
+"""Number of tokens that oneDNN optimises the weight order for; the same order works for any other number."""
 LIMIT = 2**31
-"""Bytes. The weights of a larger model are not kept a second and a third time."""
+"""Limit in bytes: the weights of a larger model are not kept a second and a third time."""
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Return x Wᵀ + b (`rows outputs`) by oneDNN; `weight` as it is or reordered."""
+    """Return x Wᵀ + b (`rows outputs`) by oneDNN. `weight` may be plain or reordered."""
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
 def multiplies_bf16() -> bool:
-    """Return True if oneDNN has products of bf16 for this CPU; AVX2 alone has none."""
+    """Return True if oneDNN supports bf16 products on this CPU; AVX2 alone is not enough."""
     return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 class Frozen:
-    """The weight and bias of a linear layer that is not trained, ready for the product."""
+    """The weight and bias of a linear layer that is not trained, prepared for the product."""
 
     def __init__(self, layer: nn.Linear, ordered: bool = True):
-        """Take a layer; its weight is made ready when it is first needed, and again if somebody has changed it.
+        """Wrap a layer. Its weight is prepared when first needed, and again after it has been changed.
 
         Args:
-            layer: on its device.
-            ordered: kept in oneDNN's order; else only rounded.
+            layer: The layer, on its device.
+            ordered: Keep the weight in oneDNN's order; otherwise only rounded.
         """
         self.layer, self.ordered = layer, ordered
         self._kept: dict[tuple[str, torch.dtype, torch.device], tuple[int, Tensor]] = {}
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return x Wᵀ + b in the precision of `x` (`rows inputs`). Unless `ordered`, autograd knows its backward pass."""
+        """Return x Wᵀ + b in the precision of `x` (`rows inputs`). Autograd can differentiate it unless `ordered`."""
         bias = None if self.layer.bias is None else self._keep("bias", x.dtype)
         return (product if self.ordered else functional.linear)(x, self._keep("forward", x.dtype), bias)
 
     def backward(self, gradient: Tensor) -> Tensor:
-        """Return the gradient of the input, in the precision of that of the output (`rows outputs`), if `ordered`."""
+        """Return the input's gradient in the precision of the output's (`rows outputs`). Requires `ordered`."""
         return product(gradient, self._keep("backward", gradient.dtype))
 
     def _keep(self, what: str, dtype: torch.dtype) -> Tensor:
-        """Return the bias in a precision, or the weight, in the order of the `forward` or the `backward` product if it has one."""
+        """Return the bias or the weight in precision `dtype`, the weight in the order of that product if `ordered`.
+
+        `what` is "bias", or "forward" or "backward" for the weight of that product.
+        """
         source = self.layer.bias if what == "bias" else self.layer.weight
         key = (what, dtype, source.device)
         kept = self._kept.get(key)
@@ -69,7 +73,7 @@ class Frozen:
 
 
 class _Linear(torch.autograd.Function):
-    """W x + b of all rows of x, with frozen W and b: nothing but the layer is kept for the backward pass."""
+    """W x + b for all rows of x, with frozen W and b. Only the layer is kept for the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, frozen: Frozen, half: Half) -> Tensor:
@@ -82,13 +86,13 @@ class _Linear(torch.autograd.Function):
 
 
 class Half:
-    """The precision of products. Query, key and value read the same tensor: it is rounded once."""
+    """Rounds inputs to the precision of products. Query, key and value share an input, which is rounded only once."""
 
     def __init__(self) -> None:
         self._last: tuple[Tensor, int, Tensor] | None = None
 
     def of(self, x: Tensor) -> torch.dtype:
-        """Return the precision of a product with `x`: autocast's, or that of `x`."""
+        """Return the precision of a product with `x`: autocast's if it is on, else that of `x`."""
         device = x.device.type
         return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
@@ -102,12 +106,12 @@ class Half:
         return self._last[2]
 
     def forget(self) -> None:
-        """Let go of the tensor."""
+        """Release the cached tensor."""
         self._last = None
 
 
 def computable(x: Tensor) -> bool:
-    """Return True if the product of a tensor with an fp32 weight is one of fp32, or of autocast's half precision: on a CPU of bf16."""
+    """Return True if `x` times an fp32 weight is an fp32 or autocast half-precision product (on a CPU only bf16)."""
     device = x.device.type
     if device not in ("cpu", "cuda") or x.numel() == 0:
         return False
@@ -118,7 +122,7 @@ def computable(x: Tensor) -> bool:
 
 
 def frozen_forward(layer: nn.Linear, frozen: Frozen, half: Half, x: Tensor) -> Tensor:
-    """Return what a linear layer returns for `x`."""
+    """Return the output of a linear layer for `x`."""
     if not computable(x):
         return nn.Linear.forward(layer, x)
     if not frozen.ordered:
@@ -129,7 +133,7 @@ def frozen_forward(layer: nn.Linear, frozen: Frozen, half: Half, x: Tensor) -> T
 
 @contextmanager
 def ready(frozen: Mapping[nn.Linear, Frozen], half: Half) -> Iterator[None]:
-    """Compute these layers from the weights that were made ready, inside the context."""
+    """Compute these layers from their prepared weights inside the context."""
     with ExitStack() as undo:
         for layer, kept in frozen.items():
             layer.forward = partial(frozen_forward, layer, kept, half)  # type: ignore[method-assign]
@@ -138,7 +142,7 @@ def ready(frozen: Mapping[nn.Linear, Frozen], half: Half) -> Iterator[None]:
 
 
 def frozen_layers(model: nn.Module) -> dict[nn.Linear, Frozen]:
-    """Return the plain linear layers in fp32 that are not trained; none if their weights are too large to be kept again."""
+    """Return the plain fp32 linear layers that are not trained; none if their weights exceed `LIMIT`."""
     layers = [
         layer
         for layer in model.modules()

@@ -1,4 +1,4 @@
-"""Where the real tokens of a padded batch are, and which rows attention computes together."""
+"""The positions of the real tokens in a padded batch, and the groups of rows that attention computes together."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from torch import Tensor
 from lora_drop.data.completions import IGNORED
 
 SIMILAR = 0.8
-"""Rows whose length is at least this share of the longest one's are one group of the attention."""
+"""Attention groups rows that have at least this share of the longest row's length."""
 FILLER = 128
-"""The longest row that a batch is filled up with."""
+"""Length of the longest row that is used to fill up a batch."""
 
 
 class Unpackable(Exception):
-    """This model or batch cannot be computed without padding; the message says why."""
+    """This model or batch cannot be computed without padding. The message gives the reason."""
 
 
 @dataclass(frozen=True)
 class Places:
-    """Where each head of each token of a group stands in `rows heads length`, padded to the longest row, and back."""
+    """Index maps between the tokens of a group and `rows heads length`, padded to the longest row."""
 
     gather: Tensor
-    """`rows·heads·length`: of each place, the position among `tokens·heads`; that of the row's first token where there is padding."""
+    """`rows·heads·length`: the position of each place among `tokens·heads`. Padding points to the row's first token."""
     scatter: Tensor
-    """`tokens·heads`: of each head of each token, its place."""
+    """`tokens·heads`: the place of each head of each token."""
     empty: Tensor
     """The places that are padding."""
 
@@ -38,18 +38,18 @@ class Group:
     """Rows of similar length, which attention computes together, padded to the longest of them."""
 
     def __init__(self, members: Tensor, start: int, lengths: list[int], last: bool):
-        """Describe rows (`members` of the batch) whose first token is at `start` of all tokens.
+        """Describe the rows `members` of the batch; their first token is at position `start` of all tokens.
 
-        `last`: whether the head reads their last token, not their first.
+        `last` is True if the head reads the last token of each row, False if the first.
         """
         self.members, self.rows, self.length = members, len(lengths), lengths[0]
         self.tokens = slice(start, start + sum(lengths))
-        """Where their tokens are among all tokens."""
+        """Positions of the group's tokens among all tokens."""
         self._lengths = torch.tensor(lengths, device=members.device)
         self._begins = self._lengths.cumsum(0) - self._lengths
         self._real = torch.arange(self.length, device=members.device) < self._lengths[:, None]
         self.read = self._begins + self._lengths - 1 if last else self._begins
-        """`rows`: position, from the group's first token, of the token that is read."""
+        """`rows`: position of the token that is read, counted from the group's first token."""
         self.padded = lengths[-1] < self.length
         self.bias = torch.zeros(self._real.shape, device=members.device).masked_fill_(~self._real, -torch.inf)[
             :, None, None
@@ -58,9 +58,10 @@ class Group:
         self._places: dict[int, Places] = {}
 
     def outside(self, window: int, causal: bool, read_only: bool) -> Tensor:
-        """Return True at what a query does not see, `rows 1 queries length`: of each token, or of the one that is read.
+        """Return a mask, `rows 1 queries length`, that is True where a query must not see a key.
 
-        A token sees itself and those less than `window` away, of earlier ones alone if `causal`.
+        Queries are all tokens, or with `read_only` the token that is read. A token sees itself and those less than
+        `window` away; with `causal`, only earlier ones.
         """
         keys = torch.arange(self.length, device=self.members.device)
         queries = (self.read - self._begins)[:, None] if read_only else keys[None]
@@ -69,7 +70,7 @@ class Group:
         return (ahead >= window) | later | ~self._real[:, None, None]
 
     def places(self, heads: int) -> Places:
-        """Return where everything of `heads` heads stands; made once for all layers."""
+        """Return the index maps for `heads` heads, made once for all layers."""
         if heads not in self._places:
             ahead, head = (torch.arange(count, device=self.members.device) for count in (self.length, heads))
             token = self._begins[:, None] + ahead * self._real
@@ -83,25 +84,29 @@ class Group:
 
 
 def filled(tokens: int) -> tuple[int, int]:
-    """Return to how many tokens so many are filled up, and by how many rows at most: there are four sizes from a power of 2 to the next."""
+    """Return the size that `tokens` are filled up to, and the maximum number of rows for that.
+
+    There are four sizes from one power of 2 to the next, and none closer than 64 tokens.
+    """
     step = max(64, 2 ** ((tokens - 1).bit_length() - 3))
     return -(-tokens // step) * step, -(-step // FILLER)
 
 
 class Layout:
-    """Where the real tokens of a padded batch are. They are ordered by row, longest row first."""
+    """The positions of the real tokens in a padded batch. They are ordered by row, longest row first."""
 
     def __init__(self, mask: Tensor, labels: Tensor | None, reads: str, fills: bool = False):
         """Lay out a batch.
 
         Args:
             mask: `batch seq`, 1 at real tokens.
-            labels: `batch seq` with IGNORED where nothing is learned, for `reads="learned"`.
-            reads: which tokens are read after the stack: "all", the "first" or "last" of each row, or those whose next token is "learned".
-            fills: further rows, which nobody reads, make the tokens one of a few numbers.
+            labels: `batch seq` with IGNORED where nothing is learned; needed for `reads="learned"`.
+            reads: The tokens that are read after the stack: "all", the "first" or the "last" of each row, or the
+                "learned" ones: those that precede a label.
+            fills: Add rows that are never read, so that batches have one of a few numbers of tokens.
         """
         device, self.shape = mask.device, tuple(mask.shape)
-        mask = mask.cpu()  # a GPU is waited for here, so that it is not in each of the steps below
+        mask = mask.cpu()  # wait for the GPU once here, instead of in each step below
         lengths = mask.sum(1).tolist()
         if min(lengths) == 0:
             raise Unpackable("a row has no tokens")
@@ -111,16 +116,16 @@ class Layout:
         flat = ordered[row] * mask.shape[1] + column
         self._ordered = ordered.to(device)
         self.columns = column.to(device)
-        """`tokens`: the column of each token in the batch."""
+        """`tokens`: column of each token in the batch."""
         self.flat = flat.to(device)
-        """`tokens`: the position of each in the flattened batch."""
+        """`tokens`: position of each token in the flattened batch."""
         self.lengths = [lengths[index] for index in order]
         self.starts = [0, *np.cumsum(self.lengths).tolist()]
-        """Where each row begins among all tokens, and where the last one ends."""
+        """Start of each row among all tokens, and the end of the last."""
         self.longest = self.lengths[0]
-        """No row has more tokens."""
+        """Upper bound on the tokens of a row."""
         self.taken, ends = self.flat, self.starts
-        """`tokens`: the position of each in the flattened batch, those included that fill it up."""
+        """`tokens`: position of each token in the flattened batch, including those that fill it up."""
         if fills:
             self.longest = -(-self.longest // FILLER) * FILLER
             total, rows = filled(ends[-1])
@@ -129,7 +134,7 @@ class Layout:
         self.reads, self.fills = reads, fills
         if reads == "learned":
             assert labels is not None
-            # in the order of the batch, which is that of the labels
+            # in the order of the batch, which is also the order of the labels
             index = torch.empty(self.shape, dtype=torch.long)
             index.view(-1)[flat] = torch.arange(len(flat))
             self.read = index[:, :-1][labels[:, 1:].cpu() != IGNORED].to(device)
@@ -139,17 +144,18 @@ class Layout:
             read[ordered] = torch.tensor(places)
             self.read = read.to(device)
         self.offsets = torch.tensor(ends, dtype=torch.int32).to(device)
-        """Where each row begins, and where the last one ends, those included that fill the batch up."""
+        """Start of each row and the end of the last, including those that fill up the batch."""
 
     def restore(self, hidden: Tensor) -> Tensor:
-        """Put the tokens that are read back where the caller looks for them.
+        """Put the tokens that are read where the caller expects them.
 
         Args:
-            hidden: `1 tokens width` of all tokens, or of those that are read.
+            hidden: `1 tokens width`, of all tokens if `reads` is "all", else of those that are read.
 
         Returns:
-            `batch seq width`, zero at padding; where one token is read it stands at every position of its row, so that it is found wherever the
-            head looks. Of learned tokens `1 learned width`, as nobody needs a place for the others.
+            `batch seq width`, zero at padding. If one token of each row is read, it is repeated at every position of
+            its row, so that the head finds it wherever it looks. For learned tokens `1 learned width`, because the
+            others need no position.
         """
         rows, length = self.shape
         if self.reads == "all":
@@ -159,7 +165,7 @@ class Layout:
 
     @cached_property
     def groups(self) -> list[Group]:
-        """Rows that attention computes together, where it computes groups."""
+        """Groups of rows that attention computes together, if it works by group."""
         return list(self._grouped())
 
     @property
@@ -175,7 +181,7 @@ class Layout:
 
     @property
     def tokens(self) -> int:
-        """Tokens that are computed."""
+        """Number of tokens that are computed."""
         return len(self.taken)
 
     def _grouped(self) -> Iterator[Group]:

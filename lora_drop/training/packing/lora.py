@@ -12,7 +12,10 @@ from lora_drop.training.packing.frozen import Frozen, Half, computable
 
 
 class _LoraLinear(torch.autograd.Function):
-    """W x + b + scaling · B A x of all rows of x, with frozen W and b. Products are in the precision of autocast, A and B stay in fp32."""
+    """W x + b + scaling · B A x for all rows of x, with frozen W and b.
+
+    Products are in the precision of autocast; the parameters A and B stay in fp32.
+    """
 
     @staticmethod
     def forward(
@@ -41,21 +44,24 @@ class _LoraLinear(torch.autograd.Function):
 
 
 def lora_forward(layer: Any, adapter: str, base: Frozen | nn.Linear, half: Half, x: Tensor) -> Tensor:
-    """Return what a plain LoRA layer returns for `x` (`*batch inputs`); what is not of one precision, it computes itself."""
+    """Return the output of a plain LoRA layer for `x` (`*batch inputs`). Mixed precisions are left to PEFT's code."""
     if not (computable(x) and (isinstance(base, Frozen) or base.weight.dtype == half.of(x))):
         return type(layer).forward(layer, x)
     down, up, scaling = layer.lora_A[adapter], layer.lora_B[adapter].weight, layer.scaling[adapter]
-    # a GPU waits for Python: there autograd's own functions are faster
+    # a GPU would wait for Python, so there autograd's own functions are faster
     if torch.is_grad_enabled() and x.device.type == "cpu":
         out: Tensor = _LoraLinear.apply(x, down.weight, up, scaling, base, half)
         return out.view(*x.shape[:-1], -1)
     x = half(x)
-    z = down(x).flatten(0, -2)  # as a module, whose hooks see z: layers are scored by it
+    z = down(x).flatten(0, -2)  # call the module: scoring of layers hooks into it to see z
     return base.forward(x.flatten(0, -2)).addmm_(z, up.to(z.dtype).T, alpha=scaling).view(*x.shape[:-1], -1)
 
 
 def plain_loras(model: nn.Module) -> list[tuple[Any, str]]:
-    """Return PEFT's LoRA layers that compute W x + b + scaling · B A x and nothing else, A and B in fp32, each with the name of its adapter."""
+    """Return PEFT's plain LoRA layers, each with the name of its adapter.
+
+    A plain layer computes W x + b + scaling · B A x and nothing else, with A and B in fp32.
+    """
     from peft.tuners.lora.layer import Linear
 
     found = []

@@ -1,4 +1,4 @@
-"""Where the layers of a transformers model are."""
+"""Find the stack of layers of a transformers model."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Stack:
 
 
 def pretrained(model: nn.Module) -> PreTrainedModel:
-    """Return the transformers model under an adapter. Raises Unpackable if it is none, or has two stacks of layers."""
+    """Return the transformers model under an adapter. Raises Unpackable if there is none, or if it has two stacks."""
     base: Any = getattr(model, "get_base_model", lambda: model)()
     if not isinstance(base, PreTrainedModel):
         raise Unpackable("it is not a model of transformers")
@@ -54,7 +54,7 @@ def find_stack(model: PreTrainedModel) -> Stack:
 
 
 def configs(model: nn.Module) -> list[PretrainedConfig]:
-    """Return every configuration that a module of the model looks at."""
+    """Return the configurations of all modules of the model, each once."""
     found = {}
     for module in model.modules():
         config = getattr(module, "config", None)

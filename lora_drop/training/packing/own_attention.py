@@ -1,14 +1,15 @@
-"""Attention that is a model's own code, called on rows of similar length between operations on packed tokens.
+"""Attention computed by a model's own code, called on rows of similar length between operations on packed tokens.
 
-Nothing of the code is known or copied. Three things are taken from the model itself:
+No knowledge of the code is built in, and none of it is copied. Three parts come from the model itself:
 
-- **What the attention is given** beside the tokens (a mask, a relative position bias): for each group of rows the stack of layers is called up to its
-  first attention, with a batch of the group's shape. All layers get the same; a model for which that is wrong fails the trial.
-- **Its projections**, linear layers of single tokens, are computed once for all tokens. In the attention's code stand-ins take their places and
-  hand out the result for the rows of the group.
-- **All that lies between them** is called on the group, padded to its longest row.
+- **The other arguments of the attention** (a mask, a relative position bias): for each group of rows, the stack of
+  layers is called up to its first attention with a batch of the group's shape. All layers get the same arguments; a
+  model for which that is wrong fails the trial.
+- **The projections**, linear layers on single tokens, are computed once for all tokens. In the attention's code,
+  stand-ins replace them and return the result for the rows of the group.
+- **Everything between the projections** is called on the group, padded to its longest row.
 
-In place of the tokens the code is given NaN, so that whatever else it does with them is found out.
+The code is given NaN in place of the tokens, so that any other use of them is detected.
 """
 
 from __future__ import annotations
@@ -28,39 +29,43 @@ if TYPE_CHECKING:
     from lora_drop.training.packing.packed import Packing
 
 Given = tuple[tuple[Any, ...], dict[str, Any]]
-"""Arguments of an attention beside the tokens: by position and by name."""
+"""Arguments of an attention other than the tokens: positional ones and named ones."""
 Products = dict[nn.Module, tuple[Tensor, ...]]
-"""What each projection makes of the tokens, in the rows of each group."""
+"""The output of each projection, split into the rows of each group."""
 
 
 class OwnAttention:
-    """The attentions of a stack of layers, and what they are given for each group of rows."""
+    """The attention modules of a stack of layers, and their arguments for each group of rows."""
 
     def __init__(self, stack: nn.Module, layers: nn.ModuleList):
-        """Find the attentions. Raises Unpackable if a layer has none, or several."""
+        """Find the attention modules. Raises Unpackable if a layer has none, or several."""
         self.stack, self.first = stack, layers[0]
         self.cores = {module: _Core(module) for module in map(_attention, layers)}
         self.forget()
 
     def forget(self) -> None:
-        """Let go of the batch."""
+        """Release the tensors of the batch."""
         self._given: list[Given] = []
         self._packed = self._stub = torch.empty(0)
 
     def forwards(self, packing: Packing) -> Iterator[tuple[nn.Module, Callable[..., Any]]]:
-        """Yield each attention module and how it computes packed tokens."""
+        """Yield each attention module and its forward function for packed tokens."""
         yield from ((module, partial(self._forward, core, packing)) for module, core in self.cores.items())
 
     def begin(self, given: Mapping[str, Any], packed: Tensor, layout: Layout) -> dict[str, Any]:
-        """Find what the attentions are given for each group.
+        """Find the arguments of the attention modules for each group.
 
         Args:
-            given: what the stack was called with, padded.
-            packed: `1 tokens width`, which the first layer will get.
-            layout: of the batch.
+            given: The padded arguments of the stack.
+            packed: `1 tokens width`, the input of the first layer.
+            layout: The layout of the batch.
 
         Returns:
-            What the stack is to be called with: a single token, so that what it makes of the others' number, which is not used, is small.
+            New arguments for the stack. They hold a single token, so that masks and the like that the stack builds for
+            the number of tokens, and that are not used, stay small.
+
+        Raises:
+            Unpackable: If rows are not padded on the right, or the layers call no attention.
         """
         if not layout.right_padded:
             raise Unpackable("its own attention needs rows that are padded on the right")
@@ -77,7 +82,7 @@ class OwnAttention:
         return {**_part(given, layout.groups[0].members[:1], 1, layout), "hidden_states": self._stub}
 
     def enter(self, _layer: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-        """Give the first layer all tokens instead of the single one: a hook."""
+        """Pass the first layer all tokens instead of the single one. This is a forward pre-hook."""
         every = {name: self._packed if value is self._stub else value for name, value in kwargs.items()}
         return tuple(self._packed if value is self._stub else value for value in args), every
 
@@ -93,14 +98,14 @@ class OwnAttention:
         joined, others = core.attend(hidden, layout, self._given)
         if packing.attended():
             packing.begin_trimming()
-            joined = joined.contiguous()  # by any function: from now on they are given the tokens that are read
+            joined = joined.contiguous()  # call any function: from now on, functions get only the tokens that are read
         if core.end is not None:
             joined = core.end(joined)
         return joined if others is None else (joined, *others)
 
 
 class _Reached(Exception):
-    """The stack has called its first attention, with these arguments beside the tokens."""
+    """Raised when the stack calls its first attention; holds the arguments other than the tokens."""
 
     def __init__(self, given: Given):
         super().__init__()
@@ -113,17 +118,17 @@ class _Core:
     def __init__(self, module: nn.Module):
         self.module = module
         self.end: nn.Module | None = None
-        """The projection whose result the module returns as it is; it is left to the caller."""
+        """The output projection, if the module returns its result unchanged; the caller then applies it."""
         self.call: _Call | None = None
         self._known = False
-        self._code = copy.copy(module)  # the same parameters and settings
+        self._code = copy.copy(module)  # shares parameters and settings
         self._code.__dict__["_modules"] = {
             name: _Projection(self, child) if child is not None and _is_linear(child) else child
             for name, child in module._modules.items()
         }
 
     def attend(self, hidden: Tensor, layout: Layout, given: list[Given]) -> tuple[Tensor, Any]:
-        """Return the result for all tokens, `1 tokens width`, and what else the module returns with it (None: it returns no tuple)."""
+        """Return the result for all tokens, `1 tokens width`, and the other outputs (None if there is no tuple)."""
         self._code.training = self.module.training
         if not self._known:
             self._find_end(hidden, layout, given[0])
@@ -163,17 +168,17 @@ class _Call:
         self.ghost = _ghost(hidden, layout.groups[number])
         self.watching = watching
         self.made: list[tuple[nn.Module, Tensor, int]] = []
-        """Projections of something else than tokens, their results, and when that was (`_Watching.seen`)."""
+        """Projections of anything other than the tokens, their results, and `_Watching.seen` at that time."""
 
     def product(self, projection: nn.Module) -> Tensor:
-        """Return what a projection makes of the group's tokens."""
+        """Return the output of a projection for the group's tokens."""
         if projection not in self.products:
             self.products[projection] = _Split.apply(projection(self.hidden), self.layout)
         return self.products[projection][self.number]
 
 
 class _Projection:
-    """Stands for a projection in the code of its attention."""
+    """A stand-in for a projection in the code of its attention."""
 
     def __init__(self, core: _Core, projection: nn.Module):
         self.core, self.projection = core, projection
@@ -185,7 +190,7 @@ class _Projection:
             return call.product(self.projection)
         if self.projection is self.core.end:
             return x
-        # neither its hooks, which look at tokens, nor a faster product, whose result may not be changed in place
+        # skip its hooks, which expect tokens, and the faster product, because its result must not be changed in place
         made: Tensor = type(self.projection).forward(self.projection, x)
         if call.watching is not None:
             call.made.append((self.projection, made, call.watching.seen))
@@ -193,20 +198,20 @@ class _Projection:
 
 
 class _Watching(TorchFunctionMode):
-    """Remembers the tensors that torch functions are called with."""
+    """Records the arguments of all torch functions."""
 
     def __enter__(self) -> _Watching:
-        self._arguments: list[Any] = []  # kept alive, so that their ids are theirs
+        self._arguments: list[Any] = []  # kept alive, so that their ids are not reused
         super().__enter__()
         return self
 
     @property
     def seen(self) -> int:
-        """Arguments so far."""
+        """Number of arguments recorded so far."""
         return len(self._arguments)
 
     def used(self, tensor: Tensor, since: int) -> bool:
-        """Return True if a function was called with it, after `since` arguments."""
+        """Return True if a function was called with the tensor after the first `since` arguments."""
         return any(argument is tensor for argument in self._arguments[since:])
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -215,7 +220,7 @@ class _Watching(TorchFunctionMode):
 
 
 class _Split(torch.autograd.Function):
-    """`1 tokens width` to `rows length width` of each group; what is at padding counts nowhere."""
+    """Split `1 tokens width` into `rows length width` for each group. Values at padding are never used."""
 
     @staticmethod
     def forward(ctx: Any, tokens: Tensor, layout: Layout) -> tuple[Tensor, ...]:
@@ -231,7 +236,7 @@ class _Split(torch.autograd.Function):
 
 
 class _Join(torch.autograd.Function):
-    """`rows length width` of each group to `1 tokens width`."""
+    """Join `rows length width` of each group into `1 tokens width`."""
 
     @staticmethod
     def forward(ctx: Any, layout: Layout, *parts: Tensor) -> Tensor:
@@ -257,17 +262,17 @@ def _joined(layout: Layout, parts: tuple[Tensor, ...]) -> Tensor:
 
 
 def _ghost(tokens: Tensor, group: Group) -> Tensor:
-    """Return NaN in the shape of a group, without memory."""
+    """Return NaN in the shape of a group, expanded from a single element."""
     return tokens.new_full((1,), torch.nan).expand(group.rows, group.length, tokens.shape[-1])
 
 
 def _part(given: Mapping[str, Any], members: Tensor, length: int, layout: Layout) -> dict[str, Any]:
-    """Return arguments of the stack for some rows of the batch, cut to `length`."""
+    """Return the arguments of the stack for some rows of the batch, cut to `length`."""
     return {name: _cut(value, members, length, layout.shape) for name, value in given.items()}
 
 
 def _cut(value: Any, members: Tensor, length: int, shape: tuple[int, ...]) -> Any:
-    """Cut `batch seq …`, or the `batch 1 seq seq` of a mask; anything else is returned as it is."""
+    """Cut a tensor `batch seq …`, or a mask `batch 1 seq seq`. Return anything else unchanged."""
     if not isinstance(value, Tensor) or value.ndim < 2:
         return value
     if value.shape[:2] == shape:
@@ -279,7 +284,7 @@ def _cut(value: Any, members: Tensor, length: int, shape: tuple[int, ...]) -> An
 
 
 def _attention(layer: nn.Module) -> nn.Module:
-    """Return the module of a layer that is called an attention and has linear layers of its own."""
+    """Return the module of a layer that has "Attention" in its class name and linear layers among its children."""
     found = [
         module
         for module in layer.modules()
@@ -291,5 +296,5 @@ def _attention(layer: nn.Module) -> nn.Module:
 
 
 def _is_linear(module: nn.Module) -> bool:
-    """Return True for a linear layer, also under an adapter."""
+    """Return True for a linear layer, with or without an adapter."""
     return isinstance(getattr(module, "base_layer", module), nn.Linear)

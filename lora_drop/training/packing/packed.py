@@ -1,4 +1,4 @@
-"""A model that is computed without padding for the time of a batch."""
+"""A model that is computed without padding for the duration of a batch."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from lora_drop.training.packing.own_attention import OwnAttention
 from lora_drop.training.packing.replay import Replay
 
 NAME = "lora_drop_packed"
-"""The attention's name in transformers' registry."""
+"""Name of the attention in transformers' registry."""
 READ = {"first": "first token of each row", "last": "last token of each row", "learned": "learned tokens"}
 
 
 class _Trimming(TorchFunctionMode):
-    """Sees every torch function after the last attention: they get only the tokens that are read.
+    """Passes every torch function after the last attention only the tokens that are read.
 
-    So a residual that was taken before the attention meets its output, whatever the layer is made of.
+    This way a residual taken before the attention matches its output, whatever operations the layer uses.
     """
 
     def __init__(self, packing: Packing):
@@ -47,12 +47,12 @@ class Packing:
     active: Packing | None = None
 
     def __init__(self, model: nn.Module, frozen: Mapping[nn.Linear, Frozen] | None = None, own: bool = False):
-        """Find where the stack of layers is. Raises Unpackable if there is none, or none that packing fits.
+        """Find the stack of layers. Raises Unpackable if there is none, or none that can be packed.
 
         Args:
-            model: what is computed.
-            frozen: layers whose weights are kept ready for the product.
-            own: attention is computed by the model's own code, not plugged in through transformers' interface.
+            model: The model to compute.
+            frozen: Layers with weights that are prepared for the product.
+            own: Let the model's own code compute attention, instead of plugging one in through transformers' interface.
         """
         self.reads, self.trims = "all", False
         base = pretrained(model)
@@ -69,26 +69,27 @@ class Packing:
         self.loras = plain_loras(model)
         self.frozen, self.half = frozen or {}, Half()
         self.replay: Replay | None = None
-        """Recordings of the layers, for training on a GPU."""
+        """Recordings of the layers for training on a GPU."""
         self.layout: Layout | None = None
         self.trimming: _Trimming | None = None
-        """Entered from the last attention to the end of the stack."""
+        """Active from the last attention to the end of the stack."""
         self.attentions: int | None = None
-        """Calls of an attention in a forward pass, once they have been counted."""
+        """Number of attention calls in a forward pass, once counted."""
 
     def __str__(self) -> str:
-        """In words, what is computed."""
+        """Return a description of the computation."""
         trimmed = f", last layer only for the {READ[self.reads]}" if self.trims else ""
         return f"packed{trimmed}" + "; layers replayed as CUDA graphs in training" * bool(self.replay)
 
     @contextmanager
     def over(self, batch: Mapping[str, Tensor], whole: bool = False, learns: bool = False) -> Iterator[Layout]:
-        """Compute `batch` without padding, and its backward pass if it is called here.
+        """Compute `batch` without padding inside the context, including any backward pass called there.
 
         Args:
-            batch: what the model is then called with: `input_ids` and `attention_mask` (`batch seq`); `labels` of a language model.
-            whole: compute and return every token in every layer, whatever is read.
-            learns: it is a step of a training, in which nobody looks into the layers: they may be replayed.
+            batch: The inputs that the model is called with: `input_ids` and `attention_mask` (`batch seq`), and for a
+                language model `labels`.
+            whole: Compute and return every token in every layer, whatever is read.
+            learns: True for a training step. Nothing inspects the layers then, so they may be replayed.
         """
         replay = self.replay if learns else None
         reads, trims = ("all", False) if whole else (self.reads, self.trims and not replay)
@@ -115,7 +116,7 @@ class Packing:
             yield layout
 
     def _forwards(self, device: torch.device) -> Iterator[tuple[Any, Callable[..., Any]]]:
-        """Modules that compute the same in another way, and that way."""
+        """Yield each module that is computed in a faster way, and its new forward function."""
         if device.type == "cpu":  # a GPU's generator is fast
             yield from ((module, partial(dropout_forward, module)) for module in self.dropouts)
         for layer, adapter in self.loras:
@@ -132,24 +133,24 @@ class Packing:
         Packing.active, self.layout = None, None
 
     def _end_trimming(self) -> bool:
-        """Let functions get all tokens again; return whether they got fewer."""
+        """Pass functions all tokens again. Return True if trimming was active."""
         mode, self.trimming = self.trimming, None
         if mode is not None:
             mode.__exit__(None, None, None)
         return mode is not None
 
     def attended(self) -> bool:
-        """Told by an attention that it has been called; return whether only the tokens that are read go on from here."""
+        """Count a call of an attention. Return True if only the tokens that are read continue from here."""
         self._attended += 1
         return self._trimmed and self._attended == self.attentions
 
     def begin_trimming(self) -> None:
-        """From here to the end of the stack functions get only the tokens that are read."""
+        """Pass functions only the tokens that are read, until the end of the stack."""
         self.trimming = _Trimming(self)
         self.trimming.__enter__()
 
     def trim(self, value: Any) -> Any:
-        """Return `1 tokens width` with only the tokens that are read; anything else as it is."""
+        """Return a tensor `1 tokens width` with only the tokens that are read. Return anything else unchanged."""
         assert self.layout is not None
         if not isinstance(value, Tensor) or value.ndim != 3 or value.shape[:2] != (1, self.layout.tokens):
             return value
@@ -184,7 +185,7 @@ class Packing:
         if isinstance(output, tuple):
             return (hidden, *output[1:])
         output.last_hidden_state = hidden
-        if output.get("hidden_states"):  # some read the last of them; the others are packed
+        if output.get("hidden_states"):  # some callers read the last one; the others are packed
             output.hidden_states = (*[None] * (len(output.hidden_states) - 1), hidden)
         return output
 
@@ -193,7 +194,7 @@ _UNDERSTOOD = {
     "is_causal",
     "sliding_window",
     "softcap",
-    "deterministic",  # of flash attention's kernels; the others are
+    "deterministic",  # concerns flash attention; the other kernels are deterministic
     "position_ids",
     "cache_position",
     "use_cache",
@@ -213,23 +214,24 @@ def packed_attention(
     scaling: float | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """Attention as transformers' interface wants it, over the batch of the active `Packing`.
+    """Compute attention over the batch of the active `Packing`, with the signature of transformers' interface.
 
     Args:
-        module: the attention module; `is_causal` says whether tokens see later ones.
+        module: The attention module. Its `is_causal` is the default for the option.
         query: `1 heads tokens width`; `key` and `value` may have fewer heads.
-        key: see `query`.
-        value: see `query`.
-        attention_mask: None, as the layout says what belongs together.
-        dropout: share of the attention weights that is dropped.
-        scaling: of the scores; None is 1/√width.
-        options: `is_causal`, `sliding_window` and `softcap`; others must be off, or not change the result.
+        key: See `query`.
+        value: See `query`.
+        attention_mask: Must be None; the layout defines the rows.
+        dropout: Share of the attention weights that is dropped.
+        scaling: Factor for the scores; None is 1/√width.
+        options: `is_causal`, `sliding_window` and `softcap`. Others must be off or not change the result.
 
     Returns:
-        `1 tokens heads width`, and no weights.
+        `1 tokens heads width`, and None for the weights.
 
     Raises:
-        Unpackable: for an option that this attention does not know, such as a sink.
+        Unpackable: If there is a mask or an option that this attention does not support, such as a sink, or if it is
+            called outside the stack of layers.
     """
     packing = Packing.active
     if packing is None or packing.layout is None:
@@ -246,7 +248,7 @@ def packed_attention(
     scoring = Scoring(scaling, options.get("softcap"), causal, options.get("sliding_window"), dropout)
     device = query.device.type
     mixed = torch.is_autocast_enabled(device)
-    dtype = torch.get_autocast_dtype(device) if mixed else value.dtype  # rotary positions may have left fp32
+    dtype = torch.get_autocast_dtype(device) if mixed else value.dtype  # rotary embeddings may have returned fp32
     q, k, v = (tensor[0].transpose(0, 1).to(dtype) for tensor in (query, key, value))
     last = packing.attended()
     with torch.autocast(device, enabled=False) if mixed else nullcontext():

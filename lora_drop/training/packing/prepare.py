@@ -1,4 +1,4 @@
-"""The trial that finds, on a few rows, the way to compute a model without padding, or the reason that there is none."""
+"""The trial, on a few rows, that finds a way to compute a model without padding, or the reason why there is none."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from lora_drop.training.packing.packed import Packing
 from lora_drop.training.packing.replay import Replay
 
 FULL, HALF = 1e-4, 5e-2
-"""Relative distances of numbers that are equal but for rounding: in fp32, and with products in half precision."""
+"""Relative distances up to which numbers count as equal up to rounding: in fp32, and with half-precision products."""
 OWN = 1.5
-"""Products in half precision may be so many times as far off as those of another attention of torch's are."""
+"""In half precision, the distance may be at most this multiple of that between two of torch's own attentions."""
 FAR = 0.25
-"""Nothing that is farther off is rounding."""
+"""A larger distance is never rounding."""
 LIKE = 1.25
-"""Of ways that are so nearly as far off, the cheapest is taken."""
+"""The cheapest way with at most this multiple of the smallest distance is taken."""
 SMALLEST = 1e-300
 
 
@@ -35,21 +35,22 @@ def prepare(
     frozen: Mapping[nn.Linear, Frozen] | None = None,
     replays: bool = False,
 ) -> tuple[Packing | None, str]:
-    """Find out how a model can be computed without padding, by comparing loss and gradients with the stock way.
+    """Find a way to compute a model without padding, by comparing loss and gradients with the stock way.
 
     Args:
-        model: what is to be trained, on its device; nothing of it is changed.
-        batch: a few rows of different length, on that device; without `labels`, what the model puts out is compared.
-        loss: as `training.fit` has it; None is the model's own.
-        recomputes: whether activations are computed again in the backward pass; then no layer is trimmed.
-        frozen: layers whose weights are kept ready for the product.
-        replays: whether the layers may be recorded and replayed.
+        model: The model to train, on its device. It is not changed.
+        batch: A few rows of different lengths, on that device. Without `labels`, the model's outputs are compared.
+        loss: As in `training.fit`; None is the model's own.
+        recomputes: True if activations are recomputed in the backward pass; then no layer is trimmed.
+        frozen: Layers with weights that are prepared for the product.
+        replays: True if the layers may be recorded and replayed.
 
     Returns:
-        The packing, or None if the model has to be computed the stock way; and in words, which way it is and why.
+        The packing, or None if the model has to be computed the stock way; and a description of the way, with the
+        reason.
     """
     reasons = []
-    # a GPU waits for Python, which would call a model's own attention for each group of rows
+    # on a GPU, calling a model's own attention for each group of rows would be slow: the GPU would wait for Python
     for own in (False,) if batch["input_ids"].device.type == "cuda" else (False, True):
         try:
             with eval_mode(model):
@@ -58,7 +59,7 @@ def prepare(
             return packing, str(packing)
         except Unpackable as error:
             reasons.append(str(error))
-        except Exception as error:  # noqa: BLE001 - a model's code may raise anything if it is called in a way it does not know
+        except Exception as error:  # noqa: BLE001 - a model may raise anything if it is called in an unexpected way
             kind, said = type(error).__name__, first_line(error)
             reasons.append(kind if said == kind else f"{kind}: {said}")
     return None, f"padded: {reasons[0]}" + (f"; by its own code: {reasons[1]}" if len(set(reasons)) > 1 else "")
@@ -71,7 +72,7 @@ def _tried(
     loss: Callable[..., Tensor] | None,
     recomputes: bool,
 ) -> Packing:
-    """Return the packing, set to the cheapest way whose numbers are those of the stock one. Raises Unpackable if there is none."""
+    """Return the packing, set to the cheapest way that reproduces the stock numbers. Raises Unpackable if none does."""
     stock = _numbers(model, batch, loss)
     row = {name: value[:1] for name, value in batch.items() if name != "labels"}
     with packing.over(row, whole=True), torch.no_grad():  # this counts the attentions
@@ -82,7 +83,7 @@ def _tried(
         try:
             with packing.over(batch):
                 found = _numbers(model, batch, loss)
-        except Exception:  # noqa: BLE001 - a head that needs every token, say
+        except Exception:  # noqa: BLE001 - for example, a head that needs every token
             continue
         off[packing.reads, packing.trims] = distance = _distance(stock, found)
         if distance <= tolerance:
@@ -98,29 +99,29 @@ def _tried(
 def _replay(
     packing: Packing, model: nn.Module, batch: Mapping[str, Tensor], loss: Callable[..., Tensor] | None
 ) -> Replay | None:
-    """Return recordings of the layers that give the numbers of the packing; None if they cannot be recorded."""
+    """Return recordings of the layers that reproduce the packing's numbers; None if there are none."""
     with packing.over(batch):
         expected = _numbers(model, batch, loss)
     try:
         packing.replay = replay = Replay(packing)
         with packing.over(batch, learns=True):
             found = _numbers(model, batch, loss)
-    except Exception:  # noqa: BLE001 - then it goes on without
+    except Exception:  # noqa: BLE001 - then training runs without replay
         return None
     near = _distance(expected, found) <= _tolerance(expected)
-    replay.forget()  # it was in eval mode
+    replay.forget()  # it was recorded in eval mode
     return replay if near else None
 
 
 def _ways(learned: bool, recomputes: bool) -> Iterator[tuple[str, bool]]:
-    """Yield (tokens read after the stack, last layer trimmed to them), the cheapest way first."""
+    """Yield (tokens read after the stack, True if the last layer is trimmed to them), the cheapest way first."""
     for reads in ("learned",) if learned else ("first", "last"):
         yield from ((reads, trims) for trims in (True, False) if not (trims and recomputes))
     yield "all", False
 
 
 def _numbers(model: nn.Module, batch: Mapping[str, Tensor], loss: Callable[..., Tensor] | None) -> list[Tensor]:
-    """Return loss and gradients; where nothing is trained, or there are no labels, what the model puts out."""
+    """Return loss and gradients, or the logits if nothing is trained or there are no labels."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     given = {name: tensor for name, tensor in batch.items() if name != "labels"}
     if not trained or "labels" not in batch:
@@ -132,23 +133,23 @@ def _numbers(model: nn.Module, batch: Mapping[str, Tensor], loss: Callable[..., 
 
 
 def _tolerance(stock: Sequence[Tensor]) -> float:
-    """Return the distance up to which numbers are equal: the rounding of fp32 sums, or of products in half precision."""
+    """Return the distance up to which numbers count as equal: `HALF` under autocast, else `FULL`."""
     return HALF if torch.is_autocast_enabled(stock[0].device.type) else FULL
 
 
 def _own_rounding(
     model: nn.Module, batch: Mapping[str, Tensor], loss: Callable[..., Tensor] | None, stock: Sequence[Tensor]
 ) -> float:
-    """Return the distance between the stock numbers and those of another of torch's attentions.
+    """Return the distance between the stock numbers and those with another of torch's attentions.
 
-    It grows with depth: in 32 layers with random weights, in bf16, gradients differ by a tenth of their norm.
+    It grows with depth: with 32 layers and random weights in bf16, gradients differ by a tenth of their norm.
     """
     with sdpa_kernel(SDPBackend.MATH):
         return _distance(stock, _numbers(model, batch, loss))
 
 
 def _distance(stock: Sequence[Tensor], found: Sequence[Tensor]) -> float:
-    """Return how far the first numbers (the loss) or all others are from the stock ones, relative to their norm: the worse of the two."""
+    """Return the distance of the loss or of all gradients together, relative to the norm: the larger of the two."""
     if [one.shape for one in stock] != [two.shape for two in found]:
         return math.inf
     if not all(bool(tensor.isfinite().all()) for tensor in found):
@@ -162,5 +163,5 @@ def _off(stock: Sequence[Tensor], found: Sequence[Tensor]) -> float:
 
 
 def _squares(tensor: Tensor) -> float:
-    """Return the sum of squares in float64, and so on the CPU: an Apple GPU has none."""
+    """Return the sum of squares in float64, computed on the CPU because Apple GPUs have no float64."""
     return float(tensor.cpu().double().square().sum())

@@ -1,11 +1,12 @@
-"""A stack of layers recorded as CUDA graphs, and replayed.
+"""A stack of layers, recorded as CUDA graphs and replayed.
 
-A step of a base-size encoder is about a thousand kernels of a few microseconds, and Python takes ten times as long to start them as a GPU takes to
-compute them. So the forward and the backward pass of the layers are recorded once for a number of tokens, and replayed with one call.
+A step of a base-size encoder consists of about a thousand kernels of a few microseconds each. Python takes ten times as
+long to start them as a GPU takes to compute them. Therefore the forward and the backward pass of the layers are
+recorded once per number of tokens and replayed with a single call.
 
-A recording has fixed sizes and addresses: batches are filled up to one of a few numbers of tokens, with rows of their own that nobody reads
-(`Layout`), and the bounds of the rows are copied to where the recording reads them. Dropout draws new masks in every replay. Hooks inside the layers
-are not called, which is why only training replays.
+A recording has fixed sizes and addresses. Batches are filled up, with extra rows that are never read, to one of a few
+numbers of tokens (`Layout`), and the bounds of the rows are copied to the recording's addresses. Dropout draws new
+masks in every replay. Hooks inside the layers are not called, so only training replays.
 """
 
 from __future__ import annotations
@@ -24,25 +25,29 @@ if TYPE_CHECKING:
     from lora_drop.training.packing.packed import Packing
 
 MOST = 40
-"""Recordings of a model; a batch of yet another size is computed as it is."""
+"""Largest number of recordings per model; further batch sizes are computed without a recording."""
 LIMIT = 2**32
-"""Bytes of the gradients of all recordings: each keeps those of what is trained in the layers."""
+"""Limit in bytes on the gradients of all recordings: each keeps its own for the trained parameters in the layers."""
 WARM_UP = 1
-"""Passes before a recording, in which libraries prepare what cannot be prepared in one."""
+"""Passes before a recording, in which libraries do the setup that cannot be recorded."""
 TORCH = (2, 11)
-"""The oldest version that this has run with."""
+"""The oldest version that replay has been run with."""
 
 
 class Replay:
     """The recordings of a stack of layers."""
 
     def __init__(self, packing: Packing):
-        """Take a packing. Raises Unpackable if its stack embeds tokens itself, or has an attention of its own."""
+        """Prepare to record the stack of a packing.
+
+        Raises Unpackable if the stack embeds tokens itself, attention is computed by the model's own code, or torch is
+        older than `TORCH`.
+        """
         version = tuple(int(part) for part in torch.__version__.split(".")[:2])
         if packing.embeds or packing.own or version < TORCH:
             raise Unpackable("its layers do more than to map hidden states, or torch is too old")
         if hasattr(torch.autograd.graph, "set_warn_on_accumulate_grad_stream_mismatch"):
-            # parameters remember the stream of the recording; that of the replay is waited for
+            # parameters remember the stream of the recording; the replay's stream is synchronised
             torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
         self.stack, self.rounding = packing.stack, packing.half
         trained = sum(parameter.nbytes for parameter in self.stack.parameters() if parameter.requires_grad)
@@ -51,22 +56,23 @@ class Replay:
         self._pool = torch.cuda.graph_pool_handle()
 
     def forget(self) -> None:
-        """Let go of all recordings, and of their memory."""
+        """Release all recordings and their memory."""
         for recording in self._recorded.values():
-            recording.layers.__dict__.pop("forward", None)  # a circle that only a garbage collection would find
+            recording.layers.__dict__.pop("forward", None)  # a cycle that only the garbage collector would free
         self._recorded.clear()
         self._pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, layout: Layout, hidden_states: Tensor, **given: Any) -> Any:
-        """Return what the stack returns.
+        """Return the output of the stack.
 
         Args:
-            layout: of the batch, filled up.
+            layout: The layout of the batch, filled up.
             hidden_states: `1 tokens width`.
-            given: the other arguments of the stack.
+            given: The other arguments of the stack.
 
         Raises:
-            Unpackable: if another argument holds a tensor, which may be another one in each call.
+            Unpackable: If another argument is a tensor or a collection, which may differ between calls, or the layers
+                return more than hidden states.
         """
         if any(isinstance(value, Tensor | tuple | list | dict) for value in given.values()):
             raise Unpackable("its layers get more than hidden states")
@@ -89,7 +95,7 @@ class Replay:
     def _record(
         self, key: Any, hidden: Tensor, layout: Layout, given: Mapping[str, Any], half: torch.dtype | None
     ) -> None:
-        """Record another size; where the memory does not suffice, nothing is replayed any more."""
+        """Record another size. If memory runs out, drop all recordings and replay nothing from then on."""
         try:
             self._recorded[key] = _Recording(self, hidden, layout, given, half)
         except torch.OutOfMemoryError:
@@ -98,20 +104,20 @@ class Replay:
 
 
 class _Recording:
-    """A stack of layers at one size."""
+    """A stack of layers recorded at one size."""
 
     def __init__(
         self, replay: Replay, hidden: Tensor, layout: Layout, given: Mapping[str, Any], half: torch.dtype | None
     ):
         self.layers, own = _Layers(replay, given), layout.offsets
         self.offsets = layout.offsets = own.clone()
-        torch.clear_autocast_cache()  # rounded weights would tie the recording to what was computed before it
+        torch.clear_autocast_cache()  # cached rounded weights would tie the recording to earlier computations
         try:
             with (
                 _undisturbed(hidden.device),
                 torch.autocast("cuda", half or torch.bfloat16, half is not None, cache_enabled=False),
             ):
-                # not the numbers of the first replay: so the trial finds out what was recorded as a constant
+                # other values than the first replay's, so that the trial detects anything recorded as a constant
                 sample = torch.randn_like(hidden).requires_grad_(hidden.requires_grad)
                 torch.cuda.make_graphed_callables(
                     self.layers, (sample,), num_warmup_iters=WARM_UP, allow_unused_input=True, pool=replay._pool
@@ -126,17 +132,17 @@ class _Recording:
 
 
 class _Layers(nn.Module):
-    """A stack as a function of hidden states alone."""
+    """A stack of layers as a function of the hidden states alone."""
 
     def __init__(self, replay: Replay, given: Mapping[str, Any]):
         super().__init__()
         self.stack, self.rounding, self.given = replay.stack, replay.rounding, given
         self.training = self.stack.training
         self.kind: Any = None
-        """What the stack returns them in; None if it returns them as they are."""
+        """Class of the output that the stack wraps the hidden states in; None if it returns a plain tensor."""
 
     def forward(self, hidden: Tensor) -> Tensor:
-        self.rounding.forget()  # what was rounded in an earlier pass would not be rounded in the recording
+        self.rounding.forget()  # a tensor rounded in an earlier pass would not be rounded in the recording
         out = type(self.stack).forward(self.stack, hidden_states=hidden, **self.given)
         if isinstance(out, Tensor):
             return out
@@ -148,7 +154,7 @@ class _Layers(nn.Module):
 
 @contextmanager
 def _undisturbed(device: torch.device) -> Iterator[None]:
-    """Let what is drawn in the block be no part of the training, and a recording that fails leave stream and generator as they were."""
+    """Restore the random state after the block, and after a failed recording also the stream and the generator."""
     stream, generator = torch.cuda.current_stream(device), torch.cuda.default_generators[device.index]
     drawn, spare = generator.get_state(), generator.clone_state()
     try:
