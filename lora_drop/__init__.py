@@ -1,10 +1,10 @@
-"""LoRA-drop (arXiv 2402.07721): score each LoRA by its output, keep those that matter, let the rest share one.
+"""LoRA-drop (arXiv 2402.07721): score each LoRA by its output, keep the important ones, and let the rest share one.
 
     scores = lora_drop.score(warmed_up_peft_model, batches)
     selection = lora_drop.select(scores.rows, threshold=0.9)
     model = lora_drop.share(fresh_peft_model, selection)
 
-Names are imported when they are first used, so that importing the package costs nothing.
+Names are imported on first use, so that importing the package is cheap.
 """
 
 from importlib import import_module

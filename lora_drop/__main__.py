@@ -1,4 +1,4 @@
-"""The command `lora-drop`, and `python -m lora_drop`. Ctrl-C ends it quietly, also while it is still being loaded."""
+"""The command `lora-drop`, also run as `python -m lora_drop`. Ctrl-C ends it quietly, even while it is loading."""
 
 from lora_drop.interruption import end_at_once
 

@@ -1,4 +1,4 @@
-"""`lora_drop.score`: the criterion by its name, and a progress bar."""
+"""`lora_drop.score`, which takes a criterion by name and shows a progress bar."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def score(
     """Score every active LoRA of a PEFT model.
 
     Args:
-        model: a PEFT model with LoRA, warmed up. It is as before at the end, also on errors.
-        batches: dicts of tensors, as the model's forward takes them (`input_ids`, `attention_mask`, …); with `labels`
-            where a decoder reads them, and for the criteria `gradient` and `fisher`. A DataLoader is fine.
+        model: a PEFT model with LoRA, warmed up. It is restored at the end, also after an error.
+        batches: dicts of tensors as the model's forward takes them (`input_ids`, `attention_mask`, …), with `labels` if
+            a decoder reads them, and for the criteria `gradient` and `fisher`. A DataLoader works.
         criterion: output (the paper's: ‖ΔW x‖²), output_relative, gradient, fisher, activation, weight, random, or one
-            that a plugin or an installed package adds.
-        per_example: also keep the value of each example, if the criterion is a mean over examples.
-        progress: show a bar, in a terminal or a notebook; or a function that is called with the number of examples seen.
-        seed: for the criterion random.
+            added by a plugin or an installed package.
+        per_example: True to also keep the value of each example, if the criterion is a mean over examples.
+        progress: True to show a bar in a terminal or a notebook, or a function called with the number of examples seen.
+        seed: seed of the criterion random.
 
     Returns:
         Scores: g_i and I_i = g_i / Σ g per projection.
@@ -48,7 +48,7 @@ def score(
     told = progress if callable(progress) else None
     hidden = (
         bool(told) or not progress or (None if "ipykernel" not in sys.modules else False)
-    )  # None: unless this is a terminal
+    )  # None hides the bar unless this is a terminal
     bar = tqdm(batches, desc=f"scoring by {criterion}", unit="batch", disable=hidden, leave=False)
     return importance.score(
         model, map(a_batch, bar), criterion=chosen, per_example=per_example, progress=told, seed=seed

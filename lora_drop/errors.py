@@ -1,12 +1,15 @@
-"""The one exception that means: the user can mend this."""
+"""The exception for mistakes that the user can fix, and helpers for messages."""
 
 
 class UserError(Exception):
-    """A mistake in the input. The message says what, where, and what to do; the command line exits with code 2."""
+    """A mistake in the input. The message says what is wrong, where, and what to do; commands exit with code 2."""
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of what an error says, with the next if it announces that, or its type where it says nothing."""
+    """Return the first line of an error's message, plus the next one if it ends with a colon.
+
+    Return the error's type if it has no message.
+    """
     first, *others = [line.strip() for line in str(error).strip().splitlines()] or [type(error).__name__]
     return f"{first} {others[0]}" if first.endswith(":") and others else first
 

@@ -1,4 +1,4 @@
-"""Failures of the machine as sentences: no memory, no room on the disk, no permission."""
+"""Explain failures of the machine to the user: no memory, no room on the disk, no permission."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ REMEDIES = {
     errno.ENOMEM: "Close other programs, or take a machine with more memory.",
 }
 LOST = ("closed by peer", "reset by peer", "Broken pipe", "NCCL", "Gloo", "gloo")
-"""Parts of messages by which torch.distributed says that a process does not answer."""
+"""Parts of torch.distributed's messages when a process does not answer."""
 
 LONGEST = 400
-"""Signs that are shown of what a library says."""
+"""Most characters shown of a library's message."""
 
 
 @contextmanager
 def as_sentences(memory: str) -> Iterator[None]:
-    """Raise a UserError for a failure of the machine in the block; `memory` says what to lower if memory is short."""
+    """Raise a UserError for a failure of the machine in the block. `memory` is the advice for a lack of memory."""
     try:
         yield
     except (OSError, MemoryError, RuntimeError, SafetensorError) as error:
@@ -49,9 +49,9 @@ def as_sentences(memory: str) -> Iterator[None]:
 
 @contextmanager
 def foreign(said: str) -> Iterator[None]:
-    """Raise a UserError that begins with `said` for whatever a library makes of a file of others in the block.
+    """Raise a UserError that begins with `said` for any exception of a library that reads foreign files in the block.
 
-    A library may raise anything at a file that is not as it expects. Failures of the machine stay what they are.
+    A library may raise anything for an unexpected file. Failures of the machine are raised unchanged.
     """
     try:
         yield
@@ -66,13 +66,13 @@ def foreign(said: str) -> Iterator[None]:
 
 
 def sentence(error: BaseException, memory: str = "") -> str | None:
-    """Return what a failure of the machine means and what to do; None for any other."""
+    """Return the meaning and the remedy of a failure of the machine, or None for any other error."""
     if isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error):
         return f"Out of memory. {memory or REMEDIES[errno.ENOMEM]}"
     if processes.size() > 1 and isinstance(error, RuntimeError) and any(text in str(error) for text in LOST):
         return "Another process of this run has ended. The same command continues."
     number = getattr(error, "errno", None)
-    if number is None:  # libraries in Rust and C++ say it in words
+    if number is None:  # libraries in Rust and C++ put it in the message
         number = next((each for each in REMEDIES if f"os error {each})" in str(error)), None)
     if number not in REMEDIES:
         return None

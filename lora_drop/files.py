@@ -1,4 +1,4 @@
-"""Writing and reading the files of a run: atomically, and known by their content."""
+"""Read and write the files of a run, atomically, and hash their content."""
 
 from __future__ import annotations
 
@@ -16,28 +16,29 @@ from typing import Any
 from lora_drop.errors import UserError
 
 OURS = re.compile(r"\..+\.(\d+)(\.old|\.gone)?\.tmp", re.DOTALL)
-"""Names of what is half written, or half removed: the name that it is for, and the process."""
+"""Names of half-written or half-removed files: the final name, and the number of the process."""
 
 ABANDONED_S = 86400.0
-"""Nothing takes so long to write."""
+"""Seconds after which a half-written file is abandoned: no write takes this long."""
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield the path of a temporary file, which takes the place of `path` when the block ends without an exception."""
+    """Yield the path of a temporary file that replaces `path` when the block ends without an exception."""
     path = path.absolute()  # "." has no name
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
         temporary.replace(path)
-    finally:  # it is there still if the block failed, `path` is a folder, or the disk is full
+    finally:  # it still exists if the block failed, `path` is a folder, or the disk is full
         temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a file so that a reader sees the old content or the new, never a part: temporary file, fsync, rename.
 
-    What UTF-8 cannot hold (half a character, from a path of other bytes) is written as `\\udcff`, which JSON reads back.
+    A character that UTF-8 cannot encode (a surrogate, from a path with other bytes) is written as `\\udcff`, which JSON
+    reads back.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with (
@@ -52,12 +53,12 @@ def write_text(path: Path, text: str) -> None:
 
 def write_through(path: Path) -> None:
     """Wait until the content of a file is on the disk."""
-    with path.open("r+b") as stream:  # Windows syncs only what may be written
+    with path.open("r+b") as stream:  # Windows syncs only writable files
         os.fsync(stream.fileno())
 
 
 def sync_folder(path: Path) -> None:
-    """Wait until the names in a folder are on the disk, where the system can do that."""
+    """Wait until the names in a folder are on the disk, if the system supports it."""
     if os.name == "nt":
         return
     descriptor = os.open(path, os.O_RDONLY)
@@ -68,9 +69,9 @@ def sync_folder(path: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a folder, if it is there; a folder disappears at once, under a name that `sweep` removes.
+    """Remove a file, a folder or a link (but not its target), if it exists.
 
-    Of a link only the link is removed.
+    A folder is first renamed, so that it disappears at once; `sweep` removes leftovers of that name.
     """
     if path.is_symlink() or not path.is_dir():
         path.unlink(missing_ok=True)
@@ -84,17 +85,17 @@ def remove(path: Path) -> None:
 
 
 def sweep(folder: Path, untouched_s: float = 0.0) -> None:
-    """Remove from a folder what a killed process has left half written, or half removed.
+    """Remove the half-written and half-removed files of killed processes from a folder.
 
-    What belongs to another process that is there stays: it may be writing. (A number that was given to another since is
-    believed for ABANDONED_S.)
+    The files of another running process stay, as it may be writing. (If its number was reused, they stay for
+    ABANDONED_S.)
 
     Args:
-        folder: where.
-        untouched_s: only what nobody has written to for so long; ABANDONED_S where processes of other machines may be at work.
+        folder: the folder to sweep.
+        untouched_s: least seconds since the last write; ABANDONED_S if processes on other machines may be writing.
     """
     for leftover in folder.glob(".*.tmp"):
-        with suppress(FileNotFoundError):  # another process sweeps, too
+        with suppress(FileNotFoundError):  # another process may be sweeping
             named = OURS.fullmatch(leftover.name)
             if named is None:
                 continue
@@ -104,30 +105,30 @@ def sweep(folder: Path, untouched_s: float = 0.0) -> None:
 
 
 def _is_another(process: int) -> bool:
-    """Return True for the number of another process of this machine."""
+    """Return True for the number of another running process of this machine."""
     import psutil
 
     return process != os.getpid() and psutil.pid_exists(process)
 
 
 HARMLESS = re.compile(r"[+-]?(?:[\d\s().,/+-]+|\d[\d.]*[eE][+-]?\d+|inf|nan)")
-"""Numbers, also of telephones: without a letter they name no cell and no function."""
+"""Numbers, including phone numbers: without a letter, they cannot name a cell or a function."""
 
 
 def csv_cell(text: str) -> str:
-    """Return a text as a cell of a CSV file that no spreadsheet takes for a formula: `=1+1` as `'=1+1`, numbers as they are."""
+    """Return a text as a CSV cell that spreadsheets do not read as a formula: `=1+1` as `'=1+1`, numbers unchanged."""
     if not text.startswith(("=", "+", "-", "@", "\t", "\r")):
         return text
     return text if HARMLESS.fullmatch(text) else f"'{text}"
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write `content` as JSON, atomically. Raises ValueError for NaN and infinity, which JSON does not have."""
+    """Write `content` as JSON, atomically. Raise ValueError for NaN and infinity, which JSON does not have."""
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file. Raises UserError if it is missing or damaged."""
+    """Read a JSON file. Raise UserError if it is missing or damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -141,7 +142,10 @@ def read_json(path: Path) -> Any:
 
 
 def cache_root() -> Path | None:
-    """Return the user's cache: `$LORA_DROP_CACHE`, else `lora-drop` in `$XDG_CACHE_HOME` or `~/.cache`; None for a user without a home."""
+    """Return the user's cache: `$LORA_DROP_CACHE`, or else `lora-drop` in `$XDG_CACHE_HOME` or `~/.cache`.
+
+    Return None for a user without a home.
+    """
     own, users = os.environ.get("LORA_DROP_CACHE"), os.environ.get("XDG_CACHE_HOME")
     try:
         return Path(own).expanduser() if own else Path(users or "~/.cache").expanduser() / "lora-drop"
@@ -151,7 +155,7 @@ def cache_root() -> Path | None:
 
 @contextmanager
 def write_folder(path: Path) -> Iterator[Path]:
-    """Yield an empty folder that takes the place of `path` when the block ends without an exception."""
+    """Yield an empty folder that replaces `path` when the block ends without an exception."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     replaced = path.with_name(f".{path.name}.{os.getpid()}.old.tmp")
     remove(temporary)
@@ -171,12 +175,12 @@ def write_folder(path: Path) -> Iterator[Path]:
 
 
 def digest(*parts: Any) -> str:
-    """Return the sha256 (16 hexadecimal digits) of JSON-like values."""
+    """Return the first 16 hexadecimal digits of the sha256 of JSON-like values."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def file_digest(path: Path) -> str:
-    """Return the sha256 (16 hexadecimal digits) of a file, or of all files of a folder; empty if there is nothing."""
+    """Return the first 16 hexadecimal digits of the sha256 of a file, or of all files in a folder; empty if none."""
     files = (
         sorted((file for file in path.rglob("*") if file.is_file()), key=lambda file: file.as_posix())
         if path.is_dir()
@@ -194,14 +198,17 @@ def file_digest(path: Path) -> str:
 
 
 def sha256(path: Path) -> str:
-    """Return the sha256 of a file's content. Raises OSError."""
+    """Return the sha256 of a file's content. Raise OSError if it cannot be read."""
     total = hashlib.sha256()
     _add(path, total)
     return total.hexdigest()
 
 
 def digests_below(folder: Path) -> dict[str, str]:
-    """Return the sha256 of each file of a folder, by name; a link or a folder in it has none. Raises OSError."""
+    """Return the sha256 of each file in a folder, by name, and an empty string for a link or a folder.
+
+    Raise OSError if something cannot be read.
+    """
     return {
         path.name: sha256(path) if path.is_file() and not path.is_symlink() else "" for path in sorted(folder.iterdir())
     }

@@ -12,20 +12,20 @@ from functools import partial
 from typing import Any
 
 ENDING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-"""SIGHUP is not on Windows."""
+"""The signals available here: Windows has no SIGHUP."""
 
 
 class Stopped(SystemExit):
-    """SIGTERM or SIGHUP came; the exit code is the one that shells give a process ended by it: 143 or 129."""
+    """Raised on SIGTERM or SIGHUP. The exit code is the one that shells report for the signal: 143 or 129."""
 
     def __init__(self, number: int):
-        """`number`: of the signal."""
+        """`number` is the signal's number."""
         super().__init__(128 + number)
         self.signal = signal.Signals(number).name
 
 
 def raise_for(number: int) -> None:
-    """Raise what a signal stands for: KeyboardInterrupt for Ctrl-C, Stopped for another; nothing for 0."""
+    """Raise the exception for a signal: KeyboardInterrupt for Ctrl-C, Stopped for any other, none for 0."""
     if number == signal.SIGINT:
         raise KeyboardInterrupt
     if number:
@@ -36,10 +36,10 @@ _owned = False
 
 
 def end_at_once() -> None:
-    """Let signals end this process at once, without a word, wherever no block of `stoppable` has something to lose.
+    """Let signals end this process at once and silently, except inside `stoppable`, where work may be lost.
 
-    For the process of a command, while it loads libraries: within an import a KeyboardInterrupt may come out as another
-    error, or be printed and lost.
+    This is for a command's process while it loads libraries: during an import, a KeyboardInterrupt may turn into
+    another error, or be printed and lost.
     """
     global _owned
     _owned = True
@@ -49,15 +49,15 @@ def end_at_once() -> None:
 
 
 def ends_at_once() -> bool:
-    """Return True in a process that is there for one command alone; a notebook, or a test, is not."""
+    """Return True in a process that only runs one command, unlike a notebook or a test."""
     return _owned
 
 
 @contextmanager
 def at_once(close: Callable[[], None]) -> Iterator[None]:
-    """Let signals end such a process at once while the block, inside of a `stoppable` one, loads libraries.
+    """Let signals end a command's process at once while the block, inside a `stoppable` one, loads libraries.
 
-    `close` is called before: it leaves the terminal as it was.
+    `close` is called first, to restore the terminal.
     """
 
     def end(number: int, _: Any) -> None:
@@ -72,9 +72,9 @@ def at_once(close: Callable[[], None]) -> Iterator[None]:
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Let Ctrl-C raise KeyboardInterrupt, and SIGTERM and SIGHUP Stopped, while the block runs.
+    """Let Ctrl-C raise KeyboardInterrupt, and SIGTERM and SIGHUP raise Stopped, while the block runs.
 
-    What they raise in a destructor Python prints and forgets; the signal is then sent again.
+    Python prints and discards an exception that is raised in a destructor, so the signal is then sent again.
     """
     before = sys.unraisablehook
     sys.unraisablehook = partial(_sent_again, before)
@@ -98,7 +98,7 @@ def _sent_again(otherwise: Callable[[Any], object], ignored: Any) -> None:
 
 @contextmanager
 def first_signal(answer: Callable[[int], None]) -> Iterator[None]:
-    """Hand the first signal that comes while the block runs to `answer`; a second one ends the work at once."""
+    """Pass the first signal during the block to `answer`; a second one ends the work at once."""
 
     def first(number: int, _: Any) -> None:
         answer(number)
@@ -112,7 +112,7 @@ def first_signal(answer: Callable[[int], None]) -> Iterator[None]:
 
 @contextmanager
 def _caught(numbers: Sequence[int], handler: Callable[[int, Any], None]) -> Iterator[None]:
-    """Handle signals, but for those that are ignored (nohup), where signals can be handled: in the main thread."""
+    """Handle signals, except those that are ignored (nohup). Outside the main thread, do nothing."""
     before = {}
     try:
         for number in numbers:

@@ -1,4 +1,4 @@
-"""A user's own tasks, methods, criteria, kinds of backbones and figures, from one file."""
+"""Load a user's own tasks, methods, criteria, kinds of backbones and figures from a file."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ KINDS: tuple[tuple[Registry[Any], str, str], ...] = (
     (BACKBONES, "lora_drop.models.base", "BackboneKind"),
     (FIGURES, "lora_drop.experiments.plots", "Figure"),
 )
-"""Registry, and the module and name of the type of its things. A file that defines one has imported that module."""
+"""Registries, with the module and name of their type. A plugin that defines an instance has imported that module."""
 LOADED: list[Path] = []
-"""The plugins of this process, which its workers load, too."""
+"""The plugins of this process, which its workers load as well."""
 
 
 def load_plugin(path: str | Path) -> None:
-    """Execute a user's file and add every Task, Method, Criterion, BackboneKind and Figure that it defines at its top level.
+    """Execute a user's file and add every Task, Method, Criterion, BackboneKind and Figure defined at its top level.
 
     Raises:
-        UserError: if it is no Python file, or defines none.
+        UserError: if it is not a Python file, if it defines none of these, or if a name is taken.
     """
     file = Path(path).expanduser()
     specification = importlib.util.spec_from_file_location(f"lora_drop_plugin_{file.stem}", file)
     if not file.is_file() or specification is None or specification.loader is None:
         raise UserError(f"The plugin {path} is not a Python file.")
     module = importlib.util.module_from_spec(specification)
-    sys.modules[module.__name__] = module  # where a dataclass looks up its annotations
+    sys.modules[module.__name__] = module  # dataclasses look up their annotations there
     specification.loader.exec_module(module)
     found = list(_things(module))
     if not found:
         raise UserError(f"The plugin {path} defines no {', '.join(name for _, _, name in KINDS)} at its top level.")
     for registry, thing in found:
         if thing.name in registry.own and registry.get(thing.name) is thing:
-            continue  # imported to build on
+            continue  # one of this package's, imported by the plugin
         registry.add(thing.name, thing)
     LOADED.append(file.absolute())
 

@@ -1,8 +1,9 @@
-"""The processes of one run: `torchrun` or `accelerate launch` starts several, one for each device.
+"""The processes of a run: `torchrun` or `accelerate launch` starts several, one per device.
 
-All of them do the same, in the same order. What exists once (files, locks, messages) is the first one's: see `by_first`.
-A process that was started alone is a launch of one, for which nothing here does anything, and torch.distributed is not
-imported. So is the first process while it works for all inside `by_first`, and each one outside `together`.
+All processes do the same work in the same order. The first one alone handles everything that exists only once (files,
+locks, messages); see `by_first`. A process that was started alone is a launch of one: nothing here has any effect, and
+torch.distributed is not imported. The same holds for the first process inside `by_first`, and for every process outside
+`together`.
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 PLACE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-"""The variables by which a launcher tells a process its place."""
+"""Environment variables that tell a process its place in the launch."""
 LAUNCH = (*PLACE, "LOCAL_WORLD_SIZE", "TORCHELASTIC_")
-"""All of them, or how they begin."""
+"""All environment variables of a launcher, by name or prefix."""
 ARRIVAL = timedelta(minutes=5)
-"""So long the processes of a launch wait for each other when they start."""
+"""Time that the processes of a launch wait for each other at the start."""
 WORK = timedelta(days=2)
-"""So long they wait while one of them works for all. The end of a process is noticed at once."""
+"""Time that the others wait while one process works for all. The end of a process is noticed at once."""
 SHARDED = {
     "ACCELERATE_USE_FSDP": "FSDP",
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
@@ -45,26 +46,26 @@ class _Launch:
     size: int
     local_rank: int
     store: Any
-    """Known to all processes of the launch, and counts for them."""
+    """Key-value store that all processes of the launch share, with counters."""
 
 
 _launch: _Launch | None = None
 
 
 def size() -> int:
-    """Return the number of processes that work together: 1 for a process on its own."""
+    """Return the number of processes that work together, 1 for a process on its own."""
     return _launch.size if _launch else 1
 
 
 def rank() -> int:
-    """Return the place of this process among them, from 0."""
+    """Return the index of this process among them, from 0."""
     return _launch.rank if _launch else 0
 
 
 def by_first(work: Callable[[], T]) -> T:
-    """Return in every process what `work` returns in the first, the only one that does it; the others wait.
+    """Run `work` in the first process only, and return its result in every process; the others wait.
 
-    If it fails there, all processes end (see `together`).
+    If it fails, all processes end (see `together`).
     """
     global _launch
     launch = _launch
@@ -75,7 +76,7 @@ def by_first(work: Callable[[], T]) -> T:
 
     done: list[Any] = [None]
     if launch.rank == 0:
-        _launch = None  # nothing in there can wait for the others
+        _launch = None  # `work` must not wait for the others
         try:
             done = [work()]
         finally:
@@ -86,7 +87,7 @@ def by_first(work: Callable[[], T]) -> T:
 
 
 def everywhere(value: T) -> list[T]:
-    """Return the values that all processes have given, in their order."""
+    """Return the values of all processes, in their order."""
     if _launch is None:
         return [value]
     import torch.distributed as dist
@@ -97,7 +98,7 @@ def everywhere(value: T) -> list[T]:
 
 
 def highest(number: int) -> int:
-    """Return the highest of the numbers that the processes have given. (Asked after every step, so it is one message.)"""
+    """Return the highest of the processes' numbers, in a single message, as this is called after every step."""
     if _launch is None:
         return number
     import torch
@@ -109,14 +110,14 @@ def highest(number: int) -> int:
 
 
 def mine(items: Iterable[T]) -> Iterator[T]:
-    """Yield this process's share of items that all processes have in the same order: with two, every second one."""
+    """Yield this process's share of items that all processes have in the same order (every second one of two)."""
     return islice(items, rank(), None, size())
 
 
 def own_device(device: torch.device) -> torch.device:
     """Return the device of this process: on a machine with several GPUs, each process has its own.
 
-    Raises UserError for a device that several processes cannot use.
+    Raise UserError for a device that several processes cannot share.
     """
     if _launch is None or device.type == "cpu":
         return device
@@ -135,13 +136,13 @@ def own_device(device: torch.device) -> torch.device:
 
 
 def launched() -> bool:
-    """Return True if a launcher started this process as one of several; a leftover WORLD_SIZE alone does not say so."""
+    """Return True if a launcher started this process as one of several; a leftover WORLD_SIZE alone is not enough."""
     count = os.environ.get("WORLD_SIZE", "")
     return count.isdecimal() and int(count) > 1 and all(name in os.environ for name in ("RANK", "MASTER_ADDR"))
 
 
 def refuse() -> None:
-    """Raise UserError: what is asked for would be done by each process once more."""
+    """Raise UserError for a command that every process of the launch would repeat."""
     raise UserError(
         f"This process was started as one of {os.environ['WORLD_SIZE']} (RANK, WORLD_SIZE and MASTER_ADDR are set). Several "
         "processes are for the command `lora-drop run` and its stages (score, train, eval); start everything else once. "
@@ -151,10 +152,10 @@ def refuse() -> None:
 
 @contextmanager
 def together() -> Iterator[None]:
-    """Let the processes of a launch work together while the block runs; one that was started alone does nothing here.
+    """Let the processes of a launch work together while the block runs. A process started alone does nothing here.
 
-    The first process alone writes to the terminal. A failure of any process ends all: it is raised in the process that
-    failed first, and the others, which miss that one or fail in the same way, end without a word.
+    Only the first process writes to the terminal. A failure of any process ends all of them: it is raised in the
+    process that failed first, and the others, which lose contact or fail in the same way, end silently.
     """
     global _launch
     if not launched():
@@ -174,7 +175,7 @@ def together() -> Iterator[None]:
             silence.close()
             if not _speaks(joined):
                 raise SystemExit(2 if isinstance(error, UserError) else 1) from None
-            for number in ENDING:  # the launcher ends all when the first one has: not before this one has said why
+            for number in ENDING:  # the launcher ends all when one has ended; this one must first report why
                 signal.signal(number, signal.SIG_IGN)
             raise
         finally:
@@ -185,7 +186,7 @@ def together() -> Iterator[None]:
 
 
 def _joined() -> _Launch:
-    """Meet the other processes. Raises UserError if they do not come."""
+    """Connect to the other processes. Raise UserError if they do not arrive."""
     missing = [name for name in PLACE if name not in os.environ]
     if missing:
         raise UserError(
@@ -220,8 +221,8 @@ def _refuse_shards() -> None:
 
 
 def _speaks(launch: _Launch) -> bool:
-    """Return True in the first process that asks, which is the one to say what has failed."""
+    """Return True in the first process that calls this, which then reports the failure."""
     try:
         return bool(launch.store.add("lora-drop/failures", 1) == 1)
-    except RuntimeError:  # the process that counted is gone
+    except RuntimeError:  # the process that holds the counter is gone
         return True

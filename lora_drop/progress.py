@@ -1,4 +1,4 @@
-"""Progress of long work. The library is silent; the command line draws (cli/console.py)."""
+"""Report the progress of long work. The library is silent; the command line draws it (cli/console.py)."""
 
 from __future__ import annotations
 
@@ -8,63 +8,63 @@ from functools import partial
 from typing import Any
 
 Note = str | Callable[[], str]
-"""A short state, or a function that makes it, which is called only when it is shown: a loss on a GPU must be waited for."""
+"""A short state, or a function that returns it, called only for display: reading a loss from a GPU has to wait."""
 
 
 def text_of(note: Note) -> str:
-    """Return a note as it is shown."""
+    """Return the text of a note."""
     return note if isinstance(note, str) else note()
 
 
 class Reporter:
-    """Receives what a run has to say. This one says nothing; subclasses show it."""
+    """Receives the events of a run. This class ignores them; subclasses display them."""
 
     def at(self, place: str) -> None:
-        """The work is done at `place`: a worker, a machine. It may move to another one."""
+        """The work runs at `place`, a worker or a machine. It may move to another one."""
 
     def start(self, stage: str) -> None:
         """A stage begins."""
 
     def doing(self, what: str) -> None:
-        """Something takes a while: a model is loaded, rows are tokenised. Until the next call."""
+        """Something slow runs until the next call: a model is loaded, rows are tokenised."""
 
     def advance(self, done: int, total: int, note: Note = "") -> None:
-        """The current stage has done `done` of `total`; `note` says of what, and a state such as a loss."""
+        """The current stage has done `done` of `total`; `note` names the unit, and a state such as a loss."""
 
     def milestone(self, text: str) -> None:
-        """A part of the current stage is done that deserves a line where no bar is seen: an epoch, with its loss."""
+        """A notable part of the current stage is done, such as an epoch. It gets a line if there is no bar."""
 
     def finish(self, stage: str, seconds: float, note: str) -> None:
-        """A stage has ended; `note` says its result in a few words."""
+        """A stage has ended; `note` is its result in a few words."""
 
     def skip(self, stage: str, reason: str) -> None:
-        """A stage is not performed."""
+        """A stage is skipped."""
 
     def notice(self, text: str) -> None:
-        """Something the user should know: truncated inputs, tiny strata, a limited run."""
+        """The user should know something: truncated inputs, tiny strata, a limited run."""
 
     def close(self) -> None:
-        """What is drawn is removed: the work is over, or an error is about to be shown."""
+        """Anything drawn is removed, because the work is over or an error is about to be shown."""
 
 
 class GridReporter(Reporter):
-    """Also hears which run of a grid begins, and how it ended. Several may be under way at once."""
+    """Also receives the beginning and the end of each run of a grid. Several runs may be in progress at once."""
 
     def begin(self, name: str, number: int, total: int) -> Reporter:
-        """A run begins; return what hears of its stages: this reporter, unless a subclass shows runs apart."""
+        """A run begins. Return the reporter for its stages: this one, unless a subclass shows runs separately."""
         return self
 
     def wait(self, name: str, note: str) -> None:
-        """The run cannot be performed now, as `note` says; it will begin again."""
+        """The run cannot be performed now, for the reason in `note`; it will begin again."""
 
     def end(self, name: str, note: str) -> None:
-        """The run is over; `note` says its result, or why there is none."""
+        """The run is over; `note` is its result, or the reason why there is none."""
 
 
 class Relay(Reporter):
-    """Hands what a run has to say to `send`, as the name of a method and its arguments: to another process, say.
+    """Passes events to `send` as the name of a method and its arguments, for example to another process.
 
-    `advance` is handed on twice a second at most, and milestones are not: a grid has many epochs.
+    `advance` is passed on at most twice a second. Milestones are dropped, as a grid has many epochs.
     """
 
     def __init__(self, send: Callable[[tuple[Any, ...]], object]):
@@ -76,7 +76,7 @@ class Relay(Reporter):
         self.send((name, *values))
 
     def advance(self, done: int, total: int, note: Note = "") -> None:
-        """Hand it on, but for what comes too soon."""
+        """Pass the event on, unless the last one was less than half a second ago and the stage is not done."""
         if time.monotonic() - self.sent > 0.5 or done == total:
             self.send(("advance", done, total, text_of(note)))
             self.sent = time.monotonic()

@@ -1,4 +1,4 @@
-"""The circumstances of a computation: memory, versions, and the commit of this package's code."""
+"""The provenance of a computation: memory, versions, and the commit of this package's code."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ import psutil
 
 CODE = ("lora_drop", "configs", "pyproject.toml")
 LIBRARIES = ("torch", "transformers", "peft")
-"""Those that compute."""
+"""The libraries that compute."""
 PACKAGES = ("lora-drop", "torch", "transformers", "peft", "datasets", "accelerate", "scikit-learn", "numpy")
 
 _CLEAR_REFS, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
 
 def reset_peak_memory() -> None:
-    """Let the peak be counted anew, where the system can do that (a GPU; Linux, by writing 5 to clear_refs)."""
+    """Reset the peak memory, if the system supports it (a GPU; Linux, by writing 5 to clear_refs)."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
         torch.cuda.reset_peak_memory_stats()
@@ -33,10 +33,10 @@ def reset_peak_memory() -> None:
 
 
 def release_memory() -> None:
-    """Give freed memory back to the system, where the C library keeps it (glibc).
+    """Return freed memory to the system, if the C library keeps it (glibc).
 
-    What a stage has freed lies in pieces between what is still used. The next stage finds no room in them and takes
-    more, so that a long grid grows without holding anything.
+    The memory freed by a stage is fragmented. The next stage finds no room in the fragments and allocates more, so that
+    a long grid would grow without holding anything.
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
@@ -46,7 +46,7 @@ def release_memory() -> None:
 def peak_memory_mb() -> int:
     """Return the peak memory in MB since `reset_peak_memory`: of the GPU if one is in use, else of the process.
 
-    Where the system cannot count anew, it is the peak since the process started.
+    If the system cannot reset the peak, it is the peak since the process started.
     """
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
@@ -62,7 +62,7 @@ def peak_memory_mb() -> int:
 
 
 def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
-    """Return the versions of Python and of `packages`: those that decide numbers, if none are given."""
+    """Return the versions of Python and of `packages`, by default those that influence results."""
     found = {"python": platform.python_version()}
     for package in packages:
         try:
@@ -73,17 +73,17 @@ def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
 
 
 def other_versions(then: Mapping[str, str]) -> str:
-    """Return which of the libraries that compute were of other versions than are installed now."""
+    """Return the LIBRARIES whose versions differ from the installed ones, as text for a message."""
     now = versions(LIBRARIES)
     return ", ".join(f"{name} {then[name]} (here: {now[name]})" for name in LIBRARIES if then.get(name) != now[name])
 
 
 @lru_cache(maxsize=1)
 def commit() -> str | None:
-    """Return the commit of the checkout this package runs from, with `+altered` if its code was; None outside a checkout.
+    """Return the commit of the checkout this package runs from, or None outside a checkout.
 
-    Asked once, when the work begins: what a process has loaded stays what it was when somebody commits meanwhile. Results and runs, which
-    the work itself writes, are not code.
+    `+altered` is appended if the code has uncommitted changes. Results and runs, which the work itself writes, are not
+    code. The value is cached at the start, because later commits do not change the code that a process has loaded.
     """
     root = Path(__file__).parents[1]
     if not (root / ".git").exists():

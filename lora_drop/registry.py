@@ -1,12 +1,13 @@
-"""Tasks, methods, criteria, kinds of backbones and figures by name, from this package, from installed ones and from a user's file.
+"""Registries of tasks, methods, criteria, kinds of backbones and figures by name.
 
-| where | how |
+| source | entry |
 |---|---|
 | this package | a line below |
-| an installed package | an entry point `name = "module:OBJECT"` in `lora_drop.tasks`, `.methods`, `.criteria`, `.backbones` or `.figures` |
-| a file (`lora-drop --plugin FILE.py …`) | every `Task`, `Method`, `Criterion`, `BackboneKind` and `Figure` that it defines at its top level |
+| an installed package | an entry point `name = "module:OBJECT"` in a group below, such as `lora_drop.tasks` |
+| a file (`lora-drop --plugin FILE.py`) | every `Task`, `Method`, `Criterion`, `BackboneKind` or `Figure` at top level |
 
-A name is resolved when it is used: listing names imports nothing. (So this file cannot name those types either.)
+The groups are `lora_drop.tasks`, `.methods`, `.criteria`, `.backbones` and `.figures`. A name is resolved on use, so
+listing names imports nothing. (For the same reason, this file cannot refer to those types.)
 """
 
 from __future__ import annotations
@@ -22,17 +23,17 @@ T = TypeVar("T")
 
 
 class Registry(Generic[T]):
-    """Things by name."""
+    """Objects of one kind, by name."""
 
     def __init__(self, what: str, group: str, own: Mapping[str, str]):
-        """Know those of this package (`own`: "module:OBJECT" by name) and of the entry points of `group`."""
+        """Register this package's objects (`own`: "module:OBJECT" by name) and the entry points of `group`."""
         self.what, self.group, self.own = what, group, dict(own)
         self.added: dict[str, T] = {}
 
     @cached_property
     def installed(self) -> dict[str, Any]:
         """Entry points of installed packages by name."""
-        from importlib.metadata import entry_points  # not before: it takes longer than the help
+        from importlib.metadata import entry_points  # imported late: it takes longer than printing the help
 
         return {entry.name: entry for entry in entry_points(group=self.group)}
 
@@ -41,7 +42,7 @@ class Registry(Generic[T]):
         return list(dict.fromkeys([*self.own, *self.installed, *self.added]))
 
     def get(self, name: str) -> T:
-        """Return the thing of a name. Raises UserError for an unknown one."""
+        """Return the object with this name. Raise UserError for an unknown name."""
         if name in self.added:
             return self.added[name]
         if name in self.own:
@@ -53,7 +54,7 @@ class Registry(Generic[T]):
         raise UserError(f"Unknown {self.what} {name!r}.{closest(name, names)} Known: {', '.join(names)}")
 
     def add(self, name: str, thing: T) -> None:
-        """Add a thing. Raises UserError if the name is taken: a result must not depend on who came first."""
+        """Add an object. Raise UserError if the name is taken, as results must not depend on the order of plugins."""
         if name in self.names():
             raise UserError(f"There is a {self.what} {name!r} already. Give the new one another name.")
         self.added[name] = thing
@@ -94,7 +95,7 @@ CRITERIA: Registry[Any] = Registry(
         for name in ("output", "output_relative", "gradient", "fisher", "activation", "weight", "random")
     },
 )
-"""The first is the paper's. None of them imports torch before it scores."""
+"""The paper's criterion comes first. No criterion imports torch before it scores."""
 BACKBONES: Registry[Any] = Registry(
     "kind of backbone",
     "lora_drop.backbones",
@@ -105,7 +106,7 @@ BACKBONES: Registry[Any] = Registry(
         "shape": "lora_drop.models.untrained:SHAPE_KIND",
     },
 )
-"""A backbone's name begins with its kind, but for `saved`: a folder, or a repository of the Hub."""
+"""A backbone's name begins with its kind, except for `saved` (a folder, or a repository on the Hub)."""
 TITLES = {
     "full": "Full-FT",
     "lora": "LoRA",
@@ -115,9 +116,9 @@ TITLES = {
     "adalora": "AdaLoRA",
     "lora_drop": "LoRA-drop",
 }
-"""Of the methods of this package: said here, too, so that listing runs does not import torch."""
+"""Titles of this package's methods, repeated here so that listing runs does not import torch."""
 SELECTING = ("lora_drop",)
-"""Methods of this package that need a selection of layers: said here, too, so that asking does not import torch."""
+"""Methods of this package that need a selection of layers, repeated here so that checking does not import torch."""
 
 
 def needs_selection(method: str) -> bool:

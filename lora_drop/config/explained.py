@@ -1,4 +1,4 @@
-"""A configuration as YAML with the meaning of every key: to read, to save, and to run."""
+"""Write a configuration as YAML with a comment that explains every key. The result can be saved and run."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ WIDTH = 78
 
 
 def explained(config: Config) -> str:
-    """Return the content of a configuration file that gives the same configuration, with a comment above each key."""
+    """Return the content of a configuration file for this configuration, with a comment above each key."""
     return "\n".join(_lines(config, to_dict(config))).strip() + "\n"
 
 
 def _lines(section: Any, values: Mapping[str, Any], indent: str = "") -> Iterator[str]:
-    """Yield the lines of a section, whose plain `values` are those of `to_dict`."""
+    """Yield the lines of a section, with its plain `values` from `to_dict`."""
     kind: type = type(section)
     texts = describe(kind)
     for name, value in values.items():
@@ -33,5 +33,5 @@ def _lines(section: Any, values: Mapping[str, Any], indent: str = "") -> Iterato
         if is_dataclass(inner) and value:
             yield f"{indent}{name}:"
             yield from _lines(inner, value, f"{indent}  ")
-        else:  # by itself: the lines of a text look like keys
+        else:  # dumped on its own: the lines of a text may look like keys
             yield textwrap.indent(as_yaml({name: value}), indent).removesuffix("\n")

@@ -1,4 +1,4 @@
-"""Configuration files: a path, or the name of one that comes with the package."""
+"""Read configuration files, by path or by the name of one that comes with the package."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from lora_drop.config.strict_yaml import parse
 from lora_drop.errors import UserError, closest
 
 OTHERS = ("accelerate", "experiments")
-"""Folders of the packaged files that hold no configurations of a run."""
+"""Folders of packaged files that are not run configurations."""
 SEAL = "# written by lora-drop; sha256 of the lines above: "
 
 
 def find_config(name: str | Path) -> Path:
-    """Return the path of a configuration file: a path as given, or the packaged file of that name (`glue/rte`)."""
+    """Return the path of a configuration file: the given path, or the packaged file of that name (`glue/rte`)."""
     path = Path(name)
     if path.is_file():
         return path
@@ -39,12 +39,12 @@ def config_folders() -> list[Path]:
 
 
 def read_config(name: str | Path) -> dict[str, Any]:
-    """Return the keys and values of a configuration file, by path or packaged name. Raises UserError."""
+    """Return the keys and values of a configuration file, by path or packaged name. Raise UserError on failure."""
     return read_yaml(find_config(name))
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Return the keys and values of a YAML file, empty if it is. Raises UserError for any other content."""
+    """Return the keys and values of a YAML file, or {} for an empty file. Raise UserError for any other content."""
     try:
         return deepcopy(_parsed(path.read_bytes(), str(path)))
     except OSError as error:
@@ -53,17 +53,17 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 @lru_cache(maxsize=64)
 def _parsed(content: bytes, name: str) -> dict[str, Any]:
-    """Read once what the runs of a grid have in common."""
+    """Parse YAML, with a cache for the files that the runs of a grid have in common."""
     return parse(content, name)
 
 
 def sealed(text: str) -> str:
-    """Return the content of a configuration file with a last line by which `read_sealed` knows that it is whole."""
+    """Return the content of a configuration file plus a last line by which `read_sealed` checks its integrity."""
     return f"{text}{SEAL}{_seal(text)}\n"
 
 
 def read_sealed(path: Path) -> dict[str, Any]:
-    """Return the keys and values of a file that was written with a seal. Raises UserError if it is not as written."""
+    """Return the keys and values of a file written with a seal. Raise UserError if the file was changed since."""
     try:
         text = path.read_bytes().decode()
     except OSError as error:

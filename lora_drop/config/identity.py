@@ -1,4 +1,4 @@
-"""What identifies a configuration: all that decides its results, and nothing of where it runs."""
+"""The identity of a configuration: everything that decides its results, and nothing about where it runs."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ LATER_KEYS = {
     **{"train.products": "auto", "train.held_out": 0.0, "train.head_learning_rate": None},
     **{"score.criterion": "output", "score.compare": None, "warmup.adapter": None},
 }
-"""Keys that came after the first results, with the values that configurations without them mean: these values are left
-out of a configuration's identity, so that it stays what it was."""
+"""Keys added after the first results, with the values that older configurations imply. These values are left out of a
+configuration's identity, so that older identities stay valid."""
 
 OWN = "own"
-"""The task of a configuration with data of the user's own."""
+"""Name of the task for the user's own data."""
 HUB = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?::(?P<configuration>[\w.-]+))?(?:@(?P<revision>\S+))?")
-"""What `data.path` may be instead of a path on this computer."""
+"""Pattern of a `data.path` on the Hub, rather than on this computer."""
 
 WHERE_KEYS = ("data_dir", "device", "offline", "train.report_to", "train.logging_steps")
-"""Keys that say where a run happens and who watches it, not what it computes: they are left out of its identity."""
+"""Keys that say where a run happens and how it is tracked, not what it computes. A run's identity leaves them out."""
 
 
 def subject(task: str, data: Mapping[str, Any]) -> str:
-    """Return the name of a task for people: of data of the user's own (`data.*`), that of the file or the data set."""
+    """Return a readable name of a task. For the user's own data (`data.*`), it is the name of the file or data set."""
     named = data.get("name") or data.get("path")
     return Path(str(named)).name if task == OWN and named else task
 
@@ -42,7 +42,7 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 
 def what_is_computed(config: Config) -> dict[str, Any]:
-    """Return the part of a configuration that decides results. Data of one's own are named only where there are any."""
+    """Return the part of a configuration that decides results. The section `data` is left out unless it names data."""
     found = without(to_dict(config), WHERE_KEYS if config.data.given else (*WHERE_KEYS, "data"))
     for dotted, meant in LATER_KEYS.items():
         section, key = dotted.split(".")
@@ -52,7 +52,7 @@ def what_is_computed(config: Config) -> dict[str, Any]:
 
 
 def without(values: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
-    """Return nested values without those at these dotted keys."""
+    """Return nested values without these dotted keys."""
     found = {key: dict(value) if isinstance(value, Mapping) else value for key, value in values.items()}
     for dotted in keys:
         section, _, key = dotted.rpartition(".")
@@ -68,13 +68,13 @@ def config_hash(config: Config) -> str:
 
 
 def to_yaml(config: Config) -> str:
-    """Return the content of a configuration file that gives the same configuration again, whatever its texts hold."""
+    """Return the content of a configuration file that gives the same configuration again, for any text values."""
     return as_yaml(to_dict(config))
 
 
 def as_yaml(values: Mapping[str, Any]) -> str:
-    """Return YAML that reads back as these plain values, whatever their texts hold."""
+    """Return YAML that reads back as the same plain values, for any text values."""
     readable = json.dumps(
         values, ensure_ascii=False
-    ).isprintable()  # else escaped: YAML takes U+0085, say, for a line end
+    ).isprintable()  # escaped otherwise: YAML reads U+0085, for example, as a line end
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=readable)

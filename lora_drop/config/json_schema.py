@@ -1,4 +1,4 @@
-"""A JSON schema of configuration files: an editor completes keys by it, shows their meaning, and marks mistakes."""
+"""A JSON schema of configuration files, with which editors complete keys, show their meaning, and mark mistakes."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ TYPES = {bool: "boolean", int: "integer", float: "number", str: "string"}
 def schema() -> dict[str, Any]:
     """Return the schema of a configuration file, draft 2020-12.
 
-    Names of tasks and methods are suggestions, as a plugin may add others; what `method.options` holds is up to the
-    method.
+    Names of tasks and methods are suggestions only, as a plugin may add others. The method defines the content of
+    `method.options`.
     """
     found = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "lora-drop", **_section(Config)}
     method = found["properties"]["method"]["properties"]
@@ -32,7 +32,7 @@ def schema() -> dict[str, Any]:
 
 
 def _section(cls: type) -> dict[str, Any]:
-    """Return the schema of a dataclass: its fields are the only keys, and none is required."""
+    """Return the schema of a dataclass. Its fields are the only keys, and none is required."""
     hints, texts = typing.get_type_hints(cls), describe(cls)
     keys = {
         item.name: {**_key(hints[item.name], item), "description": texts[item.name]} for item in dataclasses.fields(cls)

@@ -1,6 +1,7 @@
-"""A configuration from YAML files, overrides and flags.
+"""Build a configuration from YAML files, overrides and flags.
 
-Every mistake is collected and reported at once, with its key, its value, what is allowed, and the nearest valid name.
+All mistakes are collected and reported at once, each with its key, its value, the allowed values, and the nearest valid
+name.
 """
 
 from __future__ import annotations
@@ -27,10 +28,10 @@ def load_config(
     """Build a configuration from YAML files, overrides and flags; later ones win.
 
     Args:
-        stored: a run directory's own configuration, before all others.
+        stored: a run directory's own configuration, which all others override.
         files: paths, or names of packaged files (`glue/rte`).
-        overrides: `dotted.key=value`, read as the key's type asks for.
-        flags: values by dotted key, taken as they are; None says nothing.
+        overrides: `dotted.key=value`, parsed according to the key's type.
+        flags: values by dotted key, used as they are; None values are ignored.
 
     Raises:
         UserError: with every mistake found.
@@ -44,7 +45,7 @@ def load_config(
 
 
 def override(into: dict[str, Any], overrides: Iterable[str], flags: Mapping[str, Any], errors: list[str]) -> None:
-    """Put `dotted.key=value` overrides, then flags (values by dotted key; None says nothing) over nested values."""
+    """Put `dotted.key=value` overrides, then flags (values by dotted key; None is ignored) over nested values."""
     asked: dict[str, Any] = {}
     for text in overrides:
         apply_override(asked, text, errors, Config)
@@ -60,7 +61,10 @@ def override(into: dict[str, Any], overrides: Iterable[str], flags: Mapping[str,
 
 
 def layer(into: dict[str, Any], values: Mapping[str, Any]) -> None:
-    """Put `values` over `into`, section by section. A threshold ends a budget of an earlier layer, which would win else."""
+    """Put `values` over `into`, section by section.
+
+    A threshold removes the budget of an earlier layer, which would otherwise override it.
+    """
     earlier, method = into.get("method"), values.get("method")
     merge(into, values)
     if isinstance(earlier, dict) and isinstance(method, Mapping) and "threshold" in method and "budget" not in method:
@@ -68,7 +72,10 @@ def layer(into: dict[str, Any], values: Mapping[str, Any]) -> None:
 
 
 def from_dict(values: Mapping[str, Any], errors: list[str] | None = None) -> Config:
-    """Build a configuration from nested dictionaries. Raises UserError that lists every unknown key and wrong value."""
+    """Build a configuration from nested dictionaries.
+
+    Raise a UserError that lists the unknown keys and wrong values.
+    """
     errors = [] if errors is None else errors
     method = values.get("method")
     options = method.get("options") if isinstance(method, Mapping) else None
@@ -97,7 +104,7 @@ def from_dict(values: Mapping[str, Any], errors: list[str] | None = None) -> Con
 
 
 def _with_own_task(config: Config, named: bool, errors: list[str]) -> Config:
-    """Return the configuration with the task `own` if it has data of the user's own; check that its keys fit."""
+    """Return the configuration, with the task `own` if it names the user's own data, and check the keys of `data`."""
     data = config.data
     if not data.given:
         extra = [key for key, value in vars(data).items() if value != getattr(DataConfig(), key)]

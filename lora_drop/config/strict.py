@@ -1,6 +1,6 @@
-"""Frozen dataclasses from untyped values: every mistake is collected, with its key, value, and what is allowed.
+"""Build frozen dataclasses from untyped values, and collect all mistakes with their key, value and allowed values.
 
-A field may have a rule (`checked` and those below it). The string under a field is its help text.
+A field may have a rule (`checked` and the functions below it). The string under a field is its help text.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from lora_drop.errors import closest
 
 T = TypeVar("T")
 LARGEST = 10**9
-"""No number of a configuration is larger, unless its rule says so: work without end is a mistake."""
+"""Largest number in a configuration, unless its rule has another maximum: endless work is a mistake."""
 LONGEST = 200
 MOST_ERRORS = 20
-"""Mistakes that are told one by one."""
+"""Most mistakes that are listed one by one."""
 _hints: Callable[[Any], dict[str, Any]] = cache(typing.get_type_hints)
-"""The types of a dataclass's fields, looked up once: a grid reads thousands of configurations."""
+"""The types of a dataclass's fields, cached because a grid reads thousands of configurations."""
 
 
 def checked(default: Any, allowed: str, check: Callable[[Any], bool], **keywords: Any) -> Any:
     """Declare a field whose value must satisfy `check` (None is always accepted).
 
-    `allowed` says the rule in words, and `keywords` in those of JSON schema.
+    `allowed` states the rule in words, and `keywords` in JSON schema keywords.
     """
     return dataclasses.field(default=default, metadata={"allowed": allowed, "check": check, "schema": keywords})
 
@@ -61,7 +61,7 @@ def portion(default: Any) -> Any:
 
 @cache
 def describe(cls: Any) -> dict[str, str]:
-    """Return the docstring under each field of a dataclass, and of those that it extends, by field name."""
+    """Return the docstrings under the fields of a dataclass and of its bases, by field name."""
     texts = {}
     for owner in filter(dataclasses.is_dataclass, reversed(cls.__mro__)):
         (definition,) = ast.parse(textwrap.dedent(inspect.getsource(typing.cast(type, owner)))).body
@@ -99,7 +99,7 @@ def key_of(override: str) -> str:
 
 
 def apply_override(into: dict[str, Any], override: str, errors: list[str], root: type) -> None:
-    """Put one `dotted.key=value` over `into`; the value is read as the type of that field of `root` asks for."""
+    """Put one `dotted.key=value` over `into`, with the value parsed according to the type of that field of `root`."""
     key, separator, text = override.partition("=")
     if not separator:
         errors.append(f"{override!r} is not of the form key=value (example: train.epochs=3)")
@@ -111,7 +111,7 @@ def apply_override(into: dict[str, Any], override: str, errors: list[str], root:
 
 
 def _hint(root: type, dotted: str) -> Any:
-    """Return the type of the field at `section.key`; None if there is no such field."""
+    """Return the type of the field at `section.key`, or None if there is no such field."""
     found: Any = root
     for part in dotted.split("."):
         found = _hints(found).get(part) if dataclasses.is_dataclass(found) else None
@@ -119,10 +119,11 @@ def _hint(root: type, dotted: str) -> Any:
 
 
 def _read(text: str, hint: Any) -> Any:
-    """Return the value that a text of the command line stands for.
+    """Return the value of a text from the command line.
 
-    A field of texts takes it as it is (`007`, `~`, `my #1 data`); empty and `null` mean none where a field may be
-    empty. Whole numbers count in tens (`010` is 10). All else is YAML: a list, true or false, a section.
+    For a text field, it is the text itself (`007`, `~`, `my #1 data`), or None for an empty text or `null` if the field
+    may be empty. Whole numbers are decimal (`010` is 10). Everything else is parsed as YAML: a list, true or false, a
+    section.
     """
     options = alternatives(hint)
     if str in options:
@@ -156,7 +157,7 @@ def leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def build(cls: type[T], values: Any, errors: list[str], prefix: str = "", root: type | None = None) -> T:
-    """Return a `cls` made from nested mappings. What is wrong is appended to `errors`; the default takes its place."""
+    """Build a `cls` from nested mappings. Append mistakes to `errors` and use the defaults in their place."""
     root = root or cls
     if not isinstance(values, Mapping):
         names = ", ".join(item.name for item in dataclasses.fields(cls))  # type: ignore[arg-type]
@@ -187,7 +188,7 @@ def _repr(value: Any) -> str:
 
 
 def shown(text: str) -> str:
-    """Return a text for a message: its beginning, where it is long."""
+    """Return a text for a message, shortened to its beginning if it is long."""
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
 
 
@@ -228,7 +229,7 @@ def _convert(value: Any, hint: Any) -> Any:
     if value is None and type(None) in options:
         return None
     kind, *others = [option for option in options if option is not type(None)]
-    if others:  # a share or a name, say: the first type that takes the value
+    if others:  # a union, such as a share or a name: the first type that accepts the value
         try:
             return _convert(value, kind)
         except ValueError:

@@ -1,4 +1,4 @@
-"""YAML read strictly: no key twice, nothing too large or too deep, and every fault a sentence."""
+"""Read YAML strictly: refuse duplicate keys and what is too large or too deep, and report each fault in a sentence."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from lora_drop.errors import UserError
 
 MOST_BYTES = 2**18
 MOST_VALUES = 20_000
-"""With every alias written out: a few lines of aliases of aliases would be billions."""
+"""Limit after expanding aliases: a few lines of aliases of aliases would make billions of values."""
 DEEPEST = 20
 MOST_BITS = 4096
-"""Of a whole number."""
+"""Most bits of a whole number."""
 
 
 class _Loader(yaml.SafeLoader):
-    """The safe loader, which takes the last of several equal keys, made to refuse them."""
+    """The safe loader, but refusing duplicate keys, of which it would use the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -30,7 +30,7 @@ class _Loader(yaml.SafeLoader):
 
     def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
         value = super().construct_yaml_int(node)
-        if value.bit_length() > MOST_BITS:  # such as 59:59:59:…, or 0xfff…, which Python reads and cannot write
+        if value.bit_length() > MOST_BITS:  # such as 59:59:59:… or 0xfff…, which Python can read but not print
             raise yaml.constructor.ConstructorError(None, None, "a number without end", node.start_mark)
         return value
 
@@ -39,7 +39,7 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 
 
 def parse(content: bytes, name: str) -> dict[str, Any]:
-    """Return the keys and values of a YAML text, empty if it is. Raises UserError, which names it, for anything else."""
+    """Return the keys and values of a YAML text, or {} for an empty one. Raise a UserError with `name` otherwise."""
     if len(content) > MOST_BYTES:
         raise UserError(f"{name} has {len(content):,} bytes: more than {MOST_BYTES:,} are no configuration.")
     try:
@@ -48,7 +48,7 @@ def parse(content: bytes, name: str) -> dict[str, Any]:
         mark = error.problem_mark or error.context_mark
         line = f", line {mark.line + 1}" if mark else ""
         raise UserError(f"{name} is not readable YAML{line}: {error.problem or error.context}") from error
-    except (yaml.YAMLError, ValueError) as error:  # also what is not UTF-8
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or over a limit
         raise UserError(f"{name} is not readable YAML: {' '.join(str(error).split())}") from error
     if value is None:
         return {}
@@ -58,7 +58,7 @@ def parse(content: bytes, name: str) -> dict[str, Any]:
 
 
 def value_of(text: str) -> Any:
-    """Return what a YAML text stands for. Raises yaml.YAMLError, and ValueError for what is too large."""
+    """Return the value of a YAML text. Raise yaml.YAMLError, or ValueError if it is too large."""
     loader = _Loader(text)
     try:
         node = loader.get_single_node()
@@ -73,7 +73,7 @@ def value_of(text: str) -> Any:
 
 
 def _size(node: yaml.Node, known: dict[int, int], depth: int) -> int:
-    """Return the number of values in a node, aliases written out. Raises ValueError for too many."""
+    """Return the number of values in a node, with aliases expanded. Raise ValueError if it is too large or too deep."""
     if depth > DEEPEST:
         raise ValueError(f"it is nested more than {DEEPEST} deep")
     if id(node) not in known:

@@ -1,1 +1,1 @@
-"""From the rows of a task to batches of tokens."""
+"""Turn the rows of a task into batches of tokens."""

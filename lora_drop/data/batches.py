@@ -1,4 +1,4 @@
-"""Batches: the rows that are computed together."""
+"""Group rows into batches."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ MEGABATCH = 50
 
 
 def split_batch(total: int, device_limit: int | None, devices: int = 1) -> tuple[int, int]:
-    """Return (examples at a time, accumulation steps) of a device: together as many as its part of the `total`.
+    """Return a device's (examples at a time, accumulation steps), whose product is its part of the `total`.
 
-    The first is as large as allowed. Where devices have parts of different size, it is that of the largest. Raises
-    UserError if there is not a row for each device.
+    The first is the largest divisor of that part within `device_limit`. If the devices have parts of different size,
+    the largest part counts. Raise UserError if there are fewer rows than devices.
     """
     if total < devices:
         raise UserError(
@@ -34,22 +34,23 @@ def split_batch(total: int, device_limit: int | None, devices: int = 1) -> tuple
 
 
 def row_lengths(rows: Dataset) -> list[int]:
-    """Return the number of tokens of each row. (Counted by arrow: to unpack a large task takes Python seconds.)"""
+    """Return the number of tokens of each row. (Arrow counts them: unpacking a large task takes Python seconds.)"""
     return pyarrow.compute.list_value_length(rows.with_format("arrow")["input_ids"][:]).to_pylist()
 
 
 class LengthGroups(Sampler[int]):
-    """Row order of an epoch: batches of similar length, in random order; the very first is the longest.
+    """Row order of an epoch: batches of similar lengths, which need little padding, in random order.
 
-    So padding is small, and running out of memory shows at once. The order is a function of seed and epoch alone.
+    The first epoch begins with the longest batch, so that running out of memory shows at once. The order depends only
+    on seed and epoch.
     """
 
     def __init__(self, lengths: list[int], batch_size: int, seed: int):
-        """Order rows of these lengths in batches of `batch_size`."""
+        """Order rows of these lengths into batches of `batch_size`."""
         self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by the Trainer before each epoch."""
+        """Set the epoch; the Trainer calls this before each one."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -84,19 +85,20 @@ class Part:
 
     rows: list[int]
     weight: float
-    """Of their mean in that of all parts of the batch: 1 where all have as many rows, 0 for a stand-in."""
+    """Weight of the rows' mean when averaging over the parts of a batch: 1 if all have the same number of rows, 0 for a
+    stand-in."""
 
 
 class Parts(Sampler[Part]):
-    """The batches of an epoch, as one of several devices computes them.
+    """The batches of an epoch, as computed by one of several devices.
 
-    The rows of a batch are dealt by length, so that devices have alike numbers of tokens, and each device goes through
-    its own in parts. All have the same number of parts, as they wait for each other: a device without a row for one
-    computes a stand-in, which counts for nothing.
+    The rows of a batch are dealt by length, so that devices have similar numbers of tokens, and each device computes
+    its rows in parts. All devices have the same number of parts, as they wait for each other. A device with no row left
+    for a part computes a stand-in of weight 0.
     """
 
     def __init__(self, order: LengthGroups, at_a_time: int, devices: int = 1, device: int = 0):
-        """Part the batches of `order` for `device` of `devices`, `at_a_time` rows in a part."""
+        """Split the batches of `order` for `device` of `devices`, with `at_a_time` rows in a part."""
         self.sampler, self.at_a_time, self.devices, self.device = order, at_a_time, devices, device
 
     def __len__(self) -> int:
@@ -113,10 +115,13 @@ class Parts(Sampler[Part]):
                 yield Part(part or batch[-1:], len(part) * count * self.devices / len(batch))
 
     def _takes(self, place: int) -> bool:
-        """Deal there and back (0 1 1 0 0 1 …): rows come by length, and the first device would have the longest of each round."""
+        """Deal rows in alternating directions (0 1 1 0 0 1 …).
+
+        As rows are sorted by length, the first device would otherwise get the longest of each round.
+        """
         round_, turn = divmod(place, self.devices)
         return self.device == (turn if round_ % 2 == 0 else self.devices - 1 - turn)
 
     def _count(self, rows: int) -> int:
-        """Return in how many parts a device goes through its rows of a batch."""
+        """Return the number of parts in which a device computes its rows of a batch."""
         return math.ceil(math.ceil(rows / self.devices) / self.at_a_time)

@@ -1,4 +1,4 @@
-"""Conversations to tokens, by the tokenizer's chat template. What the assistant says is learned, nothing else."""
+"""Tokenise conversations with the tokenizer's chat template. Only the assistant's turns are learned."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ Messages = list[dict[str, str]]
 def encode_chats(rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> tuple[Dataset, Cut]:
     """Tokenise training rows.
 
-    The text is what the template makes of all turns. A turn of the assistant is learned from the end of what the
-    template puts before an answer to the end of the turn. A conversation that is too long loses its beginning; only a
-    last answer that is too long by itself is cut at its end.
+    The template renders all turns as one text. In a turn of the assistant, everything after the template's answer
+    prefix is learned, up to the end of the turn. A conversation that is too long loses its beginning; only a last
+    answer that is too long by itself is cut at its end.
 
     Args:
-        rows: with `messages`, turns as JSON, the last the assistant's.
-        tokenizer: the backbone's.
-        max_length: tokens of a conversation.
+        rows: rows with `messages`: turns as JSON, the last one the assistant's.
+        tokenizer: the backbone's tokenizer.
+        max_length: most tokens of a conversation.
 
     Returns:
-        Rows with `input_ids`, `attention_mask`, and `labels`, which are IGNORED where nothing is learned; and how many
-        conversations were cut.
+        Rows with `input_ids`, `attention_mask`, and `labels`, which are IGNORED except for learned tokens; and the
+        numbers of conversations that were cut.
 
     Raises:
-        UserError: if there is no template, or one that rewrites earlier turns, so that answers cannot be found.
+        UserError: if there is no template, or if it rewrites earlier turns, so that answers cannot be found.
     """
     _check(tokenizer)
     columns: dict[str, list[list[int]]] = {"input_ids": [], "attention_mask": [], "labels": []}
@@ -51,9 +51,10 @@ def encode_chats(rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: 
 
 
 def encode_questions(rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> tuple[Dataset, Cut]:
-    """Tokenise evaluation rows: the turns in `asked`, as JSON, and what the template puts before an answer.
+    """Tokenise evaluation rows: the turns in `asked` (JSON), followed by the template's answer prefix.
 
-    Longer ones lose their beginning. Returns rows with `input_ids` and `attention_mask`, and how many were cut.
+    Rows longer than `max_length` lose their beginning. Return rows with `input_ids` and `attention_mask`, and the
+    number that were cut.
     """
     _check(tokenizer)
     texts = [_render(tokenizer, json.loads(text), True) for text in rows["asked"]]
@@ -72,7 +73,7 @@ def _check(tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def _learned(tokenizer: PreTrainedTokenizerBase, messages: Messages, name: str) -> tuple[list[int], list[int], int]:
-    """Return tokens and labels of a conversation, and where its last answer begins."""
+    """Return the tokens and labels of a conversation, and the position where its last answer begins."""
     whole = _render(tokenizer, messages, False)
     ids: list[int] = []
     labels: list[int] = []
@@ -103,17 +104,17 @@ def _learned(tokenizer: PreTrainedTokenizerBase, messages: Messages, name: str) 
 
 
 def _answer(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
-    """Return an answer up to its end of turn; the line end that templates put behind it is not the model's to write."""
+    """Return an answer up to its end of turn, without the line end after it, which the model should not write."""
     end = str(tokenizer.eos_token)
     return text[: text.rindex(end) + len(end)] if end in text else text
 
 
 def _render(tokenizer: PreTrainedTokenizerBase, messages: Messages, asks: bool) -> str:
-    with foreign("The chat template of the backbone's tokenizer refuses a conversation"):  # some know no system, say
+    with foreign("The chat template of the backbone's tokenizer refuses a conversation"):  # such as a system role
         rendered: Any = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=asks)
     return str(rendered)
 
 
 def _tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Return the tokens of a text; the template has written all special ones."""
+    """Return the tokens of a text, to which the template has already added all special tokens."""
     return tokenizer(text, add_special_tokens=False)["input_ids"]

@@ -1,7 +1,7 @@
-"""Prompts and completions to tokens, to batches, and to a loss.
+"""Turn prompts and completions into tokens, batches, and a loss.
 
-The completion and the end of the text are learned, nothing of the prompt. Which tokens are padding is known from
-lengths alone, never from ids: many decoders pad with the very token that ends a text, which must be learned.
+The completion and the end of the text are learned, the prompt is not. Padding is known from lengths alone, never from
+token ids: many decoders pad with the end-of-text token, which must be learned.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from lora_drop.data.sentences import Collate
 from lora_drop.errors import UserError
 
 IGNORED = -100
-"""The label of what is not learned: prompt and padding."""
+"""The label of tokens that are not learned: prompt and padding."""
 
 
 @dataclass(frozen=True)
 class Cut:
-    """Numbers of texts that were too long."""
+    """Numbers of texts that were cut because they were too long."""
 
     prompts: int = 0
     completions: int = 0
@@ -34,12 +34,12 @@ def encode_prompts(rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_length
     """Tokenise evaluation rows: the prompt alone.
 
     Args:
-        rows: with `prompt`.
-        tokenizer: the backbone's.
-        max_length: longer prompts lose their beginning; see `encode_pairs`.
+        rows: rows with `prompt`.
+        tokenizer: the backbone's tokenizer.
+        max_length: most tokens of a prompt; longer ones lose their beginning, see `encode_pairs`.
 
     Returns:
-        Rows with `input_ids` and `attention_mask`; and how many were cut.
+        Rows with `input_ids` and `attention_mask`; and the number that were cut.
     """
     lead = leading(tokenizer)
     prompts = _tokens(tokenizer, rows["prompt"])
@@ -52,20 +52,20 @@ def encode_prompts(rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_length
 def encode_pairs(rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> tuple[Dataset, Cut]:
     """Tokenise training rows: prompt, completion, end of text.
 
-    A text that is too long loses the beginning of its prompt, as many tokens as needed: the prompt's end, which holds
-    the instruction, is what the completion follows from, and a completion without its end would teach the model to stop
-    in the middle. Only a completion that is too long by itself is cut, at its end; it then has no end of text, as the
-    text does not end there. One token always stays before a completion, for its first token to be predicted from: the
-    end-of-text token where there is no prompt.
+    A text that is too long loses as many tokens as needed from the beginning of its prompt: the end of the prompt holds
+    the instruction that the completion follows, and a completion without its end would teach the model to stop in the
+    middle. Only a completion that is too long by itself is cut, at its end. It then has no end-of-text token, as the
+    text does not end there. At least one token always precedes a completion, so that its first token can be predicted:
+    the end-of-text token if there is no prompt.
 
     Args:
-        rows: with `prompt` and `completion`.
-        tokenizer: the backbone's.
-        max_length: tokens of prompt and completion together.
+        rows: rows with `prompt` and `completion`.
+        tokenizer: the backbone's tokenizer.
+        max_length: most tokens of prompt and completion together.
 
     Returns:
-        Rows with `input_ids`, `attention_mask`, and `labels`, which are IGNORED on the prompt; and how many texts were
-        cut.
+        Rows with `input_ids`, `attention_mask`, and `labels`, which are IGNORED on the prompt; and the numbers of
+        prompts and completions that were cut.
 
     Raises:
         UserError: if the tokenizer has no end-of-text token.
@@ -87,13 +87,13 @@ def encode_pairs(rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: 
 
 
 def leading(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return what the tokenizer puts before every text: the begin-of-text token (Llama 2), or nothing."""
+    """Return the tokens that the tokenizer puts before every text: the begin-of-text token (Llama 2), or none."""
     first = tokenizer("")["input_ids"][:1]
     return list(first) if first == [tokenizer.bos_token_id] else []
 
 
 def end_of_text(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return the token that ends a text. Raises UserError if there is none."""
+    """Return the token that ends a text. Raise UserError if there is none."""
     if tokenizer.eos_token_id is None:
         raise UserError(
             "This backbone's tokenizer has no end-of-text token, so a model cannot learn where to stop. Choose another backbone."
@@ -102,34 +102,35 @@ def end_of_text(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def pair_collator(tokenizer: PreTrainedTokenizerBase) -> Collate:
-    """Return the function that pads training rows on the right: positions then count from the first real token."""
+    """Return a function that pads training rows on the right, so that positions count from the first real token."""
     return lambda rows: _pad(rows, padding(tokenizer), left=False)
 
 
 def prompt_collator(tokenizer: PreTrainedTokenizerBase) -> Collate:
-    """Return the function that pads prompts on the left: what is generated follows the prompt's last token."""
+    """Return a function that pads prompts on the left, so that generated text follows the prompt's last token."""
     return lambda rows: _pad(rows, padding(tokenizer), left=True)
 
 
 def token_loss(smoothing: float = 0.0) -> Callable[..., torch.Tensor]:
     """Return the loss of a language model: the mean over all learned tokens of the WHOLE batch, however it is split.
 
-    (A mean of the means of its parts would weigh tokens by how the batch is split.)
+    (A mean of the parts' means would give tokens weights that depend on the split.)
 
     Args:
         smoothing: share of each label's probability that is spread over the vocabulary.
 
     Returns:
-        `loss(outputs, labels, num_items_in_batch)`: with `outputs.logits` (`batch seq vocabulary`; or `1 learned
-        vocabulary`, of the learned tokens alone, in order), `labels` (`batch seq`, IGNORED where nothing is learned)
-        and the number of learned tokens in the whole batch; without the latter, the mean over these tokens.
+        `loss(outputs, labels, num_items_in_batch)`, with `outputs.logits` (`batch seq vocabulary`, or `1 learned
+        vocabulary` for the learned tokens alone, in order), `labels` (`batch seq`, IGNORED at tokens that are not
+        learned) and the number of learned tokens in the whole batch. Without that number, it is the mean over the
+        learned tokens given.
     """
 
     def loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None) -> torch.Tensor:
         targets = labels[:, 1:]
         learned = targets != IGNORED
         logits = outputs.logits
-        # a packed batch has come down to the learned tokens before it was widened to the vocabulary
+        # a packed batch was reduced to the learned tokens before the output layer
         logits = (logits[:, :-1][learned] if logits.shape[:2] == labels.shape else logits[0]).float()
         total = functional.cross_entropy(logits, targets[learned], reduction="sum", label_smoothing=smoothing)
         return total / (learned.sum() if num_items_in_batch is None else num_items_in_batch)
@@ -138,7 +139,7 @@ def token_loss(smoothing: float = 0.0) -> Callable[..., torch.Tensor]:
 
 
 def _pad(rows: Sequence[dict], filling: int, left: bool) -> dict[str, torch.Tensor]:
-    """Return tensors `batch seq` of each column, filled with `filling`, in labels with IGNORED, in the mask with 0."""
+    """Return a tensor `batch seq` per column, padded with `filling` (labels with IGNORED, the mask with 0)."""
     fillers = {"input_ids": filling, "attention_mask": 0, "labels": IGNORED}
     longest = max(len(row["input_ids"]) for row in rows)
 
@@ -150,7 +151,7 @@ def _pad(rows: Sequence[dict], filling: int, left: bool) -> dict[str, torch.Tens
 
 
 def padding(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return the token that fills a batch up: the tokenizer's, else that which ends a text."""
+    """Return the token that pads a batch: the tokenizer's padding token, or else the end-of-text token."""
     return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end_of_text(tokenizer)
 
 

@@ -1,4 +1,4 @@
-"""The hash of rows, without holding all of them."""
+"""Hash rows without loading all of them into memory."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import json
 from datasets import Dataset
 
 AT_A_TIME = 2000
-"""Rows in memory."""
+"""Rows in memory at a time."""
 
 
 def content_digest(rows: Dataset) -> str:
-    """Return `files.digest([rows[:]])`, the hash of all columns as one JSON text, made piece by piece."""
+    """Return `files.digest([rows[:]])`, the hash of all columns as one JSON text, computed in pieces."""
     total = hashlib.sha256()
     for number, name in enumerate(sorted(rows.column_names)):
         total.update(f"{', ' if number else '[[{'}{json.dumps(name)}: [".encode())

@@ -1,4 +1,4 @@
-"""Text to tokens, and rows of tokens to padded batches."""
+"""Tokenise text, and collate tokenised rows into padded batches."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 from lora_drop.data.batches import row_lengths
 
 Collate = Callable[[list[dict]], dict[str, torch.Tensor]]
-"""Makes a padded batch of rows."""
+"""Makes a padded batch from rows."""
 Encoded = tuple[Dataset, list[str]]
-"""Tokenised rows, and what the user should know about them."""
+"""Tokenised rows, and notices about them for the user."""
 
 
 def encode(rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> tuple[Dataset, int, int]:
     """Tokenise classification or regression rows.
 
     Args:
-        rows: with `text`, `label` and perhaps `text_pair`.
-        tokenizer: the backbone's.
-        max_length: longer inputs are cut, the longer sentence of a pair first.
+        rows: rows with `text`, `label` and optionally `text_pair`.
+        tokenizer: the backbone's tokenizer.
+        max_length: longer inputs are cut, starting with the longer sentence of a pair.
 
-    The tokenizers of most decoders put nothing between the sentences of a pair; a line end then parts them. Some put
-    nothing around a sentence either, and an empty one has no token then: it gets the end-of-text token, since a model
-    needs something to read.
+    The tokenizers of most decoders put nothing between the sentences of a pair, so a line end is added. Some put
+    nothing around a sentence either, so that an empty one has no token. It gets the end-of-text token, or the padding
+    token if there is none, since a model needs at least one token.
 
     Returns:
-        Rows with `input_ids`, `attention_mask`, perhaps `token_type_ids`, and `labels`; how many inputs were cut; and
-        how many had no token.
+        Rows with `input_ids`, `attention_mask`, `labels` and, for some tokenizers, `token_type_ids`; the number of
+        inputs that were cut; and the number that had no token.
     """
     texts = list(rows["text"])
     pairs = list(rows["text_pair"]) if "text_pair" in rows.column_names else None
@@ -54,7 +54,7 @@ def _filler(tokenizer: PreTrainedTokenizerBase) -> int:
 def _whole_lengths(
     tokenizer: PreTrainedTokenizerBase, texts: list[str], pairs: list[str] | None, chosen: list[int]
 ) -> list[int]:
-    """Return how many tokens the chosen inputs have when they are not cut."""
+    """Return the numbers of tokens of the chosen inputs when they are not cut."""
     if not chosen:  # a tokenizer refuses an empty list
         return []
     second = [pairs[row] for row in chosen] if pairs else None
@@ -62,7 +62,7 @@ def _whole_lengths(
 
 
 def collator(tokenizer: PreTrainedTokenizerBase) -> Collate:
-    """Return the function that pads rows to the longest of a batch."""
+    """Return a function that pads rows to the longest of a batch."""
     return DataCollatorWithPadding(tokenizer)
 
 
@@ -73,14 +73,14 @@ def batches(
     by_tokens: bool = False,
     share: Callable[[Iterator[list[int]]], Iterator[list[int]]] = iter,
 ) -> Iterator[tuple[list[int], dict[str, torch.Tensor]]]:
-    """Yield (row indices, batch) over all rows, similar lengths together, the longest first.
+    """Yield (row indices, batch) over all rows, grouped by similar length, longest first.
 
     Args:
         rows: tokenised rows.
-        collate: makes a batch of them.
-        batch_size: rows of a batch.
-        by_tokens: of shorter rows, take as many more as have no more tokens than the first batch.
-        share: chooses from the row indices of each batch; `processes.mine` gives each process other batches.
+        collate: makes a batch from rows.
+        batch_size: rows per batch.
+        by_tokens: put more rows into batches of shorter rows, up to the number of tokens in the first batch.
+        share: chooses among the batches of row indices; `processes.mine` gives each process its own.
     """
     for chosen in share(_groups(row_lengths(rows), batch_size, by_tokens)):
         yield chosen, dict(collate([rows[index] for index in chosen]))

@@ -1,9 +1,9 @@
-"""Tokenised rows, kept on disk by the hash of all that decides them: the same rows are tokenised once on a machine.
+"""A disk cache of tokenised rows, by the hash of everything that decides them: a machine tokenises the same rows once.
 
-`datasets` writes and maps the Arrow file of an entry, `KEY.arrow`; `KEY.json` beside it holds the file's digest, by
-which damage is recognised, and what the user is to know about the rows (how many were cut). A cache that cannot be read
-or written is no error: the rows are then tokenised as if there were none. No entry is ever removed; `lora-drop doctor`
-says how large the folder is, and it may be deleted at any time.
+`datasets` writes and maps the Arrow file of an entry, `KEY.arrow`. `KEY.json` beside it holds the file's digest, which
+reveals damage, and the notices for the user about the rows (how many were cut). A cache that cannot be read or written
+is not an error; the rows are then tokenised without it. Entries are never removed. `lora-drop doctor` shows the size of
+the folder, which may be deleted at any time.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
     from lora_drop.data.sentences import Encoded
 
 CODE = ("data/sentences.py", "data/completions.py", "data/chats.py", "data/token_cache.py", "evaluation/kinds.py")
-"""The files that decide what is kept, and how: an entry of other code is not found."""
+"""The files that decide the content and format of entries. Entries written by other code are not used."""
 PACKAGES = ("transformers", "tokenizers", "datasets")
 
 
 def cache_folder() -> Path | None:
-    """Return `tokens` in the user's cache (`files.cache_root`); None for a user without a home."""
+    """Return the folder `tokens` in the user's cache (`files.cache_root`), or None for a user without a home."""
     root = cache_root()
     return root / "tokens" if root else None
 
@@ -42,12 +42,12 @@ def entry_key(
     """Return the hash of everything that decides tokenised rows.
 
     Args:
-        rows: the digest of their content.
-        what: the rows are called in messages (`runs.rows.Part`): "training", "held-out" or "evaluation".
-        causal: whether the backbone continues texts, or classifies them.
-        tokenizer: by its content.
-        backbone: its identity.
-        config: of which `train.max_length` and `generation.max_new_tokens` count.
+        rows: digest of the rows' content.
+        what: name of the rows in messages (`runs.rows.Part`): "training", "held-out" or "evaluation".
+        causal: True if the backbone generates texts, False if it classifies them.
+        tokenizer: the tokenizer, which counts by its content.
+        backbone: identity of the backbone.
+        config: the configuration, of which `train.max_length` and `generation.max_new_tokens` count.
     """
     lengths = [config.train.max_length, config.generation.max_new_tokens]
     code = [file_digest(Path(__file__).parents[1] / name) for name in CODE]
@@ -64,7 +64,8 @@ def entry_key(
 
 
 def _content(tokenizer: PreTrainedTokenizerBase) -> list[Any]:
-    """Return what a tokenizer does to a text, as JSON-like values; not the padding and cutting of its last call."""
+    """Return everything that decides a tokenizer's output, as JSON-like values, without its last call's padding and
+    truncation."""
     settings = [
         type(tokenizer).__name__,
         tokenizer.model_input_names,
@@ -82,14 +83,14 @@ def _content(tokenizer: PreTrainedTokenizerBase) -> list[Any]:
 def kept_or_made(
     folder: Path | None, key: str, rows: Dataset, make: Callable[[], Encoded], report: Reporter
 ) -> Encoded:
-    """Return the tokenised rows kept under `key`, else those that `make` returns, which are then kept.
+    """Return the tokenised rows cached under `key`, or else call `make` and cache its result.
 
     Args:
-        folder: of the entries; None keeps nothing.
+        folder: folder of the entries; None disables the cache.
         key: see `entry_key`.
-        rows: what is tokenised.
-        make: tokenises them.
-        report: told if the folder cannot be written.
+        rows: the rows to tokenise.
+        make: tokenises the rows.
+        report: gets a notice if the folder cannot be written.
     """
     found = _read(folder, key) if folder else None
     if found or folder is None:
@@ -99,7 +100,7 @@ def kept_or_made(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         sweep(folder, ABANDONED_S)
-        with replacing(path) as written:  # another process may be writing the same
+        with replacing(path) as written:  # another process may be writing the same entry
             rows.map(
                 lambda _: encoded.with_format("arrow")[:],
                 batched=True,
@@ -125,5 +126,5 @@ def _read(folder: Path, key: str) -> Encoded | None:
         if entry["digest"] != file_digest(path):
             return None
         return Dataset.from_file(str(path)), entry["notices"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # none, or damaged
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # missing or damaged
         return None

@@ -1,1 +1,1 @@
-"""What is compared, one file per method. Adding one: a file with a `Method`, and its name in `registry.py`."""
+"""The methods to compare, one file each. To add one, write a file with a `Method` and add its name to `registry.py`."""

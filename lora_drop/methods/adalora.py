@@ -1,10 +1,10 @@
-"""AdaLoRA (Zhang et al. 2023, arXiv 2303.10512), PEFT's: ΔW = P Λ Q, whose singular values are pruned while training.
+"""AdaLoRA (Zhang et al. 2023, arXiv 2303.10512) by PEFT: ΔW = P Λ Q, with singular values pruned during training.
 
-Every module starts with 1.5 times the rank it is to have on average; between the first 15 % and the last 45 % of the
-steps the least important singular values of the whole model are set to 0, so that ranks move to the layers that need
-them (its §3.2 and 3.3). LoRA-drop's paper does not compare with it; it is here because users ask. Parameters are
-counted as training starts, which is when memory is needed. With `select_epoch: best` the epoch that is kept may be one
-before the pruning has ended, and then has more singular values than the budget.
+Every module starts with 1.5 times its intended average rank. Between the first 15 % and the last 45 % of the steps, the
+least important singular values of the whole model are set to 0, so that rank moves to the layers that need it (its §3.2
+and 3.3). LoRA-drop's paper does not compare with AdaLoRA; it is included because users ask for it. Parameters are
+counted at the start of training, when memory is needed. With `select_epoch: best`, the selected epoch may precede the
+end of pruning and then has more singular values than the budget.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from lora_drop.pruning.selection import Selection
 
 SURPLUS = 1.5
 FIRST, LAST = 0.15, 0.45
-"""Shares of the steps before pruning starts and after it has ended."""
+"""Shares of the steps before pruning starts and after it ends."""
 UNKNOWN = 2**31
-"""PEFT wants the number of steps at once; the real one follows when training starts."""
+"""Placeholder for the number of steps, which PEFT requires early; the real number is set when training starts."""
 
 
 def build(backbone: PreTrainedModel, config: MethodConfig, seed: int, selection: Selection | None) -> nn.Module:
@@ -51,12 +51,12 @@ def build(backbone: PreTrainedModel, config: MethodConfig, seed: int, selection:
 
 
 class Allocation:
-    """Prunes after each step, and carries PEFT's running averages of importance through a checkpoint."""
+    """Prunes after each step, and saves PEFT's running averages of importance in checkpoints."""
 
     AVERAGES = ("ipt", "exp_avg_ipt", "exp_avg_unc")
 
     def __init__(self, model: Any, steps: int):
-        """Spread the pruning over `steps` optimizer steps. Raises UserError if they are too few to prune in."""
+        """Spread the pruning over `steps` optimizer steps. Raise UserError if these are too few."""
         self.adalora = model.base_model
         self.config = self.adalora.peft_config[self.adalora.trainable_adapter_name]
         first, last = round(FIRST * steps), round(LAST * steps)
@@ -71,7 +71,7 @@ class Allocation:
         self.adalora.update_and_allocate(number)
 
     def state(self) -> dict[str, Tensor]:
-        """Return PEFT's averages and which singular values are kept."""
+        """Return PEFT's averages and the masks of kept singular values."""
         allocator = self.adalora.rankallocator
         averages = {
             f"{kind}/{name}": value for kind in self.AVERAGES for name, value in getattr(allocator, kind).items()
@@ -80,7 +80,7 @@ class Allocation:
         return {**{name: value.detach().clone().contiguous() for name, value in averages.items()}, **kept}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Take back what `state` returned."""
+        """Restore a state returned by `state`."""
         device = next(self.adalora.parameters()).device
         parts: dict[str, dict[str, Any]] = {kind: {} for kind in (*self.AVERAGES, "kept")}
         for key, value in state.items():
@@ -92,7 +92,7 @@ class Allocation:
 
 
 def orthogonality(model: Any) -> Tensor:
-    """Return the regulariser, the mean of ‖PᵀP − I‖ and ‖QQᵀ − I‖ over all modules (its eq. 4), as PEFT has it."""
+    """Return PEFT's regulariser: `orth_reg_weight` times the mean of all ‖PᵀP − I‖ and ‖QQᵀ − I‖ (its eq. 4)."""
     config = model.peft_config[model.base_model.trainable_adapter_name]
     norms = []
     for name, weight in model.named_parameters():
@@ -103,10 +103,9 @@ def orthogonality(model: Any) -> Tensor:
 
 
 def save(model: nn.Module, folder: Path) -> None:
-    """Write an ordinary PEFT adapter at its full initial rank, with zeros where singular values are pruned.
+    """Write an ordinary PEFT adapter at its full initial rank, with zeros for pruned singular values.
 
-    PEFT would cut the matrices to the last ranks that were allocated, which are not those of an earlier epoch that is
-    kept.
+    PEFT would cut the matrices to the ranks allocated last, which are wrong if an earlier epoch is selected.
     """
     assert isinstance(model, PeftModel)
     config: Any = model.active_peft_config

@@ -1,4 +1,4 @@
-"""The interface of a method: it turns a backbone into a model to train, and saves and loads the trained part."""
+"""The interface of a method, which turns a backbone into a model to train, and saves and loads the trained part."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from lora_drop.pruning.selection import Selection
 
 T = TypeVar("T")
 HEADS = ("classifier", "score", "pre_classifier", "classification_head")
-"""Names that transformers has for the head of a sequence classifier."""
+"""Names of a sequence classifier's head in transformers."""
 
 
 @dataclass(frozen=True)
 class Parameters:
-    """Trainable parameters, each tensor counted once; the task's head apart, as the paper leaves it out."""
+    """Numbers of trainable parameters, each tensor counted once. The head is separate, as the paper excludes it."""
 
     adapter: int
     head: int
 
 
 def trainable(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Yield name and tensor of each trainable parameter, a shared tensor once."""
+    """Yield the name and tensor of each trainable parameter, shared tensors once."""
     return ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)
 
 
@@ -40,80 +40,84 @@ def count_parameters(model: nn.Module) -> Parameters:
 def heads(backbone: nn.Module) -> list[str]:
     """Return the modules without pretrained weights, which every method trains: the head, and DeBERTa's pooler.
 
-    A module that lies inside another one of them is not named: PEFT would wrap it twice, and could not load what it has
-    saved.
+    A module inside another one of these is left out: PEFT would wrap it twice and could not load its own save.
     """
     known = [name for name in HEADS if hasattr(backbone, name)]
     return outermost({*known, *getattr(backbone, "fresh_modules", ())})
 
 
 def outermost(names: Iterable[str]) -> list[str]:
-    """Return the module names that lie under no other one."""
+    """Return the names of the modules that are not inside another one."""
     given = set(names)
     return sorted(name for name in given if not any(name.startswith(f"{other}.") for other in given))
 
 
 def head_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Return the trainable parameters of `heads`, by name: PEFT keeps them in `modules_to_save`, a plain model at its top."""
+    """Return the trainable parameters of `heads` by name.
+
+    PEFT keeps these modules in `modules_to_save`, a plain model at its top level.
+    """
     tops = tuple(f"{name}." for name in heads(model))
     return {name: each for name, each in trainable(model) if "modules_to_save" in name or name.startswith(tops)}
 
 
 def options_of(config: MethodConfig, declared: type[T]) -> T:
-    """Return a method's own options, an instance of the dataclass that it declares.
+    """Return a method's own options, as an instance of the dataclass that it declares.
 
-    The defaults where the configuration is that of another method (`lora-drop params` counts them all under one).
+    If the configuration is for another method, return the defaults (`lora-drop params` counts all methods with one
+    configuration).
     """
     given = getattr(config, "options", None)
     return given if isinstance(given, declared) else declared()
 
 
 class Stepper(Protocol):
-    """Work between the steps of training. Its state is part of a checkpoint."""
+    """Work after each training step. Its state is part of a checkpoint."""
 
     def step(self, number: int) -> None:
-        """Called after optimizer step `number` (from 1), while the gradients are still there."""
+        """Do the work after optimizer step `number` (from 1), before the gradients are cleared."""
 
     def state(self) -> dict[str, Tensor]:
-        """Return everything that a continued training needs beside the trainable tensors."""
+        """Return everything that resuming needs besides the trainable tensors."""
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Take back what `state` returned."""
+        """Restore a state returned by `state`."""
 
 
 @dataclass(frozen=True)
 class Method:
-    """A way to fine-tune. `build` decides what is trainable; everything else of the model is frozen."""
+    """A way to fine-tune. `build` decides which parameters are trainable; the rest of the model is frozen."""
 
     name: str
     title: str
-    """The name in the paper's tables."""
+    """Name in the paper's tables."""
     build: Callable[[PreTrainedModel, MethodConfig, int, Selection | None], nn.Module]
-    """`build(backbone, config, seed, selection)`: the model to train. The same seed gives the same initial weights. It is
-    also asked with a backbone on the meta device, which has shapes and no values."""
+    """`build(backbone, config, seed, selection)` returns the model to train. The same seed gives the same initial
+    weights. The backbone may also be on the meta device, with shapes and no values."""
     save: Callable[[nn.Module, Path], None]
-    """`save(model, folder)`: write what was trained, as safetensors."""
+    """`save(model, folder)` writes the trained tensors as safetensors."""
     load: Callable[[PreTrainedModel, Path], nn.Module]
-    """`load(backbone, folder)`: the trained model, trainable as before. Raises UserError for a damaged folder."""
+    """`load(backbone, folder)` returns the trained model, trainable as before, or raises UserError if it is damaged."""
     options: type | None = None
-    """A frozen dataclass of hyper-parameters of its own, `method.options` in a configuration; see `options_of`."""
+    """A frozen dataclass of the method's own hyper-parameters, `method.options` in configurations; see `options_of`."""
     version: int = 1
-    """Raised when what it trains may change: adapters of an earlier version are made anew."""
+    """Increased when the trained result may change; adapters of an earlier version are trained again."""
     prepare: Callable[[nn.Module, Iterable[Mapping[str, Tensor]]], None] | None = None
-    """`prepare(model, batches)`: looks at `examples` training rows, with labels, before training."""
+    """`prepare(model, batches)` reads `examples` training rows, with labels, before training."""
     needs_selection: bool = False
-    """True if stages 1 to 3 come first."""
+    """True if stages 1 to 3 have to run first."""
     starts: bool = False
-    """True if `train.start_from` may name an adapter: the method trains plain LoRAs."""
+    """True if `train.start_from` may name an adapter, because the method trains plain LoRAs."""
     merges: bool = True
-    """True if what is trained can be added to the backbone's weights."""
+    """True if the trained update can be merged into the backbone's weights."""
     quantizes: bool = True
-    """True if the backbone's weights may be quantized: it is a PEFT adapter beside them."""
+    """True if the backbone's weights may be quantized, because the method is a PEFT adapter beside them."""
     examples: int = 0
-    """Rows that `prepare` needs."""
+    """Number of rows that `prepare` needs."""
     count: Callable[[nn.Module], Parameters] = count_parameters
-    """Counts what is trained."""
+    """Counts the trainable parameters."""
     stepper: Callable[[nn.Module, int], Stepper] | None = None
-    """`stepper(model, steps)`: what is done after each of the `steps` optimizer steps (AdaLoRA moves ranks)."""
+    """`stepper(model, steps)` returns the work after each of the `steps` optimizer steps (AdaLoRA moves ranks)."""
     penalty: Callable[[nn.Module], Tensor] | None = None
-    """`penalty(model)`: what the model adds to its own loss (AdaLoRA's regulariser), to be added to any other loss."""
+    """`penalty(model)` returns the term that the model adds to its own loss (AdaLoRA's regulariser). Code that computes
+    another loss has to add it."""

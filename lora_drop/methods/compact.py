@@ -1,8 +1,8 @@
-"""The compact form of a LoRA-drop adapter: what layers share is stored once.
+"""The compact form of a LoRA-drop adapter, which stores each shared pair once.
 
-A folder with `lora_drop.safetensors` and `lora_drop.json`, which says what is tied and holds PEFT's configuration.
-Neither file has a name that PEFT looks for: PEFT ignores tensors that are missing, so that a model whose layers are
-not tied would silently keep the initial values of all but one of them.
+It is a folder with `lora_drop.safetensors` and `lora_drop.json`, which lists the tied modules and holds PEFT's
+configuration. Neither file has a name that PEFT looks for. PEFT ignores missing tensors, so if it loaded this form into
+a model without ties, all but one of the sharing layers would silently keep their initial values.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def is_compact(folder: Path) -> bool:
 def write_compact(adapter: Path, folder: Path) -> None:
     """Write the compact form of a saved LoRA-drop adapter into an empty folder.
 
-    `adapter` is a folder as `methods.lora_drop` writes it. Raises UserError if it is damaged.
+    `adapter` is a folder written by `methods.lora_drop`. Raise UserError if it is damaged.
     """
     try:
         groups = tied_groups(json.loads((adapter / TIES).read_text(encoding="utf-8")))
@@ -51,9 +51,9 @@ def write_compact(adapter: Path, folder: Path) -> None:
 
 
 def read_compact(folder: Path) -> tuple[LoraConfig, list[list[str]], dict[str, Tensor]]:
-    """Return PEFT's configuration, the groups that are tied, and all tensors, those of a group for each of its modules.
+    """Return PEFT's configuration, the tied groups, and all tensors, with a copy of a shared pair for each module.
 
-    Raises UserError if the folder is damaged.
+    Raise UserError if the folder is damaged.
     """
     with foreign(f"{folder} holds no whole compact adapter. Export it again"):
         content: dict[str, Any] = json.loads((folder / TIES).read_text(encoding="utf-8"))
@@ -68,7 +68,10 @@ def read_compact(folder: Path) -> tuple[LoraConfig, list[list[str]], dict[str, T
 
 
 def tied_groups(content: Any) -> list[list[str]]:
-    """Return the groups of modules that share a LoRA, by the content of `lora_drop.json`. Raises ValueError."""
+    """Return the groups of modules that share a LoRA, from the content of `lora_drop.json`.
+
+    Raise ValueError if it is malformed.
+    """
     groups = content.get("tied") if isinstance(content, dict) else None
     if not isinstance(groups, list) or not all(isinstance(group, list) and group for group in groups):
         raise ValueError(f"{TIES} does not say what is tied")

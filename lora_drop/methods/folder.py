@@ -1,4 +1,4 @@
-"""The folder of a saved adapter. (Apart from what reads it, so that asking imports no torch.)"""
+"""Find the folder of a saved adapter, without importing torch."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ COMPACT = "lora_drop.safetensors"
 
 
 def adapter_folder(path: str, key: str = "train.start_from") -> Path:
-    """Return the adapter's folder that a user names under `key`: itself, or that of a run.
+    """Return the adapter's folder for a path given under `key`: the path itself, or `adapter` in a run's folder.
 
-    Raises UserError if there is none.
+    Raise UserError if there is no adapter in PEFT's form.
     """
     folder = Path(path).expanduser()
     if (folder / COMPACT).is_file():

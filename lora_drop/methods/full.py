@@ -31,7 +31,7 @@ def load(backbone: PreTrainedModel, folder: Path) -> nn.Module:
         raise UserError(f"{folder} holds no model. Train it again with: lora-drop train --force")
     kind: Any = type(backbone)
     model = kind.from_pretrained(folder, config=backbone.config, use_safetensors=True, trust_remote_code=False)
-    model.fresh_modules = getattr(backbone, "fresh_modules", [])  # what was a head in training is one still
+    model.fresh_modules = getattr(backbone, "fresh_modules", [])  # modules trained as a head remain one
     return model
 
 

@@ -1,6 +1,6 @@
-"""LoRA (Hu et al. 2021), PEFT's: ΔW = alpha/rank · B A on every query and value; A Kaiming-initialised, B zero.
+"""LoRA (Hu et al. 2021) by PEFT: ΔW = alpha/rank · B A on every query and value; A Kaiming-initialised, B zero.
 
-Also the place where any method that is a PEFT adapter is built, saved and loaded.
+This module also builds, saves and loads the adapters of every other method based on PEFT.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def build(backbone: PreTrainedModel, config: MethodConfig, seed: int, selection:
 
 
 def add_lora(backbone: PreTrainedModel, config: MethodConfig, seed: int, places: Iterable[Place]) -> PeftModel:
-    """Put a fresh LoRA on the given modules; the backbone is frozen, its head stays trainable."""
+    """Put a fresh LoRA on the given modules. The backbone is frozen; its head stays trainable."""
     rank, places = config.rank or RANK, list(places)
     lora = LoraConfig(
         r=rank,
@@ -48,7 +48,7 @@ def add_lora(backbone: PreTrainedModel, config: MethodConfig, seed: int, places:
 
 
 def where(backbone: PreTrainedModel, places: Sequence[Place]) -> dict[str, Any]:
-    """Return what every PEFT configuration gets: the modules with an adapter, and those trained as a whole."""
+    """Return the options common to all PEFT configurations: modules with an adapter, and modules trained whole."""
     return {
         "target_modules": [place.name for place in places],
         "fan_in_fan_out": transposed(backbone, places),
@@ -59,9 +59,9 @@ def where(backbone: PreTrainedModel, places: Sequence[Place]) -> dict[str, Any]:
 
 
 def wrap(backbone: PreTrainedModel, config: PeftConfig, seed: int) -> PeftModel:
-    """Return the backbone under a PEFT adapter; `seed` decides its initial weights."""
+    """Return the backbone wrapped in a PEFT adapter; `seed` decides its initial weights."""
     torch.manual_seed(seed)
-    with warnings.catch_warnings():  # PEFT 0.21 asks transformers 5 by a name that transformers 6 will drop
+    with warnings.catch_warnings():  # PEFT 0.21 uses a name of transformers 5 that transformers 6 will drop
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
         model = get_peft_model(backbone, config)
     assert isinstance(model, PeftModel)
@@ -69,34 +69,34 @@ def wrap(backbone: PreTrainedModel, config: PeftConfig, seed: int) -> PeftModel:
 
 
 def task_type(backbone: PreTrainedModel) -> str:
-    """Return PEFT's name for the task: with SEQ_CLS it trains and saves the head, too."""
+    """Return PEFT's name for the task. With SEQ_CLS, PEFT also trains and saves the head."""
     return "SEQ_CLS" if "SequenceClassification" in type(backbone).__name__ else "CAUSAL_LM"
 
 
 def save(model: nn.Module, folder: Path) -> None:
     """Write an ordinary PEFT adapter: `adapter_config.json` and `adapter_model.safetensors`."""
     assert isinstance(model, PeftModel)
-    # no embedding is ever trained; left to itself, PEFT would look for the backbone's vocabulary, on the Hub if need be
+    # embeddings are never trained; by default, PEFT would look up the backbone's vocabulary, on the Hub if necessary
     model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
     path = folder / "adapter_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
-    for key in ("target_modules", "modules_to_save"):  # sets to PEFT, whose order is another one in each process
+    for key in ("target_modules", "modules_to_save"):  # PEFT's sets, in a different order in each process
         config[key] = sorted(set(config[key])) if isinstance(config.get(key), list) else config.get(key)
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def load(backbone: PreTrainedModel, folder: Path) -> PeftModel:
-    """Build the adapter that `folder` describes and fill it."""
+    """Build the adapter described by `folder` and load its weights."""
     model = wrapped(backbone, folder)
     fill(model, folder)
     return model
 
 
 def wrapped(backbone: PreTrainedModel, folder: Path, config: PeftConfig | None = None) -> PeftModel:
-    """Return the backbone under the adapter that `folder` describes, not filled. Raises UserError if it does not fit.
+    """Return the backbone wrapped in the adapter of `folder`, without its weights. Raise UserError if it does not fit.
 
-    `config` is that of the folder, if it was read already.
+    `config` is the folder's configuration, if it has already been read.
     """
     config = config or read_config(folder)
     with foreign(f"{folder} holds no adapter for this model"):
@@ -104,32 +104,31 @@ def wrapped(backbone: PreTrainedModel, folder: Path, config: PeftConfig | None =
 
 
 def read_config(folder: Path) -> PeftConfig:
-    """Read a saved adapter's configuration. Raises UserError if it is missing or damaged, or of the compact form."""
+    """Read a saved adapter's configuration. Raise UserError if it is missing, damaged, or in the compact form."""
     if is_compact(folder):
         raise UserError(
             f"{folder} is a compact LoRA-drop adapter: it holds one copy of what layers share, and fits no model whose layers "
             "are not tied. Load it into the plain backbone with lora_drop.load_adapter, which ties them."
         )
     with foreign(f"{folder} holds no readable PEFT adapter. Train it again with --force"):
-        if not (folder / "adapter_config.json").is_file():  # PEFT would take the path for a name on the Hub
+        if not (folder / "adapter_config.json").is_file():  # PEFT would treat the path as a name on the Hub
             raise ValueError("it has no adapter_config.json")
         return checked(PeftConfig.from_pretrained(str(folder.absolute())))
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """Return the tensors of a saved adapter; no other file is looked for, as PEFT would: not a pickle, nor on the Hub.
+    """Return the tensors of a saved adapter. Unlike PEFT, look for no other file: no pickle, and nothing on the Hub.
 
-    Raises OSError or SafetensorError.
+    Raise OSError or SafetensorError.
     """
     return load_file(folder / "adapter_model.safetensors")
 
 
 def fill(model: PeftModel, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
-    """Load saved weights into a model of the same structure. Raises UserError unless they fit exactly.
+    """Load saved weights into a model of the same structure. Raise UserError unless they fit exactly.
 
-    `weights` are those of the folder, if they were read already.
-
-    A file without the copies of shared tensors would silently leave a LoRA at its initial values; it is refused.
+    `weights` are the folder's weights, if they have already been read. A file without the copies of shared tensors is
+    refused, as it would silently leave a LoRA at its initial values.
     """
     try:
         weights = weights or read_weights(folder)

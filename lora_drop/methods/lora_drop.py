@@ -1,7 +1,7 @@
 """LoRA-drop (paper §3.2) as a method: a LoRA on every layer, shared as the selection says (`pruning.sharing`).
 
-It is saved as an ordinary PEFT adapter that holds a copy of a shared pair for each layer, which every user of PEFT can
-read; `lora_drop.json` beside it says what is tied.
+It is saved as an ordinary PEFT adapter that any user of PEFT can read, with a copy of a shared pair for each layer;
+`lora_drop.json` beside it lists the tied modules.
 """
 
 from __future__ import annotations
@@ -28,33 +28,33 @@ from lora_drop.pruning.tensor_names import HALVES, tensor_name
 
 
 def build(backbone: PreTrainedModel, config: MethodConfig, seed: int, selection: Selection | None) -> nn.Module:
-    """Put a fresh LoRA on the retained layers and, if they share, one pair on all others of a projection."""
+    """Put a fresh LoRA on each retained layer and, if the selection shares, one pair on the others of a projection."""
     if selection is None:
         raise UserError("LoRA-drop needs a selection of layers: run the stages sample, score and select first.")
     places = find_places(backbone, config.target_projections)
     _check(selection, places)
-    if not selection.share:  # the others never get one, so that the initial values of these are those of their seed
+    if not selection.share:  # a LoRA on the others, even if removed again, would change these initial values
         places = [place for place in places if place.layer in selection.projections[place.projection].retained]
         return lora.add_lora(backbone, config, seed, places)
     return share(lora.add_lora(backbone, config, seed, places), selection)
 
 
 def save(model: nn.Module, folder: Path) -> None:
-    """Write the PEFT adapter and what is tied."""
+    """Write the PEFT adapter and the list of tied modules."""
     assert isinstance(model, PeftModel)
     lora.save(model, folder)
     (folder / TIES).write_text(json.dumps({"version": 1, "tied": ties(model)}, indent=2) + "\n", encoding="utf-8")
 
 
 def load_adapter(model: PreTrainedModel, folder: str | Path) -> PeftModel:
-    """Put a saved LoRA-drop adapter on its backbone, tied as it was trained: `adapter/` of a run, or an export.
+    """Put a saved LoRA-drop adapter on its backbone, tied as in training.
 
     Args:
         model: the plain pretrained model, with a head of the same size if it has one; it is changed in place.
-        folder: as PEFT saves it, with `lora_drop.json`, or of the compact form.
+        folder: `adapter/` of a run, or an export: PEFT's form with `lora_drop.json`, or the compact form.
 
     Raises:
-        UserError: if the model has an adapter already (whose layers would not be tied), or the folder is damaged or
+        UserError: if the model already has an adapter (its layers would not be tied), or if the folder is damaged or
             does not fit.
     """
     if isinstance(model, PeftModel):
@@ -66,7 +66,7 @@ def load_adapter(model: PreTrainedModel, folder: str | Path) -> PeftModel:
 
 
 def load(backbone: PreTrainedModel, folder: Path) -> PeftModel:
-    """Build the adapter, tie it as it was, and fill it. Raises UserError for a file that is damaged or untied."""
+    """Build the adapter, restore its ties, and load its weights. Raise UserError if a file is damaged or missing."""
     if is_compact(folder):
         config, groups, weights = read_compact(folder)
         model = lora.wrapped(backbone, folder, config)
@@ -101,7 +101,7 @@ def _tie_all(model: PeftModel, groups: list[list[str]], folder: Path) -> None:
 
 
 def _check_copies(weights: dict[str, Tensor], groups: list[list[str]], folder: Path) -> None:
-    """The file holds a copy of the shared pair for each layer; if one was altered, it is not known which is meant."""
+    """Raise UserError if the copies of a shared pair differ: there is no way to tell which one is right."""
     for first, *others in groups:
         for name in others:
             for half in HALVES:
@@ -113,7 +113,7 @@ def _check_copies(weights: dict[str, Tensor], groups: list[list[str]], folder: P
 
 
 def _check(selection: Selection, places: Iterable[Place]) -> None:
-    """The selection must speak of exactly the modules that the model has."""
+    """Raise UserError unless the selection covers exactly these places of the model."""
     chosen = {(name, layer) for name, layers in selection.projections.items() for layer in layers.all}
     present = {(place.projection, place.layer) for place in places}
     if chosen != present:

@@ -1,4 +1,4 @@
-"""PEFT's configuration of a saved adapter: checked, as PEFT takes whatever the file says."""
+"""Check PEFT's configuration of a saved adapter, as PEFT itself accepts whatever the file says."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ C = TypeVar("C", bound=PeftConfig)
 
 
 def checked(config: C) -> C:
-    """Return a configuration as it was read, ready to put an adapter on a model. Raises ValueError if it is none."""
+    """Return a configuration that was read, ready to put an adapter on a model. Raise ValueError if it is invalid."""
     if getattr(config, "megatron_config", None):  # PEFT would import whatever module the file names
         raise ValueError("it is an adapter for Megatron")
     config.inference_mode = False
-    config.base_model_name_or_path = None  # the model tells its own; PEFT warns of every other name
+    config.base_model_name_or_path = None  # the model has its own; PEFT warns about any other name
     if isinstance(config, LoraConfig | AdaLoraConfig | VeraConfig):
         _check_sizes(config)
-        # adapters saved by earlier versions name the parts of a head beside the head
+        # adapters saved by earlier versions name a head and also its parts
         config.modules_to_save = outermost(config.modules_to_save or ()) or None
     return config
 
 
 def _check_sizes(config: LoraConfig | AdaLoraConfig | VeraConfig) -> None:
-    """Raise ValueError for a rank or a scaling that is none; PEFT takes anything."""
+    """Raise ValueError for an invalid rank or alpha; PEFT accepts anything."""
     rank, alpha = config.r, getattr(config, "lora_alpha", 1)
     if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
         raise ValueError(f"its rank r is {rank!r}")

@@ -1,10 +1,11 @@
 """Sparse Adapter (He et al. 2022, arXiv 2210.04284): a LoRA pruned before training by SNIP (Lee et al. 2019).
 
-Each weight θ is scored by |∂L/∂m| at m = 1, where m is a mask on it: |θ · ∂L/∂θ|, the gradient summed over 320 training
-examples. The weights with the highest scores of the whole adapter are kept (`keep_ratio`), all others are 0 for ever.
+Each weight θ is scored by |∂L/∂m| at m = 1, where m is a mask on it. That is |θ · ∂L/∂θ|, with the gradient summed over
+320 training examples. The weights with the highest scores in the whole adapter are kept (`keep_ratio`); all others stay
+0.
 
-LoRA's own initial values make this degenerate: with B = 0 both factors of every score vanish, as ∂L/∂A = 0 and B = 0.
-So A and B are drawn from N(0, 0.02), as the method's authors do.
+LoRA's own initial values make this degenerate: with B = 0, every score is 0, because ∂L/∂A = 0 and B = 0. So A and B
+are drawn from N(0, 0.02), as the method's authors do.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ MASKS = "sparse_adapter.safetensors"
 
 
 def build(backbone: PreTrainedModel, config: MethodConfig, seed: int, selection: Selection | None) -> nn.Module:
-    """Put a LoRA with A and B from N(0, 0.02) on the target projections; `prune` is to follow."""
+    """Put a LoRA with A and B from N(0, 0.02) on the target projections, for `prune` to prune."""
     model: Any = lora.build(backbone, config, seed, selection)
     torch.manual_seed(seed)
     with torch.no_grad():
@@ -57,7 +58,7 @@ def prune(model: nn.Module, batches: Iterable[Mapping[str, Tensor]]) -> None:
 def snip_scores(
     model: nn.Module, parameters: Mapping[str, nn.Parameter], batches: Iterable[Mapping[str, Tensor]]
 ) -> dict[str, Float[Tensor, "rows columns"]]:
-    """Return |θ · ∂L/∂θ| of each weight; L is the loss summed over all examples (learned tokens), without dropout."""
+    """Return |θ · ∂L/∂θ| of each weight, with L the loss summed over all examples (learned tokens), without dropout."""
     sums = dict(summed_gradients(Given(model, loras(model), batches)).gradients)
     return {name: (each.detach() * sums[each]).abs() for name, each in parameters.items() if each in sums}
 
@@ -65,7 +66,7 @@ def snip_scores(
 def keep_highest(
     scores: Mapping[str, Float[Tensor, "rows columns"]], count: int
 ) -> dict[str, Bool[Tensor, "rows columns"]]:
-    """Return masks that keep exactly the `count` highest scores of all matrices together; of equal ones the first."""
+    """Return masks that keep exactly the `count` highest scores over all matrices; ties go to the first."""
     flat = torch.cat([score.flatten() for score in scores.values()])
     kept = torch.zeros_like(flat, dtype=torch.bool)
     kept[torch.argsort(flat, descending=True, stable=True)[:count]] = True
@@ -74,23 +75,23 @@ def keep_highest(
 
 
 def kept_weights(model: Any) -> int:
-    """Return how many weights of the adapter are kept."""
+    """Return the number of adapter weights that are kept."""
     return round(model.keep_ratio * sum(parameter.numel() for _, parameter in _adapter(model)))
 
 
 def count(model: nn.Module) -> Parameters:
-    """Count the weights that are kept; the head apart."""
+    """Count the kept weights, and the head separately."""
     return Parameters(kept_weights(model), count_parameters(model).head)
 
 
 def save(model: nn.Module, folder: Path) -> None:
-    """Write an ordinary PEFT adapter, with zeros where it is pruned, and the masks."""
+    """Write an ordinary PEFT adapter, with zeros for pruned weights, and the masks."""
     lora.save(model, folder)
     save_file({name: parameter.mask for name, parameter in _adapter(model)}, folder / MASKS)
 
 
 def load(backbone: PreTrainedModel, folder: Path) -> PeftModel:
-    """Read the adapter and its masks. Raises UserError if the folder is damaged."""
+    """Read the adapter and its masks. Raise UserError if the folder is damaged."""
     model: Any = lora.load(backbone, folder)
     try:
         masks = load_file(folder / MASKS)
@@ -110,7 +111,7 @@ def _adapter(model: nn.Module) -> Iterable[tuple[str, Any]]:
 
 
 def _apply(parameters: Mapping[str, Any], masks: Mapping[str, Tensor]) -> None:
-    """Set pruned weights and their gradients to 0, now and later: AdamW's moments and decay then stay 0, too."""
+    """Set pruned weights to 0, and their gradients now and later, so that AdamW's moments and decay stay 0 as well."""
     for name, parameter in parameters.items():
         mask = masks[name].to(parameter.device)
         with torch.no_grad():

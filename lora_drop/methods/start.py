@@ -1,4 +1,4 @@
-"""Starting from an adapter that was trained before, as Hu et al. (2021) start RTE, MRPC and STS-B from MNLI."""
+"""Start training from an existing adapter, as Hu et al. (2021) start RTE, MRPC and STS-B from MNLI."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lora_drop.pruning.tensor_names import HALVES, PREFIX, tensor_name
 
 
 def check_start(method: Method, path: str) -> None:
-    """Raise UserError unless the method can start from the adapter that a user names."""
+    """Raise UserError unless the method can start from the adapter at `path`."""
     if not method.starts:
         raise UserError(f"train.start_from is for lora and lora_drop, and the method is {method.name}. Leave it empty.")
     config = read_config(adapter_folder(path))
@@ -42,7 +42,7 @@ def check_start(method: Method, path: str) -> None:
 
 
 def check_adapter(path: str, kind: str) -> None:
-    """Raise UserError unless the adapter that a user names is a LoRA, and one for this kind of task."""
+    """Raise UserError unless the adapter at `path` is a LoRA for this kind of task."""
     config = read_config(adapter_folder(path, "warmup.adapter"))
     if not isinstance(config, LoraConfig):
         raise UserError(
@@ -66,14 +66,15 @@ def _refuse_moved(key: str, path: str, config: LoraConfig) -> None:
 
 
 def start_from(model: nn.Module, folder: Path) -> str:
-    """Copy a trained adapter into a fresh one, where both have a LoRA on the same module; return what was taken.
+    """Copy a trained adapter into a fresh one where both have a LoRA on the same module, and return a summary.
 
-    A pair that layers share is taken only where they shared it then, too: the pair of one layer says nothing of the
-    others. A head is taken if it has the size of this task's. LoRAs on other modules are left out, which the text says.
+    The pair of layers that share is copied only if they shared it in the trained adapter: the pair of one layer does
+    not fit the others. The head is copied if it has the size of this task's head. LoRAs on other modules are left out
+    and counted in the summary.
 
     Raises:
-        UserError: if the file cannot be read, ranks or scalings differ, no LoRA of it is on a module of this model, or
-            it holds whole modules beside the head.
+        UserError: if the file cannot be read, if widths, ranks or scalings differ, if no LoRA of the file is on a
+            module that has one in this model, or if the file holds whole modules other than the head.
     """
     try:
         weights = read_weights(folder)

@@ -1,9 +1,9 @@
-"""Tied-LoRA (Renduchintala et al. 2023, arXiv 2311.09578), its variant that trains everything: ΔW = Λ_v B Λ_u A.
+"""Tied-LoRA (Renduchintala et al. 2023, arXiv 2311.09578), the variant that trains everything: ΔW = Λ_v B Λ_u A.
 
-A and B are tied over all layers; a layer has the vectors u (rank) and v (output width) of its own. As in their paper
-the projections of a layer are one fused matrix: of query and value, A is (rank × width) and B is (width of query +
-width of value) × rank. That, at rank 56, is the 0.15M of LoRA-drop's Table 1. Initial values are LoRA's, A Kaiming and
-B zero, with u and v at one, so that ΔW starts at zero.
+A and B are tied across all layers; each layer has its own vectors u (rank) and v (output width). As in their paper, the
+projections of a layer form one fused matrix: for query and value, A is (rank × width) and B is (width of query + width
+of value) × rank. At rank 56, this gives the 0.15M of LoRA-drop's Table 1. A and B start as in LoRA (Kaiming and zero),
+and u and v at one, so that ΔW starts at zero.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Vectors(nn.Module):
 class TiedLinear(nn.Module):
     """A frozen linear module plus its rows of the fused update: W x + scaling · v ∘ B (u ∘ A x).
 
-    The module has PEFT's name, by which a layer with an adapter is known (`packing.own_attention`).
+    The frozen module has the same attribute name as in PEFT, by which `packing.own_attention` recognises an adapter.
     """
 
     def __init__(self, base: nn.Module, tied: Tied, vectors: Vectors, first_row: int, scaling: float, dropout: float):
@@ -70,7 +70,7 @@ class TiedLinear(nn.Module):
 
 
 def build(backbone: PreTrainedModel, config: MethodConfig, seed: int, selection: Selection | None) -> nn.Module:
-    """Replace every target module by a TiedLinear. Raises UserError if layers differ in width."""
+    """Replace every target module by a TiedLinear. Raise UserError if layers, or inputs within one, differ in width."""
     rank = config.rank or RANK
     scaling = (config.alpha or 2 * rank) / rank
     return _build(backbone, seed, rank, scaling, config.dropout, list(config.target_projections))
@@ -113,13 +113,13 @@ def _build(
 
 
 def save(model: nn.Module, folder: Path) -> None:
-    """Write the trained tensors, each once, and the settings needed to build the model again."""
+    """Write the trained tensors, each once, and the settings needed to rebuild the model."""
     save_file({name: tensor.detach().contiguous() for name, tensor in trainable(model)}, folder / WEIGHTS)
     (folder / SETTINGS).write_text(json.dumps(model.tied_lora, indent=2) + "\n", encoding="utf-8")
 
 
 def load(backbone: PreTrainedModel, folder: Path) -> nn.Module:
-    """Build the model that `save` described and fill it. Raises UserError for a damaged folder or another model."""
+    """Rebuild the saved model and load its tensors. Raise UserError if the folder is damaged or for another model."""
     try:
         settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
         model = _build(backbone, seed=0, **settings)

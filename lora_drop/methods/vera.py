@@ -1,6 +1,7 @@
-"""VeRA (Kopiczko et al. 2024, arXiv 2310.11454), PEFT's: ΔW = Λ_b B Λ_d A (their eq. 2).
+"""VeRA (Kopiczko et al. 2024, arXiv 2310.11454) by PEFT: ΔW = Λ_b B Λ_d A (their eq. 2).
 
-A and B are random, frozen, and the same for all layers; a layer trains the vectors d (rank) and b (output width) alone.
+A and B are random, frozen, and the same for all layers; each layer trains only the vectors d (rank) and b (output
+width).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ RANK = 512  # LoRA-drop's Table 1: 0.03M parameters on RoBERTa-base
 
 
 def build(backbone: PreTrainedModel, config: MethodConfig, seed: int, selection: Selection | None) -> nn.Module:
-    """Put the two vectors on every module of the target projections; the random matrices follow from `seed`."""
+    """Put the two vectors on every module of the target projections; `seed` decides the random matrices."""
     vera = VeraConfig(
         r=config.rank or RANK,
         vera_dropout=config.dropout,

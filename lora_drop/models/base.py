@@ -1,8 +1,7 @@
-"""The interface of a kind of backbone, one file per kind. Adding one: a file with a `BackboneKind`, its name in
-`registry.py`.
+"""The interface of a kind of backbone, one file per kind.
 
-The kind is what a backbone's name begins with: `tiny:bert` is of the kind `tiny`. A name without one is a folder or a
-repository of the Hub (`saved.py`).
+To add a kind, write a file with a `BackboneKind` and add its name to `registry.py`. A backbone's name begins with its
+kind: `tiny:bert` is of the kind `tiny`. A name without a kind is a folder or a repository on the Hub (`saved.py`).
 """
 
 from __future__ import annotations
@@ -20,22 +19,22 @@ if TYPE_CHECKING:
 
 
 Loaded = tuple[Any, Mapping[str, Any] | None]
-"""A model, and which weights were not loaded (`missing_keys`, `mismatched_keys`); None if all are to be random."""
+"""A model, and the weights that were not loaded (`missing_keys`, `mismatched_keys`), or None if all are random."""
 
 
 @dataclass(frozen=True)
 class Backbone:
-    """A named pretrained model that has been located: what `from_pretrained` needs, and what identifies its weights."""
+    """A located pretrained model: the arguments of `from_pretrained`, and the identity of its weights."""
 
     name: str
     path: str
     identity: str
-    """Changes when the weights change: an input of every stage that computes with the model."""
+    """Changes when the weights change; an input of every stage that computes with the model."""
     options: dict[str, Any] = field(default_factory=dict)
     """Arguments of `from_pretrained`."""
     quantization: str = "none"
     origin: dict[str, str] = field(default_factory=dict)
-    """Repository, revision and commit of a model of the Hub."""
+    """Repository, revision and commit of a model on the Hub, or name and path of a folder."""
 
     @property
     def model(self) -> str:
@@ -45,32 +44,32 @@ class Backbone:
 
 @dataclass(frozen=True)
 class Request:
-    """How a backbone is looked for."""
+    """Options for locating a backbone."""
 
     offline: bool = False
-    """True if the Hub must not be asked."""
+    """True to never contact the Hub."""
     weights: bool = True
-    """True if the weights must be there; else the configuration is enough."""
+    """True if the weights are required, False if the configuration is enough."""
     known: Mapping[str, str] | None = None
-    """The `origin` of a backbone of this name that was used before: the same commit is taken again."""
+    """The `origin` of a backbone of this name that was used before; the same commit is used again."""
     report: Reporter = SILENT
-    """Told of what is fetched, and of a newer revision."""
+    """Gets the progress of fetching, and a notice of a newer revision."""
 
 
 @dataclass(frozen=True)
 class BackboneKind:
-    """A way to have a pretrained model."""
+    """A source of pretrained models."""
 
     name: str
     models: Mapping[str, Any] | None
-    """What there is, by the name after the colon; None: any name, and `locate` refuses those that it does not know."""
+    """The known models, by the name after the colon. None allows any name; `locate` then refuses unknown ones."""
     locate: Callable[[str, Request], Backbone]
-    """`locate(name, request)`: the whole name. Raises UserError that says what to do if the model cannot be had."""
+    """`locate(name, request)` finds a model by its whole name, or raises UserError with a remedy."""
     config: Callable[[Backbone], PretrainedConfig]
-    """A fresh configuration of the architecture; the caller gives it the head that the task needs."""
+    """Returns a fresh configuration of the architecture; the caller adds the head that the task needs."""
     tokenizer: Callable[[Backbone], PreTrainedTokenizerBase]
     model: Callable[[Backbone, Any, PretrainedConfig, torch.device | None], Loaded]
-    """`model(backbone, kind, config, device)`: of transformers' `kind`, an Auto class; torch is seeded."""
+    """`model(backbone, kind, config, device)` loads the model with transformers' Auto class `kind`; torch is seeded."""
 
 
 HUB_NAMES = {
@@ -78,13 +77,13 @@ HUB_NAMES = {
     "packaged:mpnet-base": "sentence-transformers/all-mpnet-base-v2",
     "packaged:smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct",
 }
-"""The repositories that packaged models come from."""
+"""Original Hub repositories of the packaged models."""
 
 
 def public_name(name: str, origin: Mapping[str, str]) -> str | None:
-    """Return the name under which another machine finds a backbone; None for a folder of this one.
+    """Return the name under which another machine finds a backbone, or None for a folder on this one.
 
-    `origin` is that of the backbone as it was located (`Backbone.origin`, or `run.json`).
+    `origin` is the located backbone's (`Backbone.origin`, or `run.json`).
     """
     if "hub" in origin:
         return origin["hub"]
@@ -92,6 +91,6 @@ def public_name(name: str, origin: Mapping[str, str]) -> str | None:
 
 
 def prefix_of(name: str) -> str:
-    """Return the kind that a backbone's name begins with; empty for a folder or a name on the Hub."""
+    """Return the kind with which a backbone's name begins, or an empty string for a folder or a name on the Hub."""
     prefix, colon, _ = name.partition(":")
     return prefix if colon and prefix in BACKBONES.names() else ""

@@ -1,4 +1,4 @@
-"""Faults of a backbone that training would not show: found when it is loaded, before any work."""
+"""Checks for faults of a backbone that training would not reveal, made on loading, before any work."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ Notice = Callable[[str], None]
 
 
 def check_tokenizer(name: str, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, notice: Notice) -> None:
-    """Make sure that the model knows every token of its tokenizer, and that there is one to pad with.
+    """Make sure that the model knows every token of its tokenizer, and that there is a padding token.
 
-    A padding token that is missing, or has no row in the embedding, is replaced: by the one that the model's
-    configuration names, else by the end-of-text token. Padding is masked, so any row of the embedding will do.
+    A padding token that is missing, or has no row in the embedding, is replaced by the one in the model's
+    configuration, or else by the end-of-text token. Padding is masked, so any row of the embedding will do.
 
     Raises:
-        UserError: if the tokenizer has no vocabulary, more tokens than the embedding has rows, or nothing to pad with.
+        UserError: if the tokenizer has no vocabulary, no maximum length that is a number, more tokens than the
+            embedding has rows, or no token to pad with.
     """
     rows = config.get_text_config().vocab_size
     if not isinstance(tokenizer.model_max_length, int | float):
@@ -67,18 +68,18 @@ def _choose_padding(name: str, tokenizer: PreTrainedTokenizerBase, config: Pretr
 def check_weights(
     name: str, model: PreTrainedModel, report: Mapping[str, Any], outputs: int, notice: Notice
 ) -> list[str]:
-    """Check what transformers could not load; return the modules that have fresh weights (a head, DeBERTa's pooler).
+    """Check the weights that transformers did not load. Return modules with fresh weights (a head, DeBERTa's pooler).
 
     Args:
-        name: the backbone's, for messages.
-        model: as loaded, with sizes that do not fit ignored.
+        name: name of the backbone, for messages.
+        model: the loaded model; mismatched sizes were ignored.
         report: transformers' `missing_keys` and `mismatched_keys`.
         outputs: size of the head that the task needs.
-        notice: told about a head of another size, which is replaced.
+        notice: called if a head of another size is replaced.
 
     Raises:
-        UserError: if weights of the layers or the embeddings are missing or of another shape, or a weight is NaN or
-            infinite.
+        UserError: if weights of layers or embeddings are missing, if any weight outside the head has another shape, or
+            if a weight is NaN or infinite.
     """
     missing: list[str] = sorted(report["missing_keys"])
     mismatched = {key: tuple(found) for key, found, _ in report["mismatched_keys"]}
@@ -120,7 +121,7 @@ def check_length(model: PreTrainedModel, max_length: int) -> None:
     if positions is None:
         return
     for name, module in model.named_modules():
-        # RoBERTa and its relatives (XLM-R, CamemBERT, MPNet, Data2Vec, Longformer) count from their padding's number + 1
+        # RoBERTa and its relatives (XLM-R, CamemBERT, MPNet, Data2Vec, Longformer) count from the padding's id + 1
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding) and module.padding_idx is not None:
             positions = module.num_embeddings - module.padding_idx - 1
     if 0 < positions < max_length:

@@ -1,4 +1,4 @@
-"""Hashes of files' content. That of a large file is remembered with its size and time of change, as git does."""
+"""Hashes of file contents. The hash of a large file is cached by its size and modification time, as git does."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from pathlib import Path
 from lora_drop import files
 
 REMEMBERED = 2**24
-"""Bytes from which on a hash is remembered."""
+"""Least bytes of a file whose hash is cached."""
 
 
 def sha256(path: Path) -> str:
-    """Return the sha256 of a file; a file of the Hub's cache, a link to a blob of that name, is not read for it."""
+    """Return the sha256 of a file. A file in the Hub's cache is not read: it links to a blob named by its sha256."""
     blob = path.readlink() if path.is_symlink() else path
     if blob.parent.name == "blobs" and re.fullmatch(r"[0-9a-f]{64}", blob.name):
         return blob.name
@@ -26,7 +26,7 @@ def sha256(path: Path) -> str:
 
 
 def sha256_of_all(paths: Iterable[Path]) -> str:
-    """Return a hash of the names and contents of files, whatever their order."""
+    """Return a hash of the names and contents of files, in any order."""
     listed = sorted((path.name, sha256(path)) for path in paths)
     return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
 
@@ -39,13 +39,13 @@ def _sha256(path: str, size: int, changed: int) -> str:
             return remembered.read_text(encoding="ascii")
     found = files.sha256(Path(path))
     if remembered is not None:
-        with suppress(OSError):  # a home that cannot be written costs the time of reading again
+        with suppress(OSError):  # without a writable home, the file is read again next time
             files.write_text(remembered, found)
     return found
 
 
 def _memory(path: str, size: int, changed: int) -> Path | None:
-    """Return where the hash of a file in this state is remembered; None for a user without a home."""
+    """Return the path of the cached hash of a file in this state, or None for a user without a home."""
     root = files.cache_root()
     key = hashlib.sha256(f"{path}|{size}|{changed}".encode()).hexdigest()[:32]
     return root / "sha256" / key if root else None

@@ -1,7 +1,7 @@
-"""Weights from a GGUF file, read once a process.
+"""Load weights from a GGUF file, reading it once per process.
 
-Reading one takes half a minute for 135M parameters, most of it for parsing the file's vocabulary in Python, and a run
-loads its backbone three times.
+Reading takes half a minute for 135M parameters, mostly for parsing the file's vocabulary in Python, and a run loads its
+backbone three times.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 
 
 def gguf_config(folder: str, file: str) -> PretrainedConfig:
-    """Return the configuration that a GGUF file holds; the caller may change it."""
+    """Return the configuration in a GGUF file; the caller may change it."""
     return copy.deepcopy(_config(folder, file))
 
 
 def fill_from_gguf(model: PreTrainedModel, folder: str, file: str) -> list[str]:
-    """Copy the de-quantised weights into a model of the architecture; return the names of those that the file lacks."""
+    """Copy the dequantised weights into a model of the architecture, and return the names of those the file lacks."""
     return model.load_state_dict(_state(folder, file), strict=False).missing_keys
 
 
@@ -32,9 +32,9 @@ def _config(folder: str, file: str) -> PretrainedConfig:
 
 @lru_cache(maxsize=1)
 def _state(folder: str, file: str) -> dict[str, torch.Tensor]:
-    """Return all weights in fp32 by their names in a language model, which a classifier has, too, but for its head."""
+    """Return all weights in fp32 by their names in a language model, which a classifier shares except for its head."""
     config = gguf_config(folder, file)
-    with redirect_stderr(io.StringIO()):  # a progress bar that knows no switch
+    with redirect_stderr(io.StringIO()):  # a progress bar that cannot be disabled
         model = AutoModelForCausalLM.from_pretrained(
             folder, gguf_file=file, config=config, dtype=torch.float32, trust_remote_code=False
         )

@@ -1,7 +1,7 @@
-"""A model of the Hub as a folder of this machine: configuration, tokenizer and safetensors at one commit.
+"""Fetch a model from the Hub into a local folder: configuration, tokenizer and safetensors at one commit.
 
-transformers then reads that folder and never asks the Hub itself: what is loaded is what was located, and what fails
-fails before work starts.
+transformers then reads that folder and never contacts the Hub itself. So exactly the located model is loaded, and
+failures occur before work starts.
 """
 
 from __future__ import annotations
@@ -28,46 +28,46 @@ TOKENIZER = re.compile(
     r"tokenizer.*\.json|special_tokens_map\.json|added_tokens\.json|.*vocab.*\.(json|txt)|merges\.txt|dict\.txt|tekken\.json|byte_maps\.json"
     r"|emoji\.json|word_.*\.json|normalizer\.json|.*\.(model|codes|tiktoken|tokenizer)"
 )
-"""Names of the files of transformers' tokenizers."""
+"""File names of transformers' tokenizers."""
 SAME_WITH_ANY_READER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
-"""Where there is a tokenizer.json, these decide the tokens, and every program that loads the tokenizer fetches them."""
+"""If there is a tokenizer.json, these decide the tokens, and every program that loads the tokenizer fetches them."""
 OTHERWISE = "Without the Hub: a packaged backbone (packaged:minilm-l6) or a folder."
 
 
 @dataclass(frozen=True)
 class HubModel:
-    """Where the files of a model are, and what identifies them."""
+    """The location and identity of a model's files."""
 
     repo: Repo
     commit: str
 
     @property
     def folder(self) -> Path:
-        """The folder of the Hub's cache that holds them."""
+        """The folder of the Hub's cache that holds the files."""
         return self.repo.snapshot(self.commit)
 
     @property
     def origin(self) -> dict[str, str]:
-        """Its entry in `run.json`."""
+        """The model's entry in `run.json`."""
         return {"hub": self.repo.name, "revision": self.repo.revision, "commit": self.commit}
 
     @property
     def identity(self) -> str:
-        """A digest of the content of what is loaded: a new README, another branch or another machine change nothing."""
+        """A digest of the loaded files' content, which does not depend on the README, the branch or the machine."""
         return sha256_of_all(self.folder / name for name in loaded_files(self.folder))
 
 
 def locate_model(name: str, request: Request) -> HubModel:
-    """Find a model on this machine, else fetch it.
+    """Find a model on this machine, or else fetch it.
 
     Args:
         name: `organisation/name` or `organisation/name@revision`. Without a revision, and for a branch or a tag, the
             cached commit is used.
-        request: how it is looked for; the weights are wanted with the tokenizer.
+        request: options for locating it; weights include the tokenizer.
 
     Raises:
-        UserError: with the reason and the remedy if it is not there and cannot be fetched, or is no transformers model
-            in safetensors.
+        UserError: with the reason and the remedy, if the model is not on this machine and cannot be fetched, or is not
+            a transformers model in safetensors.
     """
     repo, known, weights = Repo.parse(name), request.known, request.weights
     forbidden = forbidden_by(request.offline)
@@ -106,7 +106,7 @@ def _absent(repo: Repo, commits: Iterable[str], weights: bool, forbidden: str) -
 
 
 def _fetch(repo: Repo, commits: Sequence[str], weights: bool, report: Reporter) -> str:
-    """Fetch what is needed and not there yet; return the commit."""
+    """Fetch the required files that are not cached yet, and return the commit."""
     began = time.perf_counter()
     with asking(repo, OTHERWISE) as api:
         revision, info = choose(api, repo, commits, report)
@@ -119,7 +119,7 @@ def _fetch(repo: Repo, commits: Sequence[str], weights: bool, report: Reporter) 
         if WEIGHTS not in names:
             hf_hub_download(repo.name, INDEX, revision=commit)
         weight_files = _weight_files(names, repo.snapshot(commit))
-        files = [CONFIG, *_tokenizer_files(names), *weight_files]  # the weights last: where they are, all is there
+        files = [CONFIG, *_tokenizer_files(names), *weight_files]  # weights last: if they are there, so is everything
         for number, name in enumerate(files):
             report.advance(number, len(files), name)
             hf_hub_download(repo.name, name, revision=commit)
@@ -130,7 +130,7 @@ def _fetch(repo: Repo, commits: Sequence[str], weights: bool, report: Reporter) 
 
 
 def _check(repo: Repo, names: Sequence[str], weights: bool) -> None:
-    """Raise UserError if a repository holds no model that can be loaded, from the names of its files."""
+    """Raise UserError if a repository, judged by its file names, holds no model that can be loaded."""
     if CONFIG not in names:
         adapter = " It holds an adapter: name the model it was made for." if "adapter_config.json" in names else ""
         raise UserError(f"{repo.name} holds no transformers model: it has no {CONFIG}.{adapter} {repo.page}")
@@ -161,7 +161,7 @@ def _tokenizer_files(names: Iterable[str]) -> list[str]:
 
 
 def _weight_files(names: Sequence[str], folder: Path) -> list[str]:
-    """The one file, else the index and the files that it names."""
+    """Return the single weights file, or else the index and the files that it names."""
     if WEIGHTS in names or not (folder / INDEX).is_file():
         return [WEIGHTS] if WEIGHTS in names else []
     try:

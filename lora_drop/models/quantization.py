@@ -1,6 +1,6 @@
 """A frozen backbone in 4 bits (QLoRA, Dettmers et al. 2023, arXiv 2305.14314).
 
-NF4 weights with quantized constants; the arithmetic is in bf16.
+Weights are NF4 with quantized constants; arithmetic is in bf16.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from lora_drop.registry import METHODS
 
 
 def check_quantization(config: Config, device: torch.device) -> None:
-    """Raise UserError if a quantized backbone is asked for that this machine, backbone or method cannot have."""
+    """Raise UserError if quantization is requested but this machine, backbone or method does not support it."""
     if config.quantization == "none":
         return
     asked = f"quantization={config.quantization}"
@@ -37,7 +37,7 @@ def check_quantization(config: Config, device: torch.device) -> None:
 
 
 def nf4() -> BitsAndBytesConfig:
-    """Return transformers' settings for it."""
+    """Return transformers' settings for NF4."""
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",

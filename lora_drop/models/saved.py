@@ -1,4 +1,4 @@
-"""A model in transformers' own format: a folder, or a repository of the Hugging Face Hub as a folder of its cache."""
+"""Models in transformers' own format: a folder, or a repository on the Hugging Face Hub (a folder in its cache)."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from lora_drop.registry import BACKBONES
 
 
 def locate(name: str, request: Request) -> Backbone:
-    """Find the folder, else the model on the Hub, and check its files. Raises UserError."""
+    """Find the folder, or else the model on the Hub, and check its files. Raise UserError on failure."""
     folder = Path(name).expanduser()
     if folder.is_dir():
         return _locate_folder(name, folder, request.weights)
     known = request.known or {}
-    if known.get("name") == name:  # it was a folder, and a model on the Hub that has this name is another one
+    if known.get("name") == name:  # it was a folder; a model of this name on the Hub is another one
         if not Path(known["folder"]).is_dir():
             raise UserError(
                 f"The backbone {name} was the folder {known['folder']}, which does not exist any more. Put it back, or name another "
@@ -76,19 +76,19 @@ def _check_no_adapter(folder: Path) -> None:
 
 
 def load_config(backbone: Backbone) -> PretrainedConfig:
-    """Read its config.json. Whatever it says, the model answers by names, as all that computes with it expects."""
+    """Read the model's config.json, but force named outputs, which all code that runs the model expects."""
     config: PretrainedConfig = from_pretrained(AutoConfig, backbone)
     config.return_dict, config.torchscript = True, False
     return config
 
 
 def load_tokenizer(backbone: Backbone, **options: Any) -> PreTrainedTokenizerBase:
-    """Read its tokenizer; `options` go to transformers."""
+    """Read the model's tokenizer; `options` go to transformers."""
     return from_pretrained(AutoTokenizer, backbone, **options)
 
 
 def load_model(backbone: Backbone, kind: Any, config: PretrainedConfig, device: torch.device | None) -> Loaded:
-    """Read its weights in fp32, or quantized onto `device`; see `BackboneKind.model`."""
+    """Read the model's weights in fp32, or quantized onto `device`; see `BackboneKind.model`."""
     options: dict[str, Any] = {"config": config, "dtype": torch.float32, "use_safetensors": True}
     options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
     if backbone.quantization != "none":
@@ -97,7 +97,7 @@ def load_model(backbone: Backbone, kind: Any, config: PretrainedConfig, device: 
 
 
 def from_pretrained(kind: Any, backbone: Backbone, **options: Any) -> Any:
-    """Call transformers' loader of an Auto class. Raises UserError for a damaged file or a model that needs code."""
+    """Call `from_pretrained` of an Auto class. Raise UserError for damaged files or a model that needs its own code."""
     with foreign(f"The backbone {backbone.name} cannot be loaded"):
         try:
             return kind.from_pretrained(backbone.path, trust_remote_code=False, **backbone.options, **options)

@@ -1,8 +1,8 @@
 """Backbones with random weights.
 
-- `tiny:NAME`: architectures at sizes that train in seconds, with a tokenizer of bytes, for tests and dry runs.
-- `shape:NAME`: a well-known model's sizes, to measure what it costs where its weights are not. The tokenizer is that of
-  packaged:minilm-l6, whose ids all of these vocabularies have, so that sentences have realistic lengths.
+- `tiny:NAME`: architectures at sizes that train in seconds, with a byte tokenizer, for tests and dry runs.
+- `shape:NAME`: the sizes of a well-known model, to measure its cost without its weights. The tokenizer is that of
+  packaged:minilm-l6, so that sentences have realistic lengths; all of these vocabularies are large enough for its ids.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ TINY: dict[str, dict[str, Any]] = {
     "roberta": _TINY,
     "llama": {**_TINY, "num_attention_heads": 4, "num_key_value_heads": 2},
 }
-"""Sizes by transformers' name of the type."""
+"""Sizes, by transformers' model type."""
 TINY_POSITIONS = 512
 
 _ROBERTA = {"model_type": "roberta", "vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1}
@@ -38,16 +38,16 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 """Sizes that differ from transformers' defaults for the type, which are BERT-base's and Llama 2 7B's."""
 HALF_ON_GPU = ("llama-2-7b",)
-"""A GPU gets these in bf16: they are published in 16 bits and would fill most of a GPU in 32."""
+"""Models that a GPU gets in bf16: they are published in 16 bits, and in 32 bits would fill most of a GPU."""
 
 
 def locate(name: str, request: Request) -> Backbone:
-    """Return the backbone: there is nothing to look for."""
+    """Return the backbone; there are no files to find."""
     return Backbone(name, "", f"{name}/1")
 
 
 def tiny_config(backbone: Backbone) -> PretrainedConfig:
-    """Return the sizes of a tiny model."""
+    """Return the configuration of a tiny model."""
     offset = 2 if backbone.model == "roberta" else 0  # RoBERTa counts positions from pad_token_id + 1
     tokens = tiny_tokenizer()
     return AutoConfig.for_model(
@@ -62,7 +62,7 @@ def tiny_config(backbone: Backbone) -> PretrainedConfig:
 
 
 def tiny_tokenizer(backbone: Backbone | None = None) -> PreTrainedTokenizerBase:
-    """One token per byte, so that any text is encoded without a vocabulary file."""
+    """Return a tokenizer with one token per byte, which encodes any text without a vocabulary file."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
@@ -85,7 +85,7 @@ def tiny_tokenizer(backbone: Backbone | None = None) -> PreTrainedTokenizerBase:
 
 
 def tiny_model(backbone: Backbone, kind: Any, config: PretrainedConfig, device: torch.device | None) -> Loaded:
-    """Draw its weights; see `BackboneKind.model`."""
+    """Draw random weights; see `BackboneKind.model`."""
     return kind.from_config(config), None
 
 
@@ -95,7 +95,7 @@ def shape_config(backbone: Backbone) -> PretrainedConfig:
 
 
 def shape_tokenizer(backbone: Backbone) -> PreTrainedTokenizerBase:
-    """Return packaged:minilm-l6's tokenizer, fit for RoBERTa, which has one type of tokens, and for decoders."""
+    """Return packaged:minilm-l6's tokenizer, adapted to RoBERTa, which has one token type, and to decoders."""
     return saved.load_tokenizer(
         packaged.locate("packaged:minilm-l6", Request()),
         model_input_names=["input_ids", "attention_mask"],
@@ -105,9 +105,9 @@ def shape_tokenizer(backbone: Backbone) -> PreTrainedTokenizerBase:
 
 
 def shape_model(backbone: Backbone, kind: Any, config: PretrainedConfig, device: torch.device | None) -> Loaded:
-    """Draw its weights where it will compute, so that 7B never pass through main memory; see `BackboneKind.model`.
+    """Draw random weights on the device, so that 7B never pass through main memory; see `BackboneKind.model`.
 
-    The same seed gives the same weights on one kind of device.
+    The same seed gives the same weights on the same kind of device.
     """
     half = backbone.model in HALF_ON_GPU and device is not None and device.type == "cuda"
     with torch.device(device or "cpu"):

@@ -1,7 +1,7 @@
-"""The LoRAs of a PEFT model: which are active, and whether each is what the method means by ΔW = scaling · B A.
+"""Find the active LoRAs of a PEFT model and check that each computes ΔW = scaling · B A.
 
-PEFT has many relatives of LoRA. Those whose ΔW is something else, and those that have already changed W, are refused by
-name: a score or a tie of theirs would be wrong without a sign.
+PEFT has many relatives of LoRA. Those with another ΔW, and those that have already changed W, are refused by name:
+scoring or sharing them would give silently wrong results.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from lora_drop.errors import UserError
 from lora_drop.pruning.tensor_names import PREFIX
 
 KEEPS_W = (True, False, "gaussian", "eva", "orthogonal")
-"""Values of PEFT's `init_lora_weights` that leave W as it was pretrained. The others (pissa, olora, corda, loftq, …)
-move a part of W into the adapter, so that neither ΔW alone nor W without it means anything."""
+"""Values of PEFT's `init_lora_weights` that leave the pretrained W unchanged. The others (pissa, olora, corda, loftq,
+…) move a part of W into the adapter, so that neither ΔW alone nor W without it is meaningful."""
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,11 @@ class Lora:
     layer: Any
     """PEFT's layer."""
     adapter: str
-    """Its name in the layer."""
+    """Name of the adapter in the layer."""
 
     @property
     def projector(self) -> nn.Linear:
-        """The module of A."""
+        """The module that holds A."""
         return self.layer.lora_A[self.adapter]
 
     @property
@@ -42,14 +42,14 @@ class Lora:
 
     @property
     def up(self) -> Float[Tensor, "outputs inner"]:
-        """B, `outputs rank`; with `lora_bias` the bias is one more column, that of a constant 1 behind z."""
+        """B, `outputs rank`. With `lora_bias`, the bias is an extra last column, for a constant 1 appended to z."""
         linear = self.layer.lora_B[self.adapter]
         weight: Tensor = linear.weight.detach().float()
         return weight if linear.bias is None else torch.cat([weight, linear.bias.detach().float()[:, None]], dim=1)
 
     @property
     def merges(self) -> bool:
-        """True if PEFT adds ΔW to W for each pass, so that z = A x is never computed."""
+        """True if PEFT merges ΔW into W for each pass and so never computes z = A x."""
         return isinstance(self.layer.base_layer, nn.MultiheadAttention)
 
     @property
@@ -60,7 +60,7 @@ class Lora:
 
     @property
     def scaling(self) -> float:
-        """What B A is multiplied by."""
+        """Factor of B A."""
         return float(self.layer.scaling[self.adapter])
 
     @property
@@ -70,34 +70,34 @@ class Lora:
 
     @property
     def tensors(self) -> list[nn.Parameter]:
-        """A and B, and the bias of B where there is one."""
+        """A and B, and the bias of B if it has one."""
         halves = (self.layer.lora_A[self.adapter], self.layer.lora_B[self.adapter])
         return [parameter for half in halves for parameter in half.parameters()]
 
     @property
     def parameters(self) -> int:
-        """Size of the pair."""
+        """Number of parameters in the pair."""
         return sum(parameter.numel() for parameter in self.tensors)
 
     def project(self, x: Tensor) -> Float[Tensor, "*batch inner"]:
-        """Return z = A x (`*batch inputs`), with a constant 1 behind it if B has a bias."""
-        mixed = torch.is_autocast_enabled(x.device.type)  # which rounds both by itself
+        """Return z = A x for x of shape `*batch inputs`, with a constant 1 appended if B has a bias."""
+        mixed = torch.is_autocast_enabled(x.device.type)  # autocast casts both itself
         return self.completed(self.projector(x if mixed else x.to(self.down.dtype)))
 
     def completed(self, z: Float[Tensor, "*batch rank"]) -> Float[Tensor, "*batch inner"]:
-        """Return z = A x with a constant 1 behind it if B has a bias."""
+        """Return z = A x with a constant 1 appended if B has a bias."""
         if self.layer.lora_B[self.adapter].bias is None:
             return z
         return torch.cat([z, torch.ones_like(z[..., :1])], dim=-1)
 
 
 def bare(name: str) -> str:
-    """Return the name that a module had before PEFT wrapped the model, and perhaps others wrapped that (torch.compile)."""
+    """Return a module's name without the prefixes of PEFT and of any wrapper around it (torch.compile)."""
     return name.rpartition(PREFIX)[2]
 
 
 def product(one: Tensor, two: Tensor) -> Tensor:
-    """Return the product of two matrices in their own precision, also while a model is computed in half of it."""
+    """Return the product of two matrices in their own precision, even under autocast."""
     with torch.autocast(one.device.type, enabled=False):
         return one @ two
 
@@ -107,8 +107,8 @@ def loras(model: nn.Module) -> dict[str, Lora]:
 
     Raises:
         UserError: if the model has no LoRA; if several adapters are active, or the active one is merged or switched
-            off; if it is none of which ΔW = scaling · B A is true (AdaLoRA, DoRA, `target_parameters`, …) or its
-            initialisation has changed W (PiSSA, …).
+            off; if its ΔW is not scaling · B A (AdaLoRA, DoRA, `target_parameters`, …); or if its initialisation has
+            changed W (PiSSA, …).
     """
     from peft.tuners.lora import LoraLayer
     from peft.tuners.tuners_utils import BaseTunerLayer
@@ -127,7 +127,7 @@ def loras(model: nn.Module) -> dict[str, Lora]:
     for name, layer in tuned.items():
         assert isinstance(layer, LoraLayer)
         active = [adapter for adapter in layer.active_adapters if adapter in layer.lora_A]
-        if active and layer.lora_A[active[0]].weight.ndim == 2:  # convolutions are in no block of a language model
+        if active and layer.lora_A[active[0]].weight.ndim == 2:  # a language model's blocks hold no convolutions
             _refuse_state(name, layer, active)
             found[name] = Lora(layer, active[0])
     if not found:

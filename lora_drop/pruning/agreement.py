@@ -1,4 +1,4 @@
-"""The agreement of criteria: Kendall's τ-b of the importances that two of them give to the layers of a projection."""
+"""Agreement between criteria: Kendall's τ-b of the importances that two of them give to a projection's layers."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 
 
 def agreement(modules: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
-    """Return the rank correlation of every two criteria on every projection.
+    """Return the rank correlation of every pair of criteria on every projection.
 
     Args:
         modules: by criterion, a row per LoRA with `projection`, `layer` and `importance`; the same LoRAs in each.
 
     Returns:
-        Rows `projection, one, two, tau`; tau is 1 where both rank the layers alike, -1 where one ranks them the other
-        way round, and None where it is not defined (one layer, or all equal).
+        Rows `projection, one, two, tau`. tau is 1 if both criteria give the layers the same order, -1 if they give them
+        the opposite order, and None if it is undefined (one layer, or all importances equal).
     """
     found = []
     for projection in dict.fromkeys(row["projection"] for rows in modules.values() for row in rows):
@@ -29,7 +29,7 @@ def agreement(modules: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[s
 
 
 def kendall(one: Sequence[float], two: Sequence[float]) -> float:
-    """Return Kendall's τ-b of two lists of values; NaN where it is not defined."""
+    """Return Kendall's τ-b of two lists of values, or NaN if it is undefined."""
     from scipy import stats
 
     return float(stats.kendalltau(one, two).statistic) if len(one) > 1 else math.nan

@@ -1,4 +1,4 @@
-"""Several criteria side by side: what each says of every layer, and how far they agree."""
+"""A figure that compares several criteria: the importance each gives to every layer, and how far they agree."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ def criteria_figure(
     taus: Sequence[Mapping[str, Any]],
     title: str,
 ) -> Figure:
-    """Draw what several criteria say of each layer, and how far they agree; a column per projection.
+    """Draw the importance of each layer by several criteria, and how far these agree; a column per projection.
+
+    The upper row has a strip per criterion: the darker a layer, the more important (black is the most important of its
+    strip). The lower row shows the rank correlation of every pair of criteria.
 
     Args:
         modules: by criterion, a row per LoRA with `projection`, `layer` and `importance`.
-        titles: of the criteria.
-        taus: Kendall's τ, as `agreement` returns them.
-        title: of the whole.
-
-    Above, a strip per criterion: the darker a layer, the more important (black: the most important of its row). Below,
-    the rank correlation of every two.
+        titles: title of each criterion.
+        taus: Kendall's τ, as `agreement` returns it.
+        title: title of the figure.
     """
     names = list(modules)
     projections = list(dict.fromkeys(row["projection"] for row in modules[names[0]]))

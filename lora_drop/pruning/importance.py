@@ -1,12 +1,12 @@
-"""Stage 2: how strongly the output of each LoRA moves the frozen model (paper §3.1), or what another criterion says.
+"""Stage 2: score each LoRA by how strongly its output moves the frozen model (paper §3.1), or by another criterion.
 
 The score of LoRA i is g_i = mean over the sample of ‖ΔW_i x_i‖² with ΔW_i = scaling · B_i A_i, summed over the tokens
-of an example (paper eq. 3). With z = A x, which is r numbers a token, and the Gram matrix C = Σ z zᵀ (r × r) over all
-real tokens,
+of an example (paper eq. 3). With z = A x (r numbers per token) and the Gram matrix C = Σ z zᵀ (r × r) over all real
+tokens,
 
     Σ ‖scaling · B A x‖² = Σ zᵀ M z = ⟨C, M⟩    with M = scaling² · Bᵀ B.
 
-So nothing of the model's width is ever kept, padding is left out exactly, and C adds up over batches, files and
+So nothing as wide as the model is ever kept, padding is excluded exactly, and C can be summed over batches, files and
 machines.
 """
 
@@ -33,22 +33,22 @@ from lora_drop.pruning.selection import Scored, rescored
 
 @runtime_checkable
 class Packing(Protocol):
-    """A way to compute a batch without padding (`training.packing`)."""
+    """A way to run a batch without padding (`training.packing`)."""
 
     def over(self, batch: Mapping[str, Tensor], whole: bool = False) -> AbstractContextManager[Layout | None]:
-        """Return a context in which the model computes `batch`, every token of it if `whole`."""
+        """Return a context in which the model runs `batch` packed; if `whole`, it computes every token."""
 
 
 @dataclass
 class Moments:
-    """The sums that a pass over the data keeps."""
+    """The sums collected in a pass over the data."""
 
     gram: dict[str, Float[Tensor, "rank rank"]] = field(default_factory=dict)
     """C = Σ z zᵀ per module, float64, on the CPU."""
     examples: int = 0
     tokens: int = 0
     norms: dict[str, list[float]] | None = None
-    """‖ΔW x‖² of each example per module, in the order of the data, if asked for."""
+    """‖ΔW x‖² of each example per module, in the order of the data; None unless requested."""
 
 
 def score(
@@ -62,26 +62,26 @@ def score(
     seed: int = 0,
     total: Callable[[Measured], Measured] | None = None,
 ) -> Scores:
-    """Score every active LoRA of a PEFT model; `lora_drop.score` calls it, and describes the arguments that are not named here.
+    """Score every active LoRA of a PEFT model. `lora_drop.score` calls this and documents the remaining arguments.
 
     Args:
         batches: keyword arguments of the model's forward: `input_ids` (`batch seq`), or `inputs_embeds`, `pixel_values`
-            and the like, and `attention_mask` (`batch seq`), not 0 at real tokens. A batch without it is taken to have
-            no padding.
-        criterion: what LoRAs are scored by (`pruning.criteria`).
+            and the like, and `attention_mask` (`batch seq`), nonzero at real tokens. A batch without a mask is assumed
+            to have no padding.
+        criterion: the criterion that scores the LoRAs (`pruning.criteria`).
         progress: called with the number of examples seen, after each batch.
-        packing: computes forward passes without padding; None is the model's own way.
-        total: adds what others have measured on their share of the data, where each of several processes has one.
+        packing: runs forward passes without padding; None runs the model as it is.
+        total: adds the measurements of the other processes, if each process reads a share of the data.
 
     Returns:
         Scores with g_i and I_i = g_i / Σ g per projection. A module that is called several times in one pass (ALBERT)
-        is scored by the sum of its calls; calls on anything but the batch's tokens (DeBERTa's relative positions) do
+        is scored by the sum of its calls. Calls on anything but the batch's tokens (DeBERTa's relative positions) do
         not count.
 
     Raises:
-        UserError: if the model has no LoRA, or one that cannot be scored (see `adapters.loras`); there is no data; no
-            LoRA was ever trained (all scores 0); or a module sees inputs that are not the batch's tokens, as an expert
-            does.
+        UserError: if the model has no LoRA, or one that cannot be scored (see `adapters.loras`); if there is no data;
+            if no LoRA of a projection was ever trained (all its scores are 0); or if a module's inputs are not the
+            batch's tokens, as for an expert.
     """
     layers = numbered(model)
     measured = criterion.measure(Given(model, layers, batches, seed, per_example, progress, packing))
@@ -91,12 +91,12 @@ def score(
 def collect_moments(given: Given, view: View | None = None) -> Moments:
     """Run the model once over the data, without gradients, and return the Gram matrices of z = A x; see `score`.
 
-    Another `view` gives the Gram matrices of other numbers of each token; norms are those of z alone.
+    With a `view`, the Gram matrices are those of its output. Norms per example are defined for z only.
     """
     metrics = {name: lora.metric for name, lora in given.layers.items()} if given.per_example else {}
     moments = Moments(norms={name: [] for name in given.layers} if given.per_example else None)
     sums: dict[str, Tensor] = {}
-    norms: dict[str, Tensor] = {}  # of the batch under way, over the calls of each module
+    norms: dict[str, Tensor] = {}  # of the current batch, over the calls of each module
 
     def add(name: str, z: Float[Tensor, "batch seq inner"]) -> None:
         gram = wide(token_gram(z))
@@ -118,9 +118,9 @@ def collect_moments(given: Given, view: View | None = None) -> Moments:
 def observe(
     given: Given, view: View | None, add: Add, end: Callable[[], None], by_example: bool = True
 ) -> tuple[int, int]:
-    """Run the model once over the data, without gradients; `end()` is called after each batch, and see `Observer`.
+    """Run the model once over the data, without gradients, and call `end()` after each batch; see `Observer`.
 
-    Returns the number of examples, and that of real tokens.
+    Return the number of examples and the number of real tokens.
     """
     examples = tokens = 0
     with Observer(given.model, given.layers, add, view, by_example) as observer, torch.no_grad():
@@ -137,7 +137,7 @@ def observe(
 
 
 def contracted(moments: Moments, layers: Mapping[str, Lora]) -> dict[str, float]:
-    """Return g_i = ⟨C_i, M_i⟩ / examples of each LoRA that was seen."""
+    """Return g_i = ⟨C_i, M_i⟩ / examples for each LoRA that was called."""
     return {
         name: float((gram * wide(layers[name].metric).cpu()).sum()) / moments.examples
         for name, gram in moments.gram.items()
@@ -145,7 +145,7 @@ def contracted(moments: Moments, layers: Mapping[str, Lora]) -> dict[str, float]
 
 
 def _scores(model: nn.Module, layers: Mapping[str, Lora], measured: Measured, criterion: Criterion) -> Scores:
-    """Put what a criterion has measured in the order of the model, with its importances."""
+    """Return the measured values as scores in model order, with their importances."""
     places = {place.name: place for place in all_places(model) if place.name in layers}
     if criterion.reads and measured.examples == 0:
         raise UserError("There is nothing to score: the sample has no rows.")
@@ -158,7 +158,7 @@ def _scores(model: nn.Module, layers: Mapping[str, Lora], measured: Measured, cr
 
 
 def numbered(model: nn.Module) -> dict[str, Lora]:
-    """Return the active LoRAs inside the numbered blocks. Raises UserError if there are none that can be scored."""
+    """Return the active LoRAs inside the numbered blocks. Raise UserError if none can be scored."""
     known = {place.name for place in all_places(model)}
     found = {name: lora for name, lora in loras(model).items() if name in known}
     if not found:
@@ -167,7 +167,7 @@ def numbered(model: nn.Module) -> dict[str, Lora]:
 
 
 def wide(value: Tensor) -> Tensor:
-    """Return a tensor in float64, on the CPU where its device has none (Apple's)."""
+    """Return a tensor as float64, on the CPU if its device has no float64 (Apple's)."""
     return value.cpu().double() if value.device.type == "mps" else value.double()
 
 

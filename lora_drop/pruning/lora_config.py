@@ -1,7 +1,7 @@
-"""A selection as PEFT's LoraConfig, for tools that take one.
+"""Convert a selection to PEFT's LoraConfig, for tools that take one.
 
-PEFT matches modules by names and patterns, and is silent about a pattern that matches nothing. So what a configuration
-hits is compared, by PEFT's own rules, with what it is meant to hit.
+PEFT matches modules by names and patterns and silently ignores a pattern that matches nothing. So the modules that a
+configuration matches by PEFT's own rules are compared with the intended ones.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def lora_config(
     adapted = [name for name, own in ranks.items() if own]
     others = [name for name in adapted if ranks[name] != rank]
     alpha = options.pop("lora_alpha", 2 * rank)
-    power = 0.5 if options.get("use_rslora") else 1  # the scaling is the same for all
+    power = 0.5 if options.get("use_rslora") else 1  # keeps the scaling the same for all ranks
     settings: dict[str, Any] = {
         "r": rank,
         "lora_alpha": alpha,
@@ -67,12 +67,12 @@ def lora_config(
 
 
 def exactly(name: str) -> str:
-    """Return the pattern of PEFT that only this module matches."""
+    """Return the PEFT pattern that matches only this module."""
     return f"^{re.escape(name)}"
 
 
 def _check(config: Any, base: nn.Module, adapted: set[str], smaller: set[str]) -> None:
-    """Raise UserError unless the configuration hits these modules, and its patterns those, and no others."""
+    """Raise UserError unless the configuration matches exactly `adapted`, and its patterns exactly `smaller`."""
     from peft.tuners.tuners_utils import check_target_module_exists
     from peft.utils.other import get_pattern_key
 

@@ -1,4 +1,4 @@
-"""Scores and selections as HTML, for notebooks: plain tables with bars, in the colours of the page around them."""
+"""Scores and selections as HTML for notebooks: plain tables with bars, in the colours of the surrounding page."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LOW = "display:inline-block;min-width:1.6em;text-align:center;border-bottom:2px 
 
 
 def scores_html(scores: Scores) -> str:
-    """Return a table: a row per layer, a bar per projection."""
+    """Return a table with a row per layer and a bar per projection."""
     projections = list(dict.fromkeys(row.projection for row in scores.rows))
     layers = sorted({row.layer for row in scores.rows})
     widest = max(row.importance for row in scores.rows)
@@ -30,7 +30,7 @@ def scores_html(scores: Scores) -> str:
 
 
 def selection_html(selection: Selection) -> str:
-    """Return a table: a row per projection, its retained layers dark, the others underlined."""
+    """Return a table with a row per projection; retained layers are dark, the others underlined."""
     rest = "share one LoRA" if selection.share else "have no LoRA"
     rows = []
     for name, layers in selection.projections.items():

@@ -1,16 +1,16 @@
-"""Seeing z = A x of every LoRA in a forward pass, of the batch's real tokens and nothing else.
+"""Observe z = A x of every LoRA in a forward pass, for the real tokens of the batch only.
 
-z is what the model itself has computed, so that seeing it costs nothing. (Or, for other criteria, other numbers of each
-token: a `View` of the module's input x.)
+The model computes z anyway, so observing it costs nothing. (Some criteria read other values per token instead: a `View`
+of the module's input x.)
 
-Most modules are called once, on `batch seq width`. Others are not, and each kind has a rule:
+Most modules are called once, on `batch seq width`. Every kind of call has a rule:
 
 | input of a call | what counts |
 |---|---|
-| `batch seq width` | the tokens that the mask keeps: the encoder's; the decoder's for its modules that do not read the encoder |
+| `batch seq width` | tokens kept by the mask (the decoder's, in decoder modules that do not read the encoder) |
 | `batch·seq width` | the same, in the same order |
-| `batch width` (a pooled row) | one vector a row |
-| `batch n width`, of a batch without tokens (`pixel_values`) | all of it |
+| `batch width` (a pooled row) | one vector per row |
+| `batch n width`, in a batch without tokens (`pixel_values`) | everything |
 | anything else, in a module that is also called on tokens (DeBERTa's relative positions) | nothing |
 | anything else | refused: an expert sees tokens that cannot be traced to their rows |
 """
@@ -29,24 +29,24 @@ from lora_drop.pruning.adapters import Lora
 
 Add = Callable[[str, Tensor], None]
 View = Callable[[Lora, Tensor], Tensor]
-"""`view(lora, x)`: numbers of each token, `*batch n`, from the input of a module."""
+"""`view(lora, x)` returns n values per token (`*batch n`) from the input x of a module."""
 
 
 @runtime_checkable
 class Layout(Protocol):
-    """Where the tokens of a batch are that is computed without padding, `1 tokens width` (`training.packing`)."""
+    """Positions of the tokens of a batch that runs without padding, as `1 tokens width` (`training.packing`)."""
 
     @property
     def tokens(self) -> int:
         """Real tokens in the batch."""
 
     def restore(self, hidden: Tensor) -> Tensor:
-        """Return them as `batch seq width`, zero at padding."""
+        """Return packed states as `batch seq width`, zero at padding."""
 
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Let a model be in eval mode inside the context; each of its modules is in its own mode again after it."""
+    """Put a model into eval mode inside the context, and restore the mode of each of its modules afterwards."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -57,7 +57,10 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 
 
 class Observer:
-    """Hooks on every LoRA of a model in eval mode; mode and hooks are put back at the end, also after an exception."""
+    """Hooks on every LoRA of a model, which is in eval mode meanwhile.
+
+    On exit, also after an exception, the hooks are removed and the mode is restored.
+    """
 
     def __init__(
         self,
@@ -69,25 +72,26 @@ class Observer:
     ):
         """Call `add(name, z)` for each call that counts; z is `batch seq rank`, zero where there is no real token.
 
-        Another `view` gives other numbers than z. Not `by_example`, z may be `1 tokens rank`: of a batch without padding it
-        need not be put back into rows.
+        A `view` replaces z by its own values. Without `by_example`, z may be `1 tokens rank`: a packed batch is not put
+        back into rows.
         """
         self.model, self.layers, self.add, self.view, self.by_example = model, layers, add, view, by_example
         self.base: Any = getattr(model, "get_base_model", lambda: model)()
         self.two_stacks = bool(getattr(getattr(self.base, "config", None), "is_encoder_decoder", False))
         self.device = next(model.parameters()).device
         self.tokens = 0
-        """Real tokens of the batch that was looked at last."""
+        """Real tokens of the last batch."""
         self._constant: dict[str, set[int]] | None = None
         self._inside: tuple[str, Lora, Tensor, bool] | None = None
-        """The module that is computed: its name, LoRA, input, and whether it is in the decoder of two stacks. None where
-        what is computed is none of the batch's tokens (`packing.own_attention` computes positions without hooks)."""
+        """The running module: its name, LoRA and input, and True if it is in the decoder of an encoder-decoder. None
+        while other values than the batch's tokens are computed (`packing.own_attention` computes positions without
+        hooks)."""
 
     def __enter__(self) -> Observer:
         in_decoder = set(map(id, self.base.get_decoder().modules())) if self.two_stacks else set()
         with ExitStack() as undo:
             undo.enter_context(eval_mode(self.model))
-            if any(map(_is_compiled, self.model.modules())):  # before the hooks were there, which it would not call
+            if any(map(_is_compiled, self.model.modules())):  # before the hooks existed: it would skip them
                 undo.enter_context(torch.compiler.set_stance("force_eager"))
             for name, lora in self.layers.items():
                 hook = self._hook(name, lora, id(lora.layer) in in_decoder)
@@ -105,7 +109,7 @@ class Observer:
         self._undo.close()
 
     def prepare(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """Return what the model is called with, on its device: labels only where a decoder is fed with them."""
+        """Return the model's arguments, on its device; labels are kept only if they feed a decoder."""
         from accelerate.utils import send_to_device
 
         kept = {key: value for key, value in batch.items() if key != "labels" or (self.two_stacks and _is_text(value))}
@@ -114,7 +118,7 @@ class Observer:
     def look(self, inputs: dict[str, Any], layout: Layout | None = None) -> None:
         """Run the model on a batch, packed as `layout` says.
 
-        Raises UserError for a module that sees anything but the batch's tokens.
+        Raise UserError for a module whose inputs are not the batch's tokens, or that is not called.
         """
         rows = examples_in(inputs)
         if rows == 1 and layout is None and self._constant is None:
@@ -124,10 +128,10 @@ class Observer:
         self._end()
 
     def _find_constant(self, inputs: dict[str, Any]) -> dict[str, set[int]]:
-        """Return which calls of which module see what no batch decides.
+        """Return, by module, the indices of the calls whose input does not depend on the batch.
 
-        A single row cannot be told from DeBERTa's relative positions, which are one row, too, and may be as long. Two
-        rows can.
+        A batch of one row looks like DeBERTa's relative positions, which are also one row and may be as long. A batch
+        of two rows does not, so the row is duplicated.
         """
         twice = {
             key: value.repeat(2, *[1] * (value.ndim - 1)) if _rows(value) == 1 else value
@@ -181,7 +185,7 @@ class Observer:
             self._take(self._inside, self._inside[1].completed(z))
 
     def _take(self, inside: tuple[str, Lora, Tensor, bool], z: Tensor) -> None:
-        """Note a call of the module that the pass is inside, and add its numbers if they are of the batch's tokens."""
+        """Record a call of the running module, and add its values if they belong to the batch's tokens."""
         name, _, x, in_decoder = inside
         constant = self._rows == 1 and len(self._calls[name]) in (self._constant or {}).get(name, ())
         real = None if constant else self._real(z, x, in_decoder)
@@ -192,7 +196,7 @@ class Observer:
             self.add(name, real)
 
     def _real(self, z: Tensor, x: Tensor, in_decoder: bool) -> Tensor | None:
-        """Return z as `batch seq rank`, zero where there is no real token; None if these are not the batch's tokens."""
+        """Return z as `batch seq rank`, zero at padding, or None if it does not belong to the batch's tokens."""
         dims = tuple(z.shape[:-1])
         if self._layout is not None:
             if dims != (1, self._layout.tokens):
@@ -219,7 +223,7 @@ def _is_compiled(module: nn.Module) -> bool:
 
 
 def a_batch(batch: Any) -> Mapping[str, Any]:
-    """Return a batch. Raises UserError for what is none: not the arguments of a model's forward by name."""
+    """Return the batch. Raise UserError unless it maps argument names of a model's forward to tensors."""
     if not isinstance(batch, Mapping) or not any(map(_rows, batch.values())):
         what = "a dict without tensors" if isinstance(batch, Mapping) else type(batch).__name__
         raise UserError(
@@ -242,12 +246,12 @@ def _rows(value: Any) -> int:
 
 
 def _is_text(labels: Any) -> bool:
-    """Return True for tokens; the labels of a classifier of several are fractions, `batch labels`."""
+    """Return True if labels are tokens. Those of a multi-label classifier are also 2-d (`batch labels`), but floats."""
     return isinstance(labels, Tensor) and labels.ndim == 2 and not labels.is_floating_point()
 
 
 def _mask(inputs: Mapping[str, Any]) -> Tensor | None:
-    """Return which tokens are real (`batch seq`); None if the batch has no tokens (images)."""
+    """Return the mask of real tokens (`batch seq`), or None if the batch has no tokens (images)."""
     mask = inputs.get("attention_mask")
     if mask is not None:
         if mask.ndim != 2:
@@ -260,13 +264,15 @@ def _mask(inputs: Mapping[str, Any]) -> Tensor | None:
 
 
 def _decoder_mask(inputs: Mapping[str, Any], mask: Tensor | None) -> Tensor | None:
-    """Return which tokens of the decoder are real. A classifier feeds its decoder with the encoder's tokens, one place
-    later, and reads the last of them at its old place: what comes behind it decides nothing, so the encoder's mask is
-    right for it."""
+    """Return the mask of the decoder's real tokens.
+
+    A classifier feeds its decoder the encoder's tokens, shifted right by one, and reads the output at the position that
+    the last token had before the shift. Later positions do not affect that output, so the encoder's mask is right.
+    """
     if "decoder_attention_mask" in inputs:
         return inputs["decoder_attention_mask"] != 0
     if _is_text(inputs.get("labels")):
-        return inputs["labels"] != -100  # what PyTorch's loss ignores
+        return inputs["labels"] != -100  # -100 is ignored by PyTorch's loss
     if "decoder_input_ids" in inputs:
         return torch.ones_like(inputs["decoder_input_ids"], dtype=torch.bool)
     return mask

@@ -1,4 +1,4 @@
-"""Figures, readable in grey: what is retained is dark or framed, what is shared is light, and hatched where it is a bar."""
+"""Figures that are readable in grey: retained layers are dark or framed, shared layers are light (and hatched bars)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RETAINED: dict[str, Any] = {"color": "#1f4e79"}
 SHARED: dict[str, Any] = {"color": "#d9b38c", "hatch": "///", "edgecolor": "white"}
 FRAME = "#b35900"
 BARS_PROJECTIONS, BARS_LAYERS = 2, 16
-"""More projections or layers than these are drawn as a heat strip."""
+"""Most projections and layers that are drawn as bars; more are drawn as a heat strip."""
 Doubts = Mapping[tuple[str, int], Mapping[str, Any]]
 """Rows of a bootstrap (`low`, `high`, `retained`) by projection and layer."""
 
@@ -27,12 +27,12 @@ _METADATA: dict[str, dict[str, Any]] = {
     ".png": {"Software": "lora-drop"},
     ".pdf": {"CreationDate": None, "Producer": None, "Creator": "lora-drop"},
 }
-"""No dates, so that the same figure gives the same bytes; and a mark, so that no picture of others is taken for ours."""
+"""No dates, so that the same figure gives the same bytes; and a mark by which `is_ours` recognises the file."""
 _MARKS = {".png": b"Software\0lora-drop", ".pdf": b"/Creator (lora-drop)"}
 
 
 class Picture(Figure):
-    """A figure that a notebook shows as it is, without pyplot."""
+    """A figure that a notebook displays without pyplot."""
 
     def _repr_png_(self) -> bytes:
         content = io.BytesIO()
@@ -43,13 +43,13 @@ class Picture(Figure):
 def importance_figure(
     scored: Sequence[Scored], selection: Selection | None, title: str, stability: Sequence[Mapping[str, Any]] = ()
 ) -> Figure:
-    """Draw the importance of each layer, and which are retained: bars, or a heat strip where these would be too many.
+    """Draw the importance of each layer and mark the retained ones, as bars or, if these are too many, as a heat strip.
 
     Args:
         scored: every LoRA, in model order.
-        selection: what was selected of them; None shows all layers alike.
-        title: the first words above the figure; T and the saved parameters of a selection follow.
-        stability: rows of `stability.bootstrap`, if there are any: 95 % intervals, and layers on the edge.
+        selection: the selection from them; None draws all layers the same.
+        title: first line above the figure; T and the saved parameters of a selection follow.
+        stability: rows of `stability.bootstrap`, which add 95 % intervals and marks for borderline layers.
     """
     doubts: Doubts = {(row["projection"], row["layer"]): row for row in stability}
     layers = 1 + max(row.layer for row in scored)
@@ -101,7 +101,7 @@ def _counted(projection: str, selection: Selection) -> str:
 
 
 def _strip(scored: Sequence[Scored], selection: Selection, doubts: Doubts) -> Figure:
-    """Draw a row of cells for each projection, a column for each layer; the darker, the more important."""
+    """Draw a row of cells for each projection and a column for each layer; the darker, the more important."""
     rows = list(dict.fromkeys(row.projection for row in scored))
     columns, wide = 1 + max(row.layer for row in scored), max(row.importance for row in scored)
     roomy = columns <= BARS_LAYERS
@@ -134,7 +134,7 @@ def _strip(scored: Sequence[Scored], selection: Selection, doubts: Doubts) -> Fi
 
 
 def _text(importance: float, doubt: Mapping[str, Any] | None, roomy: bool) -> str:
-    """Return what is written into a cell: its importance and interval, or in a narrow one a mark for a layer on the edge."""
+    """Return the text of a cell: its importance and interval, or if cells are narrow, a mark for a borderline layer."""
     if not roomy:
         return "?" if doubt is not None and 0.05 < doubt["retained"] < 0.95 else ""
     interval = f"\n{100 * doubt['low']:.0f}–{100 * doubt['high']:.0f}" if doubt is not None else ""
@@ -146,12 +146,12 @@ def _explained(roomy: bool) -> str:
 
 
 def plain(text: str) -> str:
-    """Return a text that matplotlib draws as it is: a path may hold dollar signs, which would begin a formula."""
+    """Escape a text for matplotlib: the dollar signs of a path would start a formula."""
     return text.replace("$", r"\$")
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure in the format of the path's suffix; the same figure gives the same bytes."""
+    """Write a figure in the format of the path's suffix. The same figure gives the same bytes."""
     FigureCanvasAgg(figure)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
@@ -162,5 +162,5 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 
 def is_ours(path: Path) -> bool:
-    """Return True for a file that `save_figure` has written."""
+    """Return True if `save_figure` wrote this file."""
     return path.suffix in _MARKS and path.is_file() and _MARKS[path.suffix] in path.read_bytes()

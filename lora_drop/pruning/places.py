@@ -1,14 +1,14 @@
-"""Where the low-rank pairs go: the linear modules of any transformer, by projection and layer.
+"""The places of the low-rank pairs: linear modules of any transformer, by projection and layer.
 
-A place is one linear module inside a numbered block. Its layer is the first number in its name; its projection is the
+A place is one linear module inside a numbered block. Its layer is the first number in its name. Its projection is the
 name that it has in every block: `encoder.layer.3.attention.self.query` is layer 3 of `query`. Modules outside the
-blocks (embeddings, pooler, head) have no layer and are no places.
+blocks (embeddings, pooler, head) have no layer and are not places.
 
 | projection | modules |
 |---|---|
 | `query`, `key`, `value` | the attention's projections, whatever the architecture calls them (LEAVES) |
 | `qkv` | one matrix that computes all three (FUSED): GPT-2, GPT-NeoX, Falcon, Phi-3, ModernBERT |
-| `attention.output.dense` | any other module, by as much of the end of its name as tells it from others in the block |
+| `attention.output.dense` | any other module: the end of its name, as long as needed to be unique in the block |
 | `encoder.SelfAttention.query` | the stacks and attentions of an encoder-decoder are kept apart |
 """
 
@@ -32,7 +32,7 @@ LEAVES = {
 }
 """Names of the attention's projections: BERT and RoBERTa, DistilBERT, Llama and most others, DeBERTa-v2, T5."""
 FUSED = ("c_attn", "query_key_value", "qkv_proj", "Wqkv", "in_proj", "qkv")
-"""The names of a matrix that holds query, key and value, inside a module whose name says that it is an attention."""
+"""Names of a matrix that holds query, key and value, in a module named as an attention (its name contains "att")."""
 ALL_LINEAR = "all-linear"
 EXPERTS = "experts"
 
@@ -53,14 +53,15 @@ def find_places(model: nn.Module, projections: Sequence[str] = ("query", "value"
 
     Args:
         model: a transformers model (before an adapter is put on it).
-        projections: names from the table above; the last part of a module's name (`dense`: every module that is called
-            so) or the end of it (`output.dense`); or `all-linear`: every linear module of every block, but for experts.
+        projections: names from the table above; the last part of a module's name (`dense` for every module of that
+            name) or several last parts (`output.dense`); or `all-linear`: every linear module of every block except
+            experts.
 
     A model that has no separate query, key and value gets one pair on the matrix that holds all three, as the
     projection `qkv`.
 
     Raises:
-        UserError: if a projection is not there.
+        UserError: if the model lacks a projection.
     """
     places = all_places(model)
     if not places:
@@ -77,7 +78,7 @@ def find_places(model: nn.Module, projections: Sequence[str] = ("query", "value"
 
 
 def all_places(model: nn.Module) -> list[Place]:
-    """Return every linear module of the numbered blocks in model order; names are those before PEFT wrapped them."""
+    """Return every linear module of the numbered blocks in model order, under its name before PEFT wrapped it."""
     names = list(_linear_names(model))
     shapes = {name: _LAYER.search(name) for name in names}
     within = {name: (name[: found.start()], name[found.end() :]) for name, found in shapes.items() if found is not None}
@@ -86,13 +87,13 @@ def all_places(model: nn.Module) -> list[Place]:
 
 
 def fused_notice(model: nn.Module, projections: Sequence[str]) -> str | None:
-    """Return the notice that a model has one matrix for query, key and value, if it was asked for one; else None."""
+    """Return a notice if query, key or value is requested and the model computes all three in one matrix, else None."""
     places = all_places(model)
     asked = [name for name in projections if name in LEAVES]
     if not asked or any(_titled(place, name) for place in places for name in asked):
         return None
     leaf = next((place.name.rsplit(".", 1)[-1] for place in places if _titled(place, "qkv")), None)
-    if leaf is None:  # it has no layers at all, which `find_places` refuses
+    if leaf is None:  # no layers at all: `find_places` refuses the model
         return None
     return (
         f"{_kind(model)} computes query, key and value in one matrix ({leaf}): its LoRA moves all three at once, "
@@ -111,7 +112,7 @@ def transposed(model: nn.Module, places: Iterable[Place]) -> bool:
 
 
 def widths(module: Any) -> tuple[int, int]:
-    """Return how many numbers a linear module takes and gives."""
+    """Return the numbers of inputs and outputs of a linear module."""
     if isinstance(module, Conv1D):
         inputs, outputs = module.weight.shape
         return inputs, outputs
@@ -119,7 +120,7 @@ def widths(module: Any) -> tuple[int, int]:
 
 
 def _linear_names(model: nn.Module) -> Iterator[str]:
-    """Names of linear modules. What PEFT put into or around a module is not one of its own."""
+    """Yield the names of the linear modules, without the modules that PEFT added."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     inside: str | None = None
@@ -135,7 +136,7 @@ def _linear_names(model: nn.Module) -> Iterator[str]:
 
 
 def _titles(paths: Iterable[tuple[str, str]]) -> dict[tuple[str, str], str]:
-    """Name each (path to the blocks, path within a block): by its projection alone where that tells it from all others."""
+    """Name each (path to the blocks, path within a block): its projection, after the parts that make it unique."""
     groups: dict[str, list[tuple[str, str]]] = {}
     for path in paths:
         groups.setdefault(_projection(path), []).append(path)
@@ -152,7 +153,7 @@ def _titles(paths: Iterable[tuple[str, str]]) -> dict[tuple[str, str], str]:
 
 
 def _projection(path: tuple[str, str]) -> str:
-    """Return query, key, value or qkv for a path within a block, else its last part."""
+    """Return query, key, value or qkv for a path, or else its last part."""
     *parents, leaf = path[1].split(".")
     if leaf in FUSED and any("att" in part.lower() for part in parents):
         return "qkv"
@@ -160,7 +161,7 @@ def _projection(path: tuple[str, str]) -> str:
 
 
 def _matching(places: Sequence[Place], asked: str) -> list[Place]:
-    """Return the places that a name means: as a title, as a path within the block, or as the end of either."""
+    """Return the places that match a name: as a projection, as a path within the block, or as the end of either."""
     if asked == ALL_LINEAR:
         return [place for place in places if EXPERTS not in place.name.split(".")]
     exact = [place for place in places if asked in (place.projection, _within(place))]
@@ -183,7 +184,7 @@ def _ends(name: str, end: str) -> bool:
 
 
 def _titled(place: Place, projection: str) -> bool:
-    """Return True if a place computes a projection, also in a model that has several stacks or attentions."""
+    """Return True if a place computes a projection, even in a model with several stacks or attentions."""
     return place.projection.rsplit(".", 1)[-1] == projection
 
 

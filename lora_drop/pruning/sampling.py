@@ -11,25 +11,25 @@ from lora_drop.errors import UserError
 
 @dataclass(frozen=True)
 class Sample:
-    """A stratified sample: `indices` of rows, ascending; `strata` maps a name to (rows there are, rows sampled)."""
+    """A stratified sample: `indices` of rows, ascending; `strata` maps a name to (rows available, rows sampled)."""
 
     indices: tuple[int, ...]
     strata: dict[str, tuple[int, int]]
 
     @property
     def absent(self) -> list[str]:
-        """Strata that are too small for a row of this sample."""
+        """Strata too small to get a row of this sample."""
         return [name for name, (_, taken) in self.strata.items() if not taken]
 
 
 def stratified_sample(strata: Sequence[str], size: int, seed: int) -> Sample:
-    """Draw exactly `size` rows, of each stratum its share, rounded by largest remainder.
+    """Draw exactly `size` rows, in proportion to the strata, rounded by largest remainder.
 
     Args:
         strata: the stratum of each row of the population.
-        size: rows to draw. Where there are more strata than that, some get no row.
-        seed: decides which rows of a stratum, and which of two equal remainders; the same arguments give the same rows
-            everywhere.
+        size: number of rows to draw. If there are more strata than rows to draw, some get none.
+        seed: decides the rows of each stratum, and the order of equal remainders. The same arguments give the same rows
+            on every machine.
 
     Raises:
         UserError: if there are no rows, or `size` is not between 1 and the number of rows.
@@ -43,7 +43,7 @@ def stratified_sample(strata: Sequence[str], size: int, seed: int) -> Sample:
         rows[name].append(index)
     taken = {name: size * len(rows[name]) // len(strata) for name in rows}
     generator = random.Random(seed)
-    by_chance = generator.sample(list(rows), len(rows))  # sorting is stable: this is the order of equal remainders
+    by_chance = generator.sample(list(rows), len(rows))  # the order of equal remainders, as sorting is stable
     by_remainder = sorted(by_chance, key=lambda name: size * len(rows[name]) % len(strata), reverse=True)
     for name in by_remainder[: size - sum(taken.values())]:
         taken[name] += 1

@@ -1,4 +1,4 @@
-"""The outcome of stage 2 as an object: every LoRA with its importance. It shows itself in a notebook."""
+"""The result of stage 2 as an object: the importance of every LoRA. Notebooks display it as a table."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class Scores:
     examples: int
     tokens: int
     norms: dict[str, list[float]] | None = None
-    """Per module, the value of each example (‖ΔW x‖² for the paper's criterion), if asked for."""
+    """Per module, the value of each example (‖ΔW x‖² for the paper's criterion); None unless requested."""
     left_out: tuple[str, ...] = ()
-    """Modules with a LoRA outside the numbered blocks (a pooler, a language model's head), which are no layers."""
+    """Modules with a LoRA outside the numbered blocks (a pooler, a language model's head), which belong to no layer."""
     criterion: str = PAPER
-    """The name of the criterion that gave the scores."""
+    """Name of the criterion of the scores."""
 
     def to_frame(self) -> DataFrame:
         """Return a pandas DataFrame: a row per LoRA with name, projection, layer, score, importance and parameters."""
@@ -56,7 +56,7 @@ class Scores:
 
     @classmethod
     def load(cls, path: str | Path) -> Scores:
-        """Read what `save` wrote, or the `scores.json` of a run. Raises UserError if it holds something else."""
+        """Read scores written by `save`, or a run's `scores.json`. Raise UserError if the file holds no scores."""
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
             rows = tuple(scored_rows(content))

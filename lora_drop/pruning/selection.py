@@ -1,7 +1,7 @@
-"""Stage 3: which layers keep a LoRA of their own (paper §3.2). Pure functions of the importances; no tensors here.
+"""Stage 3: select the layers that keep their own LoRA (paper §3.2). Pure functions of the importances, without tensors.
 
 Per projection, layers are taken from most to least important until their importances sum to the threshold T. These are
-retained; the others are to share one LoRA.
+retained; the others will share one LoRA.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch.nn import Module
 
 BELOW_ONE = math.nextafter(1.0, 0.0)
-"""The largest threshold at which layers of importance 0 need not be retained."""
+"""Largest threshold below 1. At 1, layers of importance 0 are retained as well."""
 POLICIES = ("threshold", "inverse", "random", "top", "bottom")
 
 
@@ -45,7 +45,11 @@ class Scored:
 
 @dataclass(frozen=True)
 class Layers:
-    """The layers of one projection: `retained` and `shared`, ascending; `coverage` is the importance that is retained."""
+    """The layers of one projection, ascending.
+
+    `retained` layers keep their own LoRA; `shared` are all others, even if the selection gives them no LoRA. `coverage`
+    is the sum of the retained importances.
+    """
 
     retained: tuple[int, ...]
     shared: tuple[int, ...]
@@ -53,13 +57,13 @@ class Layers:
 
     @property
     def all(self) -> tuple[int, ...]:
-        """Both, the retained first."""
+        """All layers of the projection, the retained ones first."""
         return (*self.retained, *self.shared)
 
 
 @dataclass(frozen=True)
 class Selection:
-    """The outcome of stage 3; the content of `selection.json`. It shows itself in a notebook."""
+    """The result of stage 3, as in `selection.json`. Notebooks display it as a table."""
 
     policy: str
     threshold: float
@@ -76,7 +80,7 @@ class Selection:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Selection:
-        """Read what `to_json` wrote."""
+        """Return the selection that `to_json` wrote."""
         projections = {
             name: Layers(tuple(layers["retained"]), tuple(layers["shared"]), layers["coverage"])
             for name, layers in content["projections"].items()
@@ -86,19 +90,19 @@ class Selection:
         )
 
     def save(self, path: str | Path) -> None:
-        """Write the selection as JSON, as a run's `selection.json`; `load` reads it."""
+        """Write the selection as JSON, in the format of a run's `selection.json`; `load` reads it."""
         Path(path).write_text(json.dumps(self.to_json(), indent=2) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | Path) -> Selection:
-        """Read what `save` wrote, or the `selection.json` of a run. Raises UserError if it holds something else."""
+        """Read a selection written by `save`, or a run's `selection.json`. Raise UserError if the file holds none."""
         try:
             return cls.from_json(json.loads(Path(path).read_text(encoding="utf-8")))
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(f"{path} does not hold a selection ({type(error).__name__}: {error}).") from error
 
     def to_frame(self) -> DataFrame:
-        """Return a pandas DataFrame: a row per layer and projection, `lora` is retained, shared or none."""
+        """Return a pandas DataFrame with a row per layer and projection; `lora` is retained, shared or none."""
         from pandas import DataFrame
 
         low = "shared" if self.share else "none"
@@ -110,7 +114,7 @@ class Selection:
         return DataFrame(rows)
 
     def plot(self, scores: HasRows, title: str = "") -> Figure:
-        """Return a matplotlib figure of the importances, retained and other layers in two colours."""
+        """Return a matplotlib figure of the importances that tells retained layers from the others."""
         from lora_drop.pruning.picture import importance_figure
 
         return importance_figure(scores.rows, self, title or f"T = {self.threshold:.3g}")
@@ -119,16 +123,17 @@ class Selection:
         """Return a PEFT configuration of the modules that get a LoRA.
 
         Args:
-            base: the model that it is for, before PEFT wraps it.
-            rank: of the retained layers.
-            low_rank: of the others: None is `rank` if they are to share (call `share` on the model then) and 0 if not;
-                0 leaves them without LoRA (`exclude_modules`), whatever the selection says; another number gives each a
-                smaller LoRA of its own (`rank_pattern`), with the same scaling, for tools that cannot share.
+            base: the model to configure, before PEFT wraps it.
+            rank: rank of the retained layers.
+            low_rank: rank of the other layers. None means `rank` if they share a LoRA (then call `share` on the model),
+                and 0 if not. 0 leaves them without LoRA (`exclude_modules`), whatever the selection says. Another
+                number gives each its own smaller LoRA (`rank_pattern`) with the same scaling, for tools that cannot
+                share.
             options: other fields of LoraConfig (`lora_alpha`, by default 2 · rank; `task_type`, `modules_to_save`, …).
 
         Raises:
-            UserError: if the model lacks a layer of the selection, or any name or pattern hits other modules than those
-                meant (PEFT ignores patterns that hit nothing).
+            UserError: if the model lacks a layer of the selection, or if a name or pattern matches other modules than
+                intended (PEFT ignores patterns that match nothing).
         """
         from lora_drop.pruning.lora_config import lora_config
 
@@ -143,7 +148,7 @@ class Selection:
 def normalise(scores: Mapping[int, float]) -> dict[int, float]:
     """Return I_i = g_i / Σ g for the layers of one projection (paper eq. 4).
 
-    Raises UserError if a score is negative or not finite, or if all are zero (a LoRA that was never trained has B = 0).
+    Raise UserError if a score is negative or not finite, or if all are zero (a LoRA that was never trained has B = 0).
     """
     wrong = {layer: score for layer, score in scores.items() if not (math.isfinite(score) and score >= 0)}
     if wrong:
@@ -157,7 +162,7 @@ def normalise(scores: Mapping[int, float]) -> dict[int, float]:
 
 
 def rescored(scored: Sequence[Scored], scores: Sequence[float]) -> list[Scored]:
-    """Return the rows with other scores, and the importances that follow from these."""
+    """Return the rows with new scores and the importances that follow from them."""
     layers: dict[str, dict[int, float]] = {}
     for row, score in zip(scored, scores, strict=True):
         layers.setdefault(row.projection, {})[row.layer] = score
@@ -169,7 +174,7 @@ def rescored(scored: Sequence[Scored], scores: Sequence[float]) -> list[Scored]:
 
 
 class HasRows(Protocol):
-    """Anything with `rows`, one per LoRA, as `lora_drop.score` returns it."""
+    """An object with `rows`, one per LoRA, such as `lora_drop.score` returns."""
 
     @property
     def rows(self) -> Sequence[Scored]:
@@ -177,12 +182,12 @@ class HasRows(Protocol):
 
 
 def scored_rows(content: Any) -> list[Scored]:
-    """Return the rows of the content of a `scores.json`. Raises KeyError or TypeError if it is something else."""
+    """Return the rows in the content of a `scores.json`. Raise KeyError or TypeError if it is malformed."""
     return [Scored(**row) for row in content["modules"]]
 
 
 def read_scores(path: Path) -> list[Scored]:
-    """Read the rows of a `scores.json`. Raises UserError if it holds something else."""
+    """Read the rows of a `scores.json`. Raise UserError if the file holds no scores."""
     try:
         return scored_rows(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
@@ -202,18 +207,18 @@ def select(
     """Decide per projection which layers retain their own LoRA.
 
     Args:
-        scored: what `lora_drop.score` returned, or its rows: every LoRA of the model with its importance.
+        scored: the scores returned by `lora_drop.score`, or their rows: every LoRA of the model with its importance.
         threshold: T in (0, 1]; T = 1 retains every layer, which is plain LoRA.
         budget: if given, T is instead the largest threshold at which LoRA-drop has at most this share of plain LoRA's
             parameters.
         policy: "threshold" retains the most important layers. "inverse", "random" and "top" retain the same number of
-            the least important ones, of random ones, and of the last ones (nearest the output): the paper's ablations
-            (Table 7). "bottom" retains the first ones, which matter most according to arXiv 2503.23360.
-        share: whether the other layers share one LoRA per projection or have none.
-        seed: for policy "random".
+            layers, but the least important ones, random ones, or the last ones (nearest the output): the paper's
+            ablations (Table 7). "bottom" retains the first ones, which matter most according to arXiv 2503.23360.
+        share: True if the other layers share one LoRA per projection, False if they have none.
+        seed: seed of the policy "random".
 
-    Ties go to the lower layer; at least one layer is always retained. Raises UserError for values out of range and for
-    a budget that not even one retained layer per projection would meet.
+    Ties go to the lower layer; at least one layer is always retained. Raise UserError for values out of range and for a
+    budget that not even one retained layer per projection would meet.
     """
     given: Iterable[Scored] = getattr(scored, "rows", scored)  # type: ignore[arg-type]
     scored = sorted(given, key=lambda row: (row.projection, row.layer))
@@ -250,7 +255,7 @@ def _ranking(importances: Mapping[int, float]) -> list[int]:
 def _most_important(importances: Mapping[int, float], threshold: float) -> list[int]:
     """Take layers, most important first, until their importances sum to the threshold."""
     ranking = _ranking(importances)
-    if threshold >= 1:  # also layers of importance 0, so that T = 1 is plain LoRA
+    if threshold >= 1:  # includes layers of importance 0, so that T = 1 is plain LoRA
         return ranking
     count = 1
     while math.fsum(importances[layer] for layer in ranking[:count]) < threshold - 1e-12 and count < len(ranking):
@@ -277,7 +282,7 @@ def _layers(importances: Mapping[int, float], retained: Iterable[int]) -> Layers
 
 
 def _parameters(scored: Iterable[Scored], projections: Mapping[str, Layers], share: bool) -> int:
-    """Count the adapter's parameters: the retained pairs, and one per projection that has low-importance layers."""
+    """Count the adapter's parameters: retained pairs and, if `share`, one pair for the others of each projection."""
     total = 0
     sizes = {(row.projection, row.layer): row.parameters for row in scored}
     for projection, layers in projections.items():
@@ -287,7 +292,7 @@ def _parameters(scored: Iterable[Scored], projections: Mapping[str, Layers], sha
 
 
 def _threshold_for(scored: list[Scored], budget: float, share: bool) -> float:
-    """Return the largest T whose parameters fit the budget: one of the sums of importances that add a layer."""
+    """Return the largest T that fits the budget. Candidates are the sums of importances at which a layer is added."""
     allowed = budget * sum(row.parameters for row in scored)
     by_projection = _by_projection(scored)
     steps = {1.0}
@@ -308,12 +313,14 @@ def _threshold_for(scored: list[Scored], budget: float, share: bool) -> float:
 
 
 def check_budget(sizes: Iterable[tuple[str, int]], budget: float, share: bool) -> None:
-    """Raise UserError if a budget is too small whichever layers will be retained: one of each projection, and a shared pair.
+    """Raise UserError if a budget is too small for any selection.
+
+    The least is one retained layer per projection, and a shared pair if `share`.
 
     Args:
         sizes: projection and parameters of every LoRA of the model.
         budget: share of the parameters of all of them.
-        share: whether the other layers share a LoRA.
+        share: True if the other layers share a LoRA.
     """
     by_projection: dict[str, list[int]] = {}
     for projection, size in sizes:

@@ -1,7 +1,7 @@
-"""Sharing (paper §3.2): retained layers have a LoRA of their own, the low-importance layers of a projection share one.
+"""Sharing (paper §3.2): retained layers keep their own LoRA, the low-importance layers of a projection share one.
 
-Sharing is a tie of modules: the layers point at the same `lora_A` and the same `lora_B`. It trains as one pair, and
-PEFT saves it as an ordinary adapter that holds a copy for each layer.
+Sharing ties modules: the layers point at the same `lora_A` and the same `lora_B`. They train as one pair, and PEFT
+saves them as an ordinary adapter that holds a copy for each layer.
 """
 
 from __future__ import annotations
@@ -18,17 +18,19 @@ from lora_drop.pruning.selection import Selection
 
 
 def share(model: PeftModel, selection: Selection) -> PeftModel:
-    """Let the low-importance layers of each projection use the LoRA of the lowest of them; or none, if so selected.
+    """Let the low-importance layers of each projection use the LoRA of the lowest of them, or remove theirs.
+
+    They are removed if the selection's `share` is False.
 
     Args:
-        model: a PEFT model with a LoRA on the modules that the selection speaks of; its active adapter is changed in
-            place, any other stays as it is. Share before training or loading.
-        selection: the outcome of `lora_drop.select`.
+        model: a PEFT model with a LoRA on every module of the selection. Its active adapter is changed in place; other
+            adapters are left alone. Share before training or loading.
+        selection: the selection returned by `lora_drop.select`.
 
     Raises:
-        UserError: if a layer of the selection has no LoRA, layers that are to share have different widths or scalings
-            (`alpha_pattern`), layers share one already that should not, or the adapter is none that can be shared (see
-            `adapters.loras`). The model is then as it was.
+        UserError: if a layer of the selection has no LoRA, if layers that should share have different widths or
+            scalings (`alpha_pattern`), if layers already share that should not, or if the adapter cannot be shared (see
+            `adapters.loras`). The model is then unchanged.
     """
     found = loras(model)
     names = {(place.projection, place.layer): place.name for place in all_places(model) if place.name in found}
@@ -51,7 +53,7 @@ def share(model: PeftModel, selection: Selection) -> PeftModel:
 
 
 def _check_ties(model: PeftModel, groups: Sequence[Sequence[str]]) -> None:
-    """Raise UserError if layers share a LoRA that are not in one of these groups: a tie is not undone."""
+    """Raise UserError if layers outside these groups share a LoRA: ties are never undone."""
     for tied in ties(model):
         if not any(set(tied) <= set(group) for group in groups):
             raise UserError(
@@ -63,7 +65,7 @@ def _check_ties(model: PeftModel, groups: Sequence[Sequence[str]]) -> None:
 def tie(model: PeftModel, names: Sequence[str]) -> None:
     """Point the active LoRA of all these modules at the first one's `lora_A` and `lora_B`.
 
-    The modules are shared, not the weights: a tie of weights breaks silently when the model is cast or loaded by
+    The modules are shared, not the weights: tied weights come apart silently when the model is cast or loaded by
     assignment.
     """
     found = loras(model)
@@ -75,7 +77,7 @@ def tie(model: PeftModel, names: Sequence[str]) -> None:
 
 
 def _check_alike(found: Mapping[str, Lora], names: Sequence[str]) -> None:
-    """Raise UserError unless one pair fits all these modules, and is the same ΔW for each."""
+    """Raise UserError unless one pair fits all these modules and gives each the same ΔW."""
     for name in names[1:]:
         first, other = found[names[0]], found[name]
         alike = {
@@ -90,14 +92,14 @@ def _check_alike(found: Mapping[str, Lora], names: Sequence[str]) -> None:
 
 
 def remove(model: PeftModel, names: Sequence[str]) -> None:
-    """Take the active LoRA away from these modules; what is saved is an adapter on the others."""
+    """Remove the active LoRA from these modules, so that the adapter is saved for the others only."""
     found, configs = loras(model), cast(dict[str, Any], model.peft_config)
     for name in names:
         layer, config = found[name].layer, configs[found[name].adapter]
         _delete(layer, found[name].adapter)
         if not layer._all_available_adapter_names():
             bias = getattr(layer.base_layer, "bias", None)
-            if config.bias == "lora_only" and bias is not None:  # which is trained and saved only beside a LoRA
+            if config.bias == "lora_only" and bias is not None:  # it is trained and saved only beside a LoRA
                 bias.requires_grad_(False)
             model.get_base_model().set_submodule(name, layer.base_layer)
     for adapter in {found[name].adapter for name in names}:
@@ -105,17 +107,17 @@ def remove(model: PeftModel, names: Sequence[str]) -> None:
 
 
 def _delete(layer: Any, adapter: str) -> None:
-    """Delete the active adapter of a layer. PEFT by itself activates another that is there, and makes it trainable."""
+    """Delete the active adapter of a layer. By default PEFT would activate another one and make it trainable."""
     learnt = {parameter: parameter.requires_grad for parameter in layer.parameters()}
     layer.set_adapter([])
     layer.delete_adapter(adapter)
-    layer.set_adapter(adapter)  # as PEFT has it on every layer, also on those that this adapter is not on
+    layer.set_adapter(adapter)  # PEFT keeps the active name on every layer, even those without the adapter
     for parameter in layer.parameters():
         parameter.requires_grad_(learnt[parameter])
 
 
 def _adapted(model: PeftModel, adapter: str) -> set[str]:
-    """Return the modules that an adapter has a LoRA on, also embeddings and convolutions."""
+    """Return the modules on which an adapter has a LoRA, including embeddings and convolutions."""
     from peft.tuners.lora import LoraLayer
 
     layers = {bare(name): module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
@@ -123,7 +125,7 @@ def _adapted(model: PeftModel, adapter: str) -> set[str]:
 
 
 def ties(model: PeftModel) -> list[list[str]]:
-    """Return the groups of modules that use one LoRA, each group in model order."""
+    """Return the groups of modules that share one LoRA, each group in model order."""
     groups: dict[int, list[str]] = {}
     for name, active in loras(model).items():
         groups.setdefault(id(active.layer.lora_A[active.adapter]), []).append(name)

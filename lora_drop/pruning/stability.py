@@ -1,8 +1,8 @@
 """The uncertainty of the importances: a bootstrap over the examples of the sample.
 
-The sample that is scored is one of many that could have been drawn. Drawing from it again, with replacement, many
-times, shows how much each importance would change with other rows, and how often each layer would have been retained.
-The warm-up is not repeated.
+The scored sample is one of many that could have been drawn. Resampling it many times, with replacement, shows how much
+each importance would change with other rows, and how often each layer would have been retained. The warm-up is not
+repeated.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ def bootstrap(
     Args:
         scored: every LoRA, as in `scores.json`.
         norms: by module name, ‖ΔW x‖² of each example; all lists in the same order.
-        resamples: how many times to draw as many examples as there are, with replacement.
+        resamples: number of resamples; each draws as many examples as there are, with replacement.
         threshold: T at which layers are retained.
         budget: instead of T, as in `select`.
-        policy: which layers are retained, as in `select`.
-        share: what a budget counts, as in `select`.
-        seed: of the draws, and of the policy "random".
+        policy: rule that retains layers, as in `select`.
+        share: True if a budget counts shared pairs, as in `select`.
+        seed: seed of the draws, and of the policy "random".
 
     Returns:
         Per LoRA `projection`, `layer`, `importance` (of the sample itself), `low` and `high` (the 95 % percentile
-        interval), and `retained`: the share of the resamples in which the layer kept a LoRA of its own.
+        interval), and `retained`, the share of the resamples in which the layer kept its own LoRA.
 
     Raises:
         UserError: if there are fewer than two examples or no resamples.
@@ -79,7 +79,7 @@ def bootstrap(
 
 
 def _resampled_means(values: np.ndarray, resamples: int, seed: int) -> np.ndarray:
-    """Return the means (`resample module`) of `values` (`module example`) over drawn examples, CHUNK draws at a time."""
+    """Return the means (`resample module`) of `values` (`module example`) over resamples, CHUNK draws at a time."""
     examples = values.shape[1]
     generator, share = np.random.default_rng(seed), np.full(examples, 1 / examples)
     sizes = [min(CHUNK, resamples - start) for start in range(0, resamples, CHUNK)]

@@ -1,5 +1,5 @@
-"""Criteria: a number ≥ 0 for every LoRA, from which the importances follow. One file each; `base` has the interface.
+"""Criteria, which give every LoRA a number ≥ 0 from which its importance follows. One file each.
 
-`output` is the paper's. None of these files imports torch before it scores, so that name and version of a criterion
-are known at once.
+`base` has the interface; `output` is the paper's criterion. No criterion imports torch before it scores, so that its
+name and version are available at once.
 """

@@ -1,11 +1,11 @@
-"""The share of the inputs' variance that r directions explain: what EVA ranks by (Paischer et al. 2024, arXiv
+"""The share of the inputs' variance that r directions explain, by which EVA ranks layers (Paischer et al. 2024, arXiv
 2410.07170).
 
     g = (λ₁ + … + λᵣ) / (λ₁ + … + λ_d),    λ = eigenvalues of the covariance of x over all real tokens, descending
 
-EVA gives rank to the layers whose components explain most of their inputs. The LoRA itself does not enter, only its
-rank r: query and value of a layer, which read the same x, have the same score. A `d d` matrix per LoRA is kept
-meanwhile, in float64.
+EVA gives rank to the layers whose components explain most of their inputs. Only the rank r of the LoRA enters, not its
+weights: query and value of a layer read the same x and so have the same score. A `d d` matrix per LoRA is kept in
+float64 while scoring.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ def measure(given: Given) -> Measured:
 
 
 def with_constant(lora: Lora, x: Tensor) -> Tensor:
-    """Return x with a constant 1 behind it: its Gram matrix then also holds Σ x and the number of tokens."""
+    """Return x with a constant 1 appended, so that its Gram matrix also holds Σ x and the number of tokens."""
     import torch
 
     return torch.cat([x.float(), torch.ones_like(x[..., :1], dtype=torch.float32)], dim=-1)
 
 
 def explained(gram: Tensor, rank: int) -> float:
-    """Return the share of the variance that the first `rank` principal components hold.
+    """Return the share of the variance that the first `rank` principal components explain.
 
     Args:
         gram: Σ over tokens of [x, 1][x, 1]ᵀ, `width+1 width+1`.

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from lora_drop.pruning.importance import Packing
 
 PAPER = "output"
-"""The paper's criterion. Scores that name none are by it."""
+"""The paper's criterion, which is assumed for saved scores that name none."""
 
 
 @dataclass(frozen=True)
@@ -22,32 +22,32 @@ class Given:
 
     model: nn.Module
     layers: Mapping[str, Lora]
-    """The LoRAs to be scored, by the name of their module."""
+    """The LoRAs to score, by module name."""
     batches: Iterable[Mapping[str, Any]]
     """Keyword arguments of the model's forward; read once."""
     seed: int = 0
     per_example: bool = False
-    """True if the value of each example is asked for, too."""
+    """True to also return the value of each example."""
     progress: Callable[[int], None] | None = None
-    """To be called with the number of examples seen, after each batch."""
+    """Called with the number of examples seen, after each batch."""
     packing: Packing | None = None
-    """Computes forward passes without padding; None is the model's own way."""
+    """Runs forward passes without padding; None runs the model as it is."""
 
 
 @dataclass
 class Measured:
-    """The outcome of a criterion."""
+    """The result of a criterion."""
 
     values: dict[str, float] = field(default_factory=dict)
     """A number ≥ 0 for each of the given LoRAs."""
     examples: int = 0
-    """Rows that were seen; 0 if the criterion reads no data."""
+    """Number of rows read; 0 if the criterion reads no data."""
     tokens: int = 0
     norms: dict[str, list[float]] | None = None
     """By module, the value of each example, in the order of the data; their mean is the value of the LoRA."""
 
     def __add__(self, other: Measured) -> Measured:
-        """Return the outcome on the data of both, for a criterion whose value is a mean over examples."""
+        """Return the result on both sets of data, for a criterion whose value is a mean over examples."""
         examples = self.examples + other.examples
 
         def mean(name: str) -> float:
@@ -67,12 +67,12 @@ class Criterion:
 
     name: str
     title: str
-    """A few words for tables and pictures."""
+    """Short title for tables and figures."""
     measure: Callable[[Given], Measured]
     version: int = 1
-    """Raised when its numbers may change: scores of an earlier version are made anew."""
+    """Increased when the numbers may change; scores of an earlier version are computed again."""
     reads: bool = True
     """False if it reads no data."""
     additive: bool = False
-    """True if a value is the mean over examples, so that it can be bootstrapped; `measure` then returns `norms` when
-    asked."""
+    """True if a value is the mean over examples, so that it can be bootstrapped; `measure` then returns `norms` on
+    request."""

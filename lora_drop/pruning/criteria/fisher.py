@@ -2,16 +2,16 @@
 
     g = Σ over the elements θ of A and B of θ² · F(θ),    F(θ) = mean over examples n of (∂Lₙ/∂θ)²
 
-To second order, with the diagonal of the empirical Fisher matrix for the Hessian, ½ g is what the loss rises by when
-the pair becomes 0. Each example needs a gradient of its own, so that rows pass one at a time. LoRAs that share a pair
-have the pair's score each.
+To second order, with the diagonal of the empirical Fisher matrix in place of the Hessian, setting the pair to 0 raises
+the loss by ½ g. Each example needs its own gradient, so rows run one at a time. LoRAs that share a pair each get the
+pair's score.
 """
 
 from lora_drop.pruning.criteria.base import Criterion, Given, Measured
 
 
 def measure(given: Given) -> Measured:
-    """Return g of each LoRA. Raises UserError if the data have no labels."""
+    """Return g of each LoRA. Raise UserError if the data have no labels."""
     from lora_drop.pruning.criteria.passes import gradients
 
     norms: dict[str, list[float]] = {name: [] for name in given.layers}
@@ -27,4 +27,4 @@ def measure(given: Given) -> Measured:
     return found
 
 
-CRITERION = Criterion("fisher", "Fisher Σθ²F(θ)", measure, version=2, additive=True)  # as gradient
+CRITERION = Criterion("fisher", "Fisher Σθ²F(θ)", measure, version=2, additive=True)  # see `gradient`

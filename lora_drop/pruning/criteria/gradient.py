@@ -1,16 +1,16 @@
-"""Connection sensitivity, summed over the pair: what SNIP (Lee et al. 2019, arXiv 1810.02340) scores weights by.
+"""Connection sensitivity, summed over the pair: the score of SNIP (Lee et al. 2019, arXiv 1810.02340).
 
     g = Σ over the elements θ of A and B of |θ · ∂L/∂θ|,    L = the loss, mean over examples
 
-|θ · ∂L/∂θ| is, to first order, the change of the loss when θ becomes 0. The loss of a text is the sum over its learned
-tokens. LoRAs that share a pair have the pair's score each.
+To first order, |θ · ∂L/∂θ| is the change of the loss when θ becomes 0. The loss of a text is the sum over its learned
+tokens. LoRAs that share a pair each get the pair's score.
 """
 
 from lora_drop.pruning.criteria.base import Criterion, Given, Measured
 
 
 def measure(given: Given) -> Measured:
-    """Return g of each LoRA. Raises UserError if the data have no labels."""
+    """Return g of each LoRA. Raise UserError if the data have no labels."""
     from lora_drop.pruning.criteria.passes import summed_gradients
 
     summed = summed_gradients(given)
@@ -22,4 +22,4 @@ def measure(given: Given) -> Measured:
     return found
 
 
-CRITERION = Criterion("gradient", "gradient Σ|θ·∂L/∂θ|", measure, version=2)  # weighs losses of any decoder right
+CRITERION = Criterion("gradient", "gradient Σ|θ·∂L/∂θ|", measure, version=2)  # 2: right for every decoder

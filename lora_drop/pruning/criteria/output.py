@@ -2,7 +2,7 @@
 
     g = mean over examples of Σ over tokens of ‖ΔW x‖²,    ΔW = scaling · B A
 
-Computed in rank space, from r numbers a token (see `pruning.importance`).
+It is computed in rank space, from r numbers per token (see `pruning.importance`).
 """
 
 from lora_drop.pruning.criteria.base import PAPER, Criterion, Given, Measured

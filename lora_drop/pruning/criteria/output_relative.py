@@ -1,9 +1,9 @@
-"""The output of a LoRA relative to that of the matrix beside it.
+"""The output of a LoRA relative to the output of the frozen matrix it adapts.
 
     g = mean over examples of (Σ over tokens of ‖ΔW x‖²) / (Σ over tokens of ‖W x‖²),    ΔW = scaling · B A
 
-The paper's score grows with the scale of a layer's inputs, which differs between layers; this quotient does not. The
-bias of W does not count.
+The paper's score grows with the scale of a layer's inputs, which differs between layers; this quotient does not. It
+ignores the bias of W.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 TINY = 1e-300
-"""An example of padding alone has neither output, and counts as 0."""
+"""Keeps the quotient of an all-padding example, 0 / 0, at 0."""
 
 
 def measure(given: Given) -> Measured:
@@ -36,7 +36,7 @@ def squares(lora: Lora, x: Tensor) -> Tensor:
     from lora_drop.pruning.adapters import product
 
     z, base = lora.project(x).float(), lora.layer.base_layer
-    if lora.merges:  # its own call is the whole attention, of which W is the three projections of the inputs
+    if lora.merges:  # calling it runs the whole attention, but W is only its three input projections
         frozen = torch.nn.functional.linear(x, base.in_proj_weight).float()
     else:
         frozen = base(x).float()

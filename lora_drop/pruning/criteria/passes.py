@@ -1,4 +1,4 @@
-"""Passes over the data that several criteria make: sums over the tokens of each example, and gradients of the loss."""
+"""Passes over the data shared by several criteria: sums over the tokens of each example, and gradients of the loss."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from lora_drop.pruning.observation import View, eval_mode, examples_in
 
 
 def sums_of_examples(given: Given, view: View, value: Callable[[Tensor], Tensor]) -> Measured:
-    """Run the model over the data and average a value of each example.
+    """Run the model over the data and average a value per example.
 
     Args:
         given: the model and the data.
-        view: `view(lora, x)`: numbers of each token (`*batch n`), from the input of the module.
-        value: the value of each example (`batch`), from the sums of these numbers over its tokens (`batch n`).
+        view: `view(lora, x)` returns n numbers per token (`*batch n`) from the input of a module.
+        value: computes the value of each example (`batch`) from the sums of these numbers over its tokens (`batch n`).
     """
     norms: dict[str, list[float]] = {name: [] for name in given.layers}
-    sums: dict[str, Tensor] = {}  # of the batch under way, over the calls of each module
+    sums: dict[str, Tensor] = {}  # of the current batch, over the calls of each module
 
     def add(name: str, numbers: Tensor) -> None:
         of_call = wide(numbers.sum(dim=1))
@@ -46,15 +46,15 @@ class Gradients:
     """Gradients of the loss, summed over some examples."""
 
     gradients: list[tuple[nn.Parameter, Tensor]]
-    """Each parameter of the LoRAs that the loss depends on, once."""
+    """Each LoRA parameter that the loss depends on, once, with its gradient."""
     examples: int
     tokens: int
 
 
 def gradients(given: Given, one_by_one: bool = False) -> Iterator[Gradients]:
-    """Yield the gradients of each batch, or of each example, without dropout; the model is left as it was.
+    """Yield the gradients of each batch, or of each example, without dropout. The model's state is restored at the end.
 
-    Raises UserError for a batch without labels, and for a model that computes no loss from them.
+    Raise UserError for a batch without labels, and for a model that computes no loss from them.
     """
     parameters = list({id(each): each for lora in given.layers.values() for each in lora.tensors}.values())
     device = next(given.model.parameters()).device
@@ -105,7 +105,7 @@ def _gradients(model: nn.Module, parameters: list[nn.Parameter], inputs: dict[st
 
 
 def _counted(labels: Tensor, shifted: bool) -> int:
-    """Return over how many items the model's loss is a mean: examples, or learned tokens (-100 are none)."""
+    """Return the number of items that the model's loss averages over: examples, or learned tokens (not -100)."""
     if not _of_tokens(labels):
         return len(labels)
     return int(((labels[:, 1:] if shifted else labels) != -100).sum())
@@ -116,8 +116,11 @@ def _of_tokens(labels: Tensor) -> bool:
 
 
 def _leaves_first_out(model: nn.Module, inputs: Mapping[str, Any]) -> bool:
-    """Return True if the first token of a row is no item of the loss: most decoders learn each token from those before it,
-    but some expect labels that are shifted already. No name says which do; the loss of the first tokens alone does."""
+    """Return True if the loss does not count the first token of a row.
+
+    Most decoders shift labels themselves, so that the first token is never predicted. Some expect labels that are
+    already shifted. No attribute tells these apart, but the loss of the first tokens alone does.
+    """
     labels = inputs["labels"]
     if not _of_tokens(labels):
         return False
@@ -139,7 +142,7 @@ def _rows(inputs: Mapping[str, Any], rows: int) -> Iterator[dict[str, Any]]:
 
 @contextmanager
 def _learning(model: nn.Module, parameters: list[nn.Parameter]) -> Iterator[None]:
-    """Let the model be in eval mode and only these parameters have gradients, inside the context."""
+    """Put the model into eval mode and require gradients of these parameters only, inside the context."""
     learnt = {parameter: parameter.requires_grad for parameter in model.parameters()}
     try:
         model.requires_grad_(False)

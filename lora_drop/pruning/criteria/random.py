@@ -1,4 +1,4 @@
-"""Chance: the criterion that every other one has to beat.
+"""Random scores: the baseline that every other criterion has to beat.
 
 g = uniform in [0, 1), from the seed and the name of the module
 """

@@ -1,8 +1,8 @@
-"""The size of the update itself, without data: a feature of the parameters, as the paper (§1) argues against.
+"""The size of the update itself, without data: a feature of the parameters, which the paper (§1) argues against.
 
     g = ‖ΔW‖_F,    ΔW = scaling · B A
 
-In rank space: ‖ΔW‖_F² = scaling² · ⟨BᵀB, A Aᵀ⟩. A bias of B is no part of ΔW.
+In rank space, ‖ΔW‖_F² = scaling² · ⟨BᵀB, A Aᵀ⟩. A bias of B is not part of ΔW.
 """
 
 from lora_drop.pruning.criteria.base import Criterion, Given, Measured
