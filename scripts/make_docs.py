@@ -32,7 +32,7 @@ def render() -> str:
 
 
 def _plain(text: str) -> str:
-    """Return a text in which brackets are no link."""
+    """Return a text with brackets escaped, so that they are not links."""
     return text.replace("[", r"\[")
 
 

@@ -1,4 +1,4 @@
-"""Write docs/models.md: which architectures work, found by running every one of the tests' checkpoints."""
+"""Write docs/models.md, the table of working architectures, by running each of the tests' checkpoints."""
 
 from __future__ import annotations
 

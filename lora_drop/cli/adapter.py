@@ -1,4 +1,4 @@
-"""`score --adapter DIR`: the options that an adapter trained elsewhere decides."""
+"""The options of `score --adapter DIR` that follow from an adapter trained elsewhere."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from lora_drop.methods.folder import adapter_folder
 def named(adapter: str, task: str | None, given: Mapping[str, Any], run_dir: Path) -> dict[str, Any]:
     """Return the options with the adapter's folder, the task, and the backbone that the adapter names.
 
-    A backbone that is named otherwise (-b, -o, -c, or of this adapter in the run directory) is taken instead. Raises
-    UserError if there is none.
+    A backbone from -b, -o, -c, or a run directory that is already about this adapter, takes precedence. Raises
+    UserError if there is no backbone.
     """
     path = str(Path(adapter).expanduser().absolute())
     overrides = [*(given["overrides"] or []), f"warmup.adapter={path}"]
@@ -34,6 +34,6 @@ def named(adapter: str, task: str | None, given: Mapping[str, Any], run_dir: Pat
 
 
 def _scored_before(adapter: str, run_dir: Path) -> bool:
-    """Return True if the run directory is about this adapter already, so that its backbone is the one in use."""
+    """Return True if the run directory is already about this adapter, so that its backbone is the one in use."""
     stored = run_dir / "config.yaml"
     return stored.is_file() and load_config(stored=stored).warmup.adapter == adapter

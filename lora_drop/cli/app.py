@@ -1,4 +1,4 @@
-"""The command line: parses, calls one function, prints. Nothing heavy is imported before a command needs it."""
+"""The command line: parse, call one function, print. Nothing heavy is imported before a command needs it."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ app = typer.Typer(
     "Before the command: --version, or --plugin FILE (a Python file with tasks, methods or figures of yours).",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # plain help: drawing it with rich takes longer than all the rest of `--help`
+    rich_markup_mode=None,  # plain help: drawing it with rich takes longer than the rest of `--help`
     context_settings={
         "help_option_names": ["-h", "--help"],
-        # else typer imports pydantic only to learn that `lora-drop CMD --help` has none of these before CMD
+        # without these, typer imports pydantic only to find none of them before CMD in `lora-drop CMD --help`
         "default_map": {"help": False, "install_completion": False, "show_completion": False},
         "max_content_width": 120,
     },
@@ -50,7 +50,7 @@ RUN = ("config", "overrides", "backbone", *OWN_DATA, "budget", "bootstrap", "dat
 
 
 def _stage(name: str, help_text: str) -> Callable[..., None]:
-    """Return the command of a stage that has the options of a run and no others."""
+    """Return the command of a stage that has only the options of a run."""
 
     @options(*RUN)
     def command(run_dir: RunDir, **given: Any) -> None:
@@ -70,7 +70,7 @@ def score(
     task: Annotated[str | None, typer.Option("--task", "-t", help="The task whose rows score --adapter.")] = None,
     **given: Any,
 ) -> None:
-    """Stage 2: warm a LoRA up, then score each layer: by its output, or by other criteria."""
+    """Stage 2: warm up a LoRA, then score each layer by its output or by other criteria."""
     if adapter is None and task is not None:
         raise UserError("--task belongs to --adapter. Elsewhere the configuration names it: -o task=NAME")
     if adapter is None:
@@ -95,7 +95,7 @@ def evaluate(
     ] = None,
     **given: Any,
 ) -> None:
-    """Stage 5: evaluate the trained adapter. Or score anybody's output, with --task and --predictions."""
+    """Stage 5: evaluate the trained adapter, or score any system's output with --task and --predictions."""
     if predictions is not None and task is not None:
         if any(given[name] for name in ("config", "overrides", "limit_eval")):
             raise UserError(
@@ -147,7 +147,7 @@ def run(
     ] = None,
     **given: Any,
 ) -> None:
-    """All five stages: sample, score, select, train, eval. What is done is skipped; what was killed is continued."""
+    """Run all five stages: sample, score, select, train, eval. Finished stages are skipped, killed ones continued."""
     if run_dir is None and not (given["data"] or given["name"]):
         raise UserError("Name the folder of the run with --run-dir DIR.")
     _perform(run_dir or own_run_dir(given), ["all"], given, compare or [])
@@ -166,7 +166,7 @@ def show_config(
     schema: Annotated[bool, typer.Option("--schema", help="Instead: the JSON schema of a configuration file.")] = False,
     **given: Any,
 ) -> None:
-    """Print the configuration as YAML, every key with what it means: to read, or to save and run."""
+    """Print the configuration as YAML, with the meaning of every key, to read or to save and run."""
     if schema:
         from lora_drop.config.json_schema import schema as json_schema
 
@@ -191,7 +191,7 @@ def tasks(
     ] = None,
     **given: Any,
 ) -> None:
-    """List the tasks: rows, metric, and where they would be read. Or look at your own data."""
+    """List the tasks with their rows, metric and the place they would be read from, or look at your own data."""
     from lora_drop.cli.inspection import list_tasks
 
     if inspect is not None or given["dataset_info"]:
@@ -208,7 +208,7 @@ def params(
     task: Annotated[str, typer.Option("--task", "-t", help="Decides the head.")] = "rte",
     **given: Any,
 ) -> None:
-    """Count every method's trainable parameters, from shapes alone."""
+    """Count every method's trainable parameters from shapes alone."""
     from lora_drop.cli.console import out, print_table
     from lora_drop.cli.inspection import count_methods
     from lora_drop.config.loading import from_dict, override
@@ -227,7 +227,7 @@ def params(
 @app.command()
 @options("data_dir", "offline", "as_json", "debug")
 def doctor(**given: Any) -> None:
-    """Check versions, devices, data, packaged models and the Hub. Say what to do about each."""
+    """Check versions, devices, data, packaged models and the Hub, and suggest a remedy for each problem."""
     from lora_drop.cli.inspection import diagnose
 
     _show(diagnose(given["data_dir"], given["offline"]), given["as_json"])
@@ -266,7 +266,7 @@ def _perform(run_dir: Path, stages: list[str], given: dict[str, Any], compare: l
 
 
 def _unasked(config: Config, given: dict[str, Any], run_dir: Path) -> str:
-    """Return a notice where nobody named a task or data, so that the generated task is trained; else an empty text."""
+    """Return a notice if no task or data is named, so that the generated task is trained; else an empty string."""
     stored = not given["config"] and (run_dir / "config.yaml").exists()
     if names("task", given) or stored or config.task != type(config).task:
         return ""
@@ -274,16 +274,16 @@ def _unasked(config: Config, given: dict[str, Any], run_dir: Path) -> str:
 
 
 def _shown(result: dict[str, Any]) -> dict[str, Any]:
-    """Return a result as a line of the table has it."""
+    """Return a result as a row of the printed table."""
     limited = ", ".join(f"{rows} {part} rows" for part, rows in result["limited"].items())
     line = {key: value for key, value in result.items() if key not in ("epoch", "select_epoch", "limited")}
     return {**line, "epoch": f"{result['epoch']:g} ({result['select_epoch']})", "limited": limited or "no"}
 
 
 def _leading(arguments: list[str]) -> list[str]:
-    """Do what stands before the command, and return the rest.
+    """Handle the options before the command, and return the remaining arguments.
 
-    Typer's own options there import pydantic, which costs more than all help.
+    Typer's own options there would import pydantic, which takes longer than the whole of `--help`.
     """
     if arguments[:1] == ["--version"]:
         from lora_drop import __version__
@@ -301,7 +301,7 @@ def _leading(arguments: list[str]) -> list[str]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; without `arguments` that of this process."""
+    """Run the command line with `arguments`, by default those of this process."""
     if arguments is None:
         end_at_once()
     given = sys.argv[1:] if arguments is None else arguments
@@ -309,7 +309,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _for_all(arguments: list[str]) -> list[str]:
-    """Return the arguments, unless several processes were started for a command that each would do again."""
+    """Return the arguments. Raises UserError if several processes were started for a command that each would repeat."""
     several = ("run", *(stage.name for stage in STAGES))
     if processes.size() > 1 and arguments[:1] and arguments[0] not in several:
         processes.refuse()
@@ -319,20 +319,20 @@ def _for_all(arguments: list[str]) -> list[str]:
 def execute(
     command: Callable[[list[str]], object], arguments: list[str], launch: AbstractContextManager[None] | None = None
 ) -> None:
-    """Run a command line: exit code 0 done, 2 a mistake in the input, 1 a failure of ours, 130 after Ctrl-C.
+    """Run a command line. The exit code is 0 if done, 2 for a mistake in the input, 1 for an internal failure.
 
-    After SIGTERM it is 143, after SIGHUP 129; 1 where the reader of standard output has gone (`| head -1`).
-    `launch` is a context for it (`processes.together`).
+    It is 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP, and 1 if the reader of standard output has gone
+    (`| head -1`). `launch` is a context in which the command runs (`processes.together`).
     """
     tolerate_encodings()
-    # a notebook's, perhaps of another installation: figures are only written to files
+    # it may come from a notebook, perhaps of another installation; figures are only written to files
     os.environ.pop("MPLBACKEND", None)
     try:
         with launch or nullcontext(), nullcontext() if ends_at_once() else stoppable(), as_sentences(""):
             if not {"-h", "--help", "--version"}.intersection(arguments):
                 _check_endpoint()
             command(arguments)
-    except BrokenPipeError:  # outside of a command, which typer ends in the same way
+    except BrokenPipeError:  # outside of a command; typer ends a command in the same way
         forsake()
         sys.exit(1)
     except UserError as error:

@@ -1,7 +1,7 @@
-"""Output of the command line: a progress line per stage, the importance profile, tables. Standard output gets results
-only.
+"""Output of the command line: a progress line per stage, the importance profile, tables.
 
-Paths, names and messages hold what users wrote: no console here reads a text as markup, and none colours parts of it.
+Standard output gets results only. Paths, names and messages may contain anything that a user wrote, so no console here
+reads text as markup or colours parts of it.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 
 BAR_WIDTH = 40
 SILENCE_S = 30.0
-"""Where there is no bar, nothing is silent for longer."""
+"""Longest silence, in seconds, where there is no bar."""
 REDRAWN_S = 0.25
 MOST_FOLDED = 4
-"""Columns of a table whose cells are folded rather than put below each other."""
+"""Most columns for which cells are folded; in a wider table that does not fit, each row becomes a paragraph."""
 
 PLAIN: dict[str, Any] = {"markup": False, "emoji": False, "highlight": False}
 out = Console(width=None if sys.stdout.isatty() else 160, **PLAIN)
@@ -39,18 +39,18 @@ err = Console(stderr=True, **PLAIN)
 
 
 class ConsoleReporter(Reporter):
-    """A live bar in a terminal; elsewhere a line per stage and epoch, one for what takes long, and one every 30 s; nothing
-    if quiet.
+    """Shows a live bar in a terminal; elsewhere prints a line per stage and epoch, and for work that takes long.
 
-    As a context it lets signals end the work in order, removes the bar at its end, turns Ctrl-C into exit code 130, and
-    says that the same command continues.
+    Without a bar, a line also appears after 30 s of silence. Nothing is printed if quiet. As a context, the reporter
+    lets signals end the work in order, removes the bar at the end, turns Ctrl-C into exit code 130, and says that the
+    same command continues.
     """
 
     def __init__(self, console: Console, quiet: bool = False):
         self.console, self.quiet = console, quiet
         self.bar: Progress | None = None
         self.shown = self.said = time.monotonic()
-        """When the bar was moved, and when a line was written."""
+        """Times of the last update of the bar and of the last line."""
         self.stage = ""
         self.measured = Measured()
         self.told: set[str] = set()
@@ -70,15 +70,15 @@ class ConsoleReporter(Reporter):
             raise typer.Exit(130)
 
     def start(self, stage: str) -> None:
-        """A stage begins: show a bar in a terminal."""
+        """Begin a stage; show a bar in a terminal."""
         self.close()
         self.stage, self.measured = stage, Measured()
         self._open()
 
     def doing(self, what: str) -> None:
-        """Say it beside the bar; elsewhere only if it takes long, or nothing else was said for long."""
+        """Show the work beside the bar; elsewhere print it only if it takes long, or nothing was printed for long."""
         if self._open():
-            # at once: what comes may keep Python busy for longer than the bar waits
+            # refresh now: the work may keep Python busy for longer than the bar's own interval
             self.bar.update(self.task, description=what, refresh=True)  # type: ignore[union-attr]
         elif time.monotonic() - self.said > SILENCE_S:
             self._state(what)
@@ -86,7 +86,7 @@ class ConsoleReporter(Reporter):
             self.long.begin(what)
 
     def advance(self, done: int, total: int, note: Note = "") -> None:
-        """Move the bar, a few times a second; elsewhere say it if nothing else was said for long."""
+        """Move the bar, a few times a second; elsewhere print a line if nothing was printed for long."""
         self.measured.reach(done, total)
         self.long.end()
         now, last = time.monotonic(), done == total
@@ -98,34 +98,34 @@ class ConsoleReporter(Reporter):
             self._state(f"{done:,} of {total:,} {text_of(note)}{self.measured.speed()}")
 
     def milestone(self, text: str) -> None:
-        """Say it where there is no bar."""
+        """Print the text if there is no bar."""
         if not self._open():
             self._state(text + self.measured.speed())
 
     def finish(self, stage: str, seconds: float, note: str) -> None:
-        """A stage has ended."""
+        """End a stage, and print its time and result."""
         self.close()
         self.say(f"{stage:<9} {seconds:7.1f} s  {note}")
 
     def skip(self, stage: str, reason: str) -> None:
-        """A stage is already done."""
+        """Report that a stage is already done."""
         self.long.end()
         self.say(f"{stage:<9}   skipped  {reason}")
 
     def notice(self, text: str) -> None:
-        """Something to know; what holds for several runs of a command is said once."""
+        """Print a notice, unless another run of the same command has already given it."""
         if text not in self.told:
             self.told.add(text)
             self.say(f"note: {text}")
 
     def say(self, text: str) -> None:
-        """Print a line."""
+        """Print a line, unless quiet."""
         self.said = time.monotonic()
         if not self.quiet:
             self.console.print(text, soft_wrap=True)
 
     def close(self) -> None:
-        """Remove the bar, also when a stage has failed."""
+        """Remove the bar, also after a stage has failed."""
         self.long.end()
         self.stage = ""
         if self.bar is not None:
@@ -133,7 +133,7 @@ class ConsoleReporter(Reporter):
             self.bar = None
 
     def _open(self) -> bool:
-        """Show a bar if there is none, and return whether this is a terminal that has one."""
+        """Show a bar if there is none; return False if this is not a terminal, or if quiet."""
         if self.quiet or not self.console.is_terminal:
             return False
         if self.bar is None:
@@ -147,7 +147,7 @@ class ConsoleReporter(Reporter):
 
 
 def progress_bar(console: Console, width: int, *fields: str) -> Progress:
-    """Return a bar of so many signs, behind these fields of its tasks, and before counts, a note and the time that is left."""
+    """Return a bar of `width` characters, after these fields of its tasks and before counts, note and time left."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     *before, note = (TextColumn(text, markup=False) for text in (*fields, "{task.description}"))
@@ -156,20 +156,20 @@ def progress_bar(console: Console, width: int, *fields: str) -> Progress:
 
 
 class Measured:
-    """The speed of a stage since it was first heard of: a resumed one does not begin at 0."""
+    """The speed of a stage since its first report: a resumed stage does not begin at 0."""
 
     def __init__(self) -> None:
         self.first = self.done = self.total = 0
         self.began = time.monotonic()
 
     def reach(self, done: int, total: int) -> None:
-        """So much is done. Of another total, or less than before, it is the beginning of something else."""
+        """Record the progress. Another total, or less progress than before, starts a new measurement."""
         if total != self.total or done < self.done:
             self.first, self.total, self.began = done, total, time.monotonic()
         self.done = done
 
     def speed(self) -> str:
-        """Return a rate and the remaining time in words; nothing before there is a rate."""
+        """Return the rate and the remaining time as text; empty while there is no rate."""
         seconds = time.monotonic() - self.began
         if self.done <= self.first or not seconds:
             return ""
@@ -181,9 +181,9 @@ class Measured:
 def print_profile(
     console: Console, scored: Sequence[Any], selection: Any, stability: Sequence[Mapping[str, Any]] = ()
 ) -> None:
-    """Draw the importance of each layer as bars; `█` layers retain their LoRA, `░` layers share one (or have none).
+    """Draw the importance of each layer as a bar; `█` layers retain their LoRA, `░` layers share one (or have none).
 
-    With the rows of a bootstrap each layer also shows its 95 % interval and in how many resamples it was retained.
+    With the rows of a bootstrap, also show each layer's 95 % interval and the share of resamples that retain it.
     """
     widest = max(row.importance for row in scored)
     doubts = {(row["projection"], row["layer"]): row for row in stability}
@@ -199,7 +199,7 @@ def print_profile(
 
 
 def print_agreement(console: Console, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Print Kendall's τ of every two criteria: a line per pair, a column per projection."""
+    """Print Kendall's τ of each pair of criteria: one line per pair, one column per projection."""
     projections = list(dict.fromkeys(row["projection"] for row in rows))
     taus = {(row["one"], row["two"], row["projection"]): row["tau"] for row in rows}
     lines = []
@@ -226,12 +226,12 @@ def _summary(layers: Any) -> str:
 
 
 def note(text: str) -> None:
-    """Say something to know, on standard error."""
+    """Print a notice to standard error."""
     err.print(f"note: {text}", soft_wrap=True)
 
 
 def print_rows(console: Console, rows: Sequence[Mapping[str, Any]], title: str | None = None) -> None:
-    """Print rows that have the same keys; nothing if there are none."""
+    """Print rows that have the same keys; print nothing if there are none."""
     if rows:
         print_table(console, list(rows[0]), [list(row.values()) for row in rows], title)
 
@@ -239,8 +239,10 @@ def print_rows(console: Console, rows: Sequence[Mapping[str, Any]], title: str |
 def print_table(
     console: Console, columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str | None = None
 ) -> None:
-    """Print rows under column names; numbers are right-aligned, with thousands separators for integers. Where the lines are
-    too long for the terminal, each row is a paragraph instead."""
+    """Print rows under column names. Numbers are right-aligned, and integers have thousands separators.
+
+    In a table of many columns that is too wide for the terminal, each row becomes a paragraph.
+    """
     if title:
         console.print(title, style="italic", soft_wrap=True)
     cells = [[_cell(value) for value in row] for row in rows]
@@ -258,7 +260,7 @@ def print_table(
 
 
 def _print_paragraphs(console: Console, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print the first cell of each row, and below it the others, each behind the name of its column."""
+    """Print the first cell of each row, and below it the other cells, each after the name of its column."""
     for first, *others in rows:
         console.print(first, style="bold", soft_wrap=True)
         line = ""

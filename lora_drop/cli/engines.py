@@ -1,4 +1,4 @@
-"""Where the runs of a grid are performed, as the options of `reproduce` say."""
+"""The options of `reproduce` that decide where the runs of a grid are performed."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Gpus = Annotated[
 
 
 def part_of(planned: list[Planned], shard: str | None) -> list[Planned]:
-    """Return every N-th run, from the I-th on, for a shard `I/N`; all without one."""
+    """Return every N-th run from the I-th on, for a shard `I/N`; all runs without one."""
     if shard is None:
         return planned
     match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", shard, re.ASCII)
@@ -48,7 +48,7 @@ def part_of(planned: list[Planned], shard: str | None) -> list[Planned]:
 def engine_of(
     name: str, runs: Path, jobs: int, address: str | None, gpus_per_run: float | None
 ) -> Callable[[GridReporter], Engine]:
-    """Return what makes the engine that the options ask for. Raises UserError for options of another one."""
+    """Return a function that makes the engine asked for. Raises UserError for options of another engine."""
     if name not in ("local", "ray"):
         raise UserError(f"--engine {name}: it is local or ray.")
     if name == "ray" and jobs != 1:

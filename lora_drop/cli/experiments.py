@@ -1,4 +1,4 @@
-"""The commands over many runs: `reproduce` and `report`, which also makes the page of runs."""
+"""The commands for many runs: `reproduce`, and `report`, which also makes the page of runs."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def reproduce(
     ] = False,
     **given: Any,
 ) -> None:
-    """Perform the runs of a table or figure of the paper, and write it. What is done is skipped."""
+    """Perform the runs of a table or figure of the paper, and write it. Finished runs are skipped."""
     from lora_drop.experiments.grid import Choice, expand, load_experiment
     from lora_drop.experiments.results import Results
 
@@ -97,7 +97,7 @@ def report(
     ] = None,
     **given: Any,
 ) -> None:
-    """Make the page of a run or of several (report.html), or the tables and figures of experiments from results."""
+    """Make the page of one or more runs (report.html), or the tables and figures of experiments from their results."""
     runs = [Path(name) for name in names or [] if _is_run(name)]
     if runs:
         _write_page(runs, names or [], page, given)
@@ -156,7 +156,7 @@ def _perform(
     quiet: bool,
     as_json: bool,
 ) -> bool:
-    """Perform runs and show their tables; return True if none is missing."""
+    """Perform runs and print their tables; return True if no run is missing."""
     from lora_drop.cli.console import err, note, out
     from lora_drop.cli.grid_progress import ConsoleGridReporter
     from lora_drop.experiments.engine import perform_grid
@@ -169,7 +169,7 @@ def _perform(
     for name, message in {**outcome.failed, **outcome.busy}.items():
         err.print(f"{'Failed' if name in outcome.failed else 'Missing'}: {name}: {message}", soft_wrap=True)
     for run in planned:
-        if run.name in outcome.performed and _is_run(str(run_directory(run, runs))):  # else it lies on another machine
+        if run.name in outcome.performed and _is_run(str(run_directory(run, runs))):  # else it is on another machine
             write_page([run_directory(run, runs)], run_directory(run, runs) / PAGE)
     folders = sorted({results.path(run).parent for run in planned})
     present = [folder for folder in folders if any(folder.glob("*.json"))]

@@ -34,7 +34,7 @@ def export(
     public: Annotated[bool, typer.Option("--public", help="Make a new repository public; else it is private.")] = False,
     **given: Any,
 ) -> None:
-    """Write a trained run as an adapter, as a whole model, or as a configuration for other tools."""
+    """Write a trained run as an adapter, a whole model, or a configuration for other tools."""
     from lora_drop.export.targets import FOLDERS, check_target, export_folder, export_text
 
     check_target(to)

@@ -1,4 +1,4 @@
-"""The progress of a grid: a table of the runs under way in a terminal, and a line for each that has ended."""
+"""The progress of a grid: in a terminal, a table of the runs under way, and a line for each run that has ended."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from lora_drop.progress import GridReporter, Note, Reporter, text_of
 
 
 class ConsoleGridReporter(ConsoleReporter, GridReporter):
-    """One line per run when it is over; of each that is under way a row: run, place, stage, steps, epoch and best score so
-    far, time that remains of the stage. Off a terminal such a row is a line, every 30 s.
+    """Prints one line for each run that is over, and shows a row for each run that is under way.
+
+    A row has run, place, stage, steps, epoch and best score so far, and the time left in the stage. Without a terminal,
+    such a row is printed as a line every 30 s.
     """
 
     def __init__(self, console: Console, quiet: bool = False):
@@ -23,7 +25,7 @@ class ConsoleGridReporter(ConsoleReporter, GridReporter):
         self.rows: dict[str, _Row] = {}
 
     def begin(self, name: str, number: int, total: int) -> Reporter:
-        """A run begins."""
+        """Begin a run, and return its reporter."""
         label = f"{number:>{len(str(total))}}/{total}  {name}"
         if self.bar is None and self.console.is_terminal and not self.quiet:
             self.bar = progress_bar(
@@ -34,14 +36,14 @@ class ConsoleGridReporter(ConsoleReporter, GridReporter):
         return self.rows[name]
 
     def wait(self, name: str, note: str) -> None:
-        """A run has to wait."""
+        """Report that a run has to wait."""
         row = self._remove(name)
         self.notice(f"{name} waits: {note}")
         if row is not None and not self.rows:
             self.close()
 
     def end(self, name: str, note: str) -> None:
-        """The run is over."""
+        """End a run, and print its time and result."""
         row = self._remove(name)
         took = f"{time.monotonic() - row.began:.1f} s" if row else "not begun"
         if not self.rows:
@@ -58,7 +60,7 @@ class ConsoleGridReporter(ConsoleReporter, GridReporter):
 
 
 class _Row(Reporter):
-    """One run under way."""
+    """The reporter of one run under way."""
 
     def __init__(self, grid: ConsoleGridReporter, label: str):
         self.grid, self.label, self.began = grid, label, time.monotonic()
@@ -100,7 +102,7 @@ class _Row(Reporter):
         self.grid.notice(text)
 
     def _state(self, note: Note) -> None:
-        """Say what is done where there is no bar, if nothing else was said for long."""
+        """Print the progress if there is no bar and nothing was printed for long."""
         if self.grid.bar is None and time.monotonic() - self.grid.said > SILENCE_S:
             self.grid.say(self._line(note))
 

@@ -1,4 +1,4 @@
-"""Answers before an hour is spent: tasks and their files, trainable parameters, the state of this machine."""
+"""Checks before a long run: tasks and their files, trainable parameters, the state of this machine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lora_drop.tasks.base import Source
 
 
 def list_tasks(data_dir: str | None, offline: bool) -> list[dict[str, Any]]:
-    """Return one row per task: what it is, its official size, and where its rows would be read from."""
+    """Return one row per task: its description, its official size, and the place its rows would be read from."""
     source = Source.resolve(data_dir, offline)
     rows = []
     for name in TASKS.names():
@@ -43,14 +43,14 @@ def _origin(task: Any, source: Source) -> str:
 def count_methods(config: Config) -> dict[str, Any]:
     """Count the trainable parameters of every method on a backbone, on the meta device: shapes only, no weights.
 
-    LoRA-drop's count depends on the data; given is the number at the retained layers that would halve LoRA.
+    LoRA-drop's count depends on the data; the number returned assumes as many retained layers as would halve LoRA.
     """
     from lora_drop.models.backbones import load_meta_model, locate
     from lora_drop.pruning.places import find_places
 
     task = TASKS.get(config.task)
     backbone = locate(config.backbone, config.offline, weights=False)
-    find_places(load_meta_model(backbone, task), config.method.target_projections)  # a name that is none fits no method
+    find_places(load_meta_model(backbone, task), config.method.target_projections)  # a wrong name fits no method
     counted: dict[str, Any] = {}
     for name in METHODS.names():
         method, model = METHODS.get(name), load_meta_model(backbone, task)
@@ -58,7 +58,7 @@ def count_methods(config: Config) -> dict[str, Any]:
         try:
             selection = _half(model, config) if needs_selection(name) else None
             counted[name] = asdict(method.count(method.build(model, settings, config.seed, selection)))
-        except UserError as error:  # this method fits no such model, others may
+        except UserError as error:  # this method does not fit the model; others may
             counted[name] = {"adapter": None, "head": None, "note": str(error)}
             continue
         if selection is not None:
@@ -70,7 +70,7 @@ def count_methods(config: Config) -> dict[str, Any]:
 
 
 def _half(model: Any, config: Config) -> Any:
-    """The selection that retains just under half of the layers: what the paper's models came to on average."""
+    """Return a selection that retains just under half of the layers, the average of the paper's models."""
     from lora_drop.pruning.places import find_places
     from lora_drop.pruning.selection import Layers, Selection
 
@@ -85,7 +85,7 @@ def _half(model: Any, config: Config) -> Any:
 
 
 def diagnose(data_dir: str | None, offline: bool) -> list[dict[str, Any]]:
-    """Return one row per check: `check`, `state`, and `remedy` where something is missing."""
+    """Return one row per check: `check`, `state`, and a `remedy` if something is missing."""
     return [*_packages(), *_devices(), *_data(data_dir), *_cache(), *_packaged_models(), *_hub(offline)]
 
 
@@ -164,5 +164,5 @@ def _hub(offline: bool) -> list[dict[str, Any]]:
     except OSError as error:
         remedy = "use packaged: backbones and official files, or work where there is a network"
         return [_row("Hub", f"{endpoint}: {error}", remedy)]
-    except (ValueError, HTTPException) as error:  # an address that is none, or what answers is no web server
+    except (ValueError, HTTPException) as error:  # not an address, or not a web server
         return [_row("Hub", f"{endpoint}: {first_line(error)}", "correct HF_ENDPOINT: https://huggingface.co, say")]

@@ -1,4 +1,4 @@
-"""A line for long work that says nothing of itself: loading a model, starting torch."""
+"""A line for long work that reports nothing itself, such as loading a model or starting torch."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ import time
 from collections.abc import Callable
 
 LONG_S = 5.0
-"""After this time work counts as long."""
+"""Seconds after which work counts as long."""
 
 
 class LongWork:
-    """Says what is under way when it has taken long, once for each kind of work. A timer does it: nothing else calls."""
+    """Names the work under way once it has taken long, once for each kind of work.
+
+    A timer does this, since the work itself makes no calls meanwhile.
+    """
 
     def __init__(self, say: Callable[[str], None]):
         self.say = say
@@ -21,7 +24,10 @@ class LongWork:
         self.timer: threading.Timer | None = None
 
     def begin(self, what: str, line: str = "") -> None:
-        """Work has begun, in place of any before; `line` is said of it, else `what`. Numbers in `what` make no new kind."""
+        """Begin work, in place of any before. The line printed is `line`, or else `what`.
+
+        Texts that differ only in their numbers are one kind of work.
+        """
         kind = re.sub(r"[\d,.]+", "", what)
         if kind in self.told:
             self.end()
@@ -31,7 +37,7 @@ class LongWork:
             self._look_after(LONG_S)
 
     def end(self) -> None:
-        """It is over, or speaks for itself."""
+        """End the work, or leave it to report for itself."""
         self.line = ""
 
     def _look_after(self, seconds: float) -> None:
@@ -42,7 +48,7 @@ class LongWork:
     def _look(self) -> None:
         self.timer = None
         line, left = self.line, LONG_S - (time.monotonic() - self.began)
-        if line and left > 0:  # it has begun later than what the timer was started for
+        if line and left > 0:  # this work began after the timer was started
             self._look_after(left)
         elif line:
             self.told.add(self.kind)

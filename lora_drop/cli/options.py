@@ -1,4 +1,4 @@
-"""The options that commands share, each written once, with the key of the configuration that it sets."""
+"""The options that commands share, each defined once, with the configuration key that it sets."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class Shared(NamedTuple):
     type: Any
     default: Any = None
     key: str = ""
-    """The key of the configuration that it sets; empty if it sets none."""
+    """The configuration key that it sets; empty if it sets none."""
 
 
 SHARED = {
@@ -138,22 +138,22 @@ def options(*names: str) -> Callable[[Command], Command]:
 
 
 def flags(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values that shared options give to keys of the configuration; None says nothing.
+    """Return the values that shared options give to configuration keys; None leaves a key as it is.
 
-    Raises UserError for an empty one: a path without a name would be the folder that one is in.
+    Raises UserError for an empty value: an empty path would mean the current folder.
     """
     for name, value in given.items():
         if SHARED[name].key and value in ("", [""]):
             raise UserError(f"--{name.replace('_', '-')} is empty. Is a variable of the shell not set?")
     keys = {SHARED[name].key: value for name, value in given.items() if SHARED[name].key}
-    if keys.get("score.criterion"):  # a list: the first one decides, the others are compared with it
+    if keys.get("score.criterion"):  # the first of the list selects; the others are compared with it
         first, *others = [name.strip() for name in keys["score.criterion"].split(",")]
         keys |= {"score.criterion": first, "score.compare": others or None}
     return {key: None if value is False else value for key, value in keys.items()}
 
 
 def configuration(given: Mapping[str, Any], run_dir: Path | None = None) -> Config:
-    """Return what configuration files, or else the run directory, say; then -o, then the flags."""
+    """Return the configuration from files, or else the run directory, then -o, then the flags; later ones win."""
     from lora_drop.config.identity import OWN
     from lora_drop.config.loading import load_config
 
@@ -165,13 +165,13 @@ def configuration(given: Mapping[str, Any], run_dir: Path | None = None) -> Conf
 
         stored = stored_config(run_dir)
     files = given["config"] or ([OWN] if own and stored is None else [])
-    if own:  # the task is then what the flags say, whatever a file of settings names
+    if own:  # flags for own data decide the task, whatever a configuration file names
         found["task"] = OWN
     return load_config(files, given["overrides"] or [], found, stored)
 
 
 def names(key: str, given: Mapping[str, Any]) -> bool:
-    """Return True if a command says what the key of the top level is: by a flag, by -o, or in a file."""
+    """Return True if a command sets a top-level key by a flag, by -o, or in a file."""
     from lora_drop.config.files import read_config
     from lora_drop.config.strict import key_of
 
@@ -180,9 +180,9 @@ def names(key: str, given: Mapping[str, Any]) -> bool:
 
 
 def own_run_dir(given: Mapping[str, Any]) -> Path:
-    """Return the folder of a run on data of one's own where none is named: `runs/reviews` for `reviews.csv`.
+    """Return the default folder of a run on the user's own data: `runs/reviews` for `reviews.csv`.
 
-    Raises UserError for data whose name is that of no folder in `runs`.
+    Raises UserError if the name of the data cannot be the name of a folder in `runs`.
     """
     name = given["name"] or _place_of_data(given["data"]).expanduser().absolute().stem
     if name in ("", ".", "..") or Path(name).name != name:
@@ -191,7 +191,7 @@ def own_run_dir(given: Mapping[str, Any]) -> Path:
 
 
 def _place_of_data(data: str) -> Path:
-    """Return the path of data, or their name on the Hub without configuration and revision."""
+    """Return the path of the data, or its name on the Hub without configuration and revision."""
     from lora_drop.config.identity import HUB
 
     on_the_hub = None if Path(data).expanduser().exists() else HUB.fullmatch(data)

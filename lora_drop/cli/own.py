@@ -1,4 +1,4 @@
-"""The commands for data of one's own: predictions of new rows, and a look at a file."""
+"""The commands for the user's own data: predictions for new rows, and a look at a file."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def predict(
     split: Annotated[str, typer.Option(help="Split of a folder or of the Hub.")] = "test",
     **given: Any,
 ) -> None:
-    """Write what a trained run says of new rows beside all that they have; and metrics where the rows have labels."""
+    """Write a trained run's predictions beside the columns of new rows, and print metrics if the rows have labels."""
     from lora_drop.cli.console import ConsoleReporter, err, out, print_rows
     from lora_drop.cli.perform import quiet_libraries
     from lora_drop.runs.predict import predict as write_predictions
@@ -53,7 +53,7 @@ def show_data(given: dict[str, Any]) -> None:
 
     class Looking(ConsoleReporter):
         def notice(self, text: str) -> None:
-            """Say nothing: the table has it."""
+            """Drop the notice: the table shows the same."""
 
     config = configuration(given)
     with Looking(err) as reporter:

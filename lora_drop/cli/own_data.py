@@ -1,4 +1,4 @@
-"""A look at anybody's data before an hour is spent: what is detected, what will be cut, what is wrong."""
+"""A look at the user's own data before a long run: what is detected, what will be cut, what is wrong."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def inspect(config: Config, source: Source, backbone: bool) -> dict[str, Any]:
     """Return what is found in the data of a configuration, as JSON-like values.
 
     Args:
-        config: with `data`.
-        source: whether the Hub may be asked.
-        backbone: count tokens of `config.backbone`, as it will read the texts; else words.
+        config: a configuration with `data`.
+        source: says if the Hub may be asked.
+        backbone: True to measure lengths in tokens of `config.backbone`, False to measure them in words.
 
     Raises:
-        UserError: for what a run would refuse, too.
+        UserError: for anything that a run would refuse, too.
     """
     data = OwnData(config.data, source)
     rows = {split: data.load(source, split) for split in data.members}
@@ -50,7 +50,7 @@ def inspect(config: Config, source: Source, backbone: bool) -> dict[str, Any]:
 
 
 def yaml_to_paste(config: Config, data: OwnData) -> str:
-    """Return a configuration that says what was detected."""
+    """Return a configuration, as YAML, that states what was detected."""
     reading, given = data.reading, config.data
     found: dict[str, Any] = {
         key: value
@@ -75,7 +75,7 @@ def _texts(rows: Dataset) -> Iterator[tuple[str, ...]]:
 
 
 def _labels(data: OwnData, rows: dict[str, Dataset]) -> dict[str, Any]:
-    """Return how many rows of each split have each label; of numbers, their range."""
+    """Return the number of rows of each label, by split; for numbers, their least, mean and greatest value."""
     names, number = data.reading.labels, data.task().number
     if data.reading.kind == "generation":
         return {}
@@ -94,7 +94,7 @@ def _labels(data: OwnData, rows: dict[str, Dataset]) -> dict[str, Any]:
 
 
 def _lengths(config: Config, rows: Dataset, data: OwnData, backbone: bool) -> dict[str, Any]:
-    """Return percentiles of the length of training rows and, by tokens, how many will be cut."""
+    """Return percentiles of the lengths of training rows and, if in tokens, the number of rows that will be cut."""
     if not backbone:
         return {"unit": "words", **_percentiles([sum(len(text.split()) for text in texts) for texts in _texts(rows)])}
     from lora_drop.data.batches import row_lengths
@@ -113,7 +113,7 @@ def _lengths(config: Config, rows: Dataset, data: OwnData, backbone: bool) -> di
 
 
 def _percentiles(lengths: list[int]) -> dict[str, int]:
-    """Return the lengths that PERCENTS of all texts do not exceed."""
+    """Return, for each of PERCENTS, the length that this share of all texts does not exceed."""
     ordered = sorted(lengths)
     return {f"{percent} %": ordered[max(0, -(-percent * len(ordered) // 100) - 1)] for percent in PERCENTS}
 

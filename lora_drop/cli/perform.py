@@ -34,10 +34,10 @@ class Summary:
     """Kendall's τ of every two criteria on every projection, if criteria were compared."""
     results: list[dict[str, Any]] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
-    """Sentences that belong at the very end."""
+    """Sentences to print at the very end."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return all of it as JSON-like values; what there is none of is left out, but for results and remarks."""
+        """Return the summary as JSON-like values; empty parts are left out, except results and remarks."""
         parts: dict[str, Any] = {
             "scores": [asdict(row) for row in self.scored],
             "selection": self.selection.to_json() if self.selection else None,
@@ -49,7 +49,7 @@ class Summary:
 
 
 def quiet_libraries(report: Reporter = SILENT) -> None:
-    """Let transformers print nothing but errors, and neither it nor datasets a bar: our reporter says what matters."""
+    """Let transformers print only errors, and let neither it nor datasets draw bars: the reporter says what matters."""
     report.doing("starting torch and transformers")
     with at_once(report.close):
         import datasets
@@ -58,7 +58,7 @@ def quiet_libraries(report: Reporter = SILENT) -> None:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     datasets.disable_progress_bars()
-    if "WANDB_MODE" in os.environ:  # transformers then prints to standard output, where results alone belong
+    if "WANDB_MODE" in os.environ:  # transformers then prints to standard output, which is for results
         with redirect_stdout(sys.stderr):
             import transformers.integrations.integration_utils  # noqa: F401
 
@@ -66,10 +66,10 @@ def quiet_libraries(report: Reporter = SILENT) -> None:
 def perform(
     run_dir: Path, config: Config, stages: list[str], force: bool, report: Reporter, compare: list[str], first: str = ""
 ) -> Summary:
-    """Perform stages in a run directory, then train the methods to compare with beside it.
+    """Perform stages in a run directory, then the same for the methods to compare.
 
-    `stages` are names of `runs.stages.STAGES`, or "all". All runs are checked before the first of them writes anything;
-    `first` is then the first notice.
+    `stages` are names from `runs.stages.STAGES`, or "all". All runs are checked before the first of them writes
+    anything; `first`, if not empty, is the first notice after that.
     """
     if _computes(stages):
         quiet_libraries(report)
@@ -88,9 +88,9 @@ def perform(
 def _checked(
     run_dir: Path, config: Config, stages: list[str], force: bool, report: Reporter, compare: list[str]
 ) -> list[Job]:
-    """Return the runs, the one of the directory first, each of them checked; nothing is written here."""
+    """Check the runs and return them, the one of the directory first. Writes nothing."""
     for name in compare:
-        METHODS.get(name)  # a wrong name must not show after the first training
+        METHODS.get(name)  # a wrong name must not show up only after the first training
     others = {name: replace(config, method=replace(config.method, name=name)) for name in compare}
     runs = [Run(run_dir, config), *(Run(run_dir / "compare" / name, other) for name, other in others.items())]
     jobs = [Job(run, report, force) for run in runs]
@@ -100,7 +100,7 @@ def _checked(
 
 
 def _summary(runs: list[Run], stages: list[str], report: Reporter) -> Summary:
-    """Read what is printed of runs, and write their pages."""
+    """Read what is printed about the runs, and write their pages."""
     summary, run = Summary(), runs[0]
     if stages not in (["train"], ["picture"]) and needs_selection(run.config.method.name):
         _profile(run, summary, stages)
@@ -116,7 +116,7 @@ def _summary(runs: list[Run], stages: list[str], report: Reporter) -> Summary:
 
 
 def _write_pages(folders: list[Path]) -> None:
-    """Write report.html of each run; that of the run which others are compared with shows them, too, and is the last."""
+    """Write report.html of each run; the main run's is last, since it also shows the runs to compare."""
     from lora_drop.report.page import PAGE, write_page
 
     for folder in folders:
@@ -124,17 +124,17 @@ def _write_pages(folders: list[Path]) -> None:
 
 
 def _computes(stages: list[str]) -> bool:
-    """Return False for stages that read neither rows nor weights, as they must start at once."""
+    """Return False for stages that read neither rows nor weights, which must start at once."""
     return stages not in (["select"], ["picture"])
 
 
 def _profile(run: Run, summary: Summary, stages: list[str]) -> None:
-    """Read the importances and the selection that can be shown: after `score` alone there is no selection yet."""
+    """Read the importances and the selection to show; after `score` alone there is no selection yet."""
     scored_last = stages[-1] == "score"
     if _whole(run, "select") and _whole(run, "score") and not scored_last:
         summary.selection = Selection.load(run.file("selection.json"))
         summary.remarks += _plain(summary.selection, read_scores(run.file("scores.json")))
-    # the stage `select` alone leaves a bootstrap of another threshold as it was
+    # after `select` alone, the bootstrap may still be that of another threshold
     stability = run.file("stability.json")
     bootstrapped = run.config.score.bootstrap and (scored_last or stages == ["all"]) and _whole(run, "stability")
     if bootstrapped:
@@ -148,7 +148,7 @@ def _whole(run: Run, stage: str) -> bool:
 
 
 def _plain(selection: Selection, scored: list[Scored]) -> list[str]:
-    """Return the remark that nothing was dropped, if so."""
+    """Return a remark if nothing was dropped."""
     if selection.trainable_parameters < sum(row.parameters for row in scored):
         return []
     return [
@@ -160,7 +160,7 @@ def _plain(selection: Selection, scored: list[Scored]) -> list[str]:
 
 def _check(job: Job, stages: list[str]) -> None:
     if _computes(stages):
-        job.check()  # before its stages are asked for, as a fault of the machine or the configuration explains more
+        job.check()  # before its stages are looked up: a fault of the machine or the configuration explains more
     if stages == ["all"]:
         check(job, plan(job))
     else:
@@ -168,7 +168,7 @@ def _check(job: Job, stages: list[str]) -> None:
 
 
 def _perform_one(job: Job, stages: list[str]) -> None:
-    # a trained adapter may be evaluated on other rows; what it was trained from stays what the directory says
+    # `eval` may use other rows; the stored configuration stays that of the training
     with job.run.working(job.report, store_config=stages != ["eval"]):
         if stages == ["all"]:
             perform_all(job)

@@ -1,4 +1,4 @@
-"""The commands over run directories: `runs` lists them, `runs compare` tells two apart, `runs clean` frees their disk."""
+"""The commands for run directories: `runs` lists them, `runs compare` compares two, `runs clean` frees disk space."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def runs(
     ] = False,
     **given: Any,
 ) -> None:
-    """List runs (task, method, parameters, score, status), compare two (compare A B), or free their disk (clean)."""
+    """List runs (task, method, parameters, score, status), compare two (compare A B), or free disk space (clean)."""
     asked = words or []
     if asked[:1] == ["compare"]:
         if len(asked) != 3:

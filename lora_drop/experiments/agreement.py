@@ -1,4 +1,4 @@
-"""Importances of records, and how far those of two rows, or of two seeds, rank the layers alike."""
+"""The importances in records, and the agreement of two rows, or of two seeds, on the ranking of layers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def scored(table: Table) -> list[Record]:
 
 
 def having(records: Iterable[Record], projection: str) -> list[Record]:
-    """Return the records with importances of a projection: rows of a table may target others."""
+    """Return the records with importances of a projection; some rows of a table may target other projections."""
     return [record for record in records if any(row["projection"] == projection for row in record.scores)]
 
 
@@ -34,15 +34,16 @@ def scored_by_row(table: Table, projection: str | None = None) -> dict[str, list
 
 
 def row_of_choices(table: Table) -> Row | None:
-    """Return the row of LoRA-drop with the most runs that select layers, the first of several; None without any."""
+    """Return the LoRA-drop row with the most runs that select layers, the first one in a tie; None if there is none."""
     counted = Counter(record.row for record in scored(table) if record.own and record.selection)
     return max(table.rows, key=lambda row: counted[row.name]) if counted else None
 
 
 def warm_ups_by_task(table: Table) -> dict[str, list[Record]]:
-    """Return by the task's title a record with importances of each seed: of `row_of_choices`, else of the first row.
+    """Return, by the task's title, one record with importances for each seed.
 
-    Rows that only select differently share a warm-up.
+    It is from `row_of_choices` if possible, else from the first row that has one. Rows that only select differently
+    share a warm-up.
     """
     chosen = row_of_choices(table)
     first: dict[tuple[str, int], Record] = {}
@@ -58,7 +59,7 @@ def warm_ups_by_task(table: Table) -> dict[str, list[Record]]:
 
 
 def projections_of(records: Iterable[Record]) -> list[str]:
-    """Return the projections of which there are importances."""
+    """Return the projections that have importances."""
     return list(dict.fromkeys(row["projection"] for record in records for row in record.scores))
 
 
@@ -68,27 +69,32 @@ def importances_of(rows: Sequence[Mapping[str, Any]], projection: str) -> list[f
 
 
 def mean_importances(records: Sequence[Record], projection: str) -> np.ndarray:
-    """Return the importances of one projection, mean over the records that have it; empty if none has."""
+    """Return the importances of one projection, averaged over the records that have it; empty if none has."""
     found = [importances_of(record.scores, projection) for record in having(records, projection)]
     return np.mean(found, axis=0) if found else np.empty(0)
 
 
 def kendall(table: Table, projection: str) -> dict[tuple[str, str], float]:
-    """Return the rank correlation (Kendall τ-b) of the layers' importances for every two rows that have the projection, by
-    their titles."""
+    """Return the rank correlation (Kendall's τ-b) of the layers' importances, by the titles of each pair of rows.
+
+    Rows without the projection are left out.
+    """
     rows = scored_by_row(table, projection)
     means = {title: mean_importances(records, projection) for title, records in rows.items()}
     return {(one, two): tau(list(means[one]), list(means[two])) for one, two in combinations(means, 2)}
 
 
 def between_seeds(records: Sequence[Record], projection: str) -> list[float]:
-    """Return the rank correlation of the layers' importances for every two runs, which differ in their seed."""
+    """Return the rank correlation of the layers' importances for each pair of runs, which differ in their seed."""
     found = [importances_of(record.scores, projection) for record in having(records, projection)]
     return [tau(one, two) for one, two in combinations(found, 2)]
 
 
 def retained_alike(records: Sequence[Record], projection: str) -> str:
-    """Return of how many retained layers two runs have how many in common, mean over every two; empty if none select."""
+    """Return the mean number of retained layers that two runs share, and the mean number retained, as text.
+
+    Empty if fewer than two runs select layers.
+    """
     parts = [each.selection.get("projections", {}).get(projection) for each in records]
     chosen = [set(part["retained"]) for part in parts if part]
     if len(chosen) < 2:
@@ -99,18 +105,21 @@ def retained_alike(records: Sequence[Record], projection: str) -> str:
 
 @dataclass(frozen=True)
 class Alike:
-    """How far two warm-ups agree on a projection, mean over every two of some kind."""
+    """Agreement of two warm-ups on a projection, averaged over all pairs of one kind."""
 
     tau: float
     """Kendall's τ-b of their importances."""
     common: float
-    """Share of the retained layers that they have in common: twice their number, of those of both."""
+    """Share of retained layers in common: twice their number, divided by the sum of both numbers of retained layers."""
     chance: float
-    """The same of two random choices of as many layers."""
+    """The same share for two random choices of as many layers."""
 
 
 def seeds_and_tasks(by_task: Mapping[str, Sequence[Record]], projection: str) -> tuple[Alike, Alike] | None:
-    """Return how far two seeds of a task, and runs of two tasks, agree; None without such pairs of runs that select layers."""
+    """Return the agreement of two seeds of a task, and of runs of two tasks, among runs that select layers.
+
+    None unless there are pairs of both kinds.
+    """
     runs = [
         (task, record)
         for task, mine in by_task.items()

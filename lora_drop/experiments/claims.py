@@ -1,9 +1,9 @@
-"""Claims about two rows of a table, judged by paired differences: the same task and seed, one row against the other.
+"""Claims about two rows of a table, judged by paired differences: one row minus the other on the same task and seed.
 
-A claim says that a row is better than another, or, with a margin, that it is worse by less than the margin. Differences
-are averaged by task, then over tasks (`means.py`). The claim is about these tasks: it is *held* if the whole 95 % interval
-for other seeds says so, *not held* if the whole interval says the contrary, and *undecided* else, or with fewer than two
-tasks that have several seeds. Tasks in which nothing was learnt take no part.
+A claim says that a row is better than another or, with a margin, that it is worse by less than the margin. Differences
+are averaged by task, then over tasks (`means.py`). The claim is about these tasks. It is *held* if the whole 95 %
+interval for other seeds supports it, *not held* if the whole interval contradicts it, and *undecided* otherwise, or if
+fewer than two tasks have several seeds. Tasks in which nothing was learnt are left out.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from lora_drop.experiments.table import Table
 from lora_drop.runs.stages.base import HELD_OUT
 
 Score = Callable[[Record], float | None]
-"""The primary score of a run on some rows; None without them."""
+"""Returns the primary score of a run on some rows; None if there is none."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """A claim, and what was measured of it."""
+    """A claim, and the measurements that decide it."""
 
     text: str
     row: str
-    """Titles of the row and of that which it is compared with."""
+    """Title of the row; `against` is the title of the row it is compared with."""
     against: str
     margin: float | None
-    """In the table's unit; None if the row is claimed to be better."""
+    """Margin in the table's unit; None if the row is claimed to be better."""
     differences: dict[str, list[float]]
-    """Of each task, one for each seed, in the table's unit; positive where the row is better."""
+    """Differences by task, one for each seed, in the table's unit; positive where the row is better."""
     mean: Mean
     held_out: Verdict | None = None
     """The same claim on the rows held out of training; None without such rows."""
@@ -44,7 +44,7 @@ class Verdict:
 
     @property
     def verdict(self) -> str:
-        """Held, not held or undecided."""
+        """`held`, `not held` or `undecided`."""
         here = self.mean.here
         if here is None or len(self.mean.tasks) < 2 or here[0] <= self.bound <= here[1]:
             return "undecided"
@@ -52,12 +52,12 @@ class Verdict:
 
     @property
     def seeds(self) -> int | None:
-        """Seeds of each task that would decide an undecided claim, if mean and spreads stay what they are; see `seeds_to_tell`."""
+        """Seeds per task that would decide the claim if mean and spreads stay the same; see `seeds_to_tell`."""
         return seeds_to_tell(self.differences, self.bound)
 
 
 def judge(table: Table) -> list[Verdict]:
-    """Return the verdict on each claim of the table's experiment of which there is a pair."""
+    """Return the verdict on each claim of the table's experiment that has at least one pair of runs."""
     found = []
     for claim in table.claims.values():
         verdict, held_out = (_judge(table, claim, score) for score in (kept_score, held_out_score))
@@ -79,19 +79,22 @@ def _judge(table: Table, claim: Mapping[str, Any], score: Score) -> Verdict | No
 
 
 def _scores(table: Table, row: str, score: Score) -> dict[tuple[str, int], float]:
-    """Return the score of each task and seed, in the table's unit."""
+    """Return a row's score on each task and seed, in the table's unit."""
     mine = [each for each in table.records if each.row == row and each.task in table.learnt]
     found = {(each.task, each.seed): (each.unit, score(each)) for each in mine}
     return {key: unit * value for key, (unit, value) in found.items() if value is not None}
 
 
 def kept_score(record: Record) -> float | None:
-    """Return the primary score of the epoch that was kept, on the evaluation split; None without one."""
+    """Return the primary score of the kept epoch on the evaluation split; None without one."""
     return record.metrics.get(record.primary)
 
 
 def held_out_score(record: Record) -> float | None:
-    """Return the primary score of the same epoch on the rows held out of training; None if there are none, or they chose it."""
+    """Return the primary score of the kept epoch on the rows held out of training.
+
+    None if there are no such rows, or if they chose the epoch.
+    """
     if record.select_epoch == "held_out":
         return None
     return next((entry.get(HELD_OUT) for entry in record.epochs if entry["epoch"] == record.kept_epoch), None)

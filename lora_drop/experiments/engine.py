@@ -1,8 +1,9 @@
-"""Performs the runs of a grid: hands them to an engine, writes their records, and comes back to those that wait.
+"""Perform the runs of a grid: hand them to an engine, write their records, and retry those that had to wait.
 
-What has a record is not repeated, and a run that two experiments have in common is performed once. Several processes,
-also on several machines with one file system, may work on a grid at the same time: each takes runs that no other
-process is working on, and then waits for the others', so that each ends with the whole table, or says what it lacks.
+A run that has a record is not repeated, and a run that two experiments have in common is performed once. Several
+processes, also on several machines with one file system, may work on a grid at the same time. Each takes runs that no
+other process is working on and then waits for the others' runs, so that each ends with the whole table or says what it
+lacks.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ from lora_drop.runs.locks import is_held, owner
 
 POLL_S = 1.0
 NAMED_AFTER_S = 30.0
-"""A process that is waited for is named after this time; one that is stopped or dead is then waited for no longer."""
+"""Seconds after which a process that is waited for is named; if it is stopped or dead, the wait then ends."""
 PATIENCE_S = 6 * 3600.0
-"""For a process of another machine, whose state cannot be asked."""
+"""Seconds to wait for a process of another machine, as its state cannot be checked."""
 
 
 @dataclass
@@ -34,41 +35,41 @@ class Outcome:
 
     performed: list[str] = field(default_factory=list)
     already: int = 0
-    """Runs whose record was there, or was made by another process meanwhile."""
+    """Number of runs that already had a record, or got one from another process meanwhile."""
     busy: dict[str, str] = field(default_factory=dict)
-    """By run: the process that holds it and does not work."""
+    """By run, the process that holds it but does not work."""
     failed: dict[str, str] = field(default_factory=dict)
-    """Message by run."""
+    """Error message by run."""
 
 
 @dataclass
 class _Wait:
-    """A run that another process holds, or whose warm-up it does."""
+    """The wait of a run for another process, which holds the run or makes its warm-up."""
 
     lock: Path
     since: float = field(default_factory=time.monotonic)
     tries: int = 0
     again: float = 0.0
-    """When it may be tried again: later each time, up to half a minute."""
+    """Time of the next attempt; the delay grows with each attempt, up to half a minute."""
     named: bool = False
 
     def renew(self, lock: Path) -> None:
-        """It was tried, and has to wait again."""
+        """Wait again after an attempt."""
         self.lock, self.again, self.tries = lock, time.monotonic() + min(30, 2**self.tries), self.tries + 1
 
     @property
     def over(self) -> bool:
-        """True if it may be tried now."""
+        """True if the run may be tried now."""
         return time.monotonic() >= self.again and not is_held(self.lock)
 
     @property
     def seconds(self) -> float:
-        """How long it has waited."""
+        """Seconds since the wait began."""
         return time.monotonic() - self.since
 
     @property
     def vain(self) -> bool:
-        """True if there is no sense in waiting longer."""
+        """True if waiting longer is pointless."""
         holder = owner(self.lock)
         state = holder.state if holder else "elsewhere"
         return state != "running" and self.seconds > (PATIENCE_S if state == "elsewhere" else NAMED_AFTER_S)
@@ -90,13 +91,13 @@ class _Wait:
 
 
 def perform_grid(planned: Sequence[Planned], results: Results, report: GridReporter, engine: Engine) -> Outcome:
-    """Perform what has no record yet. A run that fails does not stop the others.
+    """Perform the runs that have no record yet. A run that fails does not stop the others.
 
     Args:
         planned: the runs.
-        results: where a result is looked for, and written.
-        report: told about progress.
-        engine: what performs the runs.
+        results: the results, looked up and written here.
+        report: receives progress.
+        engine: performs the runs.
 
     Raises:
         KeyboardInterrupt: after Ctrl-C, when the runs under way have written a checkpoint.
@@ -108,7 +109,7 @@ def perform_grid(planned: Sequence[Planned], results: Results, report: GridRepor
 
 
 class _Grid:
-    """The runs that are to do, under way at the engine, and waiting, by their number in the grid."""
+    """The runs to do, under way at the engine, and waiting, by their number in the grid."""
 
     def __init__(self, planned: Sequence[Planned], results: Results, report: GridReporter, engine: Engine):
         self.planned, self.results, self.report, self.engine = planned, results, report, engine
@@ -133,7 +134,7 @@ class _Grid:
         while self.todo and self.engine.free:
             number = self.todo.popleft()
             run = self.planned[number]
-            if self.results.has(run):  # asked for each in turn: another process may have done it meanwhile
+            if self.results.has(run):  # checked for each in turn: another process may have done it
                 self.results.join(run)
                 self.outcome.already += 1
             else:

@@ -1,8 +1,7 @@
-"""The epoch that is kept, and what it is worth: best on the evaluation split (the paper's), best on rows held out of
-training, or last.
+"""The effect of the choice of epoch: best on the evaluation split (the paper's), best on held-out rows, or last.
 
-The best of several epochs on the very rows that are reported is optimistic. The difference from the other two says by
-how much.
+The best of several epochs on the very rows that are reported is optimistic. The difference from the other two choices
+shows by how much.
 """
 
 from __future__ import annotations
@@ -13,13 +12,13 @@ from lora_drop.experiments.means import mean_over_tasks
 from lora_drop.experiments.table import Table
 
 CHOICES = {"best": "best", "held_out": "held-out rows", "last": "last"}
-"""Fields of `Record`, and their names in tables."""
+"""Fields of `Record`, with their names in tables."""
 
 
 def kept_epochs(table: Table) -> tuple[list[str], list[list[str]]]:
     """Return head and body of a table with the mean score of each row and task by the choice of the epoch.
 
-    The body is empty if no run was evaluated after each epoch. A choice of which nothing was measured has no column.
+    The body is empty if no run was evaluated after each epoch. A choice without measurements has no column.
     """
     shown = [
         (task, choice)
@@ -37,9 +36,9 @@ def kept_epochs(table: Table) -> tuple[list[str], list[list[str]]]:
 
 
 def optimism(table: Table) -> str:
-    """Return a sentence on how much better the best epoch is than that of the other choices; empty if nothing is known.
+    """Return a sentence on how much better the best epoch scores than the other choices; empty if nothing is known.
 
-    The rows of a table are averaged first: those of one task and seed have the same rows held out, and are no repetitions.
+    The rows of a table are averaged first: those of one task and seed hold out the same rows, and are not repetitions.
     """
     told = []
     titles = {record.task: record.task_title for record in table.records}

@@ -1,8 +1,8 @@
-"""An estimate of a grid's cost, from a few timed steps of each kind of run, before hours are spent.
+"""Estimate a grid's cost from a few timed steps of each kind of run, before hours are spent.
 
-What is timed is what will run: the stages' own training, scoring and evaluation, with their batches, packing, precision
-and loss. The time of a training step or a scoring pass is taken to grow with the number of real tokens, that of an
-evaluation with the number of rows.
+The timed code is the code that will run: the stages' own training, scoring and evaluation, with their batches, packing,
+precision and loss. The time of a training step or a scoring pass is assumed to grow with the number of real tokens, and
+that of an evaluation with the number of rows.
 """
 
 from __future__ import annotations
@@ -42,30 +42,30 @@ from lora_drop.training.warmup import warmup_settings
 STEPS = 2
 """Timed training steps, after one that is not counted."""
 MANY = 1000
-"""Steps that a timed training seems to have. (It is stopped.)"""
+"""Steps that a timed training is asked for; it is stopped long before."""
 CPU_ROWS = 16
 """At most this many rows of a step are computed on a CPU, where a row costs the same in a larger batch."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Of the runs of one row on one task."""
+    """The estimate for the runs of one row on one task."""
 
     row: str
     task: str
     runs: int
     seconds: float | None
-    """Of one run; None where it could not be timed."""
+    """Seconds of one run; None if it could not be timed."""
     disk_mb: float | None
-    """That one run leaves."""
+    """MB that one run leaves on disk."""
     peak_disk_mb: float | None
-    """Checkpoints while one run is under way."""
+    """MB of checkpoints while one run is under way."""
     reason: str = ""
-    """Why it could not be timed."""
+    """The reason why it could not be timed."""
 
 
 def estimate(todo: Sequence[Planned], progress: Callable[[int, int], None]) -> Iterator[Estimate]:
-    """Time a few steps for each row and task of the runs that are left. Nothing is written but temporary files."""
+    """Time a few steps for each row and task of the runs that are left. Only temporary files are written."""
     groups: dict[tuple[str, str], list[Planned]] = {}
     for planned in todo:
         groups.setdefault((planned.row, planned.config.task), []).append(planned)
@@ -77,12 +77,12 @@ def estimate(todo: Sequence[Planned], progress: Callable[[int, int], None]) -> I
             with tempfile.TemporaryDirectory() as folder:
                 seconds, disk, peak = _measure(group[0], Path(folder), shared)
             yield Estimate(row, task, len(group), seconds, disk, peak)
-        except (UserError, RuntimeError, OSError) as error:  # too little memory, say: that is what a dry run is for
+        except (UserError, RuntimeError, OSError) as error:  # such as too little memory, which a dry run should reveal
             yield Estimate(row, task, len(group), None, None, None, first_line(error))
 
 
 def _measure(planned: Planned, folder: Path, shared: set[str]) -> tuple[float, float, float]:
-    """Return seconds, MB left and MB of checkpoints of one run; what is in `shared` an earlier run has done for it."""
+    """Return seconds, MB left and MB of checkpoints of one run; work in `shared` was done by an earlier run."""
     config, clock = planned.config, _Clock()
     job = Job(Run(folder, config), clock)
     job.check()
@@ -107,11 +107,11 @@ def _measure(planned: Planned, folder: Path, shared: set[str]) -> tuple[float, f
 
 
 def ends_after(seconds: Sequence[float], devices: int) -> float:
-    """Return when the last run ends if each begins, in this order, on the device that is free first.
+    """Return the time at which the last run ends if each begins, in this order, on the first free device.
 
     Args:
-        seconds: of each run.
-        devices: how many there are, each as fast as the one that was timed.
+        seconds: the seconds of each run.
+        devices: the number of devices, each as fast as the timed one.
     """
     busy_until = [0.0] * devices
     for each in seconds:
@@ -120,9 +120,9 @@ def ends_after(seconds: Sequence[float], devices: int) -> float:
 
 
 def on_several_devices(todo: Sequence[Planned], estimates: Sequence[Estimate], more: int = 1) -> list[dict[str, float]]:
-    """Return how long the runs take on 1, 2, 4, … devices, up to one for each, and on `more`.
+    """Return the time that the runs take on 1, 2, 4, … devices, up to one for each run, and on `more`.
 
-    `seconds` is the time if the longest runs begin first, `in_order` that in the order of the grid.
+    `seconds` is the time if the longest runs begin first, `in_order` the time in the order of the grid.
     """
     by_run = {(entry.row, entry.task): entry.seconds for entry in estimates}
     known = [by_run[run.row, run.config.task] for run in todo]
@@ -140,9 +140,10 @@ def on_several_devices(todo: Sequence[Planned], estimates: Sequence[Estimate], m
 
 
 def _time_scores(job: Job, stages: Sequence[str], shared: set[str], clock: _Clock) -> tuple[float, float, Parameters]:
-    """Return seconds of the warm-up per training token, seconds of all scores per token of the sample, and what is trained.
+    """Return seconds of the warm-up per training token, of all scoring per token of the sample, and parameter counts.
 
-    Runs of one warm-up train it once, and those of one criterion, too, score it once. All else each run does by itself.
+    Runs with the same warm-up train it once, and those with the same criterion, too, score it once. Each run does
+    everything else by itself.
     """
     config, lora, settings = job.config, METHODS.get("lora"), warmup_settings(job.config)
     warm_up, key = 0.0, digest(asdict(config.sample), score.warmup_settings(job))
@@ -160,7 +161,7 @@ def _time_scores(job: Job, stages: Sequence[str], shared: set[str], clock: _Cloc
 
 
 def _warm_up_passes(steps: int | None, settings: TrainConfig, job: Job) -> float:
-    """Return how many times the warm-up computes as many rows as the training set has."""
+    """Return the number of rows that the warm-up computes, as a multiple of the rows of the training set."""
     if steps is not None:
         return steps * settings.batch_size / len(job.data.train.rows)
     return job.config.sample.ratio * settings.epochs
@@ -175,20 +176,20 @@ class _Enough(Exception):
 
 
 class _Clock(Reporter):
-    """Notes when each step of a training ends, and stops it after STEPS counted ones."""
+    """Records the time at which each training step ends, and stops the training after STEPS counted ones."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
         self.device = torch.device("cpu")
 
     def now(self) -> float:
-        """Return the time at which everything is computed that was asked for."""
+        """Return the time once all pending work of the device is done."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
 
     def advance(self, done: int, total: int, note: Note = "") -> None:
-        """A step has ended; the first is not counted: it is slower, and its batch the longest."""
+        """Record the end of a step. The first does not count: it is slower, and its batch is the longest."""
         self.times.append(self.now())
         if len(self.times) > STEPS:
             raise _Enough
@@ -203,10 +204,10 @@ class _Clock(Reporter):
 def _time_training(
     job: Job, stage: str, method: Method, settings: TrainConfig, clock: _Clock
 ) -> tuple[float, nn.Module, Parameters]:
-    """Return seconds per token of a stage's training, the model that it has begun to train, and what is trained."""
+    """Return seconds per token of a stage's training, the model it has begun to train, and the parameter counts."""
     size = settings.batch_size if job.device.type == "cuda" else min(settings.batch_size, CPU_ROWS)
     rows = _some_rows(job.data.train.encoded, (STEPS + 1) * size, job.config.seed)
-    # which layers would be retained is not known yet; LoRA on all of them costs the same time and at most as much disk
+    # the retained layers are not known yet; LoRA on all layers takes the same time and at least as much disk
     built = METHODS.get("lora") if needs_selection(method.name) else method
     model = built.build(models.load_backbone(job), job.config.method, job.config.seed, None)
     parameters = built.count(model)
@@ -239,7 +240,7 @@ def _time_scoring(job: Job, model: nn.Module, criterion: str, clock: _Clock) -> 
 
 
 def _time_evaluation(job: Job, model: nn.Module, clock: _Clock) -> float:
-    """Return seconds per row of an evaluation; a model that has hardly been trained writes texts of full length."""
+    """Return seconds per row of an evaluation; a model that is hardly trained writes texts of full length."""
     data, config = job.data, job.config
     count = config.eval.batch_size if job.device.type == "cuda" else min(config.eval.batch_size, CPU_ROWS)
 
@@ -255,6 +256,6 @@ def _time_evaluation(job: Job, model: nn.Module, clock: _Clock) -> float:
 
 
 def _some_rows(rows: Dataset, count: int, seed: int) -> Dataset:
-    """Return `count` rows drawn at random, some of them more than once if there are fewer."""
+    """Return `count` rows drawn at random, repeating rows if there are fewer."""
     order = Random(seed).sample(range(len(rows)), len(rows))
     return rows.select([order[number % len(rows)] for number in range(count)])

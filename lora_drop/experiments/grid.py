@@ -1,8 +1,7 @@
-"""An experiment is data: rows × tasks × seeds, and what each row changes. Here it becomes the runs' configurations.
+"""Expand an experiment, which is data, into the configurations of its runs: rows × tasks × seeds.
 
 A file `configs/experiments/NAME.yaml` gives the fields of `Experiment`. A row is a `title` and the keys that it changes.
-Precedence, later wins: configuration of the task, `backbone`, `set`, `task_set`, files of `-c`, the row, `-o` and
-flags.
+Precedence, later wins: the task's configuration, `backbone`, `set`, `task_set`, files of `-c`, the row, `-o` and flags.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ class Experiment:
     """One table or figure of the paper."""
 
     name: str = ""
-    """The file's name."""
+    """Its name, by default that of its file."""
     title: str = ""
     """Heading of its tables."""
     backbone: str = ""
@@ -43,32 +42,32 @@ class Experiment:
     config: str = "{task}"
     """The packaged configuration of a task, with `{task}` in its name (`glue/{task}`)."""
     tasks: tuple[str, ...] = ()
-    """In the order of the paper's columns."""
+    """Tasks in the order of the paper's columns."""
     seeds: tuple[int, ...] = (0, 1, 2)
-    """One run each."""
+    """Seeds, each with one run of every row and task."""
     set: dict[str, Any] = field(default_factory=dict)
-    """Keys over every run."""
+    """Keys set in every run."""
     task_set: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """By task: keys over its runs."""
+    """Keys set in the runs of a task, by task."""
     rows: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """By name: `title`, and the keys that the row changes."""
+    """Rows by name, each with its `title` and the keys that it changes."""
     until: str = ""
-    """The last stage performed (`select`, where only importances are wanted); empty: all."""
+    """The last stage performed (`select` if only importances are wanted); empty: all stages."""
     columns: tuple[str, ...] = ()
-    """Beside the scores: `retained` (layers per projection), `agreement` (of the seeds' rankings of layers)."""
+    """Shown beside the scores: `retained` (layers per projection), `agreement` (of the seeds' rankings of layers)."""
     metrics: tuple[str, ...] = ()
-    """Shown of each task; empty: its primary one."""
+    """Metrics shown for each task; empty: its primary one."""
     figures: tuple[str, ...] = ()
-    """Drawn by `report`, by their names in `registry.FIGURES`."""
+    """Figures that `report` draws, by their names in `registry.FIGURES`."""
     claims: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """By name: what the claim `says`, a `row`, the row that it is compared `against`, and a `margin` in points where it
-    is said to be worse by less than that; without, it is said to be better. See `claims.py`."""
+    """Claims by name, each with a sentence `says`, a `row`, and the row that it is compared `against`. With a `margin`,
+    in points, the row is claimed to be worse by less than that; without, to be better. See `claims.py`."""
     published: str = ""
-    """The entry of `published.yaml` beside which the results are put."""
+    """The entry of `published.yaml` that the results are compared with."""
 
     @property
     def size(self) -> int:
-        """The number of its runs."""
+        """The number of runs."""
         return len(self.tasks) * len(self.seeds) * len(self.rows)
 
     @property
@@ -88,13 +87,13 @@ class Planned:
     row: str
     config: Config
     deviations: dict[str, list[Any]]
-    """Keys whose value is not the experiment's own: `[there, here]`."""
+    """Keys whose value differs from the experiment's own: `[there, here]`."""
     overrides: dict[str, Any]
-    """Settings asked for over the experiment by a command: runs with other overrides are never mixed."""
+    """Settings that a command changes in the experiment; runs with different overrides are never mixed."""
 
     @property
     def name(self) -> str:
-        """Identifies the run within its experiment, for people and as a file name."""
+        """The run's unique name within its experiment, for people and for files."""
         asked = f"-{digest(self.overrides)[:6]}" if self.overrides else ""
         return f"{slug(self.row)}-{self.config.task}-s{self.config.seed}-{config_hash(self.config)}{asked}"
 
@@ -117,7 +116,7 @@ class Choice:
     overrides: Sequence[str] = ()
     """`key=value`, from -o."""
     flags: Mapping[str, Any] = field(default_factory=dict)
-    """Values by dotted key, over the overrides; None says nothing."""
+    """Values by dotted key, applied after the overrides; None leaves a key as it is."""
 
 
 def experiment_names() -> list[str]:
@@ -128,7 +127,7 @@ def experiment_names() -> list[str]:
 def load_experiment(name: str) -> Experiment:
     """Read an experiment: a packaged name (`table1`) or the path of a file.
 
-    Raises UserError that lists every mistake in it.
+    Raises a UserError that lists every mistake in it.
     """
     path = Path(name)
     if not path.is_file():
@@ -146,7 +145,7 @@ def load_experiment(name: str) -> Experiment:
 
 
 def _mistakes(experiment: Experiment, packaged: bool) -> list[str]:
-    """Return what is wrong with values that are of the right type."""
+    """Return the mistakes in values that are of the right type."""
     from lora_drop.experiments.published import load_published
 
     if not (experiment.rows and experiment.tasks):
@@ -195,7 +194,7 @@ def _mistakes_of_claim(place: str, claim: Mapping[str, Any], rows: list[str]) ->
 
 
 def expand(experiment: Experiment, choice: Choice) -> list[Planned]:
-    """Return the runs of an experiment by task, seed and row, so that rows which share a warm-up follow each other.
+    """Return the runs of an experiment by task, seed and row, so that rows that share a warm-up follow each other.
 
     Raises UserError for a task, row or key that does not exist.
     """
@@ -208,13 +207,16 @@ def expand(experiment: Experiment, choice: Choice) -> list[Planned]:
         for seed in (choice.seeds or experiment.seeds)
         for row in rows
     ]
-    # what changes no run of the command is no override; where it does, the value is the same in all of them
+    # a key that changes no run is not an override; one that does has the same value in all of the command's runs
     effective = {key: run.deviations[key][1] for key in _asked(choice) for run in planned if key in run.deviations}
     return [replace(run, overrides=effective) for run in planned]
 
 
 def _check_metrics(experiment: Experiment) -> None:
-    """Raise UserError for a metric that no task of the experiment has. (It imports the tasks, which listing must not.)"""
+    """Raise UserError for a metric that no task of the experiment has.
+
+    This imports the tasks, which listing experiments must not do.
+    """
     known: list[str] = []
     for name in experiment.tasks if experiment.metrics else ():
         if name == OWN:
@@ -237,7 +239,7 @@ def title_of(task: str) -> str:
 
 
 def slug(text: str) -> str:
-    """Return a text as a part of a file name."""
+    """Return a text in a form that is safe as part of a file name."""
     return re.sub(r"[^A-Za-z0-9._]+", "-", text).strip("-.") or "x"
 
 
@@ -249,7 +251,7 @@ def _tasks(experiment: Experiment, choice: Choice) -> list[str]:
 
 
 def _rows(experiment: Experiment, wanted: Sequence[str]) -> list[str]:
-    """Return the rows that are wanted, all if none is named, in the experiment's order. Raises UserError for a name that is no row's."""
+    """Return the wanted rows, or all if none is named, in the experiment's order. Raises UserError for unknown ones."""
     if not wanted:
         return list(experiment.rows)
     for name in wanted:
@@ -262,9 +264,9 @@ def _rows(experiment: Experiment, wanted: Sequence[str]) -> list[str]:
 
 
 def _asked(choice: Choice) -> list[str]:
-    """Return the keys that a command asks for over the experiment, but for seeds and where it runs.
+    """Return the keys that a command changes in the experiment, except seed, task and where it runs.
 
-    Their values, and what is wrong with them, are those of the runs: they may fit an experiment and not the defaults.
+    Their values are checked in the runs, not here: they may fit an experiment and not the defaults.
     """
     nested: dict[str, Any] = {"backbone": choice.backbone} if choice.backbone else {}
     for name in choice.files:
@@ -290,7 +292,7 @@ def _planned(experiment: Experiment, row: str, task: str, seed: int, choice: Cho
         return from_dict(values, errors)
 
     published, config = resolved(Choice()), resolved(choice)
-    there, here = leaves(to_dict(published)), leaves(to_dict(config))  # options of a method may be in one of them alone
+    there, here = leaves(to_dict(published)), leaves(to_dict(config))  # a method's options may be in only one
     deviations = {
         key: [there.get(key), here.get(key)]
         for key in {**there, **here}
@@ -300,7 +302,7 @@ def _planned(experiment: Experiment, row: str, task: str, seed: int, choice: Cho
 
 
 def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Return values by dotted key as a configuration has them."""
+    """Return values by dotted key as nested dictionaries."""
     found: dict[str, Any] = {}
     for key, value in flat.items():
         put(found, key, value)

@@ -15,7 +15,7 @@ _LATEX = str.maketrans(
 
 
 def to_latex(tables: Sequence[Table]) -> str:
-    """Return the tables as `tabular`s of the package booktabs."""
+    """Return the tables as `tabular`s that use the package booktabs."""
     return "\n".join(_latex(table) for table in tables)
 
 
@@ -33,6 +33,6 @@ def _latex(table: Table) -> str:
 
 
 def _escape(text: str) -> str:
-    """Return LaTeX that shows a text of a table as it is, and our own signs as symbols."""
+    """Return LaTeX that shows a table's text literally, with the package's own signs as symbols."""
     head, dagger, flags = one_line(text).partition("†")
     return head.translate(_LATEX) + (rf"$^{{\dagger {flags}}}$" if dagger else "")

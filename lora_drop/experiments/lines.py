@@ -1,4 +1,4 @@
-"""What a table shows in every form: the names of its columns, its lines, and notes on what the numbers rest on."""
+"""The content of a table in every format: the names of its columns, its lines, and notes on the numbers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def averaged(table: Table) -> bool:
 
 
 def lines(table: Table, flag: Callable[[str], str]) -> Iterable[tuple[str, list[str]]]:
-    """Yield (kind, cells) of each line: `measured`, then `published` and `difference` where there are any."""
+    """Yield (kind, cells) of each line: `measured`, then `published` and `difference` where they exist."""
     several = averaged(table)
     for row in table.rows:
         scores = [_score(row.cells.get(column.key), flag) for column in table.columns]
@@ -40,7 +40,7 @@ def lines(table: Table, flag: Callable[[str], str]) -> Iterable[tuple[str, list[
 
 
 def notes(table: Table) -> list[str]:
-    """Return what the numbers rest on."""
+    """Return notes on what the numbers are based on."""
     trained = [record for record in table.records if record.metrics]
     found = [_how_scored(table, trained)] if trained else []
     letters = {letter for row in table.rows for cell in row.cells.values() for letter in cell.flags}
@@ -113,16 +113,16 @@ def _score(cell: Cell | None, flag: Callable[[str], str]) -> str:
 
 
 def text_of(value: float | None, form: str) -> str:
-    """Return a number in a format; empty if there is none."""
+    """Return a number in a format; empty for None."""
     return "" if value is None else format(value, form)
 
 
 def signed(value: float | None, digits: int = 1) -> str:
-    """Return a difference rounded to `digits` after the point, with its sign (0 has none); empty if there is none."""
+    """Return a difference with `digits` decimals and its sign, or no sign for 0; empty for None."""
     text = text_of(value, f"+.{digits}f").replace("-", "−")
     return text if text.strip("+−0.") else text[1:]
 
 
 def one_line(text: str) -> str:
-    """Return a text without line ends."""
+    """Return a text on a single line."""
     return " ".join(text.split())

@@ -1,4 +1,4 @@
-"""Tables as Markdown, and behind each what belongs to it: others' results, choices of the epoch, claims, agreement of rankings."""
+"""Tables as Markdown, each followed by others' results, choices of the epoch, claims and agreement of rankings."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _fine = partial(signed, digits=2)
 
 
 def to_markdown(tables: Sequence[Table]) -> str:
-    """Return the tables of one experiment and backbone, each with what its numbers rest on."""
+    """Return the tables of one experiment and backbone, each with the notes and tables that belong to it."""
     return "\n".join(_markdown(table) for table in tables)
 
 
@@ -49,7 +49,7 @@ def _markdown(table: Table) -> str:
 
 
 def _elsewhere(table: Table) -> list[str]:
-    """Return the lines of a table of other papers' results; none where there are none on this table's tasks."""
+    """Return the lines of a table of other papers' results; empty if there are none on this table's tasks."""
     body = [
         [each["title"], str(each["parameters"]), *scores, each["source"]]
         for each in table.elsewhere
@@ -62,7 +62,7 @@ def _elsewhere(table: Table) -> list[str]:
 
 
 def _epochs(table: Table) -> list[str]:
-    """Return the lines of the table of epochs; none if no run was evaluated after each of several."""
+    """Return the lines of the table of epochs; empty if no run was evaluated after each of several epochs."""
     head, body = kept_epochs(table)
     several = any(len(record.epochs) > 1 and record.best for record in table.records)
     if not several:
@@ -73,7 +73,7 @@ def _epochs(table: Table) -> list[str]:
 
 
 def claims(table: Table) -> list[str]:
-    """Return the lines of the claims' table; none without claims of which something was measured."""
+    """Return the lines of the table of claims; empty if no claim was measured."""
     verdicts = judge(table)
     if not verdicts:
         return []
@@ -110,7 +110,7 @@ def _judged(found: Verdict, checked: bool) -> list[str]:
 
 
 def _needed(found: Verdict) -> str:
-    """Return what would decide a claim; empty if it is decided."""
+    """Return what would decide an undecided claim: a number of seeds, or another task; empty if it is decided."""
     if found.verdict != "undecided" or found.mean.here is None:
         return ""
     return str(found.seeds or f"more than {MOST_SEEDS}") if len(found.mean.tasks) > 1 else "another task"
@@ -143,12 +143,12 @@ def _each_seed(values: Sequence[float]) -> str:
 
 
 def agreement(table: Table) -> list[str]:
-    """Return how far rows and seeds rank the layers alike, where the experiment compares ratios, or asks for it."""
+    """Return the agreement of rows, seeds and tasks on the ranking of layers, if the experiment compares it."""
     return [*_between_rows(table), *_between_seeds(table), *_between_tasks(table)]
 
 
 def _between_rows(table: Table) -> list[str]:
-    """A matrix for each projection."""
+    """Return a matrix of rows for each projection, if the experiment compares ratios."""
     if "ratios" not in table.figures:
         return []
     text = []
@@ -166,7 +166,7 @@ def _between_rows(table: Table) -> list[str]:
 
 
 def _between_seeds(table: Table) -> list[str]:
-    """A line for each row and task that has several seeds."""
+    """Return a table with a line for each row and task that has several seeds."""
     if not table.agreement:
         return []
     projections = projections_of(table.records)
@@ -175,7 +175,7 @@ def _between_seeds(table: Table) -> list[str]:
     for row, title, records in _by_row_and_task(table):
         known = shown.setdefault(title, [])
         fresh = [record.scores for record in records if record.scores not in known]
-        if len(records) > 1 and fresh:  # rows that only select differently share the warm-ups of an earlier one
+        if len(records) > 1 and fresh:  # rows that only select differently share an earlier row's warm-ups
             known += fresh
             body.append([row.title, title, *_seeds_alike(records, projections)])
     if not body:
@@ -187,7 +187,7 @@ def _between_seeds(table: Table) -> list[str]:
 
 
 def _between_tasks(table: Table) -> list[str]:
-    """Whether two seeds of a task agree more than two tasks do: a column for each projection."""
+    """Return a table that compares the agreement of two seeds of a task with that of two tasks, by projection."""
     by_task = warm_ups_by_task(table) if table.agreement else {}
     found = {name: both for name in projections_of(table.records) if (both := seeds_and_tasks(by_task, name))}
     if not found:
@@ -215,7 +215,7 @@ def _by_row_and_task(table: Table) -> Iterator[tuple[Row, str, list[Record]]]:
 
 
 def _seeds_alike(records: Sequence[Record], projections: Iterable[str]) -> list[str]:
-    """Return the cells of a line: the size of the warm-up, the seeds, and how far they agree in each projection."""
+    """Return the cells of a line: the size of the warm-up, the seeds, and their agreement on each projection."""
     first = records[0]
     batch = first.config["warmup"].get("batch_size") or first.config["train"]["batch_size"]
     numbers = [f"{number:,}" for number in (first.sampled, batch, first.warmup_steps)]
@@ -225,10 +225,10 @@ def _seeds_alike(records: Sequence[Record], projections: Iterable[str]) -> list[
 
 
 def _markdown_table(head: Sequence[str], body: Iterable[Sequence[str]]) -> list[str]:
-    """Return the lines of a table, and an empty one."""
+    """Return the lines of a table, followed by an empty line."""
     return [f"| {' | '.join(head)} |", "|---" * len(head) + "|", *(f"| {' | '.join(cells)} |" for cells in body), ""]
 
 
 def _literal(text: str) -> str:
-    """Return Markdown that shows a text of a table, such as a row's title, as it is."""
+    """Return Markdown that shows a table's text, such as a row's title, literally."""
     return re.sub(r"([\\`*<\[|])", r"\\\1", one_line(text))

@@ -1,11 +1,11 @@
-"""Means over tasks of what was measured with several seeds, and how sure they are.
+"""Means over tasks of values measured with several seeds, with their intervals.
 
-Each task has the same weight, however many seeds it has. There are two questions, and an interval for each: how far would
-other seeds move the mean on these tasks, and what would it be on other tasks like them? Runs of one task are alike, so
-the second cannot be answered by counting runs.
+Each task has the same weight, however many seeds it has. Two questions have an interval each. How far would other seeds
+move the mean on these tasks? And what would the mean be on other, similar tasks? Runs of one task are similar, so
+counting runs cannot answer the second question.
 
-Intervals are Student's: with three seeds a bootstrap has too few values to draw from (of three normal values its
-percentiles hold the mean three times in four).
+Intervals are Student's: with three seeds a bootstrap has too few values to draw from (with three normal values, its
+percentile interval contains the mean three times in four).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from statistics import fmean, variance
 
 OUTSIDE = 0.025
-"""Probability of either side of an interval."""
+"""Probability beyond each end of an interval."""
 MOST_SEEDS = 100
 Interval = tuple[float, float]
 
@@ -27,20 +27,20 @@ class Mean:
 
     value: float
     tasks: tuple[str, ...]
-    """That take part."""
+    """Tasks that take part."""
     here: Interval | None
     """95 % interval on these tasks, for other seeds; None unless each has several."""
     elsewhere: Interval | None
-    """95 % interval for other tasks; None of a single task."""
+    """95 % interval for other tasks; None for a single task."""
 
 
 def mean_over_tasks(values: Mapping[str, Sequence[float]]) -> Mean:
-    """Return the mean over the tasks of their means over seeds.
+    """Return the mean over tasks of their means over seeds.
 
-    A task with a single seed does not say how far seeds differ, and takes no part where others have several.
+    A task with a single seed does not show how far seeds differ, and is left out if other tasks have several.
 
     Args:
-        values: of each task, one for each seed; there must be a task.
+        values: by task, one value for each seed; at least one task.
     """
     several = {task: found for task, found in values.items() if len(found) > 1}
     taken = several or values
@@ -52,9 +52,9 @@ def mean_over_tasks(values: Mapping[str, Sequence[float]]) -> Mean:
 
 
 def seeds_to_tell(values: Mapping[str, Sequence[float]], bound: float) -> int | None:
-    """Return how many seeds of each task would tell the mean from `bound`, if mean and spreads stay what they are.
+    """Return the seeds per task that would separate the mean from `bound` if mean and spreads stay the same.
 
-    None if more than MOST_SEEDS, or if no task has several.
+    None if that takes more than MOST_SEEDS, or if no task has several seeds.
     """
     found = mean_over_tasks(values)
     samples = [values[task] for task in found.tasks]
@@ -69,7 +69,10 @@ def seeds_to_tell(values: Mapping[str, Sequence[float]], bound: float) -> int | 
 
 
 def _welch(value: float, samples: Sequence[tuple[float, int]]) -> Interval:
-    """Return the interval of a mean of means of samples (variance, size) that differ in spread (Welch, Satterthwaite)."""
+    """Return the interval of a mean of sample means, given (variance, size) of each sample (Welch, Satterthwaite).
+
+    The samples may differ in variance.
+    """
     parts = [spread / size for spread, size in samples]
     weighted = sum(part**2 / (size - 1) for part, (_, size) in zip(parts, samples, strict=True))
     degrees = sum(parts) ** 2 / weighted if weighted else math.inf
@@ -77,7 +80,7 @@ def _welch(value: float, samples: Sequence[tuple[float, int]]) -> Interval:
 
 
 def _around(value: float, square: float, degrees: float) -> Interval:
-    """Return the interval of a mean whose standard error has this square."""
+    """Return the interval of a mean, given the square of its standard error."""
     from scipy import stats
 
     half = float(stats.t.isf(OUTSIDE, degrees)) * math.sqrt(square)

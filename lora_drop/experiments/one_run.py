@@ -1,8 +1,7 @@
-"""One run of a grid, in a directory that the hash of its configuration names.
+"""One run of a grid, in a directory named after the hash of its configuration.
 
-What was killed is continued, and a stage that another run of the same backbone, task and seed has done from the same
-inputs is taken over. File locks keep two processes from the same work, on one machine or on a file system that machines
-share.
+A killed run is continued. A stage that another run of the same backbone, task and seed has done from the same inputs is
+copied. File locks keep two processes from doing the same work, on one machine or on a file system that machines share.
 """
 
 from __future__ import annotations
@@ -35,28 +34,28 @@ class End:
     record: dict[str, Any] | None = None
     """The content of its record (`records.Record`), if it was performed."""
     busy: Path | None = None
-    """The lock that another process held, if that is why it was not."""
+    """The lock held by another process, if that is why the run was not performed."""
 
 
 def run_directory(planned: Planned, runs: Path) -> Path:
-    """Return where a run is performed; the same for all experiments that it belongs to."""
+    """Return the directory of a run; it is the same for all experiments that the run belongs to."""
     config = planned.config
     return runs / slug(config.backbone) / f"{config.task}-s{config.seed}-{config.method.name}-{config_hash(config)}"
 
 
 def perform_run(planned: Planned, runs: Path, report: Reporter) -> End:
-    """Perform what is left of a run. Whatever ends it is told; Ctrl-C and SIGTERM are raised, after a checkpoint.
+    """Perform what is left of a run. Errors are returned as its end; Ctrl-C and SIGTERM are raised, after a checkpoint.
 
     Args:
         planned: the run.
         runs: folder of the run directories.
-        report: hears of its stages.
+        report: receives the progress of its stages.
     """
     try:
         return _performed(planned, runs, report)
     except Busy as error:
         return End(str(error), busy=error.lock)
-    except Exception as error:  # noqa: BLE001 - whatever it was, it is told at the end, and the other runs go on
+    except Exception as error:  # noqa: BLE001 - any error is reported at the end, and the other runs go on
         return End(f"{type(error).__name__}: {error}")
     finally:
         release_memory()
@@ -85,5 +84,5 @@ def _siblings(run: Run) -> Iterator[Run]:
         if path != run.path and (path / "run.json").is_file():
             try:
                 yield Run(path, run.config)
-            except UserError:  # damaged: told when its own turn comes
+            except UserError:  # damaged: reported when its own turn comes
                 continue

@@ -1,4 +1,4 @@
-"""Files of the user's own that a result was made from, compared with those that are there now."""
+"""Compare the user's files that a result was made from with the files that exist now."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from lora_drop.runs.job import named_adapters
 
 
 def files_changed(stages: Mapping[str, Mapping[str, Any]], config: Config) -> bool:
-    """Return True if data, backbone or adapters have changed since a result was made, or cannot be read any more.
+    """Return True if data, backbone or adapters have changed since a result was made, or can no longer be read.
 
-    What is not on this machine does not count, nor does what the record does not tell.
+    Files that are not on this machine are ignored, and so are those without an identity in the record.
 
     Args:
-        stages: of the record.
-        config: of the run that the record is to be the result of.
+        stages: the stages of the record.
+        config: the configuration of the run that may have this result.
     """
     origins = {name: origin for stage in stages.values() for name, origin in stage.get("sources", {}).items()}
     made_from = {name: origin["content"] for name, origin in origins.items() if "content" in origin}
@@ -28,7 +28,7 @@ def files_changed(stages: Mapping[str, Mapping[str, Any]], config: Config) -> bo
     made_from |= {"backbone": weights[-1]} if weights else {}
     try:
         now = {**_data(config), **_backbone(config), **_adapters(config)}
-    except UserError:  # the run says why
+    except UserError:  # the run itself will say why
         return True
     return any(made_from.get(name, content) != content for name, content in now.items())
 
@@ -36,7 +36,7 @@ def files_changed(stages: Mapping[str, Mapping[str, Any]], config: Config) -> bo
 def _data(config: Config) -> dict[str, str]:
     if not config.data.given:
         return {}
-    from lora_drop.tasks.own.task import own_contents  # not before: imports datasets
+    from lora_drop.tasks.own.task import own_contents  # here, as it imports datasets
 
     return own_contents(config.data)
 
@@ -44,7 +44,7 @@ def _data(config: Config) -> dict[str, str]:
 def _backbone(config: Config) -> dict[str, str]:
     if not Path(config.backbone).expanduser().is_dir():
         return {}
-    from lora_drop.models.backbones import locate  # not before: imports torch
+    from lora_drop.models.backbones import locate  # here, as it imports torch
 
     return {"backbone": locate(config.backbone, offline=True, quantization=config.quantization).identity}
 

@@ -11,5 +11,5 @@ import yaml
 
 @cache
 def load_published() -> dict[str, Any]:
-    """Return the published rows by experiment; the same object each time, to be read only."""
+    """Return the published rows by experiment. Each call returns the same object, which must not be changed."""
     return yaml.safe_load((Path(__file__).parent / "published.yaml").read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""Faults of a record, found before it is used: tables and grids then name it, and go on without it."""
+"""Checks for faults of a record before it is used; tables and grids name a faulty record and go on without it."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ LAYOUT = {
     **{"title": str, "published": str, "rows": dict, "tasks": dict},
     **{"seeds": list, "columns": list, "metrics": list, "figures": list},
 }
-"""What a table reads of `Record.layout`."""
+"""Keys of `Record.layout` that a table reads, with their types."""
 MODULE = ("projection", "layer", "score", "importance")
 
 
 def fault_of(content: Any, record: type, version: int) -> str:
-    """Return why a file's content is no record of today's format; empty if it is one.
+    """Return why a file's content is not a record of today's format; empty if it is one.
 
     Args:
-        content: as read from JSON, upgraded.
+        content: the content, read from JSON and upgraded.
         record: the dataclass `records.Record`.
-        version: of its format.
+        version: the version of today's format.
     """
     if not isinstance(content, dict) or content.get("version") != version:
         return f"it is not of format {version}"
@@ -38,7 +38,7 @@ def fault_of(content: Any, record: type, version: int) -> str:
 
 
 def _inside(content: dict[str, Any]) -> str:
-    """Return what is wrong in the values that are used one by one."""
+    """Return the first fault in the values that are used one by one; empty if there is none."""
     for key, kind in LAYOUT.items():
         if not isinstance(content["layout"].get(key), kind):
             return f"layout.{key} is missing or not what it should be"
@@ -59,7 +59,7 @@ def _inside(content: dict[str, Any]) -> str:
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Return True if a value of JSON is of a type, and so is all in it."""
+    """Return True if a JSON value, and everything in it, is of the type `hint`."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     simple: dict[Any, Callable[[], bool]] = {
         Any: lambda: True,

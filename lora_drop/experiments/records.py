@@ -39,7 +39,7 @@ class Record:
     row: str
     """Row of the experiment (`lora_drop`)."""
     layout: dict[str, Any]
-    """Of the experiment (`grid.Experiment.layout`): titles of its rows, tasks, seeds, columns, metrics, figures."""
+    """The experiment's layout (`grid.Experiment.layout`): titles of rows, tasks, seeds, columns, metrics, figures."""
     task: str
     task_title: str
     """The task's name in tables (`STS-B`)."""
@@ -51,78 +51,78 @@ class Record:
     config: dict[str, Any]
     """The resolved configuration, without where it ran: running it again repeats the run."""
     overrides: dict[str, Any]
-    """Settings asked for over the experiment's own configuration; empty: as published."""
+    """Settings that a command changed in the experiment's own configuration; empty: as published."""
     deviations: dict[str, list[Any]]
     """Keys whose value differs from the experiment's own: `[there, here]`."""
     limited: dict[str, int]
     """Rows the run was limited to (`train`, `eval`); empty: all rows."""
     stages: dict[str, dict[str, Any]]
-    """The cost of each stage, and what it was computed with: `seconds`, `peak_memory_mb`, `commit`, `versions`,
-    `device`, `threads`, `precision`, `weights` (the identity of the backbone's), `data` (hashes of the rows read),
-    `limited`, `cut` (what was cut of its rows); `sources`, where the backbone and the rows of each split came from: the
-    official files, or a commit of the Hub; `computed`, how batches were (packed, or padded and why); `losses` of the
-    warm-up, mean of its first and its last quarter; `shared_from` where a run with the same inputs had done it already;
-    `resumed` where a killed process was continued, whose cost is not in it."""
+    """Cost and circumstances of each stage: `seconds`, `peak_memory_mb`, `commit`, `versions`, `device`, `threads`,
+    `precision`, `weights` (the identity of the backbone's weights), `data` (hashes of the rows read), `limited`, `cut`
+    (notices of rows cut or left out), `sources` (origins of the backbone and of each split's rows: official files, or a
+    commit of the Hub), `computed` (the way batches were computed: packed, or padded and why), `losses` (means of the
+    first and last quarter of the warm-up), `shared_from` (the run that had already done it from the same inputs), and
+    `resumed` (it continued a killed process; the cost of that one is not included)."""
     primary: str = ""
-    """The metric that the table shows."""
+    """Name of the primary metric."""
     percent: bool = True
-    """True if metrics are fractions that tables show times 100; BLEU and ROUGE are from 0 to 100 already."""
+    """True if metrics are fractions, which tables show times 100; BLEU and ROUGE are from 0 to 100 already."""
     split: str = ""
     examples: int = 0
-    """Rows of `split` that were evaluated."""
+    """Number of rows of `split` that were evaluated."""
     metrics: dict[str, float] = field(default_factory=dict)
-    """Of the epoch that was kept; empty if the experiment ends before training."""
+    """Metrics of the epoch that was kept; empty if the experiment ends before training."""
     baseline: dict[str, float] = field(default_factory=dict)
-    """Scores of the most frequent label, predicted for every row; empty for texts, and in older records."""
+    """Scores of predicting the most frequent label for every row; empty for texts and in older records."""
     select_epoch: str = ""
-    """`best` or `last`: which epoch was kept."""
+    """The rule that chose the epoch: `best`, `last` or `held_out`."""
     kept_epoch: float = 0.0
     epochs: list[dict[str, float]] = field(default_factory=list)
     """Loss and metrics after each epoch."""
     best: dict[str, float] = field(default_factory=dict)
-    """`epoch` and primary `score` of the best epoch on `split`; empty where epochs were not evaluated."""
+    """`epoch` and primary `score` of the best epoch on `split`; empty if epochs were not evaluated."""
     last: dict[str, float] = field(default_factory=dict)
-    """The same of the last epoch."""
+    """The same for the last epoch."""
     held_out: dict[str, float] = field(default_factory=dict)
-    """The same of the epoch that is best on the rows held out of training; empty without such rows."""
+    """The same for the epoch that is best on the rows held out of training; empty without such rows."""
     parameters: dict[str, int] = field(default_factory=dict)
-    """Trainable parameters: `adapter` and `head`."""
+    """Numbers of trainable parameters: `adapter` and `head`."""
     sampled: int = 0
-    """Rows of the sample; 0 in records older than this field."""
+    """Number of rows of the sample; 0 in records older than this field."""
     warmup_steps: int = 0
     """Optimizer steps of the warm-up."""
     scores: list[dict[str, Any]] = field(default_factory=list)
-    """Per LoRA `projection`, `layer`, `score`, `importance`, after the warm-up."""
+    """`projection`, `layer`, `score` and `importance` of each LoRA after the warm-up."""
     selection: dict[str, Any] = field(default_factory=dict)
     """Retained and shared layers; the content of `selection.json`."""
     norms: list[dict[str, Any]] = field(default_factory=list)
-    """Per LoRA `projection`, `layer` and ‖ΔW x‖² of each example of the sample, if kept."""
+    """`projection`, `layer` and ‖ΔW x‖² of each example of the sample, for each LoRA, if kept."""
     stability: dict[str, Any] = field(default_factory=dict)
-    """The bootstrap of the importances, if made."""
+    """The bootstrap of the importances, if it was made."""
     trained_scores: list[dict[str, Any]] = field(default_factory=list)
-    """As `scores`, of the trained adapter, if made."""
+    """The same as `scores` for the trained adapter, if computed."""
     signatures: dict[str, str] = field(default_factory=dict)
-    """The protocol by which each metric of texts was counted."""
+    """The protocol by which each text metric was computed."""
     made_by: dict[str, int] = field(default_factory=dict)
-    """Versions of the stages, the task and the method (`{"stage score": 2, …}`); empty in older records."""
+    """Versions of the stages, task, method and criterion (`{"stage score": 2, …}`); empty in older records."""
     version: int = VERSION
-    """Of this format."""
+    """Version of this format."""
 
     @property
     def unit(self) -> float:
-        """What metrics are multiplied by in tables and figures."""
+        """The factor by which tables and figures multiply metrics."""
         return 100.0 if self.percent else 1.0
 
     @property
     def own(self) -> bool:
-        """True for LoRA-drop as the paper has it, False for other methods and for its ablations."""
+        """True for LoRA-drop as in the paper, False for other methods and for its ablations."""
         settings = self.config.get("method", {})
         whole = settings.get("policy", "threshold") == "threshold" and settings.get("share", True)
         return self.method == "lora_drop" and whole
 
 
 def versions_of(task: str, method: str, stages: Iterable[str], criterion: str = PAPER) -> dict[str, int]:
-    """Return the versions on which the numbers of these stages rest: their own, the task's, method's and criterion's."""
+    """Return the versions that the numbers of these stages depend on: of the stages, task, method and criterion."""
     found = {f"stage {name}": BY_NAME[name].version for name in stages if name in BY_NAME and not BY_NAME[name].draws}
     found[f"task {task}"] = OWN_VERSION if task == OWN else TASKS.get(task).version
     if "score" in stages:
@@ -133,7 +133,7 @@ def versions_of(task: str, method: str, stages: Iterable[str], criterion: str = 
 
 
 def gather(planned: Planned, run: Run, performed: Sequence[str]) -> Record:
-    """Read a run directory, of which another experiment may have needed more stages."""
+    """Read the performed stages of a run directory, which may have more stages for another experiment."""
     manifest, config = run.manifest, run.config
     entries = {name: manifest["stages"][name] for name in performed}
     stages = {name: {key: entry[key] for key in STAGE_KEYS if key in entry} for name, entry in entries.items()}
@@ -159,7 +159,7 @@ def gather(planned: Planned, run: Run, performed: Sequence[str]) -> Record:
 
 
 def _layers(run: Run, performed: Sequence[str]) -> dict[str, Any]:
-    """Return what the stages that were performed know of the layers."""
+    """Return what the performed stages recorded about the layers."""
 
     def modules(stage: str, name: str, *keys: str) -> list[dict[str, Any]]:
         rows = read_json(run.file(name))["modules"] if stage in performed else []
@@ -181,12 +181,12 @@ def _layers(run: Run, performed: Sequence[str]) -> dict[str, Any]:
 
 
 def _rounded(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Six digits are enough to draw, and keep the file small."""
+    """Return the rows with norms of six digits, which are enough to draw and keep the file small."""
     return [{**row, "norms": [float(f"{value:.6g}") for value in row["norms"]]} for row in rows]
 
 
 def _trained(run: Run) -> dict[str, Any]:
-    from lora_drop.runs.load import trained_task  # imports torch, which tables need not
+    from lora_drop.runs.load import trained_task  # imports torch, which tables do not need
 
     metrics, trained = read_json(run.file("metrics.json")), run.manifest["stages"]["train"]
     primary, epochs = metrics["primary"], trained["epochs"]
@@ -214,7 +214,7 @@ def _trained(run: Run) -> dict[str, Any]:
 def read_records(folder: Path, tell: Callable[[str], None] | None = None) -> list[Record]:
     """Read the results of one experiment on one backbone, in the order of their file names.
 
-    A file that is no record of this version is left out, and `tell` told of it. Raises UserError instead without it.
+    A file that is not a record of this version is left out and reported to `tell`; without `tell`, raises UserError.
     """
     records = []
     for path in sorted(folder.glob("*.json")):
@@ -244,7 +244,7 @@ def read_record(path: Path) -> dict[str, Any]:
 
 
 def _upgraded(content: Any) -> Any:
-    """Return a record of format 1, which said once for all stages what they were computed with, in today's format."""
+    """Return a record in today's format. In format 1, the circumstances were stated once for all stages."""
     if not isinstance(content, dict) or content.get("version") != 1:
         return content
     git = content.pop("git", None)

@@ -1,4 +1,4 @@
-"""Tables and figures from the records of `results/`, and from nothing else."""
+"""Make tables and figures from the records of `results/` alone."""
 
 from __future__ import annotations
 
@@ -32,13 +32,14 @@ def report(
         experiments: names; empty means all.
         figures: True to draw them, too.
         backbones: names of the backbones' folders; empty means all.
-        tell: told of files that are no results, and left out; without it they are an error.
+        tell: receives a sentence about each file that is not a result and is left out; without it, such a file is an
+            error.
 
     Returns:
         The tables by folder.
 
     Raises:
-        UserError: if there are no results of an experiment, or a file is not a result.
+        UserError: if an experiment has no results, or a file is not a result.
     """
     found = sorted({path.parent for path in results.glob("*/*/*.json")})
     names = sorted({folder.parent.name for folder in found})
@@ -61,9 +62,9 @@ def report(
 
 
 def draw(tables: Sequence[Table], folder: Path) -> None:
-    """Draw the figures that the experiment names, as PDF and PNG; those of a second table are numbered.
+    """Draw the figures that the experiment names, as PDF and PNG; those after the first table are numbered.
 
-    Those of an earlier, larger report are removed: files of such a name that `save_figure` has written.
+    Leftovers of an earlier, larger report are removed: files with such a name that `save_figure` has written.
     """
     from lora_drop.pruning.picture import is_ours, save_figure
 

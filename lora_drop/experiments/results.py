@@ -1,4 +1,4 @@
-"""The folder of the results: which runs of an experiment have theirs, and where a new one goes."""
+"""The folder of results: look up which runs of an experiment have one, and write new ones."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from lora_drop.pruning.criteria.base import PAPER
 class Results:
     """The records `EXPERIMENT/BACKBONE/*.json` of a folder.
 
-    A run has its result if there is a record of an equal configuration with all stages that the experiment wants now.
+    A run has a result if there is a record of an equal configuration with all stages that the experiment now wants.
     Configurations are compared, not their hashes: a key that did not exist when the record was written has today's
     default.
     """
 
     folder: Path
     keep_old: bool = False
-    """True if the result of an older version of a stage, task or method counts, too."""
+    """True if results of an older version of a stage, task or method also count."""
 
     def path(self, planned: Planned) -> Path:
-        """Return where the record of a run belongs."""
+        """Return the path of a run's record."""
         return self.folder / planned.experiment.name / slug(planned.config.backbone) / f"{planned.name}.json"
 
     def has(self, planned: Planned) -> bool:
@@ -41,21 +41,21 @@ class Results:
         return bool(self._valid(planned))
 
     def join(self, planned: Planned) -> None:
-        """Record a run that has its result under the overrides asked for now, too, if it was made under others."""
+        """Also record a run's result under the current overrides, if it was only made under others."""
         valid = self._valid(planned)
         if not any(content["overrides"] == planned.overrides for content in valid):
             changed = {"overrides": planned.overrides, "deviations": planned.deviations}
             write_json(self.path(planned), {**valid[0], **changed})
 
     def write(self, planned: Planned, record: Mapping[str, Any]) -> None:
-        """Write the record of a run in place of an older one."""
+        """Write the record of a run, replacing an older one."""
         write_json(self.path(planned), record)
         for path, content in self._equal(planned):
             if path != self.path(planned) and content["overrides"] == planned.overrides:
                 path.unlink(missing_ok=True)  # another process may have done it
 
     def check(self, planned: Sequence[Planned]) -> None:
-        """Raise UserError if a run would have a second result beside one of another configuration: no table takes both."""
+        """Raise UserError if a run has a result of another configuration, since a table has room for only one."""
         others = [(run, path, content) for run in planned for path, content in self._others(run)]
         if not others:
             return
@@ -70,7 +70,7 @@ class Results:
         )
 
     def notices(self, planned: Sequence[Planned]) -> list[str]:
-        """Return what is to be known of the versions that made the results of these runs."""
+        """Return notices about the versions that made the results of these runs, and about faulty results."""
         found = [[content for _, content in self._equal(run)] for run in planned]
         old = [contents for contents in found if contents and all(map(_older, contents))]
         unknown = [contents for contents in found if contents and not any(each.get("made_by") for each in contents)]
@@ -101,14 +101,14 @@ class Results:
                 yield path, content
 
     def _others(self, planned: Planned) -> Iterator[tuple[Path, dict[str, Any]]]:
-        """Yield the records that would stand beside that of the run in one cell of a table."""
+        """Yield the records that would share a cell of a table with the run's own record."""
         for path, content in self._alike(planned):
             replaced = path == self.path(planned) or _same(content["config"], planned.config)
             if not replaced and (content["row"], content["overrides"]) == (planned.row, planned.overrides):
                 yield path, content
 
     def _alike(self, planned: Planned) -> Iterator[tuple[Path, dict[str, Any]]]:
-        """Yield the records of the same row, task and seed, by their names."""
+        """Yield the records of the same row, task and seed, in the order of their names."""
         pattern = f"{slug(planned.row)}-{planned.config.task}-s{planned.config.seed}-*.json"
         for path in sorted(self.path(planned).parent.glob(pattern)):
             try:
@@ -122,7 +122,7 @@ def _same(stored: dict[str, Any], config: Config) -> bool:
 
 
 def _today(stored: dict[str, Any]) -> dict[str, Any]:
-    """Return a record's configuration with today's defaults; as it is if it has a key that does not exist any more."""
+    """Return a record's configuration with today's defaults, or unchanged if it has a key that no longer exists."""
     try:
         return what_is_computed(from_dict(stored))
     except UserError:
@@ -130,9 +130,9 @@ def _today(stored: dict[str, Any]) -> dict[str, Any]:
 
 
 def _older(content: dict[str, Any]) -> list[str]:
-    """Return the versions that made a record and are no longer today's; nothing if it does not say them."""
+    """Return the versions that made a record and are no longer current; empty if the record does not state them."""
     made_by, criterion = content.get("made_by", {}), content["config"].get("score", {}).get("criterion", PAPER)
     if made_by and "score" in content["stages"]:
-        made_by = {f"criterion {criterion}": 1, **made_by}  # records that know no criterion are of the first version
+        made_by = {f"criterion {criterion}": 1, **made_by}  # records without a criterion's version are of the first
     now = versions_of(content["task"], content["method"], content["stages"], criterion)
     return [f"{name}: {made_by[name]}, now {now[name]}" for name in made_by if made_by[name] != now.get(name)]

@@ -1,4 +1,4 @@
-"""From records, and nothing else, to the cells of a table: means over seeds, beside what the paper publishes."""
+"""Build the cells of a table from records alone: means over seeds, beside the paper's published values."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lora_drop.experiments.published import load_published
 from lora_drop.experiments.records import Record
 
 FLAGS = {"r": "fewer rows", "e": "fewer epochs", "s": "fewer seeds"}
-"""Marks of a number that rests on less than the experiment asks for."""
+"""Marks of a number that is based on less than the experiment asks for."""
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,9 @@ class Column:
     title: str
     metric: str
     key: str
-    """As in published.yaml: the task, or `task.metric` where a table shows several metrics."""
+    """Key as in published.yaml: the task, or `task.metric` if a table shows several metrics."""
     learnt: bool = True
-    """False if every run stays within chance of a constant prediction: then the average leaves it out."""
+    """False if every run stays within chance of a constant prediction; the average then leaves the column out."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Cell:
     parameters: float | None
     """Trainable parameters of the adapter, mean over seeds."""
     head: float | None
-    """Those of the head."""
+    """The same for the head."""
     best: float | None
     """Mean of the best epochs on the evaluation split."""
     held_out: float | None
@@ -52,7 +52,7 @@ class Cell:
     """Mean of the last epochs."""
     published: float | None
     difference: float | None
-    """From the published value; None unless it is of the same backbone."""
+    """Difference from the published value; None unless that is for the same backbone."""
 
 
 @dataclass(frozen=True)
@@ -62,25 +62,25 @@ class Row:
     name: str
     title: str
     parameters: float | None
-    """Trainable parameters of the adapter, mean over the seeds of a task, then over tasks; the head is left out, as in the
+    """Trainable parameters of the adapter, mean over the seeds of a task, then over tasks; without the head, as in the
     paper."""
     head: float | None
     cells: dict[str, Cell]
-    """By column key; a cell never measured is absent."""
+    """Cells by column key; a cell that was never measured is absent."""
     average: float | None
-    """Mean of the columns in which something was learnt, if there are several and all are measured."""
+    """Mean of the columns in which something was learnt; None unless there are several and all are measured."""
     average_flags: str
     retained: dict[str, float]
     """Mean number of retained layers per projection."""
     published: Mapping[str, Any]
-    """The row of published.yaml, or empty."""
+    """The row of published.yaml; empty if there is none."""
     difference: float | None
-    """Of the average from the published one; None if that is over more columns."""
+    """Difference of the average from the published one; None if that covers more columns."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """The runs that one command asked for: runs with other overrides make a table of their own."""
+    """The runs that one command asked for; runs with other overrides have their own table."""
 
     experiment: str
     title: str
@@ -88,29 +88,32 @@ class Table:
     overrides: dict[str, Any]
     columns: tuple[Column, ...]
     projections: tuple[str, ...]
-    """Whose retained layers are shown."""
+    """Projections with a column of retained layers."""
     rows: tuple[Row, ...]
     records: tuple[Record, ...]
     figures: tuple[str, ...]
-    """That the experiment wants drawn."""
+    """Figures that the experiment wants drawn."""
     claims: dict[str, dict[str, Any]]
-    """Of the experiment, by name; see `claims.py`."""
+    """Claims of the experiment, by name; see `claims.py`."""
     agreement: bool
-    """True if the table shows how far seeds rank the layers alike."""
+    """True if the table shows the agreement of seeds on the ranking of layers."""
     source: str
-    """Source of the published values; empty without."""
+    """Source of the published values; empty if there are none."""
     published_backbone: str
     elsewhere: tuple[Mapping[str, Any], ...]
     """Other papers' results on that backbone: `title`, `parameters`, `source` and `scores`."""
 
     @property
     def learnt(self) -> set[str]:
-        """The tasks in which something was learnt: only they are compared."""
+        """The tasks in which something was learnt; only these are compared."""
         return {column.task for column in self.columns if column.learnt}
 
 
 def build_tables(records: Sequence[Record]) -> list[Table]:
-    """Group the records of one experiment and backbone by their overrides, and make a table of each; none come first."""
+    """Make a table of each group of records of one experiment and backbone with the same overrides.
+
+    Records without overrides come first.
+    """
     groups: dict[str, list[Record]] = {}
     _refuse_doubles(records)
     for record in records:
@@ -119,7 +122,7 @@ def build_tables(records: Sequence[Record]) -> list[Table]:
 
 
 def _refuse_doubles(records: Sequence[Record]) -> None:
-    """Two results for one cell and seed would be averaged as if they were two seeds."""
+    """Raise UserError for two results for one cell and seed, which would be averaged as if they were two seeds."""
     seen: dict[Any, Record] = {}
     for record in records:
         key = (record.row, record.task, record.seed, json.dumps(record.overrides, sort_keys=True))
@@ -133,14 +136,14 @@ def _refuse_doubles(records: Sequence[Record]) -> None:
 
 
 def limits(record: Record) -> str:
-    """Return how a run was limited, as letters of FLAGS, but for seeds, which are counted over runs."""
+    """Return how a run was limited, as letters of FLAGS, except seeds, which are counted over runs."""
     published, here = record.deviations.get("train.epochs", [0, 0])
     return "r" * bool(record.limited) + "e" * (here < published)
 
 
 def _table(records: list[Record]) -> Table:
     layout, first = _layout(records), records[0]
-    # figures have their tasks in the order of the table's columns
+    # figures show tasks in the order of the table's columns
     place = {task: number for number, task in enumerate(layout["tasks"])}
     records = sorted(records, key=lambda record: place.get(record.task, len(place)))
     published = load_published().get(layout["published"], {"rows": {}, "source": "", "backbone": ""})
@@ -171,8 +174,10 @@ def _table(records: list[Record]) -> Table:
 
 
 def _layout(records: Sequence[Record]) -> dict[str, Any]:
-    """The layout of the experiment, also where it has grown since some of the records were written: the one with the most
-    rows comes first, and what it lacks is that of the others."""
+    """Return the layout of the experiment, even if it has grown since some of the records were written.
+
+    The layout with the most rows comes first; the others fill in what it lacks.
+    """
     layouts = sorted((record.layout for record in records), key=lambda layout: -len(layout["rows"]))
     merged = dict(layouts[0])
     for key in ("rows", "tasks", "claims"):
@@ -184,7 +189,7 @@ def _layout(records: Sequence[Record]) -> dict[str, Any]:
 
 
 def _columns(records: Sequence[Record], layout: Mapping[str, Any]) -> list[Column]:
-    """The tasks of the experiment, measured or not; on other tasks (toy data) those that were run instead."""
+    """Return columns for the experiment's tasks, measured or not, or for the other tasks run instead (toy data)."""
     measured = {record.task: record for record in records if record.metrics}
     titles = layout["tasks"] if set(layout["tasks"]) & set(measured) else {}
     titles = {**titles, **{task: record.task_title for task, record in measured.items()}}
@@ -236,7 +241,7 @@ def _row(
 
 
 def _parameters(records: Iterable[Record], part: str) -> float | None:
-    """Return the mean number of parameters over the tasks of the means over their seeds."""
+    """Return the number of parameters, averaged over the seeds of each task, then over tasks."""
     by_task: dict[str, list[int]] = {}
     for record in records:
         if record.parameters:
@@ -245,20 +250,22 @@ def _parameters(records: Iterable[Record], part: str) -> float | None:
 
 
 def _over_tasks(values: Mapping[str, Sequence[int]]) -> float:
-    """Return the mean over the tasks of the means over their seeds."""
+    """Return the mean over tasks of the means over their seeds."""
     return statistics.fmean(map(statistics.fmean, values.values()))
 
 
 def _average(cells: Mapping[str, Cell], columns: Sequence[Column]) -> float | None:
-    """Return the mean of the columns in which something was learnt; None if one is not measured, or the columns are no
-    tasks: a mean over metrics of one task means nothing."""
+    """Return the mean of the columns in which something was learnt; None if one of them is not measured.
+
+    Also None unless the columns are several different tasks: a mean over metrics of one task is meaningless.
+    """
     compared = [column.key for column in columns if column.learnt]
     several = len({column.task for column in columns}) == len(columns) and len(compared) > 1
     return _mean(cells[key].mean for key in compared) if several and set(compared) <= set(cells) else None
 
 
 def _retained(records: Iterable[Record]) -> dict[str, float]:
-    """Return the mean number of layers that are retained, by projection."""
+    """Return the mean number of retained layers, by projection."""
     counts: dict[str, dict[str, list[int]]] = {}
     for record in records:
         for name, fate in record.selection.get("projections", {}).items():

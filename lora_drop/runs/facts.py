@@ -1,6 +1,6 @@
-"""All that the files of a run directory say, finished or not: for listings, comparisons and pages.
+"""The facts in a run directory, finished or not, for listings, comparisons and pages.
 
-Reads JSON, YAML and headers of weights only; neither torch nor a model is imported, and nothing is written.
+Reads only JSON, YAML and the headers of weight files. Imports neither torch nor a model, and writes nothing.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from lora_drop.runs.store import FORMAT, read_manifest
 
 TRAINED = ("task", "seed", "backbone", "quantization", "limit.train", "train.", "method.")
 SELECTED = ("method.threshold", "method.budget", "method.policy", "method.share")
-"""Settings of the selection, whose outcome is compared instead."""
+"""Settings of the selection; the selection itself is compared instead."""
 AGAIN = "`lora-drop run` with the same directory makes it again."
 
 
 @dataclass(frozen=True)
 class Facts:
-    """A run directory, read."""
+    """The contents of a run directory."""
 
     path: Path
     config: dict[str, Any]
@@ -46,18 +46,21 @@ class Facts:
 
     @property
     def subject(self) -> str:
-        """The task as people call it."""
+        """The task's name for people."""
         return subject(self.task, self.config.get("data") or {})
 
     @property
     def data_path(self) -> str:
-        """Where own data are, as the configuration says it; empty for other tasks."""
+        """Path of own data, as given in the configuration; empty for other tasks."""
         data = self.config.get("data") or {}
         return str(data.get("path") or data.get("dataset_info") or "")
 
     @property
     def contents(self) -> dict[str, str]:
-        """The contents of the rows of own data, by split; of those that the last stages have read, and none of other tasks."""
+        """Content hash or commit of own data's rows, by split; empty for other tasks.
+
+        The rows are those that the training read or, before training, any other stage.
+        """
         stages = [self.stages["train"]] if "train" in self.stages else self.stages.values()
         sources = {split: source for stage in stages for split, source in stage.get("sources", {}).items()}
         known = {split: sources.get(split, {}) for split in ("train", "validation") if self.task == OWN}
@@ -65,7 +68,7 @@ class Facts:
         return {split: content for split, content in found.items() if content}
 
     def of_other_rows(self, other: Facts) -> bool:
-        """Return True if the rows of own data are known to be others than those of another run."""
+        """Return True if this run is known to have read other rows of own data than another run."""
         theirs = other.contents
         return any(theirs.get(split, content) != content for split, content in self.contents.items())
 
@@ -81,33 +84,36 @@ class Facts:
 
     @property
     def title(self) -> str:
-        """The method as tables name it; one of a plugin by its name."""
+        """The method's name in tables; a plugin's method keeps its own name."""
         return TITLES.get(self.method, self.method)
 
     @property
     def seed(self) -> int:
-        """The seed; of a model that is there, that which it was trained with."""
+        """The seed of the training; before training, the configured one."""
         return int(self.trained_with.get("seed", self.config["seed"]))
 
     @property
     def trained_with(self) -> dict[str, Any]:
-        """The settings that the model rests on (`training_settings`), as they were; empty before training, and of earlier versions."""
+        """Settings that the model was trained with (`training_settings`).
+
+        Empty before training, and for runs of earlier versions.
+        """
         return self.stages.get("train", {}).get("trained_with", {})
 
     @property
     def stages(self) -> dict[str, dict[str, Any]]:
-        """The entries of the stages that were done."""
+        """The manifest's entries of the finished stages."""
         return self.manifest.get("stages", {})
 
     @cached_property
     def status(self) -> str:
-        """Return done, failed, running or interrupted (which a run is, too, whose process was killed)."""
+        """The status: done, failed, running or interrupted. A run is also interrupted if its process was killed."""
         stored = str(self.manifest.get("status", "new"))
         return "interrupted" if stored == "running" and not is_held(self.path / LOCK) else stored
 
     @property
     def parameters(self) -> dict[str, int]:
-        """Trainable parameters, `adapter` and `head`; empty before training."""
+        """Numbers of trainable parameters, as `adapter` and `head`; empty before training."""
         return self.stages.get("train", {}).get("trainable_parameters", {})
 
     @cached_property
@@ -117,12 +123,12 @@ class Facts:
 
     @property
     def primary(self) -> str:
-        """The metric that counts; empty before the evaluation."""
+        """Name of the primary metric; empty before the evaluation."""
         return str(self.metrics.get("primary", ""))
 
     @property
     def score(self) -> float | None:
-        """The value of the primary metric."""
+        """Value of the primary metric; None before the evaluation."""
         try:
             return self.metrics["metrics"][self.primary] if self.metrics else None
         except (KeyError, TypeError) as error:
@@ -136,58 +142,58 @@ class Facts:
 
     @cached_property
     def selection(self) -> Selection | None:
-        """The selection of layers, if there is one."""
+        """The selection of layers; None if there is none."""
         path = self.whole("selection.json")
         return Selection.load(path) if path.is_file() else None
 
     @property
     def trained_as_selected(self) -> bool:
-        """False if layers were selected anew since the training, which would be repeated under the new selection."""
+        """False if the selection has changed since the training, which would then be repeated."""
         trained = self.stages.get("train", {})
         if "selection" in trained:
             return bool(trained["selection"] == file_digest(self.path / "selection.json"))
-        chosen = self.selection.trainable_parameters if self.selection else None  # all that earlier versions tell
+        chosen = self.selection.trainable_parameters if self.selection else None  # earlier versions record nothing else
         return chosen is None or self.parameters.get("adapter", chosen) == chosen
 
     @property
     def trained_as_configured(self) -> bool:
-        """False if a command has changed a setting of the training since, which would be repeated with it."""
+        """False if a training setting has changed since the training, which would then be repeated."""
         now = training_settings(self.config)
         return all(now.get(key, value) == value for key, value in self.trained_with.items())
 
     @property
     def retained_modules(self) -> list[str]:
-        """The names of the modules that retain a LoRA of their own, in model order; empty without a selection."""
+        """Names of the modules that retain their own LoRA, in model order; empty without a selection."""
         chosen = self.selection.projections if self.selection else {}
         kept = {(name, layer) for name, layers in chosen.items() for layer in layers.retained}
         return [row.name for row in self.scored if (row.projection, row.layer) in kept]
 
     @cached_property
     def stability(self) -> dict[str, Any]:
-        """The content of `stability.json`; empty if it belongs to other scores, or another selection rule, than those in use."""
+        """The content of `stability.json`; empty if it belongs to earlier scores or another selection rule."""
         content, method = self._json("stability.json"), self.config["method"]
         resampled = [(row["projection"], row["layer"], row["importance"]) for row in content.get("modules", [])]
         if resampled != [(row.projection, row.layer, row.importance) for row in self.scored]:
             return {}
         rule = {key: method.get(key) for key in ("threshold", "budget", "policy", "share")}
-        found = {"policy": "threshold", **content}  # earlier versions knew no other
+        found = {"policy": "threshold", **content}  # the only policy of earlier versions
         return content if all(found.get(key) == value for key, value in rule.items()) else {}
 
     @cached_property
     def criteria(self) -> dict[str, Any]:
-        """The content of `criteria.json`; empty if it belongs to other scores than those in use."""
+        """The content of `criteria.json`; empty if it belongs to earlier scores."""
         content = self._json("criteria.json")
         rows = content["criteria"][content["chosen"]]["modules"] if content else []
         return content if rows == [asdict(row) for row in self.scored] else {}
 
     @cached_property
     def warmup_losses(self) -> list[float]:
-        """The loss of each step of the warm-up; empty if it is not there."""
+        """Loss of each warm-up step; empty if none is recorded."""
         return self._json("warmup/losses.json").get("losses", [])
 
     @property
     def constant_loss(self) -> float | None:
-        """The loss of a constant prediction on the warm-up's rows; None of texts, and of runs of earlier versions."""
+        """Loss of a constant prediction on the warm-up's rows; None for text tasks and runs of earlier versions."""
         return self.stages.get("score", {}).get("constant_loss")
 
     @property
@@ -197,23 +203,23 @@ class Facts:
 
     @property
     def seconds(self) -> float:
-        """What all stages took."""
+        """Total seconds of all stages."""
         return float(sum(entry.get("seconds", 0.0) for entry in self.stages.values()))
 
     @property
     def limited(self) -> dict[str, int]:
-        """Rows that the run was limited to, by part."""
+        """Number of rows used, for each part that was limited."""
         return {part: rows for entry in self.stages.values() for part, rows in entry.get("limited", {}).items()}
 
     @property
     def cut(self) -> list[str]:
-        """Sentences about what was cut of the rows, each once."""
+        """Distinct sentences about rows that were cut or left out."""
         told = [note for entry in self.stages.values() for notes in entry.get("cut", {}).values() for note in notes]
         return list(dict.fromkeys(told))
 
     @cached_property
     def group(self) -> str:
-        """Identifies what was computed but for the seed: runs of one group are repetitions."""
+        """Hash of what was computed, without the seed: runs of one group are repetitions."""
         return digest(without(self.config, (*WHERE_KEYS, "seed")))
 
     def _json(self, name: str) -> dict[str, Any]:
@@ -221,7 +227,7 @@ class Facts:
         return read_json(path) if path.is_file() else {}
 
     def whole(self, name: str) -> Path:
-        """Return the path of a file. Raises UserError if it is not as the stage that made it has left it."""
+        """Return the path of a file. Raises UserError if it has changed since its stage wrote it."""
         output = name.partition("/")[0]
         made = [entry["outputs"][output] for entry in self.stages.values() if output in entry.get("outputs", {})]
         if made and file_digest(self.path / output) not in made:
@@ -230,7 +236,7 @@ class Facts:
 
 
 def read_facts(path: str | Path) -> Facts:
-    """Read a run directory. Raises UserError if it is none, or its files are damaged."""
+    """Read a run directory. Raises UserError if the folder is not one, or if its files are damaged."""
     folder = Path(path)
     stored = folder / "config.yaml"
     if not stored.is_file() or not (folder / "run.json").is_file():
@@ -246,25 +252,25 @@ def read_facts(path: str | Path) -> Facts:
 
 
 def training_settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of a nested configuration that a trained model rests on, by dotted key."""
+    """Return the settings of a nested configuration that a trained model depends on, by dotted key."""
     found = leaves(config)
     passing = (*SELECTED, *WHERE_KEYS, "train.save_steps")
     return {key: value for key, value in found.items() if key.startswith(TRAINED) and key not in passing}
 
 
 def with_compared(run: Facts) -> list[Facts]:
-    """Return a run and those that `run --compare` has put into its folder."""
+    """Return a run and the runs that `run --compare` has put into its folder."""
     return [run, *(read_facts(folder) for folder in find_runs(run.path / "compare"))]
 
 
 def find_runs(folder: Path) -> list[Path]:
-    """Return the run directories at or below a folder, those inside another run included, by path."""
+    """Return the run directories at or below a folder, sorted by path, including those inside another run."""
     found = [path.parent for path in folder.rglob("run.json") if (path.parent / "config.yaml").is_file()]
     return sorted(found, key=lambda path: path.parts)
 
 
 def differences(one: Facts, other: Facts) -> dict[str, tuple[Any, Any]]:
-    """Return the settings that differ between two runs, by dotted key; where they ran is none."""
+    """Return the settings that differ between two runs, by dotted key, except those of where they ran."""
     first, second = leaves(one.config), leaves(other.config)
     keys = [key for key in (first | second) if key not in WHERE_KEYS]
     return {key: (first.get(key), second.get(key)) for key in keys if first.get(key) != second.get(key)}
@@ -273,7 +279,7 @@ def differences(one: Facts, other: Facts) -> dict[str, tuple[Any, Any]]:
 def shapes_of(path: Path) -> dict[str, list[int]]:
     """Return the shape of each tensor of a safetensors file, from its header. Raises UserError if damaged."""
     try:
-        with safe_open(path, "numpy") as file:  # numpy, lest torch be imported; no tensor is read
-            return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 - it is no mapping
+        with safe_open(path, "numpy") as file:  # numpy avoids importing torch; no tensor is read
+            return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 - not a mapping
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path} is no readable safetensors file ({error}).") from error

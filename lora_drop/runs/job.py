@@ -1,6 +1,6 @@
-"""One run at work: its directory and configuration, and all that follows from them, made when a stage first needs it.
+"""One run in progress: its directory, its configuration, and the objects built from them when a stage first needs one.
 
-Importing this module imports neither torch nor transformers, so that a stage which only reads JSON starts at once.
+Importing this module imports neither torch nor transformers, so that a stage that only reads JSON starts at once.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Job:
-    """A run, its reporter, and whether finished stages are repeated."""
+    """A run, its reporter, and the option to repeat finished stages."""
 
     run: Run
     report: Reporter = SILENT
     force: bool = False
     others: Callable[[], Iterable[Run]] = tuple
-    """Runs of the same grid, whose work may be taken over."""
+    """Returns the other runs of the same grid; this run may reuse their work."""
 
     @property
     def config(self) -> Config:
@@ -47,7 +47,7 @@ class Job:
 
     @property
     def subject(self) -> str:
-        """The task as people name it."""
+        """The task's name for people."""
         return subject(self.config.task, vars(self.config.data))
 
     @cached_property
@@ -66,7 +66,7 @@ class Job:
 
     @cached_property
     def device(self) -> torch.device:
-        """The device; of each of several processes its own."""
+        """The device of this process; on GPUs, each of several processes has its own."""
         from lora_drop.models.backbones import resolve_device
 
         return processes.own_device(resolve_device(self.config.device))
@@ -83,7 +83,7 @@ class Job:
 
     @cached_property
     def backbone(self) -> Backbone:
-        """The pretrained model, located."""
+        """The located pretrained model."""
         from lora_drop.models.backbones import locate
 
         known = known_sources(self.run).get("backbone")
@@ -100,7 +100,7 @@ class Job:
         return Data(self.config, self.task, self.source, self.backbone, self.report)
 
     def check(self) -> None:
-        """Say before work starts what would end it later. Raises UserError."""
+        """Raise UserError before work starts for anything that would end it later."""
         from lora_drop.data.batches import split_batch
         from lora_drop.methods.start import check_adapter, check_start
         from lora_drop.models.quantization import check_quantization
@@ -115,7 +115,7 @@ class Job:
         split_batch(self.config.warmup.batch_size or self.config.train.batch_size, None, processes.size())
         for key, name in named_adapters(self.config).items():
             if not Path(self.adapters[key]["folder"]).exists():
-                continue  # gone, and known: whoever reads it says so
+                continue  # gone but recorded: the stage that reads it reports it
             if key == "warmup.adapter":
                 check_adapter(name, self.task.kind)
             else:
@@ -123,17 +123,19 @@ class Job:
 
     @property
     def sources(self) -> dict[str, dict[str, str]]:
-        """Where backbone, adapters of the user's and rows of each split came from, now or in an earlier process: files, or a
-        commit of the Hub."""
+        """Origins of the backbone, the user's adapters and the rows of each split: files, or a commit of the Hub.
+
+        Includes those recorded by an earlier process.
+        """
         backbone = {"backbone": self.backbone.origin} if self.backbone.origin else {}
         return {**known_sources(self.run), **backbone, **self.adapters, **self.source.origins}
 
     @cached_property
     def adapters(self) -> dict[str, dict[str, str]]:
-        """Folder and content of the adapters of the user's that the run begins from, by their keys.
+        """Folder and content hash of the user's adapters that the run starts from, by configuration key.
 
-        Of one that is gone, as on another machine, what the stages that are done have read. Raises UserError for one that
-        is neither there nor was it.
+        For an adapter that is gone, as on another machine, these are the values recorded by the finished stages. Raises
+        UserError if an adapter is missing and no stage has recorded it.
         """
         found = {}
         for key, name in named_adapters(self.config).items():
@@ -149,23 +151,23 @@ class Job:
 
     @cached_property
     def scored_each_epoch(self) -> bool:
-        """True if the model is evaluated between epochs: to choose one, or because it costs little."""
+        """True if the model is evaluated after each epoch: to choose an epoch, or because it costs little."""
         return self.data.kind.scored_each_epoch or self.config.train.select_epoch != "last"
 
     @property
     def selects(self) -> bool:
-        """True if the method needs a selection of layers; known without loading it."""
+        """True if the method needs a selection of layers; known without loading the method."""
         return needs_selection(self.config.method.name)
 
 
 def named_adapters(config: Config) -> dict[str, str]:
-    """Return the adapters of the user's that a run begins from, by their keys."""
+    """Return the user's adapters that a run starts from, by configuration key."""
     named = {"train.start_from": config.train.start_from, "warmup.adapter": config.warmup.adapter}
     return {key: name for key, name in named.items() if name}
 
 
 def _check_criterion(config: Config) -> None:
-    """Raise UserError if values of examples are asked for, and the criterion has none."""
+    """Raise UserError if values of single examples are asked for and the criterion has none."""
     score = config.score
     asked = "score.bootstrap" if score.bootstrap else "score.norms" if score.norms else ""
     if asked and not CRITERIA.get(score.criterion).additive:
@@ -177,7 +179,7 @@ def _check_criterion(config: Config) -> None:
 
 
 def known_sources(run: Run) -> dict[str, dict[str, str]]:
-    """Return where the stages that are done have backbone and rows from: what is repeated takes the same revisions."""
+    """Return the origins that finished stages recorded, so that repeated work uses the same revisions."""
     return {
         name: origin for stage in run.manifest["stages"].values() for name, origin in stage.get("sources", {}).items()
     }

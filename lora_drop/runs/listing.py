@@ -1,4 +1,4 @@
-"""Many runs: a row for each, what differs between two, and what of them can be removed."""
+"""Listings of runs: a row for each run, the differences between two, and what can be removed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Rows = list[dict[str, Any]]
 
 
 def read_all(folder: Path) -> tuple[list[Facts], list[str]]:
-    """Return the runs at or below a folder, and a sentence for each that is damaged. Raises UserError if there is none."""
+    """Return the runs at or below a folder, and a sentence for each damaged one. Raises UserError if there is none."""
     if not folder.is_dir():
         raise UserError(f"The folder {folder} does not exist. Name the one that holds run directories.")
     found, damaged = [], []
@@ -33,7 +33,7 @@ def read_all(folder: Path) -> tuple[list[Facts], list[str]]:
 
 
 def row(run: Facts, folder: Path) -> dict[str, Any]:
-    """Return what a listing of `folder` says of a run; None where there is nothing to say yet."""
+    """Return a run's row in a listing of `folder`; values that do not exist yet are None."""
     status, threshold, metric, score = run.status, None, None, None
     try:
         status = state(run)
@@ -58,8 +58,11 @@ def row(run: Facts, folder: Path) -> dict[str, Any]:
 
 
 def state(run: Facts) -> str:
-    """Return the status of a run; of one that is done up to a stage before the training, which; and whether what was trained
-    is what is selected and configured."""
+    """Return the status of a run.
+
+    A run that ended before the training names its last stage. One that was selected or configured anew after the
+    training says so.
+    """
     if run.status == "done" and "train" not in run.stages:
         return f"done up to {list(run.stages)[-1]}" if run.stages else "done"
     anew = "" if run.trained_as_selected else ", then selected anew"
@@ -67,11 +70,11 @@ def state(run: Facts) -> str:
 
 
 def compare(one: Facts, other: Facts) -> dict[str, Rows]:
-    """Return what differs between two runs.
+    """Return the differences between two runs.
 
     Returns:
-        Rows of `what`, `a` and `b` under `configuration`, `data` (what identifies the rows of own data), `result`
-        (parameters, metrics, time) and `layers` (those that retain a LoRA of their own, by projection).
+        Rows of `what`, `a` and `b` under `configuration`, `data` (the identities of own data's rows), `result` (status,
+        parameters, metrics, time) and `layers` (those that retain their own LoRA, by projection).
     """
     settings = [(key, shown(a), shown(b)) for key, (a, b) in differences(one, other).items()]
     return {
@@ -108,26 +111,27 @@ def _layers(one: Facts, other: Facts) -> list[tuple[str, Any, Any]]:
 
 @dataclass(frozen=True)
 class Removable:
-    """A folder that can be removed; of a run directory, what runs have written into it."""
+    """A folder that can be removed; of a run directory, only what runs have written into it."""
 
     path: Path
     run: Path
     status: str
-    """Of the run."""
+    """Status of the run."""
     why: str
     size: int
     """Bytes."""
 
 
 def removable(folder: Path, exports: bool = False, unfinished: bool = False) -> list[Removable]:
-    """Return what can be removed of the runs at or below a folder, none of it of a run that is under way.
+    """Return what can be removed from the runs at or below a folder; nothing from a run that is under way.
 
-    That are checkpoints of runs that are done. Those of an interrupted run stay, since it continues from them.
+    By default these are the checkpoints of runs that are done. Those of an interrupted run stay, since it continues
+    from them.
 
     Args:
-        folder: where to look.
+        folder: the folder to search.
         exports: also what `export` wrote into runs.
-        unfinished: also all that failed or interrupted runs have written, unless another run lies inside them.
+        unfinished: also everything that failed or interrupted runs have written, unless they contain another run.
     """
     found, _ = read_all(folder)
     lost = [run for run in found if unfinished and run.status in ("failed", "interrupted")]
@@ -146,26 +150,27 @@ def removable(folder: Path, exports: bool = False, unfinished: bool = False) -> 
 
 
 def _holds_another(run: Path) -> bool:
-    """Return True for a run directory with another inside it, which may be damaged: it is still somebody's."""
+    """Return True if a run directory contains another one. A damaged one counts, too: it may matter to its owner."""
     return any(path.parent != run for path in run.rglob("run.json"))
 
 
 def clean(parts: Sequence[Removable]) -> list[Path]:
-    """Remove what is listed; return the run directories that hold files of others, which stay.
+    """Remove the listed parts; return the run directories that stay because they hold other files.
 
-    Raises UserError, with all others left, at one whose run is no longer as it was when they were listed.
+    Raises UserError at the first part whose run is in use or has another status than when it was listed; that part and
+    all later ones are left.
     """
     kept = []
     for part in parts:
         try:
             with hold(part.run / LOCK, f"Another process is working in {part.run}: {part.path} was left"):
                 stored = str(read_facts(part.run).manifest.get("status", "new"))
-                status = "interrupted" if stored == "running" else stored  # as its lock is ours
+                status = "interrupted" if stored == "running" else stored  # its lock is ours, so it cannot be running
                 if status != part.status:
                     raise UserError(f"{part.run} is no longer {part.status}, but {status}: {part.path} was left.")
                 for each in own_entries(part.run) if part.path == part.run else [part.path]:
                     remove(each)
-                    if each.parent != part.run and not any(each.parent.iterdir()):  # of trackers
+                    if each.parent != part.run and not any(each.parent.iterdir()):  # the trackers' `logs`
                         each.parent.rmdir()
             if part.path == part.run and any(part.run.iterdir()):
                 kept.append(part.run)
@@ -177,7 +182,7 @@ def clean(parts: Sequence[Removable]) -> list[Path]:
 
 
 def size_of(place: Path) -> int:
-    """Return the bytes of a file, or of all files in a folder; 0 for a link, which is not followed."""
+    """Return the size in bytes of a file, or of all files in a folder; 0 for a link, which is not followed."""
     if place.is_symlink():
         return 0
     inside = place.rglob("*") if place.is_dir() else [place]

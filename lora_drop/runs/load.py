@@ -1,4 +1,4 @@
-"""A finished run as a model."""
+"""Load the model of a finished run."""
 
 from __future__ import annotations
 
@@ -22,18 +22,19 @@ from lora_drop.tasks.own.task import stored_task
 from lora_drop.tasks.own.values import same_class
 
 TASK_FILE = "task.json"
-"""In an adapter's folder: how the rows of own data are read, and the names of the labels."""
+"""File in an adapter's folder that says how rows of own data are read, and names the labels."""
 
 
 def load_run(path: str | Path, device: str = "auto") -> tuple[torch.nn.Module, PreTrainedTokenizerBase]:
-    """Load the trained model of a run directory, tied as it was trained, and its tokenizer.
+    """Load the trained model of a run directory, with LoRAs shared as in training, and its tokenizer.
 
     Args:
-        path: a run directory. Its data are not needed, nor the device that it was trained on.
+        path: a run directory. Neither its data nor the device it was trained on is needed.
         device: auto, cpu, cuda or mps.
 
     Raises:
-        UserError: if the directory is not a run or was not trained yet, or its backbone is not at hand.
+        UserError: if the directory is not a run, is not trained yet or was altered, or if its backbone is missing or
+            has changed.
     """
     run = Run(path)
     config, adapter, chosen = run.config, run.require("adapter", "train"), resolve_device(device)
@@ -52,7 +53,7 @@ def load_run(path: str | Path, device: str = "auto") -> tuple[torch.nn.Module, P
 
 @contextmanager
 def _without_advice() -> Iterator[None]:
-    """Keep transformers from saying that the head is untrained: it is loaded with the adapter."""
+    """Keep transformers from warning that the head is untrained: it is loaded with the adapter."""
     before = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
@@ -62,7 +63,7 @@ def _without_advice() -> Iterator[None]:
 
 
 def check_weights(run: Run, backbone: Backbone) -> None:
-    """Raise UserError if the adapter of a run was trained on another model than this one, which has its backbone's name."""
+    """Raise UserError if a run's adapter was trained on another model than this backbone of the same name."""
     trained_on = run.entry("train").get("weights", backbone.identity)
     if trained_on not in (backbone.identity, f"{backbone.identity}/{run.config.quantization}"):
         raise UserError(
@@ -72,13 +73,15 @@ def check_weights(run: Run, backbone: Backbone) -> None:
 
 
 def check_trained(job: Job) -> None:
-    """Raise UserError unless the adapter of a run was trained on the model and for the labels that the run has now, and not on
-    rows that are to be evaluated."""
+    """Raise UserError unless a run's adapter fits the run's present model and labels.
+
+    Also raise it if the adapter was trained on rows that are to be evaluated.
+    """
     check_weights(job.run, job.backbone)
     if not job.config.data.given:
         return
     then, now = trained_task(job.run), job.task
-    named = tuple(same_class(name, now.labels) for name in then.labels)  # earlier versions called the class 1 also 1.0
+    named = tuple(same_class(name, now.labels) for name in then.labels)  # earlier versions may say 1.0 for the class 1
     if (then.kind, named) != (now.kind, now.labels):
         others = sorted({*then.labels} ^ {*now.labels})[:3]
         which = f" (only one of them has {', '.join(others)})" if others else ""
@@ -102,7 +105,7 @@ def check_trained(job: Job) -> None:
 
 
 def trained_task(run: Run) -> Task:
-    """Return the task that a run was trained on; of own data, what the adapter keeps of it."""
+    """Return the task that a run was trained on; for own data, as stored with the adapter."""
     config = run.config
     if not config.data.given:
         return TASKS.get(config.task)

@@ -1,8 +1,8 @@
-"""File locks: one process at a time, and which one it is.
+"""File locks that let in one process at a time and say which process it is.
 
-The system frees the lock of a process that ended, also on a file system that machines share. A process that was stopped
-(SIGSTOP, Ctrl-Z) keeps it, and so does a child that outlives the one who took it. So the holder leaves its number and
-machine in a file beside the lock.
+The system frees the lock of a process that has ended, even on a file system that machines share. A stopped process
+(SIGSTOP, Ctrl-Z) keeps its lock, and so does a child that outlives the process that took it. The holder therefore
+writes its process id and machine to a file beside the lock.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from lora_drop.errors import UserError
 from lora_drop.files import write_json
 
 LOCK = ".lock"
-"""Of a run directory."""
+"""Name of a run directory's lock file."""
 AT_ONCE_S = 0.2
-"""A lock is taken for a moment by whoever asks if it is free."""
+"""Seconds to wait for a lock: even a check whether it is free takes it for a moment."""
 
 
 class Busy(UserError):
-    """Another process holds what is needed."""
+    """Raised when another process holds what is needed."""
 
     def __init__(self, message: str, lock: Path):
-        """`lock`: the file of the lock that it holds."""
+        """Store the message and the path of the lock file that is held."""
         super().__init__(message)
         self.lock = lock
 
@@ -48,12 +48,12 @@ class Owner(NamedTuple):
 
     @property
     def state(self) -> str:
-        """`running`, `stopped` or `dead`; `elsewhere` where it is a process of another machine, which cannot be asked."""
+        """`running`, `stopped` or `dead`; `elsewhere` for a process of another machine, which cannot be checked."""
         if self.host != socket.gethostname():
             return "elsewhere"
         try:
             process = psutil.Process(self.pid)
-            if abs(process.create_time() - self.started) > 1:  # the number was given to another one since
+            if abs(process.create_time() - self.started) > 1:  # the id now belongs to another process
                 return "dead"
             status = process.status()
         except psutil.NoSuchProcess:
@@ -66,14 +66,14 @@ class Owner(NamedTuple):
 
 
 def refuse_held(path: Path, what: str) -> None:
-    """Raise Busy with the sentence `what`, and who holds it, if a process holds a lock file (asking creates none)."""
+    """Raise Busy with the sentence `what` and the holder if a process holds a lock file. The check creates no file."""
     if is_held(path):
         raise _busy(path, what)
 
 
 @contextmanager
 def hold(path: Path, what: str) -> Iterator[None]:
-    """Hold a lock file for this process. Raises Busy with the sentence `what`, and who holds it, if another one does."""
+    """Hold a lock file for this process. Raises Busy with the sentence `what` and the holder if another one has it."""
     lock, note = FileLock(path), _note(path)
     try:
         lock.acquire(timeout=AT_ONCE_S)
@@ -83,13 +83,13 @@ def hold(path: Path, what: str) -> Iterator[None]:
         write_json(note, Owner(os.getpid(), socket.gethostname(), psutil.Process().create_time())._asdict())
         yield
     finally:
-        with suppress(OSError):  # a disk that has become read-only
+        with suppress(OSError):  # the disk may have become read-only
             note.unlink(missing_ok=True)
         lock.release()
 
 
 def is_held(path: Path) -> bool:
-    """Return True if a process holds a lock file (asking creates none)."""
+    """Return True if a process holds a lock file. The check creates no file."""
     if not path.is_file():
         return False
     try:
@@ -100,7 +100,7 @@ def is_held(path: Path) -> bool:
 
 
 def owner(path: Path) -> Owner | None:
-    """Return the process that has said that it holds a lock file; None if none has."""
+    """Return the recorded holder of a lock file; None if there is none."""
     with suppress(OSError, ValueError, TypeError):
         return Owner(**json.loads(_note(path).read_text(encoding="utf-8")))
     return None

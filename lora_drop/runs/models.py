@@ -1,4 +1,4 @@
-"""Work that several stages do with a model: load the backbone, train, read the sample, evaluate."""
+"""Model work shared by several stages: load the backbone, train, read the sample, evaluate."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def load_backbone(job: Job) -> PreTrainedModel:
 
 
 def load_adapter(job: Job, method: Method, artefact: str) -> nn.Module:
-    """Return the backbone with an adapter that an earlier stage has written, on the device."""
+    """Return the backbone with an adapter written by an earlier stage, on the device."""
     return method.load(load_backbone(job), job.run.file(artefact)).to(job.device)
 
 
@@ -64,7 +64,7 @@ def backbone_config(model: nn.Module) -> PretrainedConfig:
 
 
 def start(job: Job, model: nn.Module) -> None:
-    """Give the model the values of the adapter that training is to start from, if there is one."""
+    """Copy the adapter that training starts from into the model, if there is one."""
     if job.config.train.start_from:
         job.report.notice(start_from(model, adapter_folder(job.config.train.start_from)))
 
@@ -80,7 +80,10 @@ def fit(
     evaluated: bool = False,
     way: Way | None = None,
 ) -> trainer.Outcome:
-    """Train a model on tokenised rows as the stage `score` or `train` does, `evaluated` after each epoch."""
+    """Train a model on tokenised rows for the stage `score` or `train`.
+
+    With `evaluated`, also evaluate it after each epoch.
+    """
     part = "warmup" if stage == "score" else stage
     trackers = Trackers(settings.report_to or (), f"{_name(job)}-{part}", job.run.path / "logs" / part)
     way = way or find(job, model, encoded)
@@ -108,7 +111,7 @@ def fit(
 
 
 def _scored(job: Job, model: nn.Module, way: Way) -> dict[str, float]:
-    """Return the metrics on the evaluation rows, and the primary one on the rows that are held out, if any are."""
+    """Return the metrics on the evaluation rows and, if rows are held out, the primary metric on those."""
     metrics = dict(evaluate(job, model, way, _told(job)).metrics)
     if job.config.train.held_out:
         metrics[HELD_OUT] = evaluate(job, model, way, _told(job), part=job.data.held_out).metrics[job.task.primary]
@@ -116,13 +119,13 @@ def _scored(job: Job, model: nn.Module, way: Way) -> dict[str, float]:
 
 
 def _name(job: Job) -> str:
-    """Return the name of a run for trackers; of one that another is compared with, with that of the other."""
+    """Return a run's name for trackers; a run made by `--compare` is prefixed with the name of the main run."""
     path = job.run.path.resolve()
     return f"{path.parents[1].name}-{path.name}" if path.parent.name == "compare" else path.name
 
 
 def _told(job: Job) -> Callable[[int, int], None]:
-    """Return what hears of the progress of an evaluation between epochs: the bar is that of the training."""
+    """Return a progress callback for an evaluation between epochs, which leaves the bar to the training."""
     return lambda done, total: job.report.doing(f"evaluating: {done:,} of {total:,} rows")
 
 
@@ -145,7 +148,7 @@ def find_for_evaluation(job: Job, model: nn.Module) -> Way:
 
 
 def score(job: Job, model: nn.Module, encoded: Dataset, criterion: str, way: Way, per_example: bool = False) -> Scores:
-    """Score a model on tokenised rows by a criterion; each of several processes has a share of them if its values add up.
+    """Score a model on tokenised rows by a criterion; if its values add up, the processes share the rows.
 
     The values of the examples, if asked for, are in the order of the rows.
     """
@@ -173,12 +176,12 @@ def score(job: Job, model: nn.Module, encoded: Dataset, criterion: str, way: Way
     )
     if scores.norms is None:
         return scores
-    order = np.argsort([row for rows in processes.everywhere(seen) for row in rows])  # from the batches' order
+    order = np.argsort([row for rows in processes.everywhere(seen) for row in rows])  # undoes the batches' order
     return replace(scores, norms={name: np.array(values)[order].tolist() for name, values in scores.norms.items()})
 
 
 def total(measured: Measured) -> Measured:
-    """Return what all processes have measured together."""
+    """Return the sum of what all processes have measured."""
     return reduce(add, processes.everywhere(measured))
 
 
@@ -203,8 +206,10 @@ def evaluate(
     journal: Path | None = None,
     part: Part | None = None,
 ) -> Evaluation:
-    """Evaluate a model on a part of the rows, unless told otherwise the evaluation rows; in `journal` an evaluation may
-    keep what a killed one continues from."""
+    """Evaluate a model on a part of the rows, by default the evaluation rows.
+
+    An evaluation may keep in `journal` what it needs to continue after a kill.
+    """
     data = job.data
     part = part or data.eval
     return data.kind.evaluate(

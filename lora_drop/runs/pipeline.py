@@ -1,4 +1,4 @@
-"""Performing the stages of a run: those that are unchanged are skipped, all others are done."""
+"""Perform the stages of a run, skipping those that are unchanged."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MEMORY = (
 
 
 def plan(job: Job, until: str = "") -> list[Stage]:
-    """Return the stages of a run in order, or those up to the stage `until`."""
+    """Return the stages of a run in order, up to the stage `until` if given. Raises UserError if the run lacks it."""
     stages = [stage for stage in STAGES if stage.wanted(job)]
     if not until:
         return stages
@@ -33,18 +33,19 @@ def plan(job: Job, until: str = "") -> list[Stage]:
 
 
 def check(job: Job, stages: Sequence[Stage], alone: bool = False) -> None:
-    """Say before anything is written what would end these stages later: rows that cannot be read, a model of another
-    kind, an adapter that does not fit it. Nothing is written here.
+    """Raise an error, before anything is written, for whatever would end these stages later.
+
+    Examples are rows that cannot be read, a model of another kind, and an adapter that does not fit the model.
 
     Args:
         job: the run.
-        stages: what is to be performed, in order.
-        alone: True if the stages before the first of them are not performed, but must be there.
+        stages: the stages to be performed, in order.
+        alone: True if the stages before the first one are not performed but must be done already.
 
     Raises:
         Busy: if another process works in the directory.
-        UserError: for what is wrong; also if a stage before them was not done from this configuration, or its outputs
-            were altered since; and if a model of another task would be lost.
+        UserError: if anything is wrong; also if an earlier stage was not done from this configuration or its outputs
+            were altered since, or if a model of another task would be lost.
     """
     processes.by_first(job.run.check)
     if alone:
@@ -67,7 +68,7 @@ def check(job: Job, stages: Sequence[Stage], alone: bool = False) -> None:
 
 
 def _refuse_another_task(job: Job) -> None:
-    """Raise UserError where a model that was trained on another task would be lost: a directory named by mistake."""
+    """Raise UserError if a model trained on another task or file would be lost, as in a directory named by mistake."""
     there = job.run.manifest.get("subject", job.subject)
     if there != job.subject and job.run.entry("train") and not job.force:
         raise UserError(
@@ -83,8 +84,10 @@ def _refuse_another_task(job: Job) -> None:
 
 
 def _other_file(job: Job) -> str:
-    """Return the file of one's own that the model of the directory was trained on, if it is another than the command's: not
-    one that was moved, or has changed since. Else an empty text."""
+    """Return the user's file that the directory's model was trained on, if the command names a different one.
+
+    Otherwise return an empty string. A file that was moved, or has changed in place, is not a different one.
+    """
     was = job.run.entry("train").get("sources", {}).get("train", {})
     now = job.config.data.path
     if not now or "file" not in was or Path(was["file"]).resolve() == Path(now).expanduser().resolve():
@@ -95,13 +98,13 @@ def _other_file(job: Job) -> str:
 
 
 def perform_all(job: Job) -> None:
-    """Perform every stage that the run has."""
+    """Perform every stage of the run."""
     for stage in plan(job):
         perform(job, stage)
 
 
 def stage_of(job: Job, name: str) -> Stage:
-    """Return a stage by name. Raises UserError if the run's method has none of this name."""
+    """Return a stage by name. Raises UserError if the run does not have it."""
     stage = BY_NAME[name]
     if not stage.wanted(job):
         raise UserError(f"{_no_stage(job, name)} Use: lora-drop train")
@@ -109,7 +112,7 @@ def stage_of(job: Job, name: str) -> Stage:
 
 
 def _no_stage(job: Job, name: str) -> str:
-    """Return why a run has not the stage of this name."""
+    """Return the reason why a run does not have the stage of this name."""
     if not job.selects:
         return f"The method {job.method.name} has no stage {name}: it needs no selection of layers."
     asked = {"norms": "score.norms=true", "stability": "score.bootstrap=200", "criteria": "score.compare=[weight]"}
@@ -117,10 +120,10 @@ def _no_stage(job: Job, name: str) -> str:
 
 
 def perform_one(job: Job, name: str) -> None:
-    """Perform one stage, and what belongs beside it.
+    """Perform one stage and the stages that go with it.
 
     Raises:
-        UserError: if a stage before it was not done from this configuration, or its outputs were altered since.
+        UserError: if an earlier stage was not done from this configuration, or its outputs were altered since.
     """
     stage = stage_of(job, name)
     processes.by_first(lambda: _require_all(job, stage))
@@ -130,9 +133,9 @@ def perform_one(job: Job, name: str) -> None:
 
 
 def perform(job: Job, stage: Stage) -> None:
-    """Perform a stage, unless its outputs are there, made from the same inputs; record inputs, circumstances and cost.
+    """Perform a stage unless its outputs already exist from the same inputs; record inputs, circumstances and cost.
 
-    Outputs that were altered, or whose inputs have changed since, are made anew.
+    Outputs that were altered, or made from inputs that have changed since, are made again.
     """
     run, report = job.run, job.report
     report.doing(f"{stage.name}: comparing its inputs with those of what is there")
@@ -151,13 +154,13 @@ def perform(job: Job, stage: Stage) -> None:
     seconds = time.perf_counter() - began
     cost = {"seconds": round(seconds, 2), "peak_memory_mb": max(processes.everywhere(peak_memory_mb()))}
     cost |= {"processes": processes.size()} if stage.model and processes.size() > 1 else {}
-    again = {"resumed": True} if resumed else {}  # then the cost is that of the last process
+    again = {"resumed": True} if resumed else {}  # the cost is then that of the last process only
     processes.by_first(lambda: _enter(job, stage, key, note, {**cost, **facts, **again}))
     report.finish(stage.name, seconds, note)
 
 
 def _unchanged(job: Job, stage: Stage, key: str) -> bool:
-    """Return True for a stage that need not be performed, and say so."""
+    """Return True, and report it, if a stage need not be performed."""
     run, report, entry = job.run, job.report, job.run.entry(stage.name)
     if job.force or entry.get("inputs") != key or not run.whole(stage.name, stage.outputs):
         return False
@@ -170,7 +173,7 @@ def _unchanged(job: Job, stage: Stage, key: str) -> bool:
 
 
 def _enter(job: Job, stage: Stage, key: str, note: str, facts: dict[str, Any]) -> None:
-    """Write a stage that was performed into the manifest, and remove what it could have continued from."""
+    """Write a performed stage into the manifest, and remove its checkpoints."""
     run = job.run
     made = {"inputs": key, "settings": digest(stage.settings(job)), "outputs": run.digests(stage.outputs), "note": note}
     run.enter(stage.name, {**made, "commit": commit(), "versions": versions(), **_circumstances(job, stage), **facts})
@@ -178,9 +181,9 @@ def _enter(job: Job, stage: Stage, key: str, note: str, facts: dict[str, Any]) -
 
 
 def adopt(job: Job, stage: Stage) -> bool:
-    """Copy a stage from the first other run that has done it from the same inputs; return True if it is now done here.
+    """Copy a stage from the first other run that did it from the same inputs; return True if it is now done here.
 
-    What it cost, and was computed with, stays what it was there; the record says where it was done.
+    The entry keeps the cost and circumstances of that run, and names it.
     """
     key = inputs_digest(job, stage)
     for other in (job.run, *job.others()):
@@ -191,23 +194,29 @@ def adopt(job: Job, stage: Stage) -> bool:
             for name in stage.outputs:
                 job.run.copy(other.file(name), name)
             job.run.enter(stage.name, {"shared_from": other.path.name, **entry})
-        job.run.remove_checkpoints(stage.name)  # of its own try, which was killed
+        job.run.remove_checkpoints(stage.name)  # left by this run's own killed attempt
         return True
     return False
 
 
 def inputs_digest(job: Job, stage: Stage) -> str:
-    """Return the hash of all that a stage's outputs depend on. Raises UserError if an earlier stage's are missing."""
+    """Return the hash of everything a stage's outputs depend on.
+
+    Raises UserError if the outputs of an earlier stage are missing.
+    """
     return digest([stage.name, stage.version], stage.settings(job), stage.inputs(job))
 
 
 def turn_digest(job: Job, stage: Stage) -> str:
-    """Return the hash of what decides the longest part of a shared stage; runs of the same one must not do it at once."""
+    """Return the hash of what determines the longest part of a shared stage.
+
+    Runs with the same hash must not do that part at the same time.
+    """
     return digest([stage.name, stage.version], (stage.long or stage.settings)(job), stage.inputs(job))
 
 
 def _circumstances(job: Job, stage: Stage) -> dict[str, Any]:
-    """Return what a stage was computed with, and on which rows; a stage without rows computes with nothing."""
+    """Return what a stage was computed with, and on which rows; a stage that reads no rows has neither."""
     parts = stage.rows(job)
     if not parts:
         return {"limited": {}}
@@ -219,7 +228,7 @@ def _circumstances(job: Job, stage: Stage) -> dict[str, Any]:
 
 
 def _before(job: Job, stage: Stage) -> list[Stage]:
-    """Return the stages that a stage builds on, all the way up; an evaluation asks no further than the adapter."""
+    """Return all stages that a stage builds on, directly or not; for the evaluation, only the training."""
     found: list[Stage] = []
     for name in stage.needs:
         needed = BY_NAME[name]
@@ -234,10 +243,10 @@ def _require_all(job: Job, stage: Stage) -> None:
 
 
 def _require(job: Job, upstream: Stage, reads_training_rows: bool) -> None:
-    """Raise UserError unless a stage was done, from this configuration, and is as it was written.
+    """Raise UserError unless a stage was done from this configuration and its outputs are as it wrote them.
 
-    A stage that reads training rows asks for the same rows and weights, too. A selection or an evaluation may be far
-    from both.
+    A stage that reads training rows also requires the same rows and weights. A selection or an evaluation does not,
+    since it may run where they are missing.
     """
     run = job.run
     path = run.require(upstream.outputs[0], upstream.name)

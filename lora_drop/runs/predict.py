@@ -1,4 +1,4 @@
-"""What a trained run says of new rows."""
+"""Predictions of a trained run for new rows."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ from lora_drop.tasks.own.values import Label, as_text, number, several
 from lora_drop.training.way import Way, find_way
 
 AT_A_TIME = 4096
-"""Rows that are in memory together."""
+"""Rows held in memory at a time."""
 FORMATS = (".csv", ".tsv", ".jsonl")
 Pair = tuple[Any, Label | None]
-"""What is predicted of a row, and the label that it has."""
+"""A row's prediction and its label."""
 
 
 @dataclass(frozen=True)
 class Predicted:
-    """Where predictions were written, how many, and their metrics where the rows have labels."""
+    """The file of predictions, their number, and their metrics if the rows have labels."""
 
     path: Path
     rows: int
@@ -55,10 +55,10 @@ class Predicted:
 
 
 class Predictor:
-    """A trained run of own data, ready for rows."""
+    """A trained run on own data, loaded for prediction."""
 
     def __init__(self, run_dir: str | Path, device: str = "auto", report: Reporter = SILENT):
-        """Load model and tokenizer. Raises UserError for a run of another task, and see `load_run`."""
+        """Load model and tokenizer. Raises UserError if the run is not on own data, and as `load_run` does."""
         self.run = Run(run_dir)
         if not self.run.config.data.given:
             raise UserError(
@@ -71,15 +71,15 @@ class Predictor:
         self.model, self.tokenizer = load_run(run_dir, device)
         self.report = report
         self.way: Way | None = None
-        """How the model is computed; found with the first rows."""
+        """The way to compute the model; found with the first rows."""
 
     def check(self, table: Table) -> None:
-        """Raise UserError if a table lacks a column that is read."""
+        """Raise UserError if a table lacks a column that the run reads."""
         for name in self.reading.columns:
             table.column(name, f"the text of the run {self.run.path}")
 
     def predict(self, rows: Sequence[Placed]) -> list[dict[str, Any]]:
-        """Return for each row `prediction`, and of labels `score` and `scores`: probabilities."""
+        """Return for each row its `prediction` and, for labels, the probabilities `score` and `scores`."""
         self.report.doing(f"tokenising {len(rows):,} rows")
         encoded, notices = get_kind(self.task).encode_evaluation(
             self._asked(rows), self.tokenizer, self.config, "new rows:"
@@ -102,7 +102,7 @@ class Predictor:
         self.report.advance(done, total, "rows")
 
     def _asked(self, rows: Sequence[Placed]) -> Dataset:
-        """Return rows as the task has them, without labels."""
+        """Return rows in the form that the task expects, without labels."""
         if self.reading.chat is not None:
             turns = [asked_and_answered(self.reading.conversation(place, row))[0] for place, row in rows]
             return Dataset.from_dict({"asked": [json.dumps(asked) for asked in turns]})
@@ -139,16 +139,17 @@ def predict(
     device: str = "auto",
     split: str = "test",
 ) -> Predicted:
-    """Write what a trained run says of new rows.
+    """Write a trained run's predictions for new rows.
 
     Args:
         run_dir: the run.
         data: a file, a folder, or a data set of the Hub, with the columns that the run read as text.
-        to: a csv, tsv or jsonl file; None: `predictions-NAME` in the run directory, in the format of the data if it is one of these, else csv.
-        source: whether the Hub may be asked.
-        report: hears of progress.
+        to: a csv, tsv or jsonl file. None: `predictions-NAME` in the run directory, in the format of the data if it is
+            one of these, else csv.
+        source: says if the Hub may be asked.
+        report: receives progress.
         device: auto, cpu, cuda or mps.
-        split: of a folder or the Hub.
+        split: the split to read from a folder or the Hub.
 
     Raises:
         UserError: for rows that cannot be read, a run that was not trained, or an unknown format.
@@ -185,10 +186,10 @@ def predict(
 
 
 def _written(predictor: Predictor, table: Table, to: Path) -> tuple[int, list[Pair], list[str]]:
-    """Write what is predicted of a table.
+    """Write the predictions for a table.
 
     Returns:
-        How many rows there are, the predictions and labels of those with text, and the places of those without.
+        The number of rows, the predictions and labels of rows with text, and the places of rows without.
     """
     pairs: list[Pair] = []
     blank: list[str] = []
@@ -198,7 +199,7 @@ def _written(predictor: Predictor, table: Table, to: Path) -> tuple[int, list[Pa
             found = predictor.predict(rows)
             for (place, row), each in zip(rows, found, strict=True):
                 writer.write(row, each)
-                if predictor.reading.empty(row):  # is no part of an evaluation either
+                if predictor.reading.empty(row):  # an evaluation leaves such rows out, too
                     blank.append(place)
                 else:
                     pairs.append((each["prediction"], predictor.reading.answer(place, row)))
@@ -213,7 +214,7 @@ def _chunks(rows: Iterable[Placed]) -> Iterator[list[Placed]]:
 
 
 class _Writer:
-    """Writes one row after the other: all that the data have, prediction and scores."""
+    """Writes one row at a time: all columns of the data, then the prediction and scores."""
 
     def __init__(self, file: TextIO, suffix: str, columns: Sequence[str], labels: Sequence[str]):
         self.columns, self.labels = columns, labels
@@ -239,7 +240,7 @@ class _Writer:
 
 
 def beside(names: Sequence[str], ours: Sequence[str]) -> dict[str, str]:
-    """Return the name of each column of the data beside what is predicted, which has names of its own."""
+    """Return an output name for each column of the data that does not clash with the columns `ours` of predictions."""
     found: dict[str, str] = {}
     for name in names:
         shown = name
@@ -250,13 +251,13 @@ def beside(names: Sequence[str], ours: Sequence[str]) -> dict[str, str]:
 
 
 def _cell(value: Any) -> str:
-    """Return a cell as CSV holds it: a list of names as `a;b`, turns of a conversation as JSON."""
+    """Return a value as the text of a CSV cell: a list of names as `a;b`, turns of a conversation as JSON."""
     names = isinstance(value, list) and all(isinstance(item, str) for item in value)
     return ";".join(value) if names else as_text(value)
 
 
 def _metrics(predictor: Predictor, rows: Sequence[Pair], report: Reporter) -> tuple[int, dict[str, float]]:
-    """Return how many rows have a label that the model knows, and the task's metrics over them."""
+    """Return the number of rows with a label that the model knows, and the task's metrics over them."""
     task, reading = predictor.task, predictor.reading
 
     def known(label: Label | None) -> bool:

@@ -26,22 +26,22 @@ from lora_drop.tasks.base import Source, Task
 
 
 class Part:
-    """One part of the rows: as text and as tokens, each made when it is first needed."""
+    """One part of the rows, as text and as tokens, each made when first needed."""
 
     def __init__(self, name: str, read: Callable[[], Dataset], encode: Callable[[Part], Encoded]):
-        """`read` returns the rows, `encode` their tokens and what is to be said of them; messages call them by `name`."""
+        """Store `read`, which returns the rows, `encode`, which returns their tokens and notices, and their `name`."""
         self.name, self._read, self._encode = name, read, encode
         self.told: list[str] = []
-        """What was cut or left out of them when they were tokenised."""
+        """Notices about what was cut or left out in tokenisation."""
 
     @cached_property
     def rows(self) -> Dataset:
-        """The rows, limited if so configured."""
+        """The rows, limited if the configuration says so."""
         return self._read()
 
     @cached_property
     def digest(self) -> str:
-        """Identifies their content."""
+        """Hash of the rows' content."""
         return content_digest(self.rows)
 
     @cached_property
@@ -55,22 +55,22 @@ class Data:
     """Training and evaluation rows of one configuration, as text and as tokens."""
 
     def __init__(self, config: Config, task: Task, source: Source, backbone: Backbone, report: Reporter):
-        """Read `task` from `source` and encode it for `backbone`; `report` gets a notice of rows left out or cut."""
+        """Read `task` from `source` and encode it for `backbone`; `report` receives notices of rows left out or cut."""
         self.config, self.task, self.source, self.backbone, self.report = config, task, source, backbone, report
         self.kind: Kind = get_kind(task)
         self.population: dict[str, int] = {}
-        """Rows of each split that was read, before a limit."""
+        """Number of rows of each split read so far, before any limit."""
         self.split = task.check_split(config.eval.split or task.splits[0])
         self.train = Part("training", lambda: self._training[0], self._encoded)
-        """What is trained on."""
+        """Rows to train on."""
         self.held_out = Part("held-out", lambda: self._training[1], self._encoded)
-        """The rows of the training split that nothing is trained on (`train.held_out`)."""
+        """Rows of the training split that are held out of training (`train.held_out`)."""
         self.eval = Part("evaluation", lambda: self._rows(self.split, config.limit.eval), self._encoded)
-        """What is evaluated on."""
+        """Rows to evaluate on."""
         self.parts = {"train": self.train, "held_out": self.held_out, "eval": self.eval}
 
     def check(self, parts: Collection[str]) -> None:
-        """Read the rows of parts ("train", "eval"), and ask the backbone if it can do the task. Raises UserError."""
+        """Read the rows of parts ("train", "eval"). Raises UserError if it fails or the backbone cannot do the task."""
         load_config(self.backbone, self.task)
         for name, part in self.parts.items():
             if name in parts:
@@ -78,7 +78,7 @@ class Data:
 
     @cached_property
     def _training(self) -> tuple[Dataset, Dataset]:
-        """What is trained on, and what is held out. Raises UserError if nothing is left to train on."""
+        """Rows to train on, and rows held out. Raises UserError if none is left to train on."""
         rows, share = self._rows("train", self.config.limit.train), self.config.train.held_out
         if not share:
             return rows, rows.select([])
@@ -100,23 +100,23 @@ class Data:
 
     @cached_property
     def collate(self) -> Collate:
-        """Pads training rows to a batch."""
+        """The function that pads training rows to a batch."""
         return self.kind.collate(self.tokenizer)
 
     @property
     def batch_size(self) -> int:
-        """Examples at a time in training, and so in every pass over training rows."""
+        """Examples that a device computes at a time in training, and so in every pass over training rows."""
         return split_batch(self.config.train.batch_size, self.config.train.device_batch_size, processes.size())[0]
 
     def used(self, parts: Sequence[str]) -> dict[str, dict[str, Any]]:
-        """Return what `run.json` says of the rows that a stage has read.
+        """Return the entries of `run.json` about the rows that a stage has read.
 
         Args:
             parts: "train", "eval", or both.
 
         Returns:
-            `data`, the hash of the rows of each part; `limited`, the number of rows of each part of which not all are
-            used; and `cut`, where something was cut or left out of them when they were tokenised.
+            `data`, the hash of each part's rows; `limited`, the number of rows of each part that is not used in full;
+            and `cut`, the notices of each part from which tokenisation cut or left out something.
         """
         rows = {part: sum(map(len, self._training)) if part == "train" else len(self.eval.rows) for part in parts}
         whole = {part: self.population["train" if part == "train" else self.split] for part in parts}
@@ -127,7 +127,7 @@ class Data:
         }
 
     def some_batches(self, examples: int) -> Iterator[dict[str, torch.Tensor]]:
-        """Batches of at most `examples` training rows, drawn by the seed."""
+        """Return batches of at most `examples` training rows, drawn by the seed."""
         rows = self.train.encoded
         drawn = random.Random(self.config.seed).sample(range(len(rows)), min(examples, len(rows)))
         return (batch for _, batch in batches(rows.select(drawn), self.collate, self.batch_size))
@@ -143,7 +143,7 @@ class Data:
         return rows.select(drawn.indices)
 
     def _encoded(self, part: Part) -> Encoded:
-        """Return the tokens of rows, from the cache if they were made before, and tell what is to be said of them."""
+        """Return the tokens of a part's rows, from the cache if possible, and report the notices about them."""
         rows, name = part.rows, part.name
         self.report.doing(f"tokenising {len(rows):,} {name} rows")
         encode = self.kind.encode_training if part is self.train else self.kind.encode_evaluation

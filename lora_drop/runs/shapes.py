@@ -1,4 +1,4 @@
-"""Whether backbone, adapters and method fit together: found on shapes alone, before a weight is read or a file written."""
+"""Check by shapes alone that backbone, adapters and method fit together, before weights are read or files written."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from lora_drop.training.trainer import steps_of
 
 
 def check_shapes(job: Job, stages: Collection[str]) -> None:
-    """Build what the stages `score` and `train` will build, without weights. Raises UserError for what does not fit."""
+    """Build what the stages `score` and `train` will build, without weights. Raises UserError if it does not fit."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of weights without values; any other comes again with the weights
+            warnings.simplefilter("ignore")  # about weights without values; others appear again with the weights
             _check(job, stages)
     except UserError:
         raise
-    except Exception as error:  # noqa: BLE001 - a method of the user's may look at values; then the stage itself will tell
+    except Exception as error:  # noqa: BLE001 - a user's method may need values; the stage itself will then report
         reason = (str(error).splitlines() or [""])[0]
         job.report.notice(f"whether all fits together is not known beforehand ({type(error).__name__}: {reason})")
 
@@ -61,14 +61,14 @@ def _backbone(job: Job) -> PreTrainedModel:
 
 
 def _given(job: Job, adapter: str) -> nn.Module:
-    """Return the model under the adapter that is scored instead of a warm-up. Raises UserError if it cannot be."""
+    """Return the model with the adapter that is scored instead of a warm-up. Raises UserError if that is impossible."""
     model = METHODS.get("lora").load(_backbone(job), adapter_folder(adapter, "warmup.adapter"))
     numbered(model)
     return model
 
 
 def _built(job: Job, stages: Collection[str]) -> nn.Module:
-    """Return what is trained: the warm-up, or the method's own model; before its layers are selected, with all of them."""
+    """Return the model to train: before layers are selected, a LoRA on all of them; else the method's own model."""
     method, selection = job.method, None
     if job.selects and "score" in stages:
         method = METHODS.get("lora")
@@ -78,7 +78,10 @@ def _built(job: Job, stages: Collection[str]) -> nn.Module:
 
 
 def _check_counted(job: Job, built: nn.Module) -> None:
-    """Raise UserError if the selection has counted other parameters than are trained: those of an adapter of another rank."""
+    """Raise UserError if the layers were scored with another rank than is trained.
+
+    The selection would then have counted other parameters than are trained.
+    """
     counted = {row.name: row.parameters for row in read_scores(job.run.file("scores.json"))}
     for name, pair in numbered(built).items():
         if counted.get(name, pair.parameters) != pair.parameters:
@@ -90,7 +93,7 @@ def _check_counted(job: Job, built: nn.Module) -> None:
 
 
 def _check_modules(adapter: str, scored: nn.Module, built: nn.Module) -> None:
-    """Raise UserError unless a training has its LoRAs where the adapter that is scored has them, and of the same rank."""
+    """Raise UserError unless training has LoRAs on the same modules, and of the same rank, as the scored adapter."""
     theirs, ours = numbered(scored), numbered(built)
     other = sorted(theirs.keys() ^ ours.keys())
     ranks = [

@@ -1,13 +1,13 @@
-"""The run directory: its artefacts, its manifest, and one process at a time.
+"""The run directory: its artefacts, its manifest, and its lock, which admits one process at a time.
 
 | file | holds |
 |---|---|
 | `config.yaml` | the resolved configuration |
 | `sample.json`, `scores.json`, `selection.json` | stages 1 to 3 |
-| `warmup/`, `adapter/` | adapters in PEFT's format; the warm-up with the loss of each step, `losses.json` |
+| `warmup/`, `adapter/` | adapters in PEFT's format; the warm-up also has the loss of each step, `losses.json` |
 | `checkpoints/` | for resuming; removed when the stage that wrote them is done |
 | `metrics.json`, `predictions.jsonl` | stage 5 |
-| `run.json` | the manifest: status, the run, and per stage what it was made from, computed with, cost and gave |
+| `run.json` | the manifest: status, the run itself, and the inputs, circumstances, cost and outputs of each stage |
 """
 
 from __future__ import annotations
@@ -32,26 +32,26 @@ from lora_drop.runs.locks import LOCK, Busy, hold, refuse_held
 from lora_drop.training.environment import neutral_environment
 
 FORMAT = 3
-"""Of `run.json`. An older one did not seal the entries of its stages, so that these are done anew."""
+"""Format of `run.json`. Older formats did not seal the entries of stages, so those stages are done again."""
 OUTPUTS = (
     *("sample.json", "scores.json", "selection.json", "metrics.json", "predictions.jsonl", "norms.json"),
     *("stability.json", "criteria.json", "criteria.png", "importance.png", "scores_trained.json", "report.html"),
     *("warmup", "adapter", "checkpoints", "compare", "export"),
 )
-"""Names that a run replaces or removes: a folder that has one, and is no run directory, is somebody's own."""
+"""Names that a run replaces or removes. In a folder that is not a run directory, they are the user's own files."""
 RECORDS = ("run.json", "config.yaml", "logs/warmup", "logs/train")
-"""What else a run writes, beside its lock; the last two are of trackers."""
+"""Other paths that a run writes, besides its lock; the last two belong to trackers."""
 INPUTS = "inputs"
-"""The file that says what the checkpoints beside it were made from."""
+"""Name of the file that records what the checkpoints beside it were made from."""
 SEAL = "seal"
-"""Key of a stage's entry: the digest of all its others, by which an entry that was altered is known."""
+"""Key of a stage's entry with the digest of all its other keys, which reveals an altered entry."""
 
 
 class Run:
-    """A run directory. Opening it with a configuration writes `config.yaml`; opening it without reads it."""
+    """A run directory. Its configuration is given, and written by `working`, or else read from `config.yaml`."""
 
     def __init__(self, path: str | Path, config: Config | None = None):
-        """Open `path`. Raises UserError if there is no configuration, neither given nor in the directory."""
+        """Open `path`. Raises UserError if no configuration is given and the directory has none."""
         self.path = Path(path)
         if config is None:
             stored = stored_config(self.path)
@@ -72,7 +72,7 @@ class Run:
         return self.path / name
 
     def require(self, name: str, stage: str) -> Path:
-        """Return the path of what another stage makes. Raises UserError naming that stage if it is missing."""
+        """Return the path of another stage's artefact. Raises UserError naming that stage if it is missing."""
         path = self.path / name
         if not path.exists():
             raise UserError(f"{path} does not exist. Make it with: lora-drop {stage} --run-dir {self.path}")
@@ -80,15 +80,18 @@ class Run:
 
     @contextmanager
     def working(self, report: Reporter = SILENT, store_config: bool = True) -> Iterator[None]:
-        """Hold the directory for this process, or for all that work together, write the configuration, and record how the work ends.
+        """Hold the directory, write the configuration, and record how the work ends.
+
+        Several processes that work together hold the directory as one.
 
         Args:
-            report: gets a notice of the environment variables that are ignored meanwhile (`training/environment.py`).
-            store_config: whether `config.yaml` is written.
+            report: receives a notice of the environment variables that are ignored meanwhile
+                (`training/environment.py`).
+            store_config: True to write `config.yaml`.
 
         Raises:
             Busy: if another process works in the same directory.
-            UserError: if the directory cannot be made, or this process was launched as one of several and works on its
+            UserError: if the directory cannot be made, or this process was launched as one of several but works on its
                 own.
         """
         held = self._held(store_config) if processes.rank() == 0 else nullcontext()
@@ -97,7 +100,7 @@ class Run:
             yield
 
     def check(self) -> None:
-        """Raise Busy or UserError where `working` would, but for what only writing shows; nothing is written."""
+        """Raise Busy or UserError where `working` would, except for errors that only writing shows. Writes nothing."""
         _refuse_foreign(self.path)
         refuse_held(self.path / LOCK, self._busy)
 
@@ -117,8 +120,8 @@ class Run:
         with hold(self.path / LOCK, self._busy), self._end_recorded():
             sweep(self.path)
             self._read_manifest()  # it may have been opened before another process worked here
-            commit()  # asked now: see there
-            if store_config:  # but what holds for this command and this machine alone
+            commit()  # cached from now on, as its docstring explains
+            if store_config:  # without what applies to this command and machine only
                 stored = to_yaml(replace(self.config, device="auto", offline=False))
                 write_text(self.file("config.yaml"), sealed(stored))
                 self.record(**_identity(self.config))
@@ -146,32 +149,32 @@ class Run:
         return any(path.name != INPUTS for path in self.path.glob("checkpoints/*/*"))
 
     def entry(self, stage: str) -> dict[str, Any]:
-        """Return what the manifest says of a stage; empty if it was not done."""
+        """Return the manifest's entry of a stage; empty if it was not done."""
         return self.manifest["stages"].get(stage, {})
 
     def whole(self, stage: str, outputs: Sequence[str]) -> bool:
-        """Return True if the outputs of a stage are those that it wrote."""
+        """Return True if the outputs of a stage are as it wrote them."""
         return bool(self.entry(stage)) and self.entry(stage)["outputs"] == self.digests(outputs)
 
     def digests(self, outputs: Sequence[str]) -> dict[str, str]:
-        """Return a hash of the content of each artefact; empty for one that is not there."""
+        """Return a hash of each artefact's content; empty for a missing one."""
         return {name: file_digest(self.path / name) for name in outputs}
 
     def enter(self, stage: str, entry: dict[str, Any]) -> None:
-        """Write what the manifest is to say of a stage."""
+        """Write a stage's entry into the manifest."""
         self.manifest["stages"][stage] = {**entry, SEAL: _seal(entry)}
         self.damaged = [name for name in self.damaged if name != stage]
         self.record()
 
     def forget(self, stage: str, outputs: Sequence[str]) -> None:
-        """Remove what a stage has made, since what it was made from is about to change."""
+        """Remove a stage's entry and outputs, since their inputs are about to change."""
         if self.manifest["stages"].pop(stage, None):
             self.record()
         for name in outputs:
             remove(self.file(name))
 
     def keep_checkpoints_of(self, stage: str, key: str, force: bool) -> bool:
-        """Remove checkpoints made from other inputs; return True if there are others to continue from."""
+        """Remove checkpoints made from other inputs; return True if any are left to continue from."""
         folder = self.checkpoints(stage)
         owner = folder / INPUTS
         if force or not _holds(owner, key):
@@ -180,7 +183,7 @@ class Run:
         return any(path != owner for path in folder.iterdir())
 
     def remove_checkpoints(self, stage: str) -> None:
-        """Remove what a stage has kept to continue from. Raises UserError if `checkpoints` is a link to elsewhere."""
+        """Remove a stage's checkpoints. Raises UserError if `checkpoints` is a link to elsewhere."""
         folder = self.checkpoints(stage)
         if folder.parent.is_symlink():
             raise UserError(
@@ -199,20 +202,20 @@ class Run:
             write_text(self.file(name), source.read_text(encoding="utf-8"))
 
     def _record_end(self, **values: Any) -> None:
-        """Write how the work ended, unless the reason is that nothing can be written (a full disk)."""
+        """Record how the work ended, unless nothing can be written (a full disk)."""
         with suppress(OSError):
             self.record(**values)
 
     def record(self, **values: Any) -> None:
-        """Write the manifest, with these values of the run itself."""
+        """Update the manifest with these values of the run itself, and write it."""
         self.manifest |= values
         write_json(self.path / "run.json", self.manifest)
 
 
 def stored_config(path: Path) -> Path | None:
-    """Return the configuration of a run directory; None where there is no run yet.
+    """Return the path of a run directory's configuration; None if there is no run yet.
 
-    Raises UserError for a run without one, as another configuration would take its place unseen.
+    Raises UserError for a run without one, since another configuration would silently take its place.
     """
     stored = path / "config.yaml"
     if stored.exists():
@@ -224,14 +227,14 @@ def stored_config(path: Path) -> Path | None:
 
 
 def own_entries(path: Path) -> list[Path]:
-    """Return what runs have written into a folder, its lock last; all else in it is somebody's own."""
+    """Return what runs have written into a folder, the lock last; everything else in it is the user's own."""
     left_over = [each.name for each in path.glob(".*.tmp") if OURS.fullmatch(each.name)]
     named = (path / name for name in (*OUTPUTS, *RECORDS, *left_over, LOCK))
     return [each for each in named if each.exists() or each.is_symlink()]
 
 
 def _refuse_foreign(path: Path) -> None:
-    """Raise UserError for a folder that is no run directory and has something of a name that a run would replace."""
+    """Raise UserError for a folder that is not a run directory but has a name that a run would replace."""
     manifest = path / "run.json"
     if manifest.is_file() and not (path / "config.yaml").exists() and b'"format"' not in manifest.read_bytes():
         raise UserError(f"{manifest.absolute()} is not of a run. Name another folder with --run-dir.")
@@ -245,9 +248,9 @@ def _refuse_foreign(path: Path) -> None:
 
 
 def read_manifest(path: Path) -> tuple[dict[str, Any], list[str]]:
-    """Return what `run.json` says, and the stages whose entry is not as it was written: these count as not done.
+    """Return the content of `run.json`, and the stages with an altered entry, which count as not done.
 
-    Raises UserError if it is no manifest at all.
+    Raises UserError if the file is not a manifest at all.
     """
     fresh: dict[str, Any] = {"format": FORMAT, "status": "new", "stages": {}}
     file = path / "run.json"
@@ -268,7 +271,7 @@ def _seal(entry: dict[str, Any]) -> str:
 
 
 def _holds(path: Path, text: str) -> bool:
-    """Return True if a file is there and its content is `text`."""
+    """Return True if a file exists, is not a link, and has the content `text`."""
     return path.is_file() and not path.is_symlink() and path.read_bytes() == text.encode()
 
 

@@ -15,13 +15,13 @@ from lora_drop.training.warmup import doubts
 
 
 def quoted(text: str) -> str:
-    """Return a text as a literal of Python."""
-    return json.dumps(text, ensure_ascii=False)  # which Python reads, too; escaped, an emoji would be two signs
+    """Return a text as a Python literal."""
+    return json.dumps(text, ensure_ascii=False)  # valid Python; escaped, an emoji would become two characters
 
 
 @dataclass(frozen=True)
 class Compared:
-    """Runs that differ in nothing but the seed: a row of the comparison."""
+    """Runs that differ only in the seed: one row of the comparison."""
 
     title: str
     runs: tuple[Facts, ...]
@@ -44,17 +44,17 @@ class Compared:
 
     @property
     def deviation(self) -> float | None:
-        """Their standard deviation (of a sample); None for one run."""
+        """Sample standard deviation of the scores; None for one run."""
         return stdev(self.scores) if len(self.scores) > 1 else None
 
     @property
     def parameters(self) -> float:
-        """Mean of the adapters' parameters: each seed may retain other layers."""
+        """Mean number of adapter parameters: each seed may retain different layers."""
         return fmean(run.parameters["adapter"] for run in self.runs)
 
     @property
     def seconds(self) -> float:
-        """Mean of what the runs took."""
+        """Mean seconds of a run."""
         return fmean(run.seconds for run in self.runs)
 
     @property
@@ -64,9 +64,9 @@ class Compared:
 
 
 def compared(runs: Sequence[Facts]) -> list[Compared]:
-    """Return the evaluated runs of one task and backbone in rows, those of the same title told apart by settings.
+    """Return the evaluated runs of one task and backbone as rows; settings distinguish rows of the same method.
 
-    A run that was configured anew since its training has settings that are not those of its scores, and is left out.
+    A run that was configured anew after its training is left out, since its settings are not those of its scores.
     """
     groups: dict[str, list[Facts]] = {}
     for run in runs:
@@ -77,7 +77,7 @@ def compared(runs: Sequence[Facts]) -> list[Compared]:
 
 
 def _title(run: Facts, others: Sequence[Facts]) -> str:
-    """Return the method's title, with the settings in which runs of the same method differ from this one."""
+    """Return the method's title, with the settings in which other runs of the same method differ."""
     namesakes = [other for other in others if other is not run and other.method == run.method]
     keys = list(dict.fromkeys(key for other in namesakes for key in differences(run, other) if key != "seed"))
     values = leaves(run.config)
@@ -86,14 +86,14 @@ def _title(run: Facts, others: Sequence[Facts]) -> str:
 
 
 def shown(value: Any) -> str:
-    """Return a value of a configuration as text."""
+    """Return a configuration value as text."""
     if isinstance(value, list):
         return ", ".join(map(str, value))
     return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def answer(run: Facts) -> str:
-    """Return the sentence that answers which layers the task needs; empty for a method that selects none."""
+    """Return a sentence that says which layers the task needs; empty for a method that selects none."""
     selection = run.selection
     if selection is None:
         return ""
@@ -116,7 +116,7 @@ def _needed(name: str, selection: Selection) -> str:
 
 
 def spans(numbers: Sequence[int]) -> str:
-    """Return ascending numbers with runs of three and more as spans: `0, 3 to 7`."""
+    """Return ascending numbers as text, with three or more consecutive ones as a span: `0, 3 to 7`."""
     groups: list[list[int]] = []
     for number in numbers:
         if groups and number == groups[-1][-1] + 1:
@@ -130,7 +130,7 @@ def spans(numbers: Sequence[int]) -> str:
 
 
 def doubted(run: Facts) -> list[str]:
-    """Return sentences about what speaks against trusting a run: rows that were left out or cut, too little warm-up."""
+    """Return reasons not to trust a run, such as rows that were left out or cut, or too little warm-up."""
     found = [f"it is {run.status}"] if run.status != "done" else []
     if run.selection is not None and not run.trained_as_selected:
         found.append(
@@ -144,7 +144,7 @@ def doubted(run: Facts) -> list[str]:
 
 
 def verdict(rows: Sequence[Compared]) -> str:
-    """Return the sentence that compares LoRA-drop with LoRA; empty where one of them is missing."""
+    """Return a sentence that compares LoRA-drop with LoRA; empty if one of them is missing."""
     drop = next((row for row in rows if row.first.method == "lora_drop"), None)
     lora = next((row for row in rows if row.first.method == "lora"), None)
     if drop is None or lora is None or drop.first.primary != lora.first.primary:
@@ -162,12 +162,12 @@ def measured(row: Compared) -> str:
 
 
 def number(value: float) -> str:
-    """Return a metric: fractions with four digits, BLEU and ROUGE with two."""
+    """Return a metric as text: fractions with four decimals, BLEU and ROUGE with two."""
     return f"{value:.4f}" if abs(value) <= 1 else f"{value:.2f}"
 
 
 def duration(seconds: float) -> str:
-    """Return seconds in the unit that one speaks of."""
+    """Return a duration as text, in seconds, minutes or hours."""
     if seconds < 120:
         return f"{seconds:.1f} s"
     return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

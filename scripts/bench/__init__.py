@@ -1,1 +1,1 @@
-"""The benchmark: the one place where the project claims speed. The method is explained in docs/benchmark.md."""
+"""The benchmark, the only place where the project claims speed. The method is explained in docs/benchmark.md."""

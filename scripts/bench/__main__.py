@@ -1,4 +1,4 @@
-"""`make bench`: how fast this machine trains and scores, beside PEFT and Trainer, and how soon the command line answers."""
+"""`make bench`: the speed of training and scoring on this machine beside PEFT and Trainer, and of the command line."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def bench(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Measure every claim of speed in interleaved rounds, beside PEFT and Trainer; print floor, aim and what was measured."""
+    """Measure every claim of speed in interleaved rounds, beside PEFT and Trainer; print floor, aim and result."""
     from bench.parts import perform
     from bench.subject import Settings
     from lora_drop.cli.console import ConsoleReporter, err

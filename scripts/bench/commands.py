@@ -1,4 +1,4 @@
-"""The command line as a user meets it: its start, the share of a run that finds the layers, and a selection at a new threshold."""
+"""Timings of the command line: its start, the share of a run that finds the layers, a selection at a new threshold."""
 
 from __future__ import annotations
 
@@ -19,15 +19,16 @@ from lora_drop.config.identity import to_yaml
 from lora_drop.config.schema import LimitConfig
 
 EPOCHS = 30
-"""Of the training that the share is taken of: what Hu et al. train the larger tasks of GLUE for (RTE: 80)."""
+"""Epochs of the training that the share refers to, as Hu et al. train the larger tasks of GLUE (RTE: 80)."""
 STAGES = ("sample", "score", "select")
 
 
 def measure_commands(subject: Subject, rounds: int) -> dict[str, Any]:
-    """Find the layers with the three commands on all training rows, and set the seconds of their stages against EPOCHS epochs of training.
+    """Find the layers with the three commands on all training rows; compare their time with EPOCHS epochs of training.
 
-    Training is measured on the subject's rows, before and after the stages, and taken to cost the same for every row. The stages' seconds are
-    those of `run.json`, without the start of Python; `select` and `--help` are timed as whole processes.
+    Training is measured on the subject's rows, before and after the stages, and is assumed to cost the same for every
+    row. The seconds of the stages are those of `run.json`, without the start of Python; `select` and `--help` are timed
+    as whole processes.
     """
     train = Training(subject, Variant("ours"))
     train()

@@ -1,4 +1,4 @@
-"""The measured comparisons of training and of scoring, each a set of named numbers with median and quartiles."""
+"""Comparisons of training and of scoring, each a set of named numbers with median and quartiles."""
 
 from __future__ import annotations
 
@@ -25,17 +25,20 @@ STOCK_16, GROUPED_16, OURS_16 = (Variant(side, "bf16") for side in ("stock", "gr
 SMALL = (STOCK, GROUPED, SWITCHED, OURS, Variant("ours", upper=True), STOCK_16, GROUPED_16, OURS_16)
 BASE = (GROUPED, OURS, GROUPED_16, OURS_16)
 SCORED_ROWS, SCORE_ROUNDS = 192, 2
-"""Rounds of scoring for each of training: a pass is short, and the difference that is looked for is small."""
+"""Rows of a scoring pass, and its rounds for each round of training: a pass is short and the difference small."""
 
 
 def measure_training(
     subject: Subject, variants: Sequence[Variant], rounds: int, limit: float = math.inf
 ) -> dict[str, Any]:
-    """Train in every variant, beside the machine's products on the model's shapes, in fewer rounds if they take more than `limit` seconds.
+    """Train in every variant, beside the machine's matrix products on the model's shapes.
+
+    There are fewer rounds if they would take more than `limit` seconds.
 
     Returns:
-        `numbers`: speeds, the fraction of the fastest product that each variant reaches, and how many times as fast ours is as each other
-        variant; `absent`: variants that this machine cannot run, and why; and the facts that a reader needs to judge them.
+        `numbers`: speeds, the fraction of the fastest product that each variant reaches, and how many times as fast
+        ours is as each other variant; `absent`: variants that this machine cannot run, and why; and the facts that a
+        reader needs to judge them.
 
     Raises:
         UnfairComparison: if the variants did not do the same work.
@@ -57,7 +60,7 @@ def measure_training(
     for name, one in trainings.items():
         if one.variant.side == "ours":
             numbers |= {f"{name} / {other}": measured.ratio(other, name) for other in trainings if other != name}
-        if not one.variant.upper:  # which has fewer operations
+        if not one.variant.upper:  # the upper half has fewer operations
             roof = measured.ratio(f"products {one.variant.precision}", name)
             numbers[f"{name}, of the product"] = {key: value * subject.flops for key, value in roof.items()}
     return {
@@ -76,8 +79,8 @@ def measure_training(
 def measure_scoring(subject: Subject, rounds: int, limit: float = math.inf) -> dict[str, Any]:
     """Measure `importance.score` against a plain forward pass over the same batches, in eval mode, without gradients.
 
-    In fp32 and bf16, each padded and packed; the worse of the two is the number of a precision. Packed, the forward pass computes every
-    token in every layer, as the score needs it.
+    Both are measured in fp32 and bf16, padded and packed; the worse of the two ratios is the number of a precision.
+    When packed, the forward pass computes every token in every layer, as scoring needs it.
     """
     rows = subject.rows.select(range(min(len(subject.rows), SCORED_ROWS)))
     model = with_values(subject.lora()).eval()
@@ -106,7 +109,7 @@ def measure_scoring(subject: Subject, rounds: int, limit: float = math.inf) -> d
 
 
 def with_values(model: nn.Module) -> nn.Module:
-    """Give every B values that are not zero: a LoRA that was never trained has no importance."""
+    """Give every B nonzero values: an untrained LoRA has no importance."""
     for lora in loras(model).values():
         nn.init.normal_(lora.layer.lora_B[lora.adapter].weight, std=0.01)
     return model

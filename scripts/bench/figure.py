@@ -1,4 +1,4 @@
-"""The figure: rows a second of everything that was trained, one panel for each model. Readable in grey."""
+"""A figure of the rows per second of every training, with one panel per model. It is readable in grey."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ DARK, LIGHT = "#1f4e79", "#d9b38c"
 
 
 def speeds(found: Found, title: str) -> Figure | None:
-    """Draw medians with quartiles, ours dark; None if nothing was trained."""
+    """Draw medians with quartiles, ours dark; return None if nothing was trained."""
     parts = [part for part in found.values() if "computed" in part and "subject" in part]
     if not parts:
         return None

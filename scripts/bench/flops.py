@@ -1,7 +1,8 @@
 """Floating-point operations of a training pass, counted by torch on the meta device: no weights, no arithmetic.
 
-Counted are the matrix products of forward and backward pass on the real tokens of each row. Padding is no work, and neither are
-element-wise operations. A causal mask hides half of attention's products; they count all the same, as is the convention for a model's FLOPs.
+The matrix products of the forward and backward pass on the real tokens of each row are counted. Padding and
+element-wise operations are not. A causal mask hides half of attention's products; these still count, as is the
+convention for a model's FLOPs.
 """
 
 from __future__ import annotations
@@ -15,16 +16,16 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 PROBED = (8, 24, 40)
-"""Lengths of which operations are counted; those of all others follow."""
+"""Lengths whose operations are counted; the operations of all other lengths follow from these."""
 
 
 def training_flops(model: nn.Module, lengths: Sequence[int], generates: bool) -> int:
     """Return the operations of one pass over rows of these lengths, forward and backward.
 
     Args:
-        model: on the meta device, with eager attention: of fused kernels torch also counts what they compute twice.
+        model: a model on the meta device with eager attention; in fused kernels torch also counts recomputed work.
         lengths: real tokens of each row.
-        generates: the labels are tokens, else one class for each row.
+        generates: True if the labels are tokens, False if each row has one class.
     """
     near, middle, far = PROBED
     first, second, third = (_row_flops(model, length, generates) for length in PROBED)

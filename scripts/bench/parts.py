@@ -1,4 +1,4 @@
-"""The parts of a benchmark in their order: each a model, its rows, and what is measured of them."""
+"""The parts of a benchmark in order: each has a model, its rows, and a measurement."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ from lora_drop.pruning.picture import save_figure
 
 FORMAT = 2
 BASE_ROUNDS = 3
-"""At most: a base-size model is slow on a CPU."""
+"""Most rounds of a base-size model, which is slow on a CPU."""
 LIMITS = {"small": 360.0, "base": 330.0, "score": 100.0}
-"""Seconds of a part's rounds, so that all claims about CPUs take a quarter of an hour on a slow machine, too: there are fewer rounds then."""
+"""Most seconds of a part's rounds: on a slow machine, too, all CPU claims then take a quarter of an hour."""
 DIALOGS = {"limit.train": 128, "train.batch_size": 8, "train.max_length": 1024}
 Measure = Callable[[Subject], dict[str, Any]]
 PARTS = {"cpu": ("small", "base", "score", "commands"), "cuda": ("roberta", "llama", "nf4")}
-"""By device, the parts that are about it."""
+"""The parts of each device."""
 
 
 def perform(settings: Settings, only: Sequence[str], out: Path, report: Reporter) -> dict[str, Any]:
-    """Measure the device's parts (`only` these, if given), and write the result and the figure to `out`.
+    """Measure the device's parts (only those in `only`, if given), and write the result and the figure to `out`.
 
     A part whose model, rows or packages are missing is marked as not measured, with the reason.
 
@@ -82,7 +82,7 @@ def perform(settings: Settings, only: Sequence[str], out: Path, report: Reporter
 
 
 def _part(name: str, settings: Settings, report: Reporter) -> dict[str, Any]:
-    """Measure one part, or say why its model or rows are missing."""
+    """Measure one part, or return the reason why its model or rows are missing."""
     rounds, limit = settings.rounds, LIMITS.get(name, math.inf) if settings.limited else math.inf
 
     def encoder(backbone: str, task: str, times: int) -> Subject:
@@ -123,13 +123,13 @@ def _part(name: str, settings: Settings, report: Reporter) -> dict[str, Any]:
 
 
 def quantizable(subject: Subject) -> Subject:
-    """Return a subject whose weights can be trained on in 4 bits here. Raises UserError if they cannot."""
+    """Return the subject. Raises UserError if its weights cannot be quantized to 4 bits for training here."""
     check_quantization(replace(subject.setup, quantization="nf4", backbone="a folder"), subject.device)
     return subject
 
 
 def measure_nf4(wide: Subject, variants: Sequence[Variant], rounds: int) -> dict[str, Any]:
-    """Train on a subject's random weights in 4 bits, from a folder that they are saved to, as quantized loading needs it."""
+    """Train on a subject's random weights in 4 bits, after saving them to a folder, which quantized loading needs."""
     with tempfile.TemporaryDirectory() as folder:
         model = load_model(wide.backbone, wide.task, wide.setup.seed, wide.data.tokenizer, wide.device)
         model.save_pretrained(folder)

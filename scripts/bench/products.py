@@ -1,4 +1,4 @@
-"""The roof over training: the fastest product of this machine on the shapes of a model's linear layers."""
+"""The upper bound on training speed: this machine's fastest product on the shapes of a model's linear layers."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from lora_drop.training.packing import frozen
 
 REPEATS = 5
 EXACT = 4.0
-"""An fp32 product may be so many times as far from float64 as MKL's; one beyond rounds its inputs and is no fp32 product."""
+"""Largest error of an fp32 product against float64, as a multiple of MKL's; beyond it, a product rounds its inputs."""
 Product = Callable[[Tensor, Tensor], Tensor]
 
 
 class Products:
-    """Action that measures the seconds per operation of the fastest product: over all shapes, and all ways to compute them."""
+    """An action that measures seconds per operation of the fastest product, over all shapes and ways of computing."""
 
     def __init__(self, tokens: int, shapes: Sequence[tuple[int, int]], dtype: torch.dtype, device: torch.device):
-        """Draw `tokens` rows of inputs, and the weights, for each (inputs, outputs) of `shapes`."""
+        """Draw `tokens` rows of inputs, and weights, for each (inputs, outputs) of `shapes`."""
         draw = torch.Generator(device).manual_seed(0)
 
         def random(rows: int, columns: int) -> Tensor:
@@ -33,10 +33,10 @@ class Products:
         wide = dtype == torch.float32 and device.type == "cpu"
         self.ways = exact(fp32_ways(), *self.matrices[-1]) if wide else {"torch": functional.linear}
         self.fastest = dict.fromkeys(self.ways, 0.0)
-        """By way, the most operations per second of any call so far."""
+        """The most operations per second of any call so far, by way."""
 
     def __call__(self) -> float:
-        """Measure each shape in each way and return the seconds per operation of the best."""
+        """Measure each shape in each way; return the seconds per operation of the fastest."""
         found = {
             name: min(self._seconds(product, *pair) for pair in self.matrices) for name, product in self.ways.items()
         }
@@ -66,7 +66,7 @@ def exact(ways: dict[str, Product], x: Tensor, w: Tensor) -> dict[str, Product]:
 
 
 def why_no_switch() -> str:
-    """Say why fp32 products cannot be sent to oneDNN by the switch here; empty if they can."""
+    """Return why the switch cannot send fp32 products to oneDNN here; empty if it can."""
     if switch() is None:
         return "this torch has no switch for oneDNN's fp32 products"
     draw = torch.Generator().manual_seed(0)

@@ -1,6 +1,7 @@
-"""Interleaved rounds: each measures everything that is compared once, in an order of its own.
+"""Interleaved rounds: each measures every compared action once, in a different order.
 
-Other load on the machine, or a changing clock, then meets all alike: a ratio taken within a round moves less than either of its sides.
+Other load on the machine, or a changing clock, then affects all actions equally: a ratio taken within a round varies
+less than either of its sides.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ import psutil
 import torch
 
 NOISY = 0.25
-"""Cores kept busy by other processes from which a round counts as disturbed."""
+"""Number of cores kept busy by other processes above which a round counts as disturbed."""
 FEWEST = 2
-"""Rounds that are measured however long they take: one has no spread."""
+"""Rounds that are measured however long they take: a single one has no spread."""
 Action = Callable[[], float]
 """Measures once and returns seconds (of a product: seconds per floating-point operation)."""
 Spread = dict[str, float]
-"""`median`, and the quartiles `low` and `high`: one disturbed round moves a mean; it hardly moves these."""
+"""`median`, and the quartiles `low` and `high`: one disturbed round moves a mean but hardly moves these."""
 
 
 def spread(values: Sequence[float]) -> Spread:
@@ -37,10 +38,10 @@ class Rounds:
     """The measurements of all rounds."""
 
     seconds: Mapping[str, Sequence[float]]
-    """By name, one number per round."""
+    """One number per round, by name."""
     orders: Sequence[Sequence[str]]
     load: Sequence[float]
-    """Cores that other processes kept busy during each round."""
+    """Number of cores that other processes kept busy during each round."""
 
     def ratio(self, above: str, below: str) -> Spread:
         """Return the spread of seconds(above) / seconds(below), taken round by round."""
@@ -58,10 +59,11 @@ class Rounds:
 def interleave(
     actions: Mapping[str, Action], rounds: int, tell: Callable[[int, int], None], limit: float = math.inf
 ) -> Rounds:
-    """Call every action once as a warm-up that is not counted, then once in each round, shuffled; `tell(done, total)` after each.
+    """Call every action once as an uncounted warm-up, then once in each round, in random order.
 
-    No round is begun, after the first FEWEST, that would end more than `limit` seconds after the beginning if it took as long as the last.
-    Imported libraries are left out of garbage collections: every training starts some, which would take half a second each.
+    `tell(done, total)` is called after each action. After the first FEWEST rounds, no round begins that would end more
+    than `limit` seconds after the start if it took as long as the last. Imported libraries are excluded from garbage
+    collection: every training starts some collections, which would take half a second each.
     """
     start = time.perf_counter()
     orders = [list(actions), *(random.Random(number).sample(list(actions), len(actions)) for number in range(rounds))]
@@ -86,7 +88,7 @@ def interleave(
 
 
 def clock(work: Callable[[], object], device: torch.device) -> float:
-    """Return the seconds of one call; a GPU, which works while Python goes on, is waited for before and after."""
+    """Return the seconds of one call; wait before and after for a GPU, which works asynchronously."""
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     wait()
     began = time.perf_counter()
@@ -96,7 +98,7 @@ def clock(work: Callable[[], object], device: torch.device) -> float:
 
 
 def _other_seconds() -> float:
-    """Return the seconds that all cores have worked for other processes than this one and its children."""
+    """Return the seconds that all cores have worked for processes other than this one and its children."""
     busy, own = psutil.cpu_times()._asdict(), psutil.Process().cpu_times()
-    kinds = ("user", "nice", "system", "irq", "softirq")  # waiting for a disk is no work
+    kinds = ("user", "nice", "system", "irq", "softirq")  # waiting for a disk is not work
     return sum(busy.get(kind, 0.0) for kind in kinds) - sum(own[:4])

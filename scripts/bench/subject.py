@@ -1,4 +1,4 @@
-"""The model and the rows of a comparison: the same for every side of it."""
+"""The model and the rows of a comparison, the same for each of its sides."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from lora_drop.tasks.base import Source
 
 LORA = MethodConfig(name="lora", rank=8, alpha=16)
 UPPER = replace(LORA, name="lora_drop", share=False, budget=0.5, policy="top")
-"""LoRA in the upper half of the layers alone, which ends the backward pass in the middle."""
+"""LoRA in the upper half of the layers only, which ends the backward pass in the middle."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What holds for all parts of a benchmark."""
+    """Settings of all parts of a benchmark."""
 
     device: str = "cpu"
     base_size: str = "packaged:mpnet-base"
@@ -38,9 +38,9 @@ class Settings:
     rows: int = 256
     """Training rows of a measured call."""
     rounds: int = 5
-    """Rounds in which all is measured once."""
+    """Rounds, each of which measures everything once."""
     limited: bool = True
-    """Fewer rounds on a slow machine."""
+    """True for fewer rounds on a slow machine."""
     quick: bool = False
     data_dir: str | None = None
     offline: bool = False
@@ -50,7 +50,7 @@ class Subject:
     """A backbone under LoRA on the rows of a task, on one device."""
 
     def __init__(self, settings: Settings, report: Reporter, backbone: str, task: str, **keys: Any):
-        """Find backbone, device and rows; `keys` change the configuration of a run. Raises UserError where one is missing."""
+        """Find backbone, device and rows; `keys` change a run's configuration. Raises UserError if one is missing."""
         where = {"device": settings.device, "offline": settings.offline, "data_dir": settings.data_dir}
         self.keys = {"task": task, "backbone": backbone, **where, "limit.train": settings.rows, **keys}
         self.settings, self.report, self.setup = settings, report, self.config("fp32")
@@ -68,8 +68,11 @@ class Subject:
         return load_config(flags={**self.keys, "train.precision": precision})
 
     def lora(self, upper: bool = False) -> nn.Module:
-        """Return the backbone under a fresh LoRA on query and value (of the upper half of the layers): the same at every call."""
-        gc.collect()  # a Trainer and its model refer to each other: without this, two models would be there at once
+        """Return the backbone with a fresh LoRA on query and value, the same at every call.
+
+        With `upper`, only the upper half of the layers has a LoRA.
+        """
+        gc.collect()  # a Trainer and its model refer to each other: without this, two models would be in memory
         model = self._adapt(
             load_model(self.backbone, self.task, self.setup.seed, self.data.tokenizer, self.device), upper
         )
@@ -89,7 +92,7 @@ class Subject:
         return sorted({(part.in_features, part.out_features) for part in linear})
 
     def describe(self) -> dict[str, Any]:
-        """Return model and rows for the record."""
+        """Return the model and the rows for the record."""
         rows = {"rows": len(self.lengths), "tokens": sum(self.lengths), "longest": max(self.lengths)}
         train = {"batch_size": self.setup.train.batch_size, "max_length": self.setup.train.max_length}
         return {"backbone": self.backbone.name, "task": self.task.name, **train, **rows, "flops": self.flops}
@@ -101,7 +104,7 @@ class Subject:
         if not upper:
             return METHODS.get("lora").build(backbone, LORA, self.setup.seed, None)
         places = find_places(backbone, UPPER.target_projections)
-        importance = len(UPPER.target_projections) / len(places)  # all alike: the budget alone decides how many layers
+        importance = len(UPPER.target_projections) / len(places)  # all equal: the budget alone decides how many layers
         scored = [Scored(place.name, place.projection, place.layer, 1.0, importance, 1) for place in places]
         selection = select(scored, budget=UPPER.budget, policy=UPPER.policy, share=UPPER.share)
         return METHODS.get("lora_drop").build(backbone, UPPER, self.setup.seed, selection)

@@ -1,4 +1,4 @@
-"""The table: every claim with its floor, its aim, and what was measured, or why it was not."""
+"""The table of claims, each with its floor, its aim, and its measured value or the reason why it has none."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 Found = Mapping[str, Mapping[str, Any]]
-"""By part, what it has measured; or `not_measured`, the reason why nothing was."""
+"""The measurements of each part; or `not_measured`, the reason why there are none."""
 
 
 @dataclass(frozen=True)
 class Claim:
-    """One row of the table. A ratio without a unit is how many times as fast the first is."""
+    """One row of the table. A ratio without a unit says how many times as fast the first is."""
 
     title: str
     part: str
     number: str
-    """Its name among the part's numbers."""
+    """Name of the measured value among the part's numbers."""
     floor: float | None = None
     aim: float | None = None
     at_most: bool = False
@@ -25,7 +25,7 @@ class Claim:
     style: str = ".2f"
 
     def row(self, found: Found, judged: bool = True) -> dict[str, Any]:
-        """Return the claim with what was measured (median, quartiles, state if `judged`), or with `not_measured`, the reason."""
+        """Return the claim with its result (median, quartiles, state if `judged`) or the reason `not_measured`."""
         part = found.get(self.part, {"not_measured": "not asked for"})
         if "not_measured" in part:
             return {**asdict(self), "not_measured": part["not_measured"]}
@@ -36,7 +36,7 @@ class Claim:
         return {**asdict(self), **measured, "state": self.state(measured["median"]) if judged else ""}
 
     def state(self, measured: float) -> str:
-        """Say how far a number has come."""
+        """Return the goal that a measured value has reached, as text."""
         if self.floor is None or self.aim is None:
             return ""
         reached = [measured <= goal if self.at_most else measured >= goal for goal in (self.aim, self.floor)]
@@ -72,7 +72,7 @@ CLAIMS = (
 
 
 def printed(row: Mapping[str, Any]) -> list[str]:
-    """Return a row as text: title, floor, aim, what was measured (with quartiles), and its state."""
+    """Return a row as text: title, floor, aim, measured value (with quartiles), and state."""
     sign, style = "≤ " if row["at_most"] else "≥ ", row["style"]
     goals = ["–" if row[name] is None else f"{sign}{row[name]:{style}}" for name in ("floor", "aim")]
     if "not_measured" in row:

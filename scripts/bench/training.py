@@ -1,7 +1,7 @@
-"""The ways to train that are compared: PEFT + transformers' Trainer as most scripts use it, the same at its best, and this project's.
+"""The compared ways to train: PEFT with transformers' Trainer as most scripts use it, the same at its best, and ours.
 
-Rows, seed, total batch, optimizer steps, model, LoRA, optimizer and schedule are the same. Different are which rows go together, how they are
-padded, the precision, and the library that computes the products.
+Rows, seed, total batch, optimizer steps, model, LoRA, optimizer and schedule are the same. The grouping of rows into
+batches, their padding, the precision, and the library that computes the products differ.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from lora_drop.files import digest
 from lora_drop.training.trainer import fit, warmup_steps
 
 LOSS_TOLERANCE = 0.05
-"""Relative difference between the mean losses of two trainings that have seen the same rows in another order, with other dropout masks."""
+"""Largest relative difference of mean loss between trainings with another order of rows and other dropout masks."""
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,13 @@ class Variant:
     """One way to train."""
 
     side: str
-    """stock (every row padded to the maximal length, in random order), grouped (by length, padded to the longest of a batch) or ours."""
+    """`stock` (all rows padded to the maximal length, in random order), `grouped` (by length, padded to the longest row
+    of a batch) or `ours`."""
     precision: str = "fp32"
     switched: bool = False
-    """fp32 products are sent to oneDNN by torch's switch."""
+    """True if torch's switch sends fp32 products to oneDNN."""
     upper: bool = False
-    """LoRA in the upper half of the layers alone."""
+    """True for LoRA in the upper half of the layers only."""
 
     def __str__(self) -> str:
         return f"{self.side} {self.precision}{', switched' * self.switched}{', upper half' * self.upper}"
@@ -50,23 +51,26 @@ class Variant:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a training did, by which two are known to be comparable."""
+    """The work that a training did, which shows if two trainings are comparable."""
 
     rows: str
-    """Identifies the rows and how often each was trained on."""
+    """Hash of the rows and of how often each was trained on."""
     batches: tuple[int, ...]
-    """Rows of each forward pass, from the smallest."""
+    """Number of rows of each forward pass, in ascending order."""
     steps: int
     loss: float
     """Mean over the optimizer steps."""
 
 
 class UnfairComparison(RuntimeError):
-    """Two trainings that are compared did not do the same work."""
+    """Raised when two compared trainings did not do the same work."""
 
 
 def check_fair(found: Mapping[str, Evidence]) -> None:
-    """Raise UnfairComparison unless all trainings had the same rows, batch sizes and optimizer steps, and the same loss to LOSS_TOLERANCE."""
+    """Raise UnfairComparison unless all trainings had the same rows, batch sizes and optimizer steps.
+
+    Their losses must also agree to LOSS_TOLERANCE.
+    """
     (first, expected), *others = found.items()
     for name, evidence in others:
         for what in ("rows", "batches", "steps"):
@@ -79,7 +83,7 @@ def check_fair(found: Mapping[str, Evidence]) -> None:
 
 
 class Training:
-    """Action that trains one epoch of a subject in one way. Its first call, the warm-up, also gathers the evidence."""
+    """An action that trains a subject for one epoch. Its first call, the warm-up, also gathers the evidence."""
 
     def __init__(self, subject: Subject, variant: Variant):
         """Prepare the rows; nothing is trained yet."""
@@ -93,10 +97,10 @@ class Training:
         self.computed = "padded"
         """The way in which batches were computed."""
         self.gpu_memory_mb: int | None = None
-        """Peak of the first call."""
+        """Peak GPU memory of the first call, in MB."""
 
     def __call__(self) -> float:
-        """Build a fresh model and return the seconds of its training call, Trainer and all."""
+        """Build a fresh model and return the seconds of its training call, including the setup of the Trainer."""
         model, device = self.subject.lora(self.variant.upper), self.subject.device
         work = self._ours if self.variant.side == "ours" else self._trainer
         with tempfile.TemporaryDirectory() as folder, fp32_products(onednn=self.variant.switched):
@@ -115,7 +119,7 @@ class Training:
         return time.perf_counter() - began
 
     def _ours(self, model: nn.Module, folder: str) -> tuple[int, float]:
-        """Train as a run of this project does; returns steps and mean loss."""
+        """Train as a run of this project does; return steps and mean loss."""
         config, data = self.subject.config(self.variant.precision), self.subject.data
         outcome = fit(
             model,
@@ -131,7 +135,7 @@ class Training:
         return outcome.steps, outcome.losses[-1]
 
     def _trainer(self, model: nn.Module, folder: str) -> tuple[int, float]:
-        """Train as a script with PEFT and transformers' Trainer does; returns steps and mean loss."""
+        """Train as a script with PEFT and transformers' Trainer does; return steps and mean loss."""
         config, cuda = self.subject.config(self.variant.precision), self.subject.device.type == "cuda"
         arguments = TrainingArguments(
             output_dir=folder,
@@ -161,8 +165,8 @@ class Training:
 
 
 def note(model: nn.Module, inputs: Mapping[str, Any], seen: list[list[str]]) -> None:
-    """Write down the rows of one forward pass in training, without their padding."""
-    if model.training:  # else a trial before the training
+    """Record the rows of one forward pass in training, without their padding."""
+    if model.training:  # else it is a trial before the training
         pairs = zip(inputs["input_ids"].cpu(), inputs["attention_mask"].cpu().bool(), strict=True)
         seen.append([digest(ids[mask].tolist()) for ids, mask in pairs])
 
@@ -173,9 +177,10 @@ def padded(rows: Dataset, tokenizer: PreTrainedTokenizerBase, length: int) -> Da
 
 
 def grouped(rows: Dataset, batch_size: int, population: int, seed: int) -> Dataset:
-    """Return the rows in an order of the Trainer's own grouping by length, as it works on a task of `population` rows.
+    """Return the rows in the order of the Trainer's own grouping by length on a task of `population` rows.
 
-    It sorts parts of a quarter of the rows, at most 50 batches: in the few rows of a measured call it would hardly group at all.
+    The Trainer sorts chunks of a quarter of the rows, at most 50 batches. Applied to the few rows of a measured call,
+    it would hardly group at all.
     """
     batches = max(1, min(population // (4 * batch_size), 50))
     draw = torch.Generator().manual_seed(seed)

@@ -1,1 +1,1 @@
-"""The promises of docs/reliability.md, tried: `make torture`."""
+"""Tests of the promises in docs/reliability.md: `make torture`."""

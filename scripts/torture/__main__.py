@@ -1,4 +1,4 @@
-"""`make torture`: the promises of docs/reliability.md tried, and a table of what came of it. Exit code 1: a fault."""
+"""`make torture`: try the promises of docs/reliability.md and print a table of the outcomes. Exit code 1: a fault."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from torture.server import Trial, call, preload, shared_out
 PARTS = {each.__name__.rpartition(".")[2]: each.PARTS for each in (kills, damage, hostile, fuzz, machine, several)}
 """The lines of the table, by module."""
 MEMORY = Path("/dev/shm")
-"""Where run directories cost no waiting for a disk. A killed process leaves there what it would leave on a disk."""
+"""Folder for run directories without waiting for a disk. A killed process leaves the same files there as on a disk."""
 
 
 def counted(root: Path, name: str) -> dict[str, Any]:
-    """Return results and seconds of an undisturbed run, its changes of files, and its lines of writing checkpoints."""
+    """Return an undisturbed run's results and seconds, its number of file changes, and of lines of checkpoint code."""
     began = time.monotonic()
     base = runs.undisturbed(name, root)
     seconds, run = time.monotonic() - began, runs.fresh(root / "counted")
@@ -43,14 +43,14 @@ def counted(root: Path, name: str) -> dict[str, Any]:
 
 
 def prepared(root: Path, names: list[str]) -> Ground:
-    """Import all that is needed, and perform each run undisturbed."""
+    """Import everything that is needed, and perform each run undisturbed."""
     preload([["run", "-d", root / name, *runs.options(name)] for name in names[:2]], root / "log")
     known = {name: counted(root, name) for name in names}
     return Ground(root, known, names[0], known[names[0]]["base"], runs.half_finished(names[0], root))
 
 
 def trials(part: Part, ground: Ground, share: float, jobs: int, tell: Callable[[str], None]) -> list[Trial]:
-    """Return the trials of a part; `share` is the part of its goal that is tried."""
+    """Return the trials of a part; `share` is the fraction of its goal that is tried."""
     began, used = time.monotonic(), _cpu_seconds()
     cases = part.cases(ground, max(1, round(part.goal * share)))
     found = shared_out(partial(_with, part, ground), cases, ground.root, jobs)
@@ -59,7 +59,7 @@ def trials(part: Part, ground: Ground, share: float, jobs: int, tell: Callable[[
 
 
 def _cpu_seconds() -> float:
-    """Return the seconds of CPU of all children that have ended, and of theirs."""
+    """Return the CPU seconds of all children that have ended, and of their children."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
@@ -69,7 +69,7 @@ def _with(part: Part, ground: Ground, case: dict[str, Any], folder: Path) -> lis
 
 
 def table(parts: list[Part], found: list[Trial]) -> str:
-    """Return a line for each kind of trial: how many, the goal, and how many ended in a fault."""
+    """Return a table with a line for each kind of trial: number of trials, goal, and number of faults."""
     lines = ["| test | trials | goal | faults |", "|---|---|---|---|"]
     for part in parts:
         mine = [trial for trial in found if trial.test == part.test]
@@ -78,7 +78,7 @@ def table(parts: list[Part], found: list[Trial]) -> str:
 
 
 def main() -> None:
-    """Torture, print the table, and name each fault."""
+    """Perform the trials, print the table, and name each fault."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--share", type=float, default=1.0, help="part of the trials (1: all)")
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="processes at a time")

@@ -1,4 +1,4 @@
-"""Hostile files and names: code, configurations, names that leave their folder, small files that would be large."""
+"""Hostile files and names: code, configurations, names that leave their folder, small files that expand."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from torture.runs import BERT, Ground, options
 SHORT = [part for setting in (*BERT, "train.epochs=1", "limit.train=16") for part in ("-o", setting)]
 LORA = [*SHORT, "-o", "method.name=lora"]
 HERE = "{here}"
-"""In a command: the folder of the trial."""
+"""Placeholder, in a command, for the folder of the trial."""
 
 
 @dataclass(frozen=True)
 class Attack:
-    """Files in a folder, and the command that meets them."""
+    """Files in a folder, and the command that reads them."""
 
     what: str
     command: list[str]
     copies: tuple[str, ...] = ()
-    """What is there: run (finished), half (killed), backbone, adapter."""
+    """Folders copied to the trial: run (finished), half (killed), backbone, adapter."""
     files: Mapping[str, Content | bytes] = field(default_factory=dict)
-    """Put over that."""
+    """Files written over the copies."""
 
 
 def code(ground: Ground) -> Iterator[Attack]:
-    """Code in place of, or beside, every file that is read."""
+    """Yield attacks with code in place of, or beside, every file that is read."""
     checkpoint = max(ground.half.glob("checkpoints/train/checkpoint-*")).relative_to(ground.half)
     again, started = ["run", "-d", "{here}/run", *options(ground.first)], ["run", "-d", "{here}/run", *LORA]
     of_run = (
@@ -90,7 +90,7 @@ def code(ground: Ground) -> Iterator[Attack]:
 
 
 def yaml(ground: Ground) -> Iterator[Attack]:
-    """Configurations and experiments."""
+    """Yield attacks with configurations and experiments."""
     for name, content in YAML.items():
         yield Attack(f"YAML {name}", ["run", "-d", "{here}/run", "-c", "{here}/a.yaml"], (), {"a.yaml": content})
         yield Attack(f"experiment {name}", ["reproduce", "{here}/a.yaml", "--dry-run"], (), {"a.yaml": content})
@@ -98,7 +98,7 @@ def yaml(ground: Ground) -> Iterator[Attack]:
 
 
 def names(ground: Ground) -> Iterator[Attack]:
-    """Names that would leave their folder, or that no file can have."""
+    """Yield attacks with names that would leave their folder, or that no file can have."""
     strange = (
         "../outside",
         "/outside",
@@ -158,7 +158,7 @@ def names(ground: Ground) -> Iterator[Attack]:
 
 
 def bombs(ground: Ground) -> Iterator[Attack]:
-    """Small files that would be large, or never end."""
+    """Yield attacks with small files that would become large or never end."""
     import io
 
     import pyarrow

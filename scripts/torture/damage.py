@@ -1,4 +1,4 @@
-"""Damage as after a power loss or by a bad disk, to each file of a run directory: mended or refused, never believed."""
+"""Damage to each file of a run directory, as by power loss or a bad disk: it must be repaired or refused."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ READS = {
     "export": ("adapter/adapter_model.safetensors", "adapter/adapter_config.json", "run.json"),
     "eval": ("adapter/adapter_model.safetensors", "adapter/adapter_config.json", "adapter/lora_drop.json", "run.json"),
 }
-"""Files that other commands than `run` read."""
+"""Files read by commands other than `run`."""
 SHOWN = ("runs", "report", "export")
-"""Commands whose answer must be that of the whole directory, or a refusal."""
+"""Commands that must answer as for the undamaged directory, or refuse."""
 
 
 def damaged(content: bytes, kind: str, place: int) -> bytes:
-    """Return what is left of a file's content; `place` chooses the bit."""
+    """Return the damaged content of a file; `place` chooses the bit to flip."""
     middle, late = len(content) // 2, len(content) * 3 // 4
     at = late + place % max(1, len(content) - late) if kind == "late bit" else place % max(1, len(content))
     flipped = content[:at] + bytes([content[at] ^ (1 << place % 8)]) + content[at + 1 :] if content else b"x"
@@ -57,7 +57,7 @@ def damaged(content: bytes, kind: str, place: int) -> bytes:
 
 
 def cases(ground: Ground, count: int) -> list[dict[str, Any]]:
-    """Return damage: to each file of both directories for `run`, and for the stage commands that read it."""
+    """Return damage to each file of both directories, for `run` and for the commands that read the file."""
     found = []
     for base in (ground.finished, ground.half):
         files = sorted(path for path in base.rglob("*") if path.is_file() and path.name != ".lock")
@@ -75,7 +75,7 @@ def cases(ground: Ground, count: int) -> list[dict[str, Any]]:
 
 
 def _shown(command: str, run: Path, folder: Path, ground: Ground) -> str:
-    """Return what is wrong with the answer of a command that reads a damaged directory."""
+    """Return the fault in the answer of a command that reads a damaged directory; empty if there is none."""
     out = {"runs": [], "report": ["--out", folder / "page.html"], "export": ["--to", "peft", "--out", folder / "out"]}
     said = []
     for base in (run, ground.finished):

@@ -1,4 +1,4 @@
-"""Broken texts of every kind that people write or get: a sentence and exit code 2, or an answer; never a traceback."""
+"""Broken texts of every kind that users provide: each must give an answer, or a sentence and exit code 2."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PIECES = (
     *("'", '"', "a: b: c", "é" * 50, "\u2028", "\r", "\n", "\t", ",", "{x}", "{}.__class__", "%s", "null", "true"),
     *('"\\ud83d"', "x" * 70000, "../" * 20, "=1+1", "[" * 50000, "[" * 90 + "]" * 90, "[1, [2]]", "-", "--", "0x10"),
 )
-"""What is put into a text as it is."""
+"""Pieces inserted literally into a text."""
 VALUES: tuple[Any, ...] = (
     None,
     True,
@@ -47,9 +47,9 @@ VALUES: tuple[Any, ...] = (
     {"x": 1},
     [{"x": []}],
 )
-"""What takes the place of a value."""
+"""Values that replace a valid one."""
 SECONDS = 30
-"""A command that is given a broken text for longer hangs."""
+"""Seconds after which a command with a broken text counts as hung."""
 ROWS = [
     {"text": f"dog {number} barks at the {('moon', 'sun')[number % 2]}", "label": "ab"[number % 2]}
     for number in range(24)
@@ -76,7 +76,7 @@ def table(rows: list[Any], separator: str = ",") -> str:
 
 
 def parquet(rows: list[dict[str, Any]]) -> str:
-    """Return a file of rows, its bytes as characters."""
+    """Return a Parquet file of rows, its bytes as characters."""
     import pyarrow
     from pyarrow.parquet import write_table
 
@@ -86,7 +86,7 @@ def parquet(rows: list[dict[str, Any]]) -> str:
 
 
 def predictions() -> str:
-    """Return right predictions of a task."""
+    """Return valid predictions for a task."""
     from lora_drop.registry import TASKS
     from lora_drop.tasks.base import Source
 
@@ -96,7 +96,7 @@ def predictions() -> str:
 
 
 def right(finished: Path) -> dict[str, str]:
-    """Return a right text of each kind."""
+    """Return a valid text of each kind."""
     record = next(iter(sorted((Path(__file__).parents[2] / "results").glob("*/*/*.json"))))
     experiment = {"title": "x", "rows": {"a": {"title": "A"}, "b": {"method.name": "full"}}, "tasks": ["toy-nli"]}
     cells = [list(row.values()) for row in ROWS]
@@ -149,7 +149,7 @@ def commands(kind: str, text: str, folder: Path) -> list[str]:
 
 
 def mutated(text: str, draw: random.Random, binary: bool) -> str:
-    """Return a text with a few pieces cut out, doubled, or put in."""
+    """Return a text with a few pieces cut out, doubled or inserted."""
     for _ in range(draw.randint(1, 3)):
         start, length = draw.randrange(len(text) + 1), draw.choice((1, 1, 4, 30, len(text) // 3))
         letter = chr(draw.randrange(256) if binary else draw.randrange(32, 300))
@@ -159,9 +159,9 @@ def mutated(text: str, draw: random.Random, binary: bool) -> str:
 
 
 def altered(value: Any, draw: random.Random) -> Any:
-    """Return JSON-like values with one of them, at any depth, replaced, removed, doubled, or under another key."""
+    """Return JSON-like values with one of them, at any depth, replaced, removed, doubled or under another key."""
     if not value or not isinstance(value, (dict, list)) or draw.random() < 0.1:
-        # a text that `rewritten` takes the quotes from
+        # `rewritten` replaces "@NUMBER@", quotes included, by a piece
         return draw.choice((*VALUES, *(f"@{number}@" for number in range(len(PIECES)))))
     places: list[Any] = list(value) if isinstance(value, dict) else list(range(len(value)))
     place, changed, way = draw.choice(places), copy.copy(value), draw.random()
@@ -178,7 +178,7 @@ def altered(value: Any, draw: random.Random) -> Any:
 
 
 def rewritten(kind: str, text: str, draw: random.Random) -> str:
-    """Return a text of a kind with right syntax (but for what `altered` puts in) and one or two wrong values."""
+    """Return a text of a kind with valid syntax (except for what `altered` inserts) and one or two wrong values."""
     if kind == "override":
         key, _, right_one = text.partition("=")
         return draw.choice(
@@ -199,14 +199,14 @@ def rewritten(kind: str, text: str, draw: random.Random) -> str:
     if kind == "parquet":
         try:
             return parquet(value)
-        except Exception:  # noqa: BLE001 - values that no such file can hold
+        except Exception:  # noqa: BLE001 - values that a Parquet file cannot hold
             return mutated(text, draw, binary=True)
     written = lines(value) if by_line and isinstance(value, list) else json.dumps(value, indent=1)
     return re.sub(r'"@(\d+)@"', lambda found: PIECES[int(found[1])], written)
 
 
 def cases(ground: Ground, count: int) -> list[dict[str, Any]]:
-    """Return chunks of broken texts: the text, a seed, and how many."""
+    """Return chunks of broken texts, each with the valid text, a seed, and the number of broken texts."""
     texts, chunks = right(ground.finished), 4
     size = max(1, -(-count // (chunks * len(texts))))
     return [
@@ -217,7 +217,7 @@ def cases(ground: Ground, count: int) -> list[dict[str, Any]]:
 
 
 def fuzz(case: dict[str, Any], folder: Path, ground: Ground) -> Iterator[Trial]:
-    """Give a command many broken texts of one kind, in one process."""
+    """Give a command many broken texts of one kind in one process."""
     kind, told = case["kind"], folder / "told"
     told.write_text("")
 
@@ -239,7 +239,7 @@ def fuzz(case: dict[str, Any], folder: Path, ground: Ground) -> Iterator[Trial]:
 
     ended = call([], folder / "log", all_of_them)
     outcomes = told.read_text().splitlines()
-    if ended.code:  # it died of the last one
+    if ended.code:  # the last text killed it
         outcomes[-1] = f"{outcomes[-1].partition(':')[0]}: {json.dumps(ended.kind)}"
     for line in outcomes:
         number, _, outcome = line.partition(": ")
@@ -257,7 +257,7 @@ def _outcome(command: Callable[[], list[str]]) -> str:
     except SystemExit as ended:
         known: dict[Any, str] = {None: "accepted", 0: "accepted", 2: "refused"}
         return known.get(ended.code, f"exit {ended.code}")
-    except BaseException as error:  # noqa: BLE001 - this is what is looked for
+    except BaseException as error:  # noqa: BLE001 - these are the faults to find
         return f"{type(error).__name__}: {error}"[:200]
     return "accepted"
 

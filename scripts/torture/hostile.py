@@ -1,4 +1,4 @@
-"""Attacks of all kinds, tried: nothing is executed, nothing is written elsewhere, and each is refused in one sentence."""
+"""Try attacks of all kinds: each must execute nothing, write nothing elsewhere, and be harmless or refused."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _names_in(folder: Path) -> set[str]:
 
 
 def attack(case: dict[str, Any], folder: Path, ground: Ground) -> Iterator[Trial]:
-    """Put the files where they are met, run the command in a folder of others, and look at what it did."""
+    """Put the files in place, run the command in a folder with foreign files, and check what it did."""
     mine: Attack = case["attack"]
     here = fresh(folder / "here")
     mark, inside = here / "mark", here / "inside"
@@ -57,7 +57,7 @@ def attack(case: dict[str, Any], folder: Path, ground: Ground) -> Iterator[Trial
         bounded()
         os.chdir(inside)
         os.environ["HOME"] = str(inside)
-        sys.path.insert(0, str(here))  # a module that a file names could be found there
+        sys.path.insert(0, str(here))  # so that a module named in a file could be imported
 
     ended = call([part.replace("{here}", str(here)) for part in mine.command], folder / "log", hook, seconds=60)
     elsewhere = (_names_in(here) | _names_in(folder)) - before - OURS

@@ -1,4 +1,4 @@
-"""Kills and signals, at random moments and where they hurt most: the same command then gives the same."""
+"""Kills and signals, at random moments and the worst ones: the same command must then give the same results."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def die() -> None:
 
 
 def at_change(number: int, run: Path, tally: Path | None = None) -> Hook:
-    """Let the process die at its `number`th change of a file in the run directory; `tally` gets their count."""
+    """Let the process die at its `number`th change of a file in the run directory; `tally` receives the count."""
 
     def hook() -> None:
         count, own = [0], os.getpid()
@@ -50,7 +50,7 @@ def at_change(number: int, run: Path, tally: Path | None = None) -> Hook:
 
 
 def in_evaluation(number: int, seconds: float) -> Hook:
-    """Let the process die some time after its `number`th evaluation has begun."""
+    """Let the process die `seconds` after its `number`th evaluation has begun."""
 
     def hook() -> None:
         from lora_drop.runs import models
@@ -69,9 +69,9 @@ def in_evaluation(number: int, seconds: float) -> Hook:
 
 
 def at_line(number: int, run: Path, tally: Path | None = None) -> Hook:
-    """Let the process die at the `number`th line of the code that writes checkpoints; `tally` gets their count.
+    """Let the process die at the `number`th line of the code that writes checkpoints; `tally` receives the count.
 
-    The file that was written last is cut in half, as if the line were in the middle of it.
+    The last written file is cut in half, as if the process had died while writing it.
     """
 
     def hook() -> None:
@@ -95,7 +95,7 @@ def at_line(number: int, run: Path, tally: Path | None = None) -> Hook:
 
 
 def shots(ground: Ground, count: int) -> list[dict[str, Any]]:
-    """Return `count` shots, spread over the runs: at every 6th change of a file, and at random in three other ways."""
+    """Return `count` kills, spread over the runs: at every 6th change of a file, and at random in three other ways."""
     draw, known = random.Random(1), ground.known
     every = [(name, change) for name, mine in known.items() for change in range(1, mine["changes"] + 1, 6)]
     chosen = draw.sample(every, min(len(every), count // 2))
@@ -111,7 +111,7 @@ def shots(ground: Ground, count: int) -> list[dict[str, Any]]:
 
 
 def shoot(shot: dict[str, Any], folder: Path, ground: Ground) -> Iterator[Trial]:
-    """Kill a run, continue it, and compare."""
+    """Kill a run, continue it, and compare its results."""
     name, way, at, run, log = shot["run"], shot["way"], shot["at"], fresh(folder / "run"), folder / "log"
     command, what = ["run", "-d", run, *options(name)], f"{name}, {way} {at:.3g}"
     if way == "moment":
@@ -130,7 +130,7 @@ def shoot(shot: dict[str, Any], folder: Path, ground: Ground) -> Iterator[Trial]
 
 
 def signals(ground: Ground, count: int) -> list[dict[str, Any]]:
-    """Return `count` signals at random moments: SIGINT twice, SIGTERM and SIGHUP once and twice, and SIGINT once."""
+    """Return `count` signals at random moments: SIGINT, SIGTERM and SIGHUP, each once and twice."""
     draw, found, known = random.Random(2), [], ground.known
     kinds = [(number, again) for again in ((0.0, 0.01, 0.1), (None,)) for number in CODES]
     for place in range(count):
@@ -141,11 +141,11 @@ def signals(ground: Ground, count: int) -> list[dict[str, Any]]:
 
 
 def stop(shot: dict[str, Any], folder: Path, ground: Ground) -> Iterator[Trial]:
-    """Send a run a signal that asks it to end, look at how it does, continue it, and compare."""
+    """Ask a run to end by a signal, check how it ends, continue it, and compare its results."""
     name, run, log = shot["run"], fresh(folder / "run"), folder / "log"
     command, number = ["run", "-d", run, *options(name)], shot["signal"]
     process = spawn(command, log)
-    time.sleep(0.05 + shot["at"])  # by then it handles them
+    time.sleep(0.05 + shot["at"])  # by then it handles signals
     os.kill(process, number)
     if shot["again"] is not None:
         time.sleep(shot["again"])

@@ -28,7 +28,7 @@ CACHES = ("four at once", "unwritable", "a file in its place", "no home")
 
 
 def cases(ground: Ground, count: int) -> list[dict[str, Any]]:
-    """Return all kinds, most of them full disks."""
+    """Return cases of all kinds, most of them failing disks."""
     names, changes = list(ground.known), ground.known[ground.first]["changes"]
     writers, caches, stopped = (max(1, count * part // 63) for part in (20, 8, 5))
     disks = max(1, count - writers - caches - stopped)
@@ -47,7 +47,7 @@ def attempt(case: dict[str, Any], folder: Path, ground: Ground) -> Iterator[Tria
 
 
 def failing(number: int, run: Path, code: int) -> Hook:
-    """Let the `number`th opening of a file for writing in the run directory fail, and all after it."""
+    """Let opening a file for writing in the run directory fail from the `number`th time on."""
 
     def hook() -> None:
         count = [0]
@@ -66,7 +66,7 @@ def failing(number: int, run: Path, code: int) -> Hook:
 
 
 def disk(case: dict[str, Any], folder: Path, ground: Ground) -> str:
-    """Let the disk be full, or become read-only, at some file; then go on where there is room."""
+    """Let the disk become full or read-only at some file, then continue on a working disk."""
     run, log, name = fresh(folder / "run"), folder / "log", ground.first
     command = ["run", "-d", run, *options(name)]
     ended = call(command, log, failing(case["number"], run, (errno.ENOSPC, errno.EROFS)[case["code"]]))
@@ -77,7 +77,7 @@ def disk(case: dict[str, Any], folder: Path, ground: Ground) -> str:
 
 
 def writers(case: dict[str, Any], folder: Path, ground: Ground) -> str:
-    """Start a run twice in one directory: one of them works, the other says so, and the results are right."""
+    """Start a run twice in one directory: one must work, the other must refuse, and the results must be right."""
     run, logs = fresh(folder / "run"), [folder / "one", folder / "two"]
     command = ["run", "-d", run, *options(case["run"])]
     processes = [spawn(command, log) for log in logs]
@@ -88,7 +88,7 @@ def writers(case: dict[str, Any], folder: Path, ground: Ground) -> str:
 
 
 def caches(case: dict[str, Any], folder: Path, ground: Ground) -> str:
-    """Run in four processes on a cache that is empty, damaged later, or cannot be had: the results are the same."""
+    """Run on a cache that four processes share, or that is damaged or unusable: the results must be the same."""
     cache, data = fresh(folder / "cache"), folder / "rows.csv"
     turned = ROWS[case["seed"] :] + ROWS[: case["seed"]]
     data.write_text(table([("text", "label"), *(list(row.values()) for row in turned)]))
@@ -125,7 +125,7 @@ def caches(case: dict[str, Any], folder: Path, ground: Ground) -> str:
 
 
 def stopped(case: dict[str, Any], folder: Path, ground: Ground) -> str:
-    """Stop a worker of a grid in a stage: another one names it and does not wait for ever; when it goes on, all gets done."""
+    """Stop a worker of a grid in a stage. Another must name it and not wait forever; resumed, it must finish."""
     rows = {"a": {"title": "A"}, "b": {"title": "B", "method.threshold": 0.5}}
     (folder / "grid.yaml").write_text(json.dumps({**GRID, "rows": rows}))
     fresh(folder / "results")

@@ -1,4 +1,4 @@
-"""Hostile models: adapters, backbones and tokenizers whose files are not what they should be."""
+"""Hostile models: adapters, backbones and tokenizers with wrong files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torture.server import call
 
 
 def backbone_of(ground: Ground) -> Path:
-    """Return a folder with a right model and its tokenizer."""
+    """Return a folder with a valid model and its tokenizer."""
     folder = ground.root / "backbone"
     if not folder.is_dir():
         call(["export", ground.finished, "--to", "merged", "--out", folder, "--base", "x"], ground.root / "log")
@@ -24,7 +24,7 @@ def backbone_of(ground: Ground) -> Path:
 
 
 def adapters(ground: Ground) -> Iterator[Attack]:
-    """Settings of adapters that are not what they should be."""
+    """Yield attacks with wrong adapters."""
     content = json.loads((ground.finished / "adapter" / "adapter_config.json").read_text())
     content |= {"auto_mapping": {"base_model_class": "os", "parent_library": "os"}, "auto_map": {"AutoModel": "x.y"}}
     ways = ([*LORA, "-o", "train.start_from={here}/adapter"], [*SHORT, "-o", "warmup.adapter={here}/adapter"])
@@ -32,7 +32,7 @@ def adapters(ground: Ground) -> Iterator[Attack]:
     for key in sorted({*content, "megatron_core", "runtime_config", "eva_config", "lora_dtype", "unknown"}):
         for value in (*VALUES, *ODD):
             number += 1
-            if number % 4 == 0:  # each key meets a part of the values
+            if number % 4 == 0:  # each key gets a part of the values
                 command = ["run", "-d", "{here}/run", *ways[number // 4 % 2]]
                 files: Mapping[str, Content | bytes] = {"adapter/adapter_config.json": json_with(content, key, value)}
                 yield Attack(f"adapter: {key} = {str(value)[:40]}", command, ("adapter",), files)
@@ -51,7 +51,7 @@ def adapters(ground: Ground) -> Iterator[Attack]:
 
 
 def backbones(ground: Ground) -> Iterator[Attack]:
-    """Models and tokenizers."""
+    """Yield attacks with wrong models and tokenizers."""
     folder = backbone_of(ground)
     command = ["run", "-d", "{here}/run", *LORA, "-o", "backbone={here}/backbone"]
     content = json.loads((folder / "config.json").read_text())

@@ -1,4 +1,4 @@
-"""What hostile files hold: code in every form that a loader might run, and headers, values and texts that lie."""
+"""Contents of hostile files: code in every form that a loader might run, and false headers, values and texts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 Content = Callable[[Path], bytes]
-"""`content(mark)`: bytes that would make the folder `mark` where a loader runs them."""
+"""`content(mark)` returns bytes that create the folder `mark` if a loader runs them."""
 DEEP = "[" * 100_000
 DIGITS = "9" * 5000
 VALUES: tuple[Any, ...] = (
@@ -33,13 +33,13 @@ VALUES: tuple[Any, ...] = (
     {},
     {"x": {"y": 1}},
 )
-"""Values for keys that expect others."""
+"""Values for keys that expect different ones."""
 ODD = ("NaN", "Infinity", "-Infinity", DIGITS, DEEP, "[" * 90 + "]" * 90)
-"""Values that JSON does not have, or hardly."""
+"""Values that JSON does not have, or that are extreme."""
 
 
 class Bomb:
-    """What a pickle would do to the machine that loads it: leave a folder."""
+    """An object that creates a folder on the machine that unpickles it."""
 
     def __init__(self, mark: Path):
         self.mark = mark
@@ -71,7 +71,7 @@ CODE: dict[str, Content] = {
     "numpy": _numpy,
     "python": lambda mark: f"import os\nos.mkdir({str(mark)!r})\n".encode(),
 }
-"""Code in the forms that loaders of weights know."""
+"""Code in the formats that loaders of weights read."""
 TAGS = ("apply:os.mkdir", "apply:os.system", "new:os.mkdir", "apply:subprocess.check_output", "apply:builtins.eval")
 
 
@@ -111,11 +111,11 @@ YAML: dict[str, Content] = {
     "path": lambda mark: b"data_dir: ../../../../etc\ntask: rte",
     "date": lambda mark: b"seed: 2001-99-99",
 }
-"""Configurations that are none."""
+"""Texts that are not valid configurations."""
 
 
 def lying(good: bytes) -> dict[str, bytes]:
-    """Return safetensors files that are made from a right one, each wrong in another way."""
+    """Return safetensors files made from a valid one, each wrong in a different way."""
     (size,) = struct.unpack("<Q", good[:8])
     header, body = json.loads(good[8 : 8 + size]), good[8 + size :]
     names = [name for name in header if name != "__metadata__"]
@@ -163,7 +163,7 @@ def lying(good: bytes) -> dict[str, bytes]:
 
 
 def json_with(content: dict[str, Any], key: str, value: Any) -> bytes:
-    """Return an object as JSON with a key of another value; one of ODD is put in as it is."""
+    """Return an object as JSON with a key set to another value; a value of ODD is inserted literally."""
     text = json.dumps({**content, key: "@"})
     return text.replace('"@"', value if value in ODD and isinstance(value, str) else json.dumps(value)).encode()
 

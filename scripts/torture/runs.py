@@ -1,4 +1,4 @@
-"""The runs that are tortured: small, of every method, both kinds of task and both precisions."""
+"""The runs under test: small, of every method, both kinds of task and both precisions."""
 
 from __future__ import annotations
 
@@ -43,25 +43,25 @@ def options(name: str) -> list[str]:
 
 
 def fresh(folder: Path) -> Path:
-    """Return a folder that is not there any more."""
+    """Remove a folder and return its path."""
     shutil.rmtree(folder, ignore_errors=True)
     return folder
 
 
 def results(run: Path) -> dict[str, object]:
-    """Return what a run has given: digests of its outputs, and the facts in its manifest that no kill may change."""
+    """Return the results of a run: digests of its outputs, and the facts in its manifest that no kill may change."""
     stages = read_json(run / "run.json")["stages"]
     facts = {name: {key: entry[key] for key in FACTS if key in entry} for name, entry in sorted(stages.items())}
     return {**{name: file_digest(run / name) for name in OUTPUTS}, "facts": facts}
 
 
 def left_over(run: Path) -> list[str]:
-    """Return what should not be there once a run is done."""
+    """Return the names of files that should not exist once a run is done."""
     return sorted(path.name for path in run.rglob("*") if path.suffix == ".tmp" or "checkpoints" in path.parts[:-1])
 
 
 def undisturbed(name: str, root: Path) -> Path:
-    """Perform a run."""
+    """Perform a run undisturbed, and return its directory."""
     run = fresh(root / f"undisturbed-{name}")
     ended = call(["run", "-d", run, *options(name)], root / f"{name}.log")
     if ended.code:
@@ -70,7 +70,7 @@ def undisturbed(name: str, root: Path) -> Path:
 
 
 def half_finished(name: str, root: Path) -> Path:
-    """Return a run that was killed in the training, when two checkpoints were there."""
+    """Return a run that was killed in the training after two checkpoints."""
     run, log = fresh(root / "half"), root / "half.log"
     process = spawn(["run", "-d", run, *options(name)], log)
     while len(list(run.glob("checkpoints/train/checkpoint-*/manifest.json"))) < 2:
@@ -82,29 +82,29 @@ def half_finished(name: str, root: Path) -> Path:
 
 @dataclass(frozen=True)
 class Ground:
-    """What all trials start from."""
+    """The common starting point of all trials."""
 
     root: Path
     known: dict[str, dict[str, Any]]
-    """By name of a run: results, seconds, directory, changes of files, lines of writing checkpoints."""
+    """By name of a run: results, seconds, directory, number of file changes, number of lines of checkpoint code."""
     first: str
-    """The run that is damaged and attacked."""
+    """Name of the run that is damaged and attacked."""
     finished: Path
-    """Its directory."""
+    """Directory of that run."""
     half: Path
-    """The directory of one that was killed in its training."""
+    """Directory of the same run, killed in its training."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """One kind of trials: a line of the table."""
+    """One kind of trial: a line of the table."""
 
     test: str
     goal: int
     cases: Callable[[Ground, int], list[dict[str, Any]]]
-    """Returns about so many cases."""
+    """`cases(ground, count)` returns about `count` cases."""
     work: Callable[[dict[str, Any], Path, Ground], Iterable[Trial]]
-    """Tries a case in a folder."""
+    """`work(case, folder, ground)` tries a case in a folder."""
 
 
 def fault(run: Path, expected: dict[str, object], facts: bool = True) -> str:
@@ -116,5 +116,5 @@ def fault(run: Path, expected: dict[str, object], facts: bool = True) -> str:
 
 
 def every(items: list[Any], count: int) -> list[Any]:
-    """Return `count` of the items, evenly spread; all, if there are fewer."""
+    """Return `count` of the items, evenly spread, or all if there are fewer."""
     return items if len(items) <= count else [items[number * len(items) // count] for number in range(count)]

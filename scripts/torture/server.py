@@ -1,4 +1,4 @@
-"""A fork server: torch is imported once, and each command of a trial runs in a child of its own."""
+"""A fork server: torch is imported once, and each command of a trial runs in its own child process."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from lora_drop.interruption import end_at_once
 
 Hook = Callable[[], None]
 HUNG = 999
-"""Exit code of a command that was still running when its time was over."""
+"""Exit code for a command that was still running when its time was up."""
 _PLACE = struct.Struct("i")
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What came of one trial."""
+    """The outcome of one trial."""
 
     test: str
     what: str
@@ -42,27 +42,27 @@ class Ended:
     """A command that has ended."""
 
     code: int
-    """Its exit code; below 0 the signal that killed it."""
+    """Exit code; if negative, the signal that killed the command."""
     text: str
-    """What it printed, errors and all."""
+    """Everything it printed, including errors."""
 
     @property
     def traceback(self) -> bool:
-        """True if it ended with one."""
+        """True if it printed a traceback."""
         return "Traceback (most recent call last)" in self.text
 
     @property
     def kind(self) -> str:
-        """The exit code, and the last line of a failure."""
+        """The exit code and, after a failure, the last line printed."""
         if self.code:
             return f"exit {self.code}: {(self.text.strip().splitlines() or [''])[-1][:200]}"
         return f"exit {self.code}"
 
 
 def preload(commands: Iterable[Sequence[object]], log: Path) -> None:
-    """Import what these commands import, in their order: the commands of the trials, forked from here, need not.
+    """Import what these commands import, in the same order, so that forked commands need not.
 
-    Raises SystemExit if one of them fails.
+    Raises SystemExit if one of the commands fails.
     """
     import torch
 
@@ -73,20 +73,20 @@ def preload(commands: Iterable[Sequence[object]], log: Path) -> None:
         if ended.code:
             raise SystemExit(f"{arguments[0]} fails undisturbed: {ended.text}")
         for name in listed.read_text().split():
-            with suppress(ImportError):  # one that a library makes itself, or a part of one
+            with suppress(ImportError):  # a module that a library creates at run time, or a part of one
                 importlib.import_module(name)
     with suppress(ImportError):  # an older transformers has no such table
         from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
-        get_checkpoint_conversion_mapping("bert")  # which it makes when it is first asked
+        get_checkpoint_conversion_mapping("bert")  # built on the first call
     gc.collect()
-    gc.freeze()  # a child need neither look through it nor copy it
+    gc.freeze()  # children then neither scan nor copy these objects
 
 
 def spawn(arguments: Sequence[object], log: Path, hook: Hook | None = None, modules: Path | None = None) -> int:
-    """Start `lora-drop ARGUMENTS` in a child, which calls `hook` first; return its process number.
+    """Start `lora-drop ARGUMENTS` in a child, which calls `hook` first; return its process id.
 
-    `modules` gets the names of what it has imported.
+    The file `modules` receives the names of the modules that the child has imported.
     """
     sys.stdout.flush()
     process = os.fork()
@@ -108,7 +108,7 @@ def spawn(arguments: Sequence[object], log: Path, hook: Hook | None = None, modu
         code = 0
     except SystemExit as ended:
         code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
-    except BaseException:  # noqa: BLE001 - the end of a process: whatever it was is looked at by its parent
+    except BaseException:  # noqa: BLE001 - the process ends here, and its parent checks how
         traceback.print_exc()
         code = 1
     finally:
@@ -120,7 +120,7 @@ def spawn(arguments: Sequence[object], log: Path, hook: Hook | None = None, modu
 
 
 def wait(process: int, log: Path, seconds: float = 240.0) -> Ended:
-    """Wait for a child; one that runs too long is killed."""
+    """Wait for a child to end; kill it if it runs too long."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         done, status = os.waitpid(process, os.WNOHANG)
@@ -133,12 +133,12 @@ def wait(process: int, log: Path, seconds: float = 240.0) -> Ended:
 
 
 def call(arguments: Sequence[object], log: Path, hook: Hook | None = None, seconds: float = 240.0) -> Ended:
-    """Run a command in a child, and wait for its end; one that runs too long is killed."""
+    """Run a command in a child and wait for it to end; kill it if it runs too long."""
     return wait(spawn(arguments, log, hook), log, seconds)
 
 
 def bounded() -> None:
-    """Let this process have 4 GB more memory than it has, and no more."""
+    """Limit this process to 4 GiB more memory than it uses now."""
     import resource
 
     pages = int(Path("/proc/self/statm").read_text().split()[0])
@@ -149,7 +149,7 @@ def bounded() -> None:
 def shared_out(
     work: Callable[[Any, Path], Iterable[Trial]], items: Sequence[Any], root: Path, jobs: int
 ) -> list[Trial]:
-    """Try every item, in `jobs` processes; each takes the next item that is left, and calls `work(item, folder of its own)`."""
+    """Try every item in `jobs` processes; each takes the next item that is left and calls `work(item, its folder)`."""
     children, left = [], _queue(len(items))
     for _ in range(jobs):
         folder = Path(tempfile.mkdtemp(dir=root))
@@ -179,7 +179,7 @@ def shared_out(
 
 
 def _queue(count: int) -> int:
-    """Return a pipe that holds the numbers below `count`: whoever reads one has taken it."""
+    """Return a pipe that holds the numbers below `count`; a process that reads one has taken it."""
     left, filled = os.pipe()
     numbers = b"".join(map(_PLACE.pack, range(count)))
     fcntl.fcntl(filled, fcntl.F_SETPIPE_SZ, max(len(numbers), os.sysconf("SC_PAGESIZE")))

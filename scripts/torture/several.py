@@ -1,4 +1,4 @@
-"""Runs in two processes (as torchrun starts them), and grids on two Ray nodes: one of the two is killed."""
+"""Runs in two processes (as torchrun starts them) and grids on two Ray nodes, of which one is killed."""
 
 from __future__ import annotations
 
@@ -38,20 +38,20 @@ PATIENCE_S = 90.0
 
 
 def cases(ground: Ground, count: int) -> list[dict[str, Any]]:
-    """Return a fifth of the kills on Ray, which share a cluster, and the others in launches of two processes."""
+    """Return the kills: a fifth on Ray, in one shared cluster, and the others in launches of two processes."""
     draw, names = random.Random(3), list(ground.known)
     on_ray = count // 5 if find_spec("ray") else 0
     found: list[dict[str, Any]] = [{"way": "ray", "moments": [draw.random() for _ in range(on_ray)]}] if on_ray else []
     for number in range(count - on_ray):
         name, rank = names[number // 2 % len(names)], number % 2
-        way = "change" if rank == 0 and number % 4 else "moment"  # the first process alone changes files
+        way = "change" if rank == 0 and number % 4 else "moment"  # only the first process changes files
         at = draw.randint(1, ground.known[name]["changes"]) if way == "change" else draw.random()
         found.append({"way": way, "run": name, "rank": rank, "at": at, "ended": number % 3 > 0})
     return found
 
 
 def attempt(case: dict[str, Any], folder: Path, ground: Ground) -> Iterator[Trial]:
-    """Kill one of two, let the same command continue, and compare with an undisturbed one."""
+    """Kill one of two, let the same command continue, and compare with an undisturbed run."""
     if case["way"] == "ray":
         yield from on_ray(case["moments"], folder)
         return
@@ -60,7 +60,7 @@ def attempt(case: dict[str, Any], folder: Path, ground: Ground) -> Iterator[Tria
 
 
 def in_two(case: dict[str, Any], folder: Path) -> str:
-    """Kill one process of a launch. The other is ended by its launcher, or notices by itself; neither leaves anything wrong."""
+    """Kill one process of a launch. The other is ended as by a launcher, or notices; the run must stay intact."""
     name, rank, run = case["run"], case["rank"], fresh(folder / "run")
     expected, seconds = undisturbed(name, folder)
     command = ["run", "-d", run, *options(name)]
@@ -69,8 +69,8 @@ def in_two(case: dict[str, Any], folder: Path) -> str:
         time.sleep(case["at"] * seconds)
         os.kill(processes[rank], signal.SIGKILL)
     killed = wait(processes[rank], log(folder, rank))
-    if killed.code and (case["ended"] or not run.exists()):  # before they have met each other none notices
-        time.sleep(0.1)  # so often torchrun looks
+    if killed.code and (case["ended"] or not run.exists()):  # before they have met, neither notices
+        time.sleep(0.1)  # the interval at which torchrun looks
         os.kill(processes[1 - rank], signal.SIGTERM)
     other = wait(processes[1 - rank], log(folder, 1 - rank), PATIENCE_S)
     if killed.code not in (-signal.SIGKILL, 0):
@@ -85,7 +85,7 @@ def in_two(case: dict[str, Any], folder: Path) -> str:
 
 @cache
 def undisturbed(name: str, folder: Path) -> tuple[dict[str, object], float]:
-    """Return results and seconds of a run in two processes that nobody disturbs."""
+    """Return results and seconds of an undisturbed run in two processes."""
     run, began = fresh(folder / "two"), time.monotonic()
     command = ["run", "-d", run, *options(name)]
     broken = [ended.text for ended in all_of(launch(command, folder), folder) if ended.code]
@@ -97,7 +97,7 @@ def undisturbed(name: str, folder: Path) -> tuple[dict[str, object], float]:
 def launch(
     arguments: Sequence[object], folder: Path, hooks: Mapping[int, Hook] | None = None, count: int = 2
 ) -> list[int]:
-    """Start a command in several processes, told their places as torchrun tells them; each calls its hook first."""
+    """Start a command in several processes with their ranks set as by torchrun; each calls its hook first."""
     port = free_port()
 
     def placed(rank: int) -> Hook:
@@ -112,13 +112,13 @@ def launch(
 
 
 def free_port() -> int:
-    """Return a port of this machine that nobody listens at."""
+    """Return a free port of this machine."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         return int(free.getsockname()[1])
 
 
 def log(folder: Path, rank: int) -> Path:
-    """Return the file of what a process of a launch prints."""
+    """Return the file that receives the output of a process of a launch."""
     return folder / f"rank-{rank}"
 
 
@@ -128,7 +128,7 @@ def all_of(processes: Sequence[int], folder: Path) -> list[Ended]:
 
 
 def on_ray(moments: list[float], folder: Path) -> Iterator[Trial]:
-    """Kill a node of a cluster, the given seconds after a run has begun there: the grid's results are those of one process."""
+    """Kill a cluster's node the given seconds after a run has begun there; the grid's results must not change."""
     from ray.cluster_utils import Cluster
 
     grid = folder / "grid.yaml"
@@ -150,7 +150,7 @@ def on_ray(moments: list[float], folder: Path) -> Iterator[Trial]:
 
 
 def one_lost(grid: Path, address: str, folder: Path, raylet: int, moment: float, lose: Callable[[], None]) -> str:
-    """Perform a grid, and lose a node while it works on a run."""
+    """Perform a grid and lose a node while it works on a run; return what went wrong, or an empty text."""
     command = [sys.executable, "-m", "lora_drop", "reproduce", str(grid), *places(folder)]
     driver = subprocess.Popen(
         [*command, "--engine", "ray", "--address", address], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -169,12 +169,12 @@ def one_lost(grid: Path, address: str, folder: Path, raylet: int, moment: float,
 
 
 def places(folder: Path) -> list[str]:
-    """Return the options that say where a grid has its runs and results."""
+    """Return the options for the folders of a grid's runs and results."""
     return ["--runs", str(folder / "runs"), "--results", str(folder / "results")]
 
 
 def differing(folder: Path, other: Path) -> str:
-    """Return how the runs of a grid differ from those of another."""
+    """Return how the runs of one grid differ from those of another."""
     ours, theirs = ({path.name: path for path in each.glob("runs/*/*/")} for each in (folder, other))
     if ours.keys() != theirs.keys() or not ours:
         return f"other runs: {', '.join(sorted(ours.keys() ^ theirs.keys()))}"

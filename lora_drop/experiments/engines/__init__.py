@@ -1,1 +1,1 @@
-"""Where the runs of a grid are performed: in this process, in several of this machine, or on a Ray cluster."""
+"""Engines that perform the runs of a grid: in this process, in several on this machine, or on a Ray cluster."""

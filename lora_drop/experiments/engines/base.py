@@ -1,4 +1,4 @@
-"""The interface of an engine: it takes runs while it has room, and says how they ended."""
+"""The interface of an engine: it takes runs while it has room, and reports how they ended."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from lora_drop.experiments.one_run import End
 from lora_drop.progress import Reporter
 
 Line = Callable[[], Reporter]
-"""Returns what hears of a run; called when it is really under way."""
+"""Returns the reporter of a run; called when the run is really under way."""
 
 
 class Engine(Protocol):
-    """Performs runs somewhere. As a context: leaving it ends all that it has started, runs under way by a checkpoint."""
+    """Performs runs somewhere. Leaving its context ends everything it started; runs under way write a checkpoint."""
 
     @property
     def free(self) -> bool:
@@ -25,10 +25,10 @@ class Engine(Protocol):
         """True if a run that was handed over has not ended."""
 
     def begin(self, number: int, run: Planned, line: Line) -> None:
-        """Take a run, whose number in the grid identifies it."""
+        """Take a run, identified by its number in the grid."""
 
     def ended(self, timeout: float) -> list[tuple[int, End]]:
-        """Return the runs that have ended, by number; after `timeout` seconds at the latest if none does.
+        """Return the runs that have ended, by number; wait at most `timeout` seconds for one.
 
         An engine that performs runs in this process takes as long as they need.
         """

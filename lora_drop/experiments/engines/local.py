@@ -1,4 +1,4 @@
-"""Runs on this machine: in this process, or in several of their own, one for each device."""
+"""Runs on this machine: in this process, or in several worker processes, one for each device."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from lora_drop.plugins import LOADED, load_plugin
 from lora_drop.progress import Relay
 
 GRACE_S = 300.0
-"""For a worker that was asked to end: a step and a checkpoint."""
+"""Seconds for a worker that was asked to end: enough for a step and a checkpoint."""
 STOPPED_S = 30.0
-"""After this time a worker that was stopped is named."""
+"""Seconds after which a stopped worker is named."""
 OF_THE_TERMINAL = [number for number in ENDING if number != signal.SIGTERM]
-"""Workers ignore them: the parent has got them, too, and asks its workers to end by SIGTERM."""
+"""Signals that workers ignore: the parent gets them, too, and asks its workers to end by SIGTERM."""
 
 
 class InProcess:
-    """This process, one run after the other."""
+    """Performs one run after the other in this process."""
 
     def __init__(self, runs: Path):
         self.runs = runs
@@ -48,11 +48,11 @@ class InProcess:
         return self.next is not None
 
     def begin(self, number: int, run: Planned, line: Line) -> None:
-        """Take a run, which `ended` performs."""
+        """Take a run; `ended` performs it."""
         self.next = (number, run, line)
 
     def ended(self, timeout: float) -> list[tuple[int, End]]:
-        """Perform the run, and return how it ended."""
+        """Perform the run and return how it ended."""
         if self.next is None:
             time.sleep(timeout)
             return []
@@ -67,10 +67,10 @@ class InProcess:
 
 
 class Processes:
-    """`count` workers on this machine. A worker that dies fails its run, and another one takes its place."""
+    """`count` workers on this machine. If a worker dies, its run fails and another worker takes its place."""
 
     def __init__(self, count: int, runs: Path, prepare: Callable[[], object]):
-        """`prepare` is called first in each worker."""
+        """Plan the workers; each will call `prepare` first."""
         devices = visible_devices()
         import torch
 
@@ -82,7 +82,7 @@ class Processes:
 
     @property
     def free(self) -> bool:
-        """True if a worker has nothing to do."""
+        """True if a worker is idle."""
         return any(worker.run is None for worker in self.workers)
 
     @property
@@ -91,11 +91,11 @@ class Processes:
         return any(worker.run is not None for worker in self.workers)
 
     def begin(self, number: int, run: Planned, line: Line) -> None:
-        """Give a run to a worker that has none."""
+        """Give a run to an idle worker."""
         next(worker for worker in self.workers if worker.run is None).begin(number, run, line)
 
     def ended(self, timeout: float) -> list[tuple[int, End]]:
-        """Return the runs that have ended, after `timeout` seconds at the latest."""
+        """Return the runs that have ended; wait at most `timeout` seconds."""
         busy = {worker.pipe: worker for worker in self.workers if worker.run is not None}
         if not busy:
             time.sleep(timeout)
@@ -121,7 +121,7 @@ class Processes:
 
 
 class _Worker:
-    """A process that performs one run after the other; it is started when it gets its first."""
+    """A process that performs one run after the other; it is started with its first run."""
 
     def __init__(self, number: int, device: str, threads: int, setup: tuple[Any, ...]):
         self.device, self.threads, self.setup = device, threads, setup
@@ -132,7 +132,7 @@ class _Worker:
         self.stopped: float | None = None
 
     def begin(self, number: int, run: Planned, line: Line) -> None:
-        if self.process is not None and not self.process.is_alive():  # it died while it had nothing to do
+        if self.process is not None and not self.process.is_alive():  # it died while idle
             self.pipe.close()
             self.process = None
         if self.process is None:
@@ -144,11 +144,11 @@ class _Worker:
             theirs.close()
         self.run, self.line = number, line()
         self.line.at(self.place)
-        with suppress(OSError):  # it has died: `hear` says so
+        with suppress(OSError):  # it has died: `hear` will report it
             self.pipe.send(run)
 
     def hear(self) -> End | None:
-        """Pass on what the worker says; return how its run ended, if it did."""
+        """Pass on what the worker reports; return how its run ended, if it did."""
         try:
             told = self.pipe.recv()
         except (EOFError, OSError):
@@ -165,19 +165,19 @@ class _Worker:
         return None
 
     def notice_a_stop(self) -> None:
-        """Name the process, if it has been stopped for a while."""
+        """Name the process if it has been stopped for a while."""
         if self.run is None or not _is_stopped(self.process.pid):
             self.stopped = None
         elif self.stopped is None:
             self.stopped = time.monotonic()
         elif time.monotonic() - self.stopped > STOPPED_S:
-            pid, self.stopped = self.process.pid, float("inf")  # said once
+            pid, self.stopped = self.process.pid, float("inf")  # so that it is named once
             self.line.notice(
                 f"{self.place} (process {pid}) is stopped. Let it go on with: kill -CONT {pid}, or end it with: kill -KILL {pid}"
             )
 
     def dismiss(self) -> None:
-        """Ask the process to end: at once if it has nothing to do, else by a checkpoint."""
+        """Ask the process to end: at once if idle, else after a checkpoint."""
         if self.process is not None and self.run is not None:
             self.process.terminate()
         elif self.process is not None:
@@ -185,19 +185,19 @@ class _Worker:
                 self.pipe.send(None)
 
     def join(self, seconds: float) -> None:
-        """Wait for the end of the process, unless it is stopped and cannot end."""
+        """Wait for the process to end, unless it is stopped and cannot."""
         if self.process is not None and not _is_stopped(self.process.pid):
             self.process.join(max(0, seconds))
 
     def kill(self) -> None:
-        """End the process, if it is still there."""
+        """Kill the process if it is still alive."""
         if self.process is not None:
             self.process.kill()
             self.process.join()
 
 
 def visible_devices() -> list[str]:
-    """Return the GPUs that a process started here may use, as CUDA_VISIBLE_DEVICES names them."""
+    """Return the GPUs that a process started here may use, by their names in CUDA_VISIBLE_DEVICES."""
     import torch
 
     count = torch.cuda.device_count()
@@ -206,7 +206,7 @@ def visible_devices() -> list[str]:
 
 
 def _work(pipe: Any, runs: Path, prepare: Callable[[], object], plugins: Sequence[Path]) -> None:
-    """Perform the runs that come through the pipe, until it is None or the parent is gone."""
+    """Perform the runs that come through the pipe, until None comes or the parent is gone."""
     for number in OF_THE_TERMINAL:
         signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "pthread_sigmask"):
@@ -222,7 +222,7 @@ def _work(pipe: Any, runs: Path, prepare: Callable[[], object], plugins: Sequenc
 
 
 def tell(pipe: Any, said: tuple[Any, ...]) -> None:
-    """Send what a run has to say. A parent that is gone does not hear it, and fails no run: `_end_with_the_parent` stops it."""
+    """Send what a run reports. A parent that is gone fails no run here: `_end_with_the_parent` stops the worker."""
     with suppress(BrokenPipeError, ConnectionResetError):
         pipe.send(said)
 
@@ -236,14 +236,14 @@ def _end_with_the_parent() -> None:
 
 @contextmanager
 def _signals_kept_from_it() -> Iterator[None]:
-    """Let a process that is started in the block get no signal of the terminal before it can ignore them.
+    """Keep the terminal's signals from a process that is started in the block until it can ignore them.
 
-    Those that come to this process meanwhile are delivered at the end.
+    Signals that come to this process meanwhile are delivered at the end.
     """
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
-    resource_tracker.ensure_running()  # else started in the block, it would let them through
+    resource_tracker.ensure_running()  # if started in the block, it would unblock them
     before = signal.pthread_sigmask(signal.SIG_BLOCK, OF_THE_TERMINAL)
     try:
         yield
@@ -253,7 +253,7 @@ def _signals_kept_from_it() -> Iterator[None]:
 
 @contextmanager
 def _environment(device: str, threads: int) -> Iterator[None]:
-    """Let a process that is started in the block see one device, and compute with its share of the threads."""
+    """Let a process that is started in the block see one device and compute with its share of the threads."""
     given = {"OMP_NUM_THREADS": str(threads), **({"CUDA_VISIBLE_DEVICES": device} if device else {})}
     before = {name: os.environ.get(name) for name in given}
     os.environ.update(given)

@@ -1,6 +1,6 @@
-"""Runs on a Ray cluster: each is a task, which another node takes over if its own is lost.
+"""Runs on a Ray cluster. Each run is a task, which another node takes over if its node is lost.
 
-Records come back through Ray, and the driver writes them: the nodes need no file system in common. With one, a run that
+Records come back through Ray, and the driver writes them, so the nodes need no common file system. With one, a run that
 another node takes over continues from its checkpoint, and a warm-up that several runs need is made once.
 """
 
@@ -27,22 +27,22 @@ from lora_drop.progress import GridReporter, Relay
 from lora_drop.provenance import versions
 
 RETRIES = 3
-"""For a run whose node, or whose process, is lost."""
+"""Retries of a run after its node or its process is lost."""
 GRACE_S = 300.0
-"""For runs that were asked to end: a step and a checkpoint."""
+"""Seconds for runs that were asked to end: enough for a step and a checkpoint."""
 STORE_BYTES = 100 * 2**20
-"""Of a local cluster's object store: records are small."""
+"""Size of a local cluster's object store; records are small."""
 ENVIRONMENT = ("LORA_DROP_DATA", "HF_HUB_OFFLINE", "HF_ENDPOINT")
-"""Variables that say where rows and weights are; they hold on every node."""
+"""Variables that say where rows and weights are; they are set on every node."""
 
 
 @dataclass(frozen=True)
 class _Setup:
-    """The same for all runs of a command."""
+    """Settings common to all runs of a command."""
 
     runs: Path
     folder: Path
-    """Where the command was started: relative paths of data and weights start there on each node, too."""
+    """Folder in which the command was started; relative paths of data and weights start there on each node, too."""
     version: str
     prepare: Callable[[], object]
     plugins: Sequence[Path]
@@ -59,17 +59,17 @@ class RayCluster:
         prepare: Callable[[], object],
         report: GridReporter,
     ):
-        """Connect.
+        """Prepare the connection. Entering the context connects, and raises UserError if no cluster answers.
 
         Args:
             runs: folder of the run directories, the same path on each node.
-            address: of the cluster, or `auto`; None for RAY_ADDRESS, and where that is not set for this machine alone.
-            gpus_per_run: may be a fraction; None for one GPU, if the cluster has any.
+            address: address of the cluster, or `auto`; None for RAY_ADDRESS or, if that is not set, this machine alone.
+            gpus_per_run: GPUs of each run, may be a fraction; None for one GPU if the cluster has any.
             prepare: called first in each process of a node.
-            report: told of the nodes.
+            report: receives notices about the nodes.
 
         Raises:
-            UserError: if Ray is not installed, or no cluster answers.
+            UserError: if Ray is not installed.
         """
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         try:
@@ -86,7 +86,7 @@ class RayCluster:
 
     @property
     def free(self) -> bool:
-        """Always: Ray keeps what it has no room for."""
+        """Always True: Ray queues runs that it has no room for."""
         return True
 
     @property
@@ -103,7 +103,7 @@ class RayCluster:
         self.pending[task.remote(number, run, self.setup, self.board)] = number
 
     def ended(self, timeout: float) -> list[tuple[int, End]]:
-        """Return the runs that have ended, and pass on what the others say."""
+        """Return the runs that have ended, and pass on what the others report."""
         if not self.pending:
             time.sleep(timeout)
         ready = self.ray.wait(list(self.pending), timeout=timeout)[0] if self.pending else []
@@ -126,7 +126,7 @@ class RayCluster:
         place = self.places.get(number, "no node yet")
         try:
             end: End = self.ray.get(task)
-        except self.ray.exceptions.RayTaskError as error:  # before our own code could catch it
+        except self.ray.exceptions.RayTaskError as error:  # raised before our own code could catch it
             said = f"{error.cause}".strip().splitlines() or [type(error.cause).__name__]
             return End(f"on {place}: {said[-1]}")
         except self.ray.exceptions.RayError as error:
@@ -154,7 +154,7 @@ class RayCluster:
         elif self.gpus > found.get("GPU", 0):
             self.report.notice(f"the cluster has {found.get('GPU', 0):g} GPUs now; runs wait for {self.gpus:g}")
         self.task = self.ray.remote(_perform)
-        # on this node, which must live anyway: another one may be lost
+        # on this node, which must stay alive anyway; another node may be lost
         here = self.ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
             self.ray.get_runtime_context().get_node_id(), soft=False
         )
@@ -172,7 +172,7 @@ class RayCluster:
 
 
 class _Board:
-    """An actor that keeps what runs have to say until the driver asks."""
+    """An actor that keeps what runs report until the driver asks for it."""
 
     def __init__(self) -> None:
         self.said: list[tuple[Any, ...]] = []
@@ -189,7 +189,7 @@ def _perform(number: int, run: Planned, setup: _Setup, board: Any) -> End:
     """Perform a run on this node."""
     report = Relay(lambda said: board.tell.remote(number, said))
     report.at(_node())
-    with suppress(FileNotFoundError):  # only relative paths need it, and say that they are not there
+    with suppress(FileNotFoundError):  # only relative paths need it, and they raise their own errors
         os.chdir(setup.folder)
     here = versions()["lora-drop"]
     if here != setup.version:
@@ -215,7 +215,7 @@ def _node() -> str:
 
 
 def _reachable(address: str) -> None:
-    """Raise UserError if no cluster can be there: Ray itself would ask for minutes."""
+    """Raise UserError if no cluster can be at the address; Ray itself would try for minutes."""
     host, _, port = address.rpartition(":")
     if address in ("local", "auto"):
         return
@@ -238,7 +238,7 @@ def _no_cluster(address: str, reason: str) -> UserError:
 
 @contextmanager
 def _signals_kept() -> Iterator[None]:
-    """Ray answers SIGTERM by an exit of its own."""
+    """Restore the signal handlers after the block, since Ray's own handler exits on SIGTERM."""
     before = {number: signal.getsignal(number) for number in ENDING}
     try:
         yield

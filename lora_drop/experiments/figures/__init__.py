@@ -1,1 +1,1 @@
-"""One file per figure."""
+"""The figures of experiments, one file per figure."""

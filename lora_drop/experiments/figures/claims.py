@@ -1,4 +1,4 @@
-"""Paired differences of an experiment's claims, with their intervals: a forest plot."""
+"""A forest plot of the paired differences of an experiment's claims, with their intervals."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ from lora_drop.pruning.picture import plain
 
 
 def draw(table: Table, records: list[Record]) -> Drawing:
-    """Draw a line for each claim, the first on top; strokes are pairs of task and seed. Below it, in grey, the same on
-    the rows held out of training."""
+    """Draw a line for each claim, the first on top; strokes are pairs of task and seed.
+
+    The same on the rows held out of training is drawn below the line, in grey.
+    """
     verdicts = judge(table)
     figure, axes = panels(1, 1, width=7.5, height=1.4 + 0.55 * len(verdicts))
     axis = axes[0][0]
@@ -26,7 +28,7 @@ def draw(table: Table, records: list[Record]) -> Drawing:
             axis.plot([-found.margin] * 2, [height - 0.38, height + 0.3], color="0.3", linestyle=":")
         pairs = [difference for task in found.mean.tasks for difference in found.differences[task]]
         axis.plot(pairs, [height + 0.2] * len(pairs), "|", color=LIGHT, markersize=6)
-        if found.mean.elsewhere is not None:  # its ends can be seen also where it is the narrower one
+        if found.mean.elsewhere is not None:  # marked ends show even where it is the narrower one
             axis.plot(found.mean.elsewhere, [height] * 2, color=DARK, linewidth=0.8, marker="|", markersize=9)
         _interval(axis, found.mean, height, "o", DARK)
         if found.held_out is not None:

@@ -1,4 +1,4 @@
-"""Score against trainable parameters by criterion: a panel per task, a line per criterion through its budgets."""
+"""Score against trainable parameters by criterion: one panel per task, one line per criterion through its budgets."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Points = dict[str, list[tuple[float, float, float]]]
 
 
 def draw(table: Table, records: list[Record]) -> Drawing:
-    """Draw the mean over seeds, bars are standard deviations; plain LoRA is a line across."""
+    """Draw means over seeds, with standard deviations as bars; plain LoRA is a horizontal line."""
     order = {row.name: number for number, row in enumerate(table.rows)}
     records = sorted(records, key=lambda record: order[record.row])
     tasks = list(dict.fromkeys(record.task_title for record in records))
@@ -46,12 +46,12 @@ def draw(table: Table, records: list[Record]) -> Drawing:
 
 
 def criterion(record: Record) -> str:
-    """Return the criterion by which layers were selected; records of earlier versions name none."""
+    """Return the criterion that selected the layers: the paper's for records of earlier versions, which name none."""
     return str(record.config.get("score", {}).get("criterion", PAPER))
 
 
 def points_of(records: list[Record]) -> Points:
-    """Return by criterion the points of its rows (parameters, score, its deviation), mean over seeds."""
+    """Return, by criterion, a point (parameters, score, deviation of the score) for each row, averaged over seeds."""
     rows: dict[tuple[str, str], list[Record]] = defaultdict(list)
     for record in records:
         if record.method != "lora":

@@ -1,5 +1,7 @@
-"""Learning curves: the score on the evaluation split after each epoch, mean over seeds; a panel per task, LoRA-drop in
-colour."""
+"""Learning curves: the mean score over seeds on the evaluation split after each epoch.
+
+There is one panel per task, and LoRA-drop is in colour.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ from lora_drop.experiments.table import Table
 from lora_drop.pruning.picture import plain
 
 MOST = 12
-"""Lines that can be told apart. Of more rows, only those that the experiment's claims compare are drawn."""
+"""Most lines that can be told apart; of more rows, only those that the experiment's claims compare are drawn."""
 
 
 def draw(table: Table, records: list[Record]) -> Drawing:

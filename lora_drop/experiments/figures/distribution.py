@@ -1,4 +1,4 @@
-"""Distribution of ‖ΔW x‖² (or what else the criterion measures) over the examples of the sample, per layer, of one run."""
+"""Distribution per layer of ‖ΔW x‖² (or another criterion's value) over the examples of the sample, for one run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lora_drop.pruning.picture import plain
 
 
 def draw(table: Table, records: list[Record]) -> Drawing:
-    """Draw the first run: boxes hold the middle half of the examples, whiskers 5 to 95 %."""
+    """Draw the first run: boxes cover the middle half of the examples, whiskers 5 to 95 %."""
     record = records[0]
     projections = list(dict.fromkeys(row["projection"] for row in record.norms))
     criterion = record.config.get("score", {}).get("criterion", PAPER)

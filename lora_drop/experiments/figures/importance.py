@@ -1,5 +1,7 @@
-"""Importance per layer: a column of panels per task, a row per projection; mean over seeds. Of a single task whose rows
-all have warm-ups of their own, a column per row."""
+"""Importance per layer, averaged over seeds: one column of panels per task, one row of panels per projection.
+
+With a single task on which each row has its own warm-up, there is one column per row instead.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,7 @@ def draw(table: Table, records: list[Record]) -> Drawing:
 
 
 def _differ(records: list[Record], drawn: list[Record]) -> bool:
-    """Return True if another row of the task has a warm-up of its own, which is not drawn."""
+    """Return True if another row of the task has its own warm-up, which is not drawn."""
     known = {(record.task, record.seed): record.scores for record in drawn}
     return any(record.scores != known.get((record.task, record.seed), record.scores) for record in records)
 

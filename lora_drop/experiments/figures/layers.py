@@ -1,7 +1,7 @@
-"""Importance of the layers on every task: a row of cells for each task, a block for each projection; mean over seeds.
+"""Importance of the layers on every task, averaged over seeds: one row of cells per task, one block per projection.
 
-The number of a cell is in how many of the seeds LoRA-drop retains the layer: that row of the experiment which has the
-most runs, whose warm-ups the colours show where there are any.
+The number in a cell counts the seeds in which LoRA-drop retains the layer. It is taken from the experiment's LoRA-drop
+row with the most runs. The colours show the warm-ups of that row where it has any.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ def draw(table: Table, records: list[Record]) -> Drawing:
 
 
 def _means(groups: Sequence[Sequence[Record]], projection: str) -> np.ndarray:
-    """Return the importances of one projection, `groups layers`, mean over the records of each group that have it.
+    """Return the importances of one projection, `groups layers`, averaged over the records of each group that have it.
 
-    NaN, an empty cell, where none has: rows and tasks may target other projections.
+    A group without it has NaN, shown as empty cells: rows and tasks may target other projections.
     """
     means = [mean_importances(group, projection) for group in groups]
     layers = max(map(len, means))
@@ -59,7 +59,7 @@ def _means(groups: Sequence[Sequence[Record]], projection: str) -> np.ndarray:
 
 
 def _count(axis: Any, down: int, records: list[Record], projection: str, shades: Any) -> None:
-    """Write into the cells of a task how many of its seeds retain the layer; nothing where none does."""
+    """Write into the cells of a task the number of its seeds that retain the layer; nothing for 0."""
     parts = [record.selection["projections"].get(projection, {}) for record in records if record.selection]
     chosen = [part.get("retained", ()) for part in parts]
     for layer, shade in enumerate(shades):

@@ -1,4 +1,4 @@
-"""Importance per layer: a line per sample ratio, the larger the darker; mean over seeds."""
+"""Importance per layer, averaged over seeds: one line per sample ratio, darker for larger ratios."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lora_drop.pruning.picture import plain
 
 
 def draw(table: Table, records: list[Record]) -> Drawing:
-    """Draw every row, and say how far they rank the layers alike."""
+    """Draw every row, and state how far the rows agree on the ranking of layers."""
     projections, rows, lines = projections_of(table.records), list(scored_by_row(table)), {}
     figure, axes = projection_panels(projections, "importance")
     for axis, projection in zip(axes, projections, strict=True):

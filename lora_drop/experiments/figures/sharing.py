@@ -1,4 +1,4 @@
-"""Importance per layer before sharing (the warmed-up LoRA) and after (the trained LoRA-drop), of one run."""
+"""Importance per layer of one run, before sharing (the warmed-up LoRA) and after (the trained LoRA-drop)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lora_drop.pruning.picture import plain
 
 
 def draw(table: Table, records: list[Record]) -> Drawing:
-    """Draw the first run; layers that share a LoRA are hatched, and those that have none afterwards have no bar."""
+    """Draw the first run; layers that share a LoRA are hatched, and layers left without one have no second bar."""
     record = records[0]
     projections = projections_of([record])
     figure, axes = projection_panels(projections, "importance")

@@ -1,8 +1,8 @@
-"""Score against trainable parameters: a panel per task, a marker per row, LoRA-drop in colour; bars are standard
-deviations over seeds. The dashed line joins what no other row beats with as few parameters (Pareto).
+"""Score against trainable parameters: one panel per task, one marker per row, LoRA-drop in colour.
 
-Full fine-tuning is a line across: its parameters would leave no room for the others. Rows with as many parameters stand
-beside each other.
+Bars are standard deviations over seeds. The dashed line joins the rows that no other row beats with as few parameters
+(Pareto). Full fine-tuning is a horizontal line: its parameters would leave no room for the others. Rows with equal
+numbers of parameters are drawn side by side.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from lora_drop.experiments.table import Row, Table
 from lora_drop.pruning.picture import plain
 
 STEP, LOGARITHMIC = 1.06, 5
-"""Rows of one size stand so far from each other, as a factor; and the spread of sizes above which the axis is logarithmic."""
+"""Distance between rows of one size, as a factor, and the spread of sizes above which the axis is logarithmic."""
 LABELLED = 8
-"""Up to so many points of a panel have their names beside them; more would cover each other, and are in a legend."""
+"""Most points of a panel with their names beside them; more names would cover each other and go into a legend."""
 
 
 def draw(table: Table, records: list[Record]) -> Drawing:
-    """Draw the columns in which there is a score."""
+    """Draw the columns that have a score."""
     columns = [column for column in table.columns if any(column.key in row.cells for row in table.rows)]
     across = {record.row for record in records if record.method == "full"}
     sizes = _sizes([row for row in table.rows if row.name not in across]) or _sizes(table.rows)
@@ -74,7 +74,7 @@ def _sizes(rows: Sequence[Row]) -> list[float]:
 
 
 def _styles(table: Table, ours: set[str]) -> dict[str, dict[str, Any]]:
-    """Return how each row is drawn; rows of one colour are told apart by their markers."""
+    """Return the style of each row; rows of one colour have different markers."""
     measured = [row.name for row in table.rows if row.cells]
     alike = {own: [name for name in measured if (name in ours) is own] for own in (True, False)}
     return {
@@ -89,7 +89,7 @@ def _styles(table: Table, ours: set[str]) -> dict[str, dict[str, Any]]:
 
 
 def _beside(sizes: Sequence[float], largest: float, spread: float) -> list[float]:
-    """Return where rows of these sizes stand: those of one size beside each other."""
+    """Return the x positions of rows of these sizes; rows of one size are side by side."""
     found = []
     for number, size in enumerate(sizes):
         steps = sizes[:number].count(size) - (sizes.count(size) - 1) / 2
@@ -103,7 +103,7 @@ def _line_across(axis: Any, title: str, score: float) -> None:
 
 
 def _pareto(axis: Any, points: list[Point]) -> None:
-    """Join the rows that no other beats with as few parameters, by steps."""
+    """Join by steps the rows that no other row beats with as few parameters."""
     best: list[Point] = []
     for point in sorted(points, key=lambda point: (point[0], -point[1])):
         if not best or point[1] > best[-1][1]:
@@ -114,7 +114,7 @@ def _pareto(axis: Any, points: list[Point]) -> None:
 
 
 def _scale(axis: Any, spread: float) -> None:
-    """Let the x axis be logarithmic where the largest number is many times the smallest."""
+    """Make the x axis logarithmic if the largest number is many times the smallest."""
     axis.xaxis.set_major_locator(MaxNLocator(nbins=4))
     if spread > LOGARITHMIC:
         axis.set_xscale("log")

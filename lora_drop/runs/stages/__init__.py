@@ -1,4 +1,4 @@
-"""The stages of a run, in their order. Adding one is a new file with a `Stage`, and its name here."""
+"""The stages of a run, in order. To add one, write a file with a `Stage` and name it here."""
 
 from lora_drop.runs.stages import criteria, evaluate, norms, picture, sample, score, select, stability, train, trained
 from lora_drop.runs.stages.base import Stage

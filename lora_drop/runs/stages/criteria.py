@@ -1,4 +1,4 @@
-"""Beside stage 2: the same warm-up under several criteria, and how far these agree."""
+"""Beside stage 2: score the same warm-up by several criteria, and measure their agreement."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 
 def others(job: Job) -> list[str]:
-    """Return the criteria to compare with that of the scores."""
+    """Return the criteria to compare with the one that the scores use."""
     return [name for name in dict.fromkeys(job.config.score.compare or ()) if name != job.config.score.criterion]
 
 
 def settings(job: Job) -> Values:
-    """Return the criteria, and the length at which inputs are cut."""
+    """Return the criteria, and the length at which inputs are truncated."""
     compared = [criterion(name, always=True) for name in (job.config.score.criterion, *others(job))]
     return {**names(job), "criteria": compared, "max_length": job.config.train.max_length, **precision(job)}
 

@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 
 def settings(job: Job) -> Values:
-    """Return what is evaluated, and how texts are decoded."""
+    """Return the limit on rows, the length at which inputs are truncated, and the precision."""
     return {**names(job), "limit": job.config.limit.eval, "max_length": job.config.train.max_length, **precision(job)}
 
 
 def inputs(job: Job) -> Values:
-    """Return what identifies adapter, rows and weights."""
+    """Return the identities of adapter, rows and weights, and the settings of the evaluation, such as decoding."""
     read = {"adapter": digest_of(job, "adapter", "train"), "split": job.data.split}
     return {**read, **rows_of(job, "eval"), **weights(job), **job.data.kind.settings(job.config)}
 

@@ -1,4 +1,7 @@
-"""Beside stage 2: the value of each example (‖ΔW x‖² for the paper's criterion), for its Figures 2 and 4, and for the bootstrap."""
+"""Beside stage 2: the value of each example (‖ΔW x‖² for the paper's criterion).
+
+The paper's Figures 2 and 4 and the bootstrap use these values.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def settings(job: Job) -> Values:
-    """Return the criterion, and the length at which inputs are cut."""
+    """Return the criterion, and the length at which inputs are truncated."""
     common = {**names(job), "max_length": job.config.train.max_length, **precision(job)}
     return {**common, **criterion(job.config.score.criterion)}
 

@@ -1,6 +1,6 @@
-"""Beside stage 3: the importance of each layer as a picture.
+"""Beside stage 3: a picture of the importance of each layer.
 
-A stage of its own, since drawing takes longer than choosing.
+It is a separate stage because drawing takes longer than selecting.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Stage 2: a warm-up LoRA on the sample, then the importance of every LoRA (paper §3.1).
 
-The criterion is an input of the scores, not of the warm-up: with another one, the warm-up that is there, or that
-another run has made from the same inputs, is scored again.
+The criterion is an input of the scores, not of the warm-up. With another criterion, an existing warm-up of this run, or
+of another run with the same inputs, is scored again.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def settings(job: Job) -> Values:
 
 
 def warmup_settings(job: Job) -> Values:
-    """Return the settings of the warm-up, or what identifies the adapter that is scored instead of one."""
+    """Return the settings of the warm-up, or the identity of the adapter that is scored instead."""
     from lora_drop.training import warmup
 
     config = job.config
@@ -63,7 +63,7 @@ def warmup_settings(job: Job) -> Values:
 
 
 def inputs(job: Job) -> Values:
-    """Return what identifies sample, rows and weights."""
+    """Return the identities of sample, rows and weights."""
     return {"sample": digest_of(job, "sample.json", "sample"), **rows_of(job, "train"), **weights(job)}
 
 
@@ -75,11 +75,11 @@ class Warm:
     way: Way
     steps: int = 0
     losses: list[float] = field(default_factory=list)
-    """Of each step; none of an adapter that was trained elsewhere."""
+    """Loss of each step; empty for an adapter that was trained elsewhere."""
     computed: str = ""
     note: str = ""
     there: bool = False
-    """True if it is in the run directory already."""
+    """True if it is already in the run directory."""
 
 
 def work(job: Job) -> Work:
@@ -125,7 +125,7 @@ def _told(warm: Warm, scores: Any) -> Work:
 
 
 def _made(job: Job, encoded: Dataset) -> Warm:
-    """Train the warm-up, or load the adapter that is scored instead of one."""
+    """Train the warm-up, or load the adapter that is scored instead."""
     from lora_drop.runs import models
     from lora_drop.training import warmup
 
@@ -144,7 +144,7 @@ def _made(job: Job, encoded: Dataset) -> Warm:
 
 
 def _kept(job: Job, made_from: str, encoded: Dataset) -> Warm | None:
-    """Return the warm-up that this run, or another one of the grid, has made from the same inputs; None if none has."""
+    """Return the warm-up that this or another run of the grid made from the same inputs; None if there is none."""
     from lora_drop.runs import models
 
     entry = processes.by_first(lambda: _taken_over(job, made_from))
@@ -157,7 +157,7 @@ def _kept(job: Job, made_from: str, encoded: Dataset) -> Warm | None:
 
 
 def _taken_over(job: Job, made_from: str) -> Values | None:
-    """Return what a manifest says of such a warm-up, which is in this run's directory then."""
+    """Return the manifest entry of such a warm-up, after copying it into this run's directory if necessary."""
     for run in (job.run, *job.others()):
         entry = run.entry("score")
         if _holds(run, entry, made_from):
@@ -168,7 +168,10 @@ def _taken_over(job: Job, made_from: str) -> Values | None:
 
 
 def _holds(run: Run, entry: Values, made_from: str) -> bool:
-    """Return True if a run has a warm-up from these inputs. (Earlier versions knew one criterion: theirs are the entry's.)"""
+    """Return True if a run has a warm-up made from these inputs.
+
+    Earlier versions had one criterion, so there the inputs of the stage are those of the warm-up.
+    """
     if not entry or entry.get("warmup_made_from", entry["inputs"]) != made_from:
         return False
     return bool(file_digest(run.file("warmup")) == entry["outputs"]["warmup"])

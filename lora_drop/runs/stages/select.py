@@ -1,6 +1,6 @@
 """Stage 3: the layers that retain a LoRA of their own (paper §3.2).
 
-Arithmetic on JSON: neither torch nor a model is loaded.
+This is arithmetic on JSON; neither torch nor a model is loaded.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def settings(job: Job) -> Values:
 
 
 def work(job: Job) -> Work:
-    """Write `selection.json`; a picture of an earlier selection is removed."""
+    """Write `selection.json`, and remove the picture of an earlier selection."""
     method = job.config.method
     scored = read_scores(job.run.file("scores.json"))
     selection = select(scored, method.threshold, method.budget, method.policy, method.share, job.config.seed)

@@ -15,7 +15,7 @@ def settings(job: Job) -> Values:
     """Return the rule by which layers are retained, and the number of resamples."""
     method = job.config.method
     rule = [method.threshold, method.budget, method.share, job.config.score.bootstrap]
-    policy = {} if method.policy == "threshold" else {"policy": method.policy}  # earlier versions knew no other
+    policy = {} if method.policy == "threshold" else {"policy": method.policy}  # the only policy of earlier versions
     return {"rule": rule, **policy, "seed": job.config.seed}
 
 

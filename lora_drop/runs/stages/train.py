@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def settings(job: Job) -> Values:
-    """Return the settings of the training, and of the evaluations by which an epoch is chosen."""
+    """Return the settings of the training and of the method."""
     return {
         **names(job),
         "limit": job.config.limit.train,
@@ -26,7 +26,7 @@ def settings(job: Job) -> Values:
 
 
 def inputs(job: Job) -> Values:
-    """Return what identifies selection, rows and weights."""
+    """Return the identities of selection, rows and weights, and the settings of evaluations between epochs."""
     selection = digest_of(job, "selection.json", "select") if job.selects else None
     chosen = job.data.kind.settings(job.config) if job.scored_each_epoch else {}
     held_out = {"held_out": job.data.held_out.digest} if job.config.train.held_out else {}
@@ -34,7 +34,7 @@ def inputs(job: Job) -> Values:
 
 
 def rows(job: Job) -> tuple[str, ...]:
-    """Return that the evaluation rows are read, too, where a model is evaluated between epochs."""
+    """Return the parts that are read: also the evaluation rows if the model is evaluated between epochs."""
     return ("train", "eval") if job.scored_each_epoch else ("train",)
 
 
@@ -79,7 +79,7 @@ def _write(job: Job, model: nn.Module) -> None:
         job.method.save(model, folder)
         if job.task.record:
             write_json(folder / TASK_FILE, dict(job.task.record))
-            models.backbone_config(model).save_pretrained(folder)  # with the names of the labels
+            models.backbone_config(model).save_pretrained(folder)  # it names the labels
 
 
 STAGE = Stage(

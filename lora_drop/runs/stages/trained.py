@@ -1,4 +1,4 @@
-"""After stage 4: the importances of the trained adapter on the sample (the paper's Figures 7 and 8)."""
+"""After stage 4: the importance of each LoRA of the trained adapter on the sample (the paper's Figures 7 and 8)."""
 
 from __future__ import annotations
 
