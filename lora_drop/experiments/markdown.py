@@ -132,7 +132,7 @@ def _retained(table: Table) -> list[str]:
     body.append(["95 %, others", *(_range(found.mean.elsewhere, _fine) for _, found in told)])
     text = (
         f"Points of the primary score for each further {STEP:g} % of the importance that is retained (mean over the projections), seed "
-        "by seed: the slope over runs of one task and seed that differ in the policy alone. The kept epoch of each run."
+        "by seed: the slope over runs of one task and seed that differ only in the policy. The kept epoch of each run."
     )
     lines = _markdown_table(["", *(name for name, _ in told)], [list(map(_literal, cells)) for cells in body])
     return ["### Does the score rise with the importance retained?", "", *lines, text, ""]

@@ -1,9 +1,9 @@
-"""Do scores rise with the importance that is retained?
+"""The slope of scores over the importance that is retained.
 
-Runs of one task and seed that differ in the policy alone have the same warm-up and the same settings, but keep the LoRA
-of other layers: the important ones, random ones, the first, the last. If output evaluation finds the right layers, their
-scores rise with the share of the importance that they retain. The slope uses every choice of layers, not only a pair of
-them as a claim does.
+Runs of one task and seed that differ only in the policy have the same warm-up and the same settings, but keep the LoRA of
+other layers: the most important, random ones, the first, the last. If output evaluation finds the right layers, scores
+rise with the share of the importance that the retained layers hold. A claim compares two of these choices, the slope uses
+all of them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from lora_drop.experiments.table import Table
 STEP = 10.0
 """Percent of the importance that a slope is given for."""
 Choices = tuple[Record, ...]
-"""Runs of one task and seed that differ in the policy alone."""
+"""Runs of one task and seed that differ only in the policy."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Slopes:
 
 
 def choices(table: Table) -> list[Choices]:
-    """Return the runs that are compared: of each task and seed the setting with the most policies, at least two."""
+    """Return the runs to compare: for each task and seed, those of the setting with the most policies, if they differ in importance."""
     groups: dict[tuple[str, int], dict[str, list[Record]]] = {}
     for record in table.records:
         if record.task in table.learnt and record.metrics and record.selection.get("projections"):
@@ -48,12 +48,12 @@ def choices(table: Table) -> list[Choices]:
 
 
 def importance(record: Record) -> float:
-    """Return the percentage of the importance that the retained layers hold, mean over the projections."""
+    """Return the percentage of the importance that the retained layers hold, averaged over projections."""
     return 100 * fmean(part["coverage"] for part in record.selection["projections"].values())
 
 
 def slopes(groups: Iterable[Choices], score: Score = kept_score) -> Slopes | None:
-    """Return the slopes of a score, by least squares within each task and seed; None if no group has the score."""
+    """Return the least-squares slope of a score within each task and seed; None if no group has the score."""
     found: dict[str, list[float]] = {}
     for group in groups:
         values = [score(record) for record in group]
@@ -68,7 +68,7 @@ def _slope(across: Sequence[float], up: Sequence[float]) -> float:
 
 
 def slopes_told(table: Table) -> list[tuple[str, Slopes]]:
-    """Return the slopes on the evaluation split and on held-out rows, each with its name, as far as there are any."""
+    """Return the slopes on the evaluation split and on held-out rows, each with its name; those without scores are left out."""
     groups = choices(table)
     both = (("evaluation split", slopes(groups)), ("held-out rows", slopes(groups, held_out_score)))
     return [(name, found) for name, found in both if found is not None]

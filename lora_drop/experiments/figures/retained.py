@@ -1,4 +1,4 @@
-"""Scores against the importance retained, for runs of one task and seed that differ in the policy alone; a panel per task."""
+"""Scores over the importance retained, for runs of one task and seed that differ only in the policy; a panel per task."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NAMES = {
 
 
 def draw(table: Table, _: list[Record]) -> Drawing | None:
-    """Draw each run as its distance from the mean of its task and seed, and the mean slope as a line."""
+    """Draw each run as its distance from the mean of its task and seed, and the mean slope as a dashed line."""
     groups = choices(table)
     if not groups:
         return None
