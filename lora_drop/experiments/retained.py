@@ -1,9 +1,9 @@
 """The slope of scores over the importance that is retained.
 
-Runs of one task and seed that differ only in the policy have the same warm-up and the same settings, but keep the LoRA of
-other layers: the most important, random ones, the first, the last. If output evaluation finds the right layers, scores
-rise with the share of the importance that the retained layers hold. A claim compares two of these choices, the slope uses
-all of them.
+Runs of one task and seed that differ only in the policy have the same warm-up and the same settings, but keep the
+LoRA of other layers: the most important, random ones, the first, the last. If output evaluation finds the right
+layers, scores rise with the share of the importance that the retained layers hold. A claim compares two of these
+choices, the slope uses all of them.
 """
 
 from __future__ import annotations
@@ -36,7 +36,10 @@ class Slopes:
 
 
 def choices(table: Table) -> list[Choices]:
-    """Return the runs to compare: for each task and seed, those of the setting with the most policies, if they differ in importance."""
+    """Return the runs to compare, for each task and seed those of the setting with the most policies.
+
+    A group whose runs retain the same importance has no slope and is left out.
+    """
     groups: dict[tuple[str, int], dict[str, list[Record]]] = {}
     for record in table.records:
         if record.task in table.learnt and record.metrics and record.selection.get("projections"):
@@ -68,7 +71,7 @@ def _slope(across: Sequence[float], up: Sequence[float]) -> float:
 
 
 def slopes_told(table: Table) -> list[tuple[str, Slopes]]:
-    """Return the slopes on the evaluation split and on held-out rows, each with its name; those without scores are left out."""
+    """Return the slopes on the evaluation split and on held-out rows, each with its name, if there are such scores."""
     groups = choices(table)
     both = (("evaluation split", slopes(groups)), ("held-out rows", slopes(groups, held_out_score)))
     return [(name, found) for name, found in both if found is not None]
