@@ -45,10 +45,10 @@ BOMB = "a: &a [1, 1, 1]\n" + "\n".join(
     ids=range(13),
 )
 def test_hostile_yaml_is_a_sentence_at_once(text, message):
-    began = time.perf_counter()
+    began = time.process_time()
     with pytest.raises(UserError, match=message):
         parse(text.encode(), "a.yaml")
-    assert time.perf_counter() - began < 5
+    assert time.process_time() - began < 5
 
 
 @pytest.mark.parametrize("value", [10**400, -(10**400), 1e300, "1e999", 10**12, "9" * 5000])
@@ -59,10 +59,10 @@ def test_huge_numbers_are_refused(key, value):
 
 
 def test_many_mistakes_are_told_at_once():
-    began = time.perf_counter()
+    began = time.process_time()
     with pytest.raises(UserError, match=r"2000 errors(.|\n)*and 1980 more"):
         from_dict({f"trian{number}": 1 for number in range(2000)})
-    assert time.perf_counter() - began < 5
+    assert time.process_time() - began < 5
     with pytest.raises(UserError, match="no such key"):
         load_config(overrides=[".".join("a" * 3000) + "=1"])
 

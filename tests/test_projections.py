@@ -97,7 +97,8 @@ def test_all_linear_leaves_out_head_and_pooler():
 
 def test_an_encoder_decoder_keeps_its_stacks_and_attentions_apart():
     options = {
-        "num_hidden_layers": 2,  # the encoder's
+        "encoder_layers": 2,
+        "num_hidden_layers": 2,  # the same, under the name that newer versions of transformers read
         "decoder_layers": 3,
         "d_model": 16,
         "encoder_attention_heads": 2,
