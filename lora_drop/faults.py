@@ -23,10 +23,10 @@ REMEDIES = {
     errno.EISDIR: "A file was expected there, and it is a folder.",
     errno.ENOTDIR: "A folder was expected there, and it is a file.",
     errno.EEXIST: "Remove it, or name another.",
-    errno.ENOTEMPTY: "Another process writes there. Wait for it, or name another folder.",
+    errno.ENOTEMPTY: "Another process is writing there. Wait for it, or name another folder.",
     errno.ELOOP: "A link there leads back to itself.",
     errno.EMFILE: "The limit of open files is too low: raise it with ulimit -n.",
-    errno.ENOMEM: "Close other programs, or take a machine with more memory.",
+    errno.ENOMEM: "Close other programs, or use a machine with more memory.",
 }
 LOST = ("closed by peer", "reset by peer", "Broken pipe", "NCCL", "Gloo", "gloo")
 """Parts of torch.distributed's messages when a process does not answer."""

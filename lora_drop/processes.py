@@ -144,9 +144,9 @@ def launched() -> bool:
 def refuse() -> None:
     """Raise UserError for a command that every process of the launch would repeat."""
     raise UserError(
-        f"This process was started as one of {os.environ['WORLD_SIZE']} (RANK, WORLD_SIZE and MASTER_ADDR are set). Several "
-        "processes are for the command `lora-drop run` and its stages (score, train, eval); start everything else once. "
-        "If these variables are leftovers, unset WORLD_SIZE."
+        f"This process was started as one of {os.environ['WORLD_SIZE']} (RANK, WORLD_SIZE and MASTER_ADDR are set). "
+        "Only the command `lora-drop run` and its stages (score, train, eval) can use several processes; start any "
+        "other command once. If these variables are leftovers, unset WORLD_SIZE."
     )
 
 
@@ -202,7 +202,7 @@ def _joined() -> _Launch:
         store.wait([f"lora-drop/{each}" for each in range(count)], ARRIVAL)
     except (RuntimeError, ValueError) as error:
         raise UserError(
-            f"This process was started as one of {os.environ['WORLD_SIZE']}, and the others were not there after "
+            f"This process was started as one of {os.environ['WORLD_SIZE']}, but the others did not join within "
             f"{ARRIVAL.seconds // 60} minutes. If RANK and WORLD_SIZE are leftovers, unset them."
         ) from error
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
@@ -214,9 +214,9 @@ def _refuse_shards() -> None:
     for variable, name in SHARDED.items():
         if os.environ.get(variable, "").lower() in ("1", "true"):
             raise UserError(
-                f"{name} splits a model over devices, and here each device computes the whole of it: LoRAs that layers share, "
+                f"{name} splits a model over devices, but here each device computes the whole model: shared LoRAs, "
                 "batches without padding, scores and checkpoints need whole tensors. Launch without it "
-                "(configs/accelerate/ddp.yaml). A backbone that does not fit on one device: -o quantization=nf4."
+                "(configs/accelerate/ddp.yaml). If the backbone does not fit on one device, use -o quantization=nf4."
             )
 
 

@@ -56,7 +56,7 @@ class Registry(Generic[T]):
     def add(self, name: str, thing: T) -> None:
         """Add an object. Raise UserError if the name is taken, as results must not depend on the order of plugins."""
         if name in self.names():
-            raise UserError(f"There is a {self.what} {name!r} already. Give the new one another name.")
+            raise UserError(f"There is already a {self.what} {name!r}. Give the new one another name.")
         self.added[name] = thing
 
 

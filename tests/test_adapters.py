@@ -205,7 +205,7 @@ def test_layers_that_share_already_are_not_shared_otherwise():
     shared = ties(model)
     assert sum(map(len, shared)) > sum(map(len, before))
     for other in (many, lora_drop.select(scores, threshold=0.5, share=False)):
-        with pytest.raises(UserError, match="share a LoRA already, by another selection"):
+        with pytest.raises(UserError, match="already share a LoRA under another selection"):
             lora_drop.share(model, other)
         assert ties(model) == shared
 

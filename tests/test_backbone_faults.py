@@ -52,7 +52,7 @@ def test_a_classifier_of_another_size_gets_a_fresh_head_and_says_so(folder):
     config = AutoConfig.from_pretrained(folder, num_labels=3)
     AutoModelForSequenceClassification.from_pretrained(folder, config=config).save_pretrained(folder)
     model, _, told = load(folder)
-    assert told == [f"{folder} comes with a head of 3 outputs; this task needs 2, so the head starts afresh"]
+    assert told == [f"{folder} comes with a head of 3 outputs; this task needs 2, so a new head is initialised"]
     assert model.classifier.weight.shape == (2, 32) and model.fresh_modules == ["classifier"]
     assert torch.equal(model.classifier.weight, load(folder)[0].classifier.weight)
     model, _, told = load(folder, "mnli")
@@ -98,7 +98,7 @@ def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(folder):
     tokens = tokenizer()
     tokens.add_tokens(["Who", "the"])
     tokens.save_pretrained(folder)
-    with pytest.raises(UserError, match=r"2 tokens more than the model's embedding has rows \(260\), such as 'Who'"):
+    with pytest.raises(UserError, match=r"2 more tokens than the model's embedding has rows \(260\), such as 'Who'"):
         load(folder)
 
 
@@ -229,7 +229,7 @@ def test_a_file_that_transformers_cannot_take_is_a_sentence(name, change, folder
     path = folder / name
     path.write_text(json.dumps({**(json.loads(path.read_text()) if path.is_file() else {}), **change}))
     (folder / "evil.py").write_text("raise SystemExit('executed')")
-    with pytest.raises(UserError, match=r"(cannot be loaded: |code of its own)"):
+    with pytest.raises(UserError, match=r"(cannot be loaded: |its own code)"):
         load(folder)
 
 
@@ -243,7 +243,7 @@ def test_a_model_answers_by_names_whatever_its_configuration_says(folder):
 def test_an_index_that_names_files_elsewhere_is_refused(name, folder):
     (folder / "model.safetensors").unlink()
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
-    with pytest.raises(UserError, match="no file beside it"):
+    with pytest.raises(UserError, match="which is not a file in its folder"):
         locate(str(folder))
 
 

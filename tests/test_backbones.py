@@ -39,7 +39,7 @@ def test_a_missing_package_names_the_install_command(monkeypatch):
 def test_a_wrong_checksum_is_refused(monkeypatch):
     good = PACKAGED["minilm-l6"]
     monkeypatch.setitem(PACKAGED, "minilm-l6", Packaged(**{**vars(good), "sha256": "0" * 64}))
-    with pytest.raises(UserError, match="is not the file it should be"):
+    with pytest.raises(UserError, match="is not the expected file"):
         locate("packaged:minilm-l6")
 
 

@@ -106,7 +106,7 @@ def test_mistakes_in_claims_are_said(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text(rows + "claims: {x: {says: s, row: c, against: a}, y: {says: s, row: a}}\n")
     with pytest.raises(
-        UserError, match=r"claims\.x\.row = 'c': allowed is one of a, b(.|\n)*claims\.y: needs says, row and"
+        UserError, match=r"claims\.x\.row = 'c': must be one of a, b(.|\n)*claims\.y: needs says, row and"
     ):
         load_experiment(str(path))
     for margin in ("small", "-1", "true", ".nan"):
@@ -114,5 +114,5 @@ def test_mistakes_in_claims_are_said(tmp_path):
         with pytest.raises(UserError, match=r"claims\.x\.margin = .*a number from 0 to 100"):
             load_experiment(str(path))
     path.write_text(rows + "claims: {x: {says: s, row: [a], against: b}}\n")
-    with pytest.raises(UserError, match=r"claims\.x\.row = \['a'\]: allowed"):
+    with pytest.raises(UserError, match=r"claims\.x\.row = \['a'\]: must be one of"):
         load_experiment(str(path))

@@ -198,7 +198,7 @@ def test_a_run_ends_with_a_machine_readable_line(tmp_path):
         (["run", "-d", "x", "--data", "nowhere.csv", "-b", "tiny:bert"], "nowhere.csv do not exist"),
         (["run", "-d", "x", "--data", "", "-b", "tiny:bert"], "--data is empty"),
         (["run", "-d", "x", "--data-dir", ""], "--data-dir is empty"),
-        (["run", "-d", "x", "-o", "sample.ratio=2"], "allowed is 0 < value ≤ 1"),
+        (["run", "-d", "x", "-o", "sample.ratio=2"], "must be in the range 0 < value ≤ 1"),
     ],
 )
 def test_mistakes_give_one_message_and_code_2(arguments, text, tmp_path, monkeypatch, capsys):
@@ -248,7 +248,7 @@ def test_a_budget_is_chosen_on_the_command_line(tmp_path):
 def test_the_generated_task_is_not_trained_on_without_a_word(tmp_path, capsys):
     settings = tmp_path / "settings.yaml"
     settings.write_text("backbone: tiny:bert\nlimit: {train: 40}\n")
-    settings, word = ["-c", str(settings), "-o", "sample.ratio=0.5"], "this trains on the generated toy-nli"
+    settings, word = ["-c", str(settings), "-o", "sample.ratio=0.5"], "training on the generated task toy-nli"
     for folder, given, told in (
         ("a", settings, True),
         ("a", [], False),  # the folder knows its task
@@ -332,7 +332,10 @@ def test_params_tasks_and_doctor(tmp_path):
     rows = json.loads(lora_drop("tasks", "--offline", "--json", "--data-dir", tmp_path).stdout)
     assert next(row for row in rows if row["task"] == "cola")["read from"] == f"nowhere (not in {tmp_path})"
     checks = {row["check"]: row for row in json.loads(lora_drop("doctor", "--offline", "--json").stdout)}
-    assert checks["packaged:minilm-l6"]["state"] == "checksum right" and checks["Hub"]["state"] == "not asked (offline)"
+    assert (
+        checks["packaged:minilm-l6"]["state"] == "checksum correct"
+        and checks["Hub"]["state"] == "not contacted (offline)"
+    )
     assert "cores" in checks["cpu"]["state"]
     assert checks["tokenised rows"]["state"].startswith(os.environ["LORA_DROP_CACHE"])
 
@@ -342,7 +345,7 @@ def test_an_address_of_the_hub_that_datasets_cannot_read_is_said_at_once(monkeyp
     monkeypatch.setenv("HF_ENDPOINT", "http://hub:none")
     with pytest.raises(SystemExit) as end:
         cli.main(["doctor"])
-    assert end.value.code == 2 and "HF_ENDPOINT=http://hub:none is no address" in capsys.readouterr().err
+    assert end.value.code == 2 and "HF_ENDPOINT=http://hub:none is not a valid address" in capsys.readouterr().err
     with pytest.raises(SystemExit) as end:
         cli.main(["doctor", "--help"])
     assert end.value.code == 0

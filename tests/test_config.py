@@ -47,7 +47,7 @@ def test_all_errors_are_shown_at_once_with_key_value_and_remedy():
     assert "5 errors" in text
     assert "train.epoch: no such key. Did you mean 'train.epochs'?" in text
     assert "method.policy = 'treshold'" in text and "Did you mean 'threshold'?" in text
-    assert "method.threshold = 1.5: allowed is 0 < value ≤ 1" in text
+    assert "method.threshold = 1.5: must be in the range 0 < value ≤ 1" in text
     assert "train.learning_rate = 'abc': must be a number" in text
     assert "'seed' is not of the form key=value" in text
 

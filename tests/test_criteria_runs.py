@@ -70,15 +70,15 @@ def test_several_criteria_are_scored_on_one_warm_up_and_compared(copy, capsys):
 
 def test_another_criterion_scores_the_warm_up_that_is_there_again(copy):
     warmup = file_digest(copy / "warmup")
-    with pytest.raises(UserError, match=r"scores\.json was made under another configuration"):
+    with pytest.raises(UserError, match=r"scores\.json was made with another configuration"):
         at(copy, "score.criterion=gradient", stages=["select"])
     assert at(copy, "score.criterion=gradient").done == ["score"]
     assert read_json(copy / "scores.json")["criterion"] == "gradient"
     entry = read_json(copy / "run.json")["stages"]["score"]
-    assert "of the warm-up that was there" in entry["note"] and entry["warmup_steps"] == 3
+    assert "from the existing warm-up" in entry["note"] and entry["warmup_steps"] == 3
     assert file_digest(copy / "warmup") == warmup
     assert at(copy, "score.criterion=gradient", stages=["select"]).done == ["select"]
-    with pytest.raises(UserError, match=r"scores\.json was made under another configuration"):
+    with pytest.raises(UserError, match=r"scores\.json was made with another configuration"):
         at(copy, stages=["select"])
     assert at(copy).done == ["score"]  # the paper's criterion again, on the same warm-up
     assert file_digest(copy / "warmup") == warmup
@@ -111,7 +111,7 @@ def test_a_run_of_an_earlier_version_counts_as_output(copy):
     edit_config(copy, lambda text: "".join(line for line in text.splitlines(True) if not line.startswith(unknown)))
     assert at(copy).skipped == ["score"]
     assert at(copy, "score.criterion=random").done == ["score"]
-    assert "of the warm-up that was there" in read_json(copy / "run.json")["stages"]["score"]["note"]
+    assert "from the existing warm-up" in read_json(copy / "run.json")["stages"]["score"]["note"]
 
 
 def test_the_paper_s_criterion_leaves_the_identity_of_a_configuration_as_it_was():
@@ -171,7 +171,7 @@ def test_a_grid_of_criteria_shares_one_warm_up(tmp_path):
     )
     folders = sorted((tmp_path / "runs").glob("*/toy-nli-*"))
     notes = {Run(folder).config.score.criterion: Run(folder).entry("score")["note"] for folder in folders}
-    assert "warm-up that was there" in notes["gradient"] and "warm-up that was there" not in notes["output"]
+    assert "from the existing warm-up" in notes["gradient"] and "from the existing warm-up" not in notes["output"]
     assert len({file_digest(folder / "warmup") for folder in folders}) == 1
     (figure,) = (tmp_path / "results").glob("two/*/criteria.png")
     assert figure.read_bytes()[:4] == b"\x89PNG"
@@ -239,7 +239,7 @@ def test_what_is_no_adapter_for_the_task_is_said(tmp_path):
         at(tmp_path / "run", f"warmup.adapter={tmp_path / 'nowhere'}", stages=["sample"])
     config = tmp_path / "adapter" / "adapter_config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "task_type": "CAUSAL_LM"}))
-    with pytest.raises(UserError, match="was trained as CAUSAL_LM, and this task needs SEQ_CLS"):
+    with pytest.raises(UserError, match="was trained as CAUSAL_LM, but this task needs SEQ_CLS"):
         at(tmp_path / "run", f"warmup.adapter={tmp_path / 'adapter'}", stages=["sample"])
     assert not Job(Run(tmp_path / "run", load_config([], SMALLEST))).others()
 

@@ -88,7 +88,7 @@ def test_variables_of_a_launch_without_the_others_end_a_command_before_anything_
     monkeypatch.setenv("MASTER_PORT", "0")
     monkeypatch.setattr(processes, "ARRIVAL", timedelta(seconds=1))
     assert run(tmp_path / "run") == 2
-    assert "the others were not there" in capsys.readouterr().err and not (tmp_path / "run").exists()
+    assert "the others did not join" in capsys.readouterr().err and not (tmp_path / "run").exists()
     monkeypatch.setenv("WORLD_SIZE", "1")  # torchrun with one process
     assert run(tmp_path / "run") == 0
     assert read_json(tmp_path / "run" / "run.json")["status"] == "done"

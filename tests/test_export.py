@@ -84,7 +84,7 @@ def logits(model, folder) -> torch.Tensor:
 
 def test_an_adapter_names_its_backbone_as_other_machines_do(run, folder, tmp_path, capsys):
     assert command("export", run, "--to", "peft") == 2
-    assert f"is the folder {folder}, which no other machine has" in capsys.readouterr().err
+    assert f"is the folder {folder}, which other machines do not have" in capsys.readouterr().err
     assert not (run / "export").exists()
     assert command("export", run, "--to", "peft", "--base", "acme/tiny", "--out", tmp_path / "peft") == 0
     assert read_json(tmp_path / "peft" / "adapter_config.json")["base_model_name_or_path"] == "acme/tiny"
@@ -156,12 +156,12 @@ def test_a_damaged_compact_form_is_refused(damage, run, folder, tmp_path):
     [
         ({"lora_alpha": float("nan")}, "its lora_alpha is nan"),
         ({"r": "x"}, "its rank r is 'x'"),
-        ({"peft_type": "VERA"}, "holds no whole compact adapter"),
-        ({"peft_type": "NONE"}, "holds no whole compact adapter"),
+        ({"peft_type": "VERA"}, "holds no complete compact adapter"),
+        ({"peft_type": "NONE"}, "holds no complete compact adapter"),
         ({"megatron_core": "evil", "megatron_config": {"x": 1}}, "for Megatron"),
         ({"target_modules": ["nowhere"]}, "holds no adapter for this model"),
         ({"target_modules": 3}, "holds no adapter for this model"),
-        ([], "holds no whole compact adapter"),
+        ([], "holds no complete compact adapter"),
         (None, "VERA, not LoRA"),
     ],
 )
@@ -184,7 +184,7 @@ def test_ties_that_are_none_are_refused_in_both_forms(tied, form, run, folder, t
     else:
         shutil.copytree(run / "adapter", tmp_path, dirs_exist_ok=True)
     write_json(tmp_path / "lora_drop.json", {**read_json(tmp_path / "lora_drop.json"), "tied": tied})
-    with pytest.raises(UserError, match=r"is damaged|holds no whole compact adapter"):
+    with pytest.raises(UserError, match=r"is damaged|holds no complete compact adapter"):
         lora_drop.load_adapter(plain(folder), tmp_path)
 
 
@@ -313,7 +313,9 @@ def test_an_export_is_pushed_and_read_again(run, tmp_path):
             assert (stored / file.name).read_bytes() == file.read_bytes()
         hub.fault("POST /api/models/acme/mine/commit", status=403)
         failed = machine(*arguments, tmp_path / "b", HF_TOKEN="hf_mine")
-        assert failed.code == 2 and "403" in failed.err and f"is whole in {tmp_path / 'b'}" in failed.err, failed.err
+        assert (
+            failed.code == 2 and "403" in failed.err and f"its complete content is in {tmp_path / 'b'}" in failed.err
+        ), failed.err
 
 
 def test_a_decoder_is_merged_too(language_run, tmp_path):

@@ -171,9 +171,9 @@ def test_a_run_through_the_command_line(tmp_path):
         (["generation.max_new_tokens=160"], "leaves no room for a prompt"),
         (["task=stsb", "train.label_smoothing=0.1"], "predicts a number"),
         (["train.head_learning_rate=1e-3"], "is for a classifier's head"),
-        (["train.held_out=0.1"], "of which several may have one prompt"),
+        (["train.held_out=0.1"], "several of its rows may have the same prompt"),
         (["quantization=nf4"], "is for backbones from the Hub or a folder"),
-        (["quantization=nf4", "method.name=full"], "needs a method that is a PEFT adapter, and full is none"),
+        (["quantization=nf4", "method.name=full"], "needs a method that is a PEFT adapter, and full is not one"),
         (["quantization=nf4", "backbone=org/name"], "needs an NVIDIA GPU"),
     ],
 )

@@ -50,7 +50,7 @@ def test_the_epoch_that_is_kept_is_the_best_on_the_rows_held_out(tmp_path):
 
 
 def test_choosing_by_rows_that_are_not_held_out_is_refused():
-    with pytest.raises(UserError, match=r"train\.select_epoch = held_out .* set train\.held_out=0\.1"):
+    with pytest.raises(UserError, match=r"train\.select_epoch = held_out .* set train\.held_out, for example to 0\.1"):
         from_dict({"train": {"select_epoch": "held_out"}})
 
 

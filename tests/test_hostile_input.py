@@ -28,16 +28,16 @@ BOMB = "a: &a [1, 1, 1]\n" + "\n".join(
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("seed: 1\nseed: 2", "'seed' is there twice"),
-        ("train: {epochs: 1, epochs: 2}", "'epochs' is there twice"),
+        ("seed: 1\nseed: 2", "'seed' occurs twice"),
+        ("train: {epochs: 1, epochs: 2}", "'epochs' occurs twice"),
         ("[" * 100_000, "nested too deeply"),
         ("a: " + "[" * 50 + "]" * 50, "more than 20 deep"),
         ("seed: " + "9" * 5000, "not readable YAML"),
         (BOMB, "more than 20,000 values"),
         ("a: &a [*a]", "nested more than"),
-        ("seed: " + "59:" * 3000 + "59", "a number without end"),
-        ("seed: 0x" + "f" * 5000, "a number without end"),
-        ("x: " + "y" * 300_000, "no configuration"),
+        ("seed: " + "59:" * 3000 + "59", "a number that is too large"),
+        ("seed: 0x" + "f" * 5000, "a number that is too large"),
+        ("x: " + "y" * 300_000, "too large for a configuration"),
         ("? [1]\n: 2", "not readable YAML"),
         ("!!python/object/apply:os.system [ls]", "not readable YAML"),
         ("\x00", "not readable YAML"),
@@ -169,7 +169,7 @@ def test_ids_of_another_split_are_refused(tmp_path, capsys):
 
     code, out = score(lines[::-1])
     assert code == 0 and json.loads(out)["metrics"]["accuracy"] == 1
-    assert score([{**line, "id": f"x{line['id']}"} for line in lines])[1].count("is none of the split's") == 1
+    assert score([{**line, "id": f"x{line['id']}"} for line in lines])[1].count("is not an id of the split") == 1
     assert "others have none" in score([*lines[:-1], {"prediction": "entailment"}])[1]
 
 
@@ -187,7 +187,7 @@ def test_the_name_of_a_data_set_is_no_path(name, tmp_path, monkeypatch, capsys):
     write_json(folder / "info.json", {name: {"file_name": "rows.jsonl", "columns": {"prompt": "p", "response": "r"}}})
     monkeypatch.chdir(folder)
     assert call("run", "--dataset-info", "info.json", "--name", name) == 2
-    assert "names no folder in runs" in capsys.readouterr().err
+    assert "cannot name a folder in runs" in capsys.readouterr().err
     assert [path.name for path in tmp_path.rglob("*")] == ["inside", "info.json"]
 
 

@@ -140,7 +140,7 @@ def test_new_weights_are_told_and_taken_when_asked_for(hub, machine, model, name
     save_model(model, seed=1)
     commit = hub.commit("models", name)
     kept = machine(*run)
-    assert skipped(kept) == STAGES and f"Take it with -o backbone={name}@{commit}" in kept.err
+    assert skipped(kept) == STAGES and f"To use it: -o backbone={name}@{commit}" in kept.err
     assert (sources(tmp_path), weights(tmp_path)) == before
     assert not skipped(machine(*run, "-o", f"backbone={name}@{commit}"))
     assert sources(tmp_path)["backbone"]["commit"] == commit
@@ -150,15 +150,15 @@ def test_new_weights_are_told_and_taken_when_asked_for(hub, machine, model, name
 @pytest.mark.parametrize(
     ("environment", "note", "why"),
     [
-        ({"HF_HUB_OFFLINE": "1"}, "", "HF_HUB_OFFLINE forbids asking the Hub"),
+        ({"HF_HUB_OFFLINE": "1"}, "", "HF_HUB_OFFLINE forbids contacting the Hub"),
         (
             {"HF_ENDPOINT": "http://127.0.0.1:9"},
-            "a newer one was not looked for. The Hub cannot be reached",
+            "without looking for a newer one. The Hub cannot be reached",
             "cannot be reached",
         ),
         (
             {"HF_ENDPOINT": "hub.local"},
-            "a newer one was not looked for. The Hub cannot be reached",
+            "without looking for a newer one. The Hub cannot be reached",
             "HF_ENDPOINT is wrong",
         ),
     ],
@@ -266,23 +266,23 @@ INVALID = {"X-Error-Message": "Invalid credentials in Authorization header"}
     ("match", "what", "text"),
     [
         ("GET /api/", {"status": 401, "headers": INVALID}, "does not accept your token (401) for the model {name}"),
-        ("GET /api/", {"status": 403}, "refuses you the model {name} (403"),
+        ("GET /api/", {"status": 403}, "denies you access to the model {name} (403"),
         (
             "GET /api/",
             {"status": 429, "headers": {"Retry-After": "120"}},
             "(429, too many requests): 120 seconds. Wait",
         ),
-        ("GET /api/", {"status": 500}, "fails on its side (500) to give the model {name}"),
-        ("GET /api/", {"status": 418}, "does not give the model {name} (418"),
-        ("GET /api/", {"status": 200, "text": "<html>"}, "is not the Hub: a login page of the network"),
-        ("GET /api/", {"status": 200, "text": "[]"}, "is not the Hub"),
+        ("GET /api/", {"status": 500}, "has an internal error (500) and cannot provide the model {name}"),
+        ("GET /api/", {"status": 418}, "does not provide the model {name} (418"),
+        ("GET /api/", {"status": 200, "text": "<html>"}, "is not from the Hub: it is a login page of the network"),
+        ("GET /api/", {"status": 200, "text": "[]"}, "is not from the Hub"),
         ("GET /api/", {"delay": 3}, "has not answered in time (ReadTimeout) for the model {name}"),
-        ("GET /api/", {"cut": 5}, "The transfer of the model {name} was cut off (RemoteProtocolError)"),
-        ("HEAD .*config.json", {"status": 403}, "refuses you the model {name} (403"),
-        ("HEAD .*tokenizer.json", {"status": 403}, "refuses you the model {name} (403"),
-        ("HEAD .*safetensors", {"status": 403}, "refuses you the model {name} (403"),
-        ("GET /_large/", {"status": 503}, "fails on its side (503) to give the model {name}"),
-        ("GET /_large/", {"cut": 0}, "The transfer of the model {name} was cut off (RemoteProtocolError)"),
+        ("GET /api/", {"cut": 5}, "The transfer of the model {name} was interrupted (RemoteProtocolError)"),
+        ("HEAD .*config.json", {"status": 403}, "denies you access to the model {name} (403"),
+        ("HEAD .*tokenizer.json", {"status": 403}, "denies you access to the model {name} (403"),
+        ("HEAD .*safetensors", {"status": 403}, "denies you access to the model {name} (403"),
+        ("GET /_large/", {"status": 503}, "has an internal error (503) and cannot provide the model {name}"),
+        ("GET /_large/", {"cut": 0}, "The transfer of the model {name} was interrupted (RemoteProtocolError)"),
     ],
 )
 def test_what_goes_wrong_is_said_and_the_same_command_goes_on(hub, machine, model, sample, tmp_path, match, what, text):
@@ -318,12 +318,12 @@ def test_repositories_without_a_model_that_can_be_loaded(hub, machine, model, na
     for title, text in (
         ("pickled", "has no model.safetensors: only pytorch_model.bin. Other formats may execute code"),
         ("empty", "has no model.safetensors: no weights at all"),
-        ("adapter", "It holds an adapter: name the model it was made for."),
+        ("adapter", "It contains an adapter: name the model that the adapter was trained on."),
     ):
         wrong = machine(*sample, "-o", f"backbone=acme/{title}")
         assert wrong.code == 2 and text in wrong.err, wrong.err
     wrong = machine(*sample, "-o", "backbone=acme/coded")
-    assert wrong.code == 2 and "comes with code of its own, which is never executed" in wrong.err, wrong.err
+    assert wrong.code == 2 and "comes with its own code, which is never executed" in wrong.err, wrong.err
     assert machine(*sample, "-o", "backbone=acme/damaged").code == 0
     wrong = machine("score", "-d", tmp_path / "run")
     assert wrong.code == 2 and "cannot be loaded" in wrong.err and "Traceback" not in wrong.err, wrong.err

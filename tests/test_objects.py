@@ -156,11 +156,13 @@ def test_what_peft_would_ignore_is_refused(scores):
     selection = lora_drop.select(scores, 0.5)
     with pytest.raises(UserError, match=r"rank_pattern: encoder\.layr matches no module"):
         selection.to_lora_config(model, rank_pattern={"encoder.layr": 4})
-    with pytest.raises(UserError, match=r"target_modules does not mean the same modules .* is hit and not meant"):
+    with pytest.raises(
+        UserError, match=r"would not apply target_modules to the modules .* is matched but should not be"
+    ):
         selection.to_lora_config(model, target_modules=["query", "value", "key"])
-    with pytest.raises(UserError, match="is meant and not hit"):
+    with pytest.raises(UserError, match="is not matched but should be"):
         selection.to_lora_config(model, target_modules="all-linar")
-    with pytest.raises(UserError, match="Was it scored with this model"):
+    with pytest.raises(UserError, match=r"which the selection names\. Use the model that was scored"):
         selection.to_lora_config(backbone("tiny:llama")[0].model.layers[0])
     with pytest.raises(UserError, match="at least 1"):
         selection.to_lora_config(model, low_rank=-1)

@@ -119,8 +119,8 @@ def test_a_test_file_without_labels_is_not_evaluated_on(tmp_path):
 
 def test_labels_of_an_unexpected_kind_are_told(tmp_path):
     for name, cells, word in (
-        ("odd", ["x", "y"] * 20 + ["a; b"], "Is the ';' a part of a name?"),
-        ("comma", ["0,0", "1,5"] * 20, "Numbers are read with a point: "),
+        ("odd", ["x", "y"] * 20 + ["a; b"], "If the ';' is part of a name, use"),
+        ("comma", ["0,0", "1,5"] * 20, "they need a decimal point: "),
         ("plain", ["x", "y"] * 20, ""),
     ):
         path = csv_file(

@@ -40,9 +40,9 @@ def test_rows_without_text_or_label_are_left_out_and_named(tmp_path):
         (GOOD, {"validation": 1.5}, "a share lies between 0 and 1"),
         (GOOD, {"validation": "valid"}, "neither a share, nor a file"),
         (GOOD, {"validation": "valid.csv"}, "valid.csv do not exist"),
-        (GOOD, {"metric": ("f1_makro",)}, "no metric of classification. Did you mean 'f1_macro'?"),
+        (GOOD, {"metric": ("f1_makro",)}, "is not a metric for classification. Did you mean 'f1_macro'?"),
         ("a,b\nx,y\n", {}, "Which column of"),
-        (GOOD, {"text": ("text", "label", "text")}, "More go into a template"),
+        (GOOD, {"text": ("text", "label", "text")}, "For more, use a template"),
     ],
 )
 def test_faults_are_named_with_file_line_and_column(text, given, says, tmp_path):
@@ -61,7 +61,7 @@ def test_a_number_that_is_none_among_numbers_is_found(tmp_path):
     message = error(path, label="price")
     assert f"{path}, line 62, column 'price': 'cheap'" in message and "--kind regression" in message
     commas = csv_file(tmp_path, "text;price\n" + "".join(f"t{n};{n},5\n" for n in range(60)))
-    assert "Numbers are read with a point, not a comma: 0,5 would be 0.5" in error(commas, label="price")
+    assert "Numbers need a decimal point, not a comma: write 0,5 as 0.5" in error(commas, label="price")
     words = csv_file(tmp_path, "text,label\n" + "".join(f"t{n},an answer {n}\n" for n in range(60)))
     assert "For free text use --kind generation" in error(words)
 
@@ -83,7 +83,7 @@ def test_text_and_label_that_are_swapped_are_noticed(tmp_path):
     path = own_data.write(tmp_path / "r.csv", reviews)
     message = error(path, text=("stars",), label="review")
     assert "different labels in 1,000 rows" in message
-    assert "Are text and label swapped? Try --text review --label stars." in message
+    assert "Text and label may be swapped: try --text review --label stars." in message
     for number, row in enumerate(reviews):
         row["intent"] = f"intent {number % 400}"
     assert len(read(own_data.write(tmp_path / "i.csv", reviews), label="intent").reading.labels) == 400
@@ -117,7 +117,9 @@ def test_other_faults_of_files(tmp_path):
     assert f"{half}, line 2, column 'text': half a character" in error(half)
     assert "line 2: not JSON" in error(csv_file(tmp_path, '{"text": "a", "label": 1}\n{"text"', "x.jsonl"))
     swapped = "".join(f"{'good' if number % 2 else 'bad'},a dog of farm {number}\n" for number in range(24))
-    assert "has 24 different labels in 24 rows. Is it the label?" in error(csv_file(tmp_path, f"text,label\n{swapped}"))
+    assert "has 24 different labels in 24 rows. Check that it is the label." in error(
+        csv_file(tmp_path, f"text,label\n{swapped}")
+    )
     for text in ('{"text": "a", "label": ' + "9" * 5000 + "}", '{"text": ' + "[" * 100_000):
         assert "from line 2: not JSON that can be read" in error(csv_file(tmp_path, f"{{}}\n{text}", "y.jsonl"))
     turns = json.dumps({"messages": "[" * 100_000})

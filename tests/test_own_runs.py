@@ -136,7 +136,7 @@ def test_what_was_trained_on_is_not_evaluated(folder, capsys):
     assert lora_drop("run", "-d", "run", "--data", "r.csv", "--label", "stars", *TINY) == 0
     before = Path("run/metrics.json").read_text()
     assert lora_drop("eval", "-d", "run", "-q", "-o", "data.validation=0.5") == 2
-    assert "some of what would be evaluated was trained on" in " ".join(capsys.readouterr().err.split())
+    assert "some of the rows to evaluate were trained on" in " ".join(capsys.readouterr().err.split())
     own_data.write(folder / "r.csv", [*own_data.reviews(30, seed=1), *reviews])
     assert lora_drop("eval", "-d", "run", "-q") == 2
     assert "--validation FILE" in capsys.readouterr().err and Path("run/metrics.json").read_text() == before
@@ -195,7 +195,7 @@ def test_what_a_spreadsheet_would_compute_is_escaped_and_blank_texts_are_told(tr
     texts = ["=HYPERLINK(1)", "+49 30", "-1 star", "@me", "\t=1", "-0.5", "fine = good", " "]
     own_data.write(folder / "new.csv", [{"review": text, "stars": 3} for text in texts])
     assert lora_drop("predict", run, "--data", "new.csv") == 0
-    assert "1 row has no text (new.csv, line 9): what is predicted" in capsys.readouterr().err
+    assert "1 row has no text (new.csv, line 9): their predictions" in capsys.readouterr().err
     shown = [row["review"] for row in read_csv(run / "predictions-new.csv")]
     assert shown == ["'=HYPERLINK(1)", "+49 30", "'-1 star", "'@me", "'\t=1", "-0.5", "fine = good", " "]
     assert lora_drop("predict", run, "--data", "new.csv", "--to", "new.jsonl", "-q") == 0
@@ -288,7 +288,7 @@ def test_a_grid_over_own_data(folder, capsys):
     assert [results.has(run) for run in planned] == [False]
     (folder / "grid.yaml").write_text(GRID.replace("  data.path: r.csv\n", ""))
     assert lora_drop(*command) == 2
-    assert "say which with set: {data.path: FILE}" in " ".join(capsys.readouterr().err.split())
+    assert "name the file with set: {data.path: FILE}" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_result_is_that_of_every_file_that_it_was_made_from(folder, capsys):
@@ -336,7 +336,7 @@ def test_another_file_of_the_same_name_does_not_take_the_place_of_a_model(folder
     adapter = (folder / "runs/r/adapter/adapter_model.safetensors").read_bytes()
     assert lora_drop("run", "--data", "b/r.csv", *options) == 2
     said = " ".join(capsys.readouterr().err.split())
-    assert "holds a model trained on a/r.csv, and this command is about another file, b/r.csv" in said
+    assert "holds a model trained on a/r.csv, and this command, which is about another file, b/r.csv" in said
     assert (folder / "runs/r/adapter/adapter_model.safetensors").read_bytes() == adapter
     (folder / "a" / "r.csv").rename(folder / "moved.csv")
     shutil.move(folder / "moved.csv", folder / "a" / "s.csv")
@@ -449,7 +449,7 @@ def test_a_run_is_of_the_weights_and_labels_that_it_was_trained_on(folder, capsy
     capsys.readouterr()
     assert lora_drop("eval", "-d", run) == 2
     told = capsys.readouterr().err
-    assert "trained for classification with 2 labels, and the data make it classification with 2" in told
+    assert "trained for classification with 2 labels, but the data now make it classification with 2" in told
     assert "only one of them has a, c" in told
     weights = folder / "base" / "model" / "model.safetensors"
     content = bytearray(weights.read_bytes())
@@ -463,7 +463,7 @@ def test_a_run_is_of_the_weights_and_labels_that_it_was_trained_on(folder, capsy
         assert "was trained on another base/model" in capsys.readouterr().err
     shutil.move(folder / "base", folder / "moved")
     assert lora_drop("predict", run, "--data", "texts.csv") == 2
-    assert "which does not exist any more" in capsys.readouterr().err
+    assert "which no longer exists" in capsys.readouterr().err
 
 
 def test_predictions_keep_all_columns_also_those_that_have_their_names(folder):

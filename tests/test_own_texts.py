@@ -80,7 +80,7 @@ def test_a_long_conversation_loses_its_beginning_and_a_long_answer_its_end(token
 
 def test_templates_that_do_not_fit_are_refused(tokenizer):
     tokenizer.chat_template = "{% for turn in messages %}{{ turn.content if loop.last else '-' }}{% endfor %}"
-    with pytest.raises(UserError, match="writes turn 2 otherwise"):
+    with pytest.raises(UserError, match="writes turn 2 differently"):
         encode_chats(chat_rows(TALK), tokenizer, 200)
     tokenizer.chat_template = "{{ raise_exception('System role not supported') }}"
     with pytest.raises(UserError, match="refuses a conversation: System role not supported"):
@@ -120,7 +120,9 @@ def test_conversations_are_read_from_messages_and_from_shared_ones(tmp_path):
     assert json.loads(rows(data)[0]["messages"])[1] == {"role": "assistant", "content": "ok"}
     shared[3]["conversations"][1]["from"] = "bot"
     message = error(own_data.write(tmp_path / "s.jsonl", shared))
-    assert "s.jsonl, line 4, column 'conversations', turn 2: the role 'bot' is none of human, gpt, system" in message
+    assert (
+        "s.jsonl, line 4, column 'conversations', turn 2: the role 'bot' must be one of human, gpt, system" in message
+    )
 
 
 def llama_factory(tmp_path, **entries):
@@ -145,7 +147,11 @@ def test_dataset_info_of_llama_factory_is_understood(tmp_path):
     assert [turn["role"] for turn in turns] == ["system", "user", "assistant", "user", "assistant"]
     assert turns[0]["content"] == "Be brief." and turns[-1]["content"][0] == "a"
     assert [turn["role"] for turn in json.loads(described(path, "plain")[0]["messages"])] == ["user", "assistant"]
-    for name, says in (("mein", "Did you mean 'mine'"), ("ranked", "preference training"), ("remote", "nothing else")):
+    for name, says in (
+        ("mein", "Did you mean 'mine'"),
+        ("ranked", "preference training"),
+        ("remote", "no other source"),
+    ):
         with pytest.raises(UserError, match=says):
             described(path, name)
 

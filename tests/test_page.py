@@ -329,11 +329,11 @@ def test_the_command_makes_pages_and_refuses_what_is_no_run(tmp_path, monkeypatc
     for arguments, message in (
         (["a", "figure2"], "figure2 is not a run directory"),
         (["./c"], "./c is not a run directory"),
-        (["--out", "x.html"], "--out names the page of runs"),
+        (["--out", "x.html"], "--out is for the page of run directories"),
         (["b/.."], "is not a run directory"),
         (["empty"], "empty is not a run directory"),
         (["a", "--out", "empty"], "empty cannot be written"),
-        (["a", "--out", "b/config.yaml"], "is there, and is no page of lora-drop"),
+        (["a", "--out", "b/config.yaml"], "exists and is not a page of lora-drop"),
     ):
         assert lora_drop("report", *arguments) == 2 and message in capsys.readouterr().err
     assert not list(tmp_path.rglob(".*")), "nothing half written is left"
@@ -347,10 +347,10 @@ def test_a_page_over_a_warm_up_that_is_damaged_is_refused(tmp_path, capsys):
     whole = load(weights.read_bytes())
     first = min(name for name in whole if "lora_A" in name)  # safetensors gives them in any order
     for damaged, message in (
-        (save(whole)[:-1], "is no readable safetensors file"),
+        (save(whole)[:-1], "is not a readable safetensors file"),
         (
             save({name: whole[name] for name in whole if name != first}),
-            "which scores.json names: the two are not of one warm-up",
+            "which scores.json names: the two are from different warm-ups",
         ),
     ):
         weights.write_bytes(damaged)

@@ -166,13 +166,13 @@ def test_a_stage_alone_refuses_what_was_made_under_another_configuration(finishe
         ("train", "sample.ratio=0.2"),
         ("select", "warmup.epochs=1"),
     ]:
-        with pytest.raises(UserError, match="made under another configuration"):
+        with pytest.raises(UserError, match="made with another configuration"):
             run(folder, override, stages=[stage])
     with pytest.raises(UserError, match="has no stage score"):
         run(folder, "method.name=lora", stages=["score"])
     with pytest.raises(UserError, match=r"has no split .test"):
         run(folder, "eval.split=test")
-    with pytest.raises(UserError, match="holds a model trained on toy-nli, and this command is about toy-nlg"):
+    with pytest.raises(UserError, match="holds a model trained on toy-nli, and this command, which is about toy-nlg"):
         run(folder, "task=toy-nlg", "backbone=tiny:llama")
     with pytest.raises(UserError, match="start_from is for lora"):  # the run is fine, and one beside it is not
         run(folder, f"train.start_from={finished / 'warmup'}", compare=["full"])
@@ -226,7 +226,7 @@ def test_a_model_is_not_described_by_what_was_configured_after_its_training(fini
     assert trained.trained_as_configured and len(compared([trained])) == 1
     run(folder, "seed=7", "train.epochs=50", stages=["sample"])
     facts = read_facts(folder)
-    assert facts.seed == 0 and state(facts) == "done, then configured anew" and compared([facts]) == []
+    assert facts.seed == 0 and state(facts) == "done, then reconfigured" and compared([facts]) == []
     assert any("configuration was changed" in doubt for doubt in doubted(facts))
     run(folder, stages=["sample"])  # as it was
     assert state(read_facts(folder)) == "done"

@@ -176,7 +176,7 @@ def test_a_plugins_names_are_listed_and_meant(plugin):
     assert TASKS.names()[-1] == "mine" and METHODS.names()[-1] == "small_lora"
     with pytest.raises(UserError, match="Did you mean 'mine'"):
         TASKS.get("min")
-    with pytest.raises(UserError, match="There is a task 'mine' already"):
+    with pytest.raises(UserError, match="There is already a task 'mine'"):
         load_plugin(plugin)
 
 
@@ -200,8 +200,8 @@ def test_mistakes_in_a_methods_options_are_said_like_all_others(plugin):
     for text in (
         "4 errors",
         "method.options.factr: no such key. Did you mean 'method.options.factor'? Allowed under 'method.options'",
-        "method.options.factor = 0: allowed is a number > 0",
-        "method.options.start = 'zer': allowed is one of plain, zero. Did you mean 'zero'?",
+        "method.options.factor = 0: must be a number > 0",
+        "method.options.start = 'zer': must be one of plain, zero. Did you mean 'zero'?",
     ):
         assert text in str(caught.value)
     with pytest.raises(UserError, match=r"method\.options: the method lora has no options of its own"):
@@ -235,7 +235,7 @@ def test_a_plugins_kind_of_backbone_is_asked_for_by_its_prefix(plugin):
     assert (model.config.hidden_size, model.config.num_labels) == (16, 2)
     with pytest.raises(UserError, match=r"Did you mean 'narrow:bert'\? Known: narrow:bert$"):
         locate("narrow:brt")
-    with pytest.raises(UserError, match="There is a kind of backbone 'narrow' already"):
+    with pytest.raises(UserError, match="There is already a kind of backbone 'narrow'"):
         BACKBONES.add("narrow", None)
 
 

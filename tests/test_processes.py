@@ -107,7 +107,7 @@ def test_a_run_that_another_process_holds_is_waited_for(holder, tmp_path, monkey
     class Told(GridReporter):
         def notice(self, text):
             told.append(text)
-            if "is at it" in text:
+            if "is working on it" in text:
                 process.communicate()  # it ends
 
     outcome = engine.perform_grid([run], engine.Results(tmp_path / "results"), Told(), InProcess(tmp_path / "runs"))
@@ -152,7 +152,7 @@ def test_a_terminal_shows_every_run_under_way():
         shown = " ".join(text.getvalue().split())
         assert "1/12 lora-rte GPU 0 train" in shown and "4/8 epoch 1/2, best 0.7123" in shown
         assert "2/12 full-rte node b begins" in shown
-        grid.wait("full-rte", "another process is at it")
+        grid.wait("full-rte", "another process is working on it")
         assert [task.fields["label"] for task in grid.bar.tasks] == [" 1/12  lora-rte"]
         grid.end("lora-rte", "accuracy 0.7")
         assert grid.bar is None and " s  GPU 0  accuracy 0.7\n" in text.getvalue()

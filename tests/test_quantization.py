@@ -22,10 +22,10 @@ def asked(*overrides):
 @pytest.mark.parametrize(
     ("overrides", "device", "text"),
     [
-        (["method.name=full"], "cuda", "needs a method that is a PEFT adapter, and full is none"),
-        (["method.name=tied_lora"], "cuda", "and tied_lora is none"),
+        (["method.name=full"], "cuda", "needs a method that is a PEFT adapter, and full is not one"),
+        (["method.name=tied_lora"], "cuda", "and tied_lora is not one"),
         (["backbone=packaged:smollm2-135m"], "cuda", "is for backbones from the Hub or a folder"),
-        ([], "cpu", "needs an NVIDIA GPU, and the device is cpu"),
+        ([], "cpu", "needs an NVIDIA GPU, but the device is cpu"),
     ],
 )
 def test_what_cannot_be_is_refused(overrides, device, text):

@@ -48,7 +48,7 @@ def test_two_nodes_of_which_one_is_killed_give_the_tables_of_one_process(cluster
     cluster.remove_node(second, allow_graceful=False)
     printed, told = process.communicate(timeout=250)
     assert process.returncode == 0 and "Table 1" in printed, told
-    assert "was lost; a run that was there goes on at" in told and told.count("accuracy ") == len(ROWS), told
+    assert "was lost; its run continues on" in told and told.count("accuracy ") == len(ROWS), told
     alone = tmp_path / "alone"
     assert len(perform(alone, planned("table1", rows=ROWS)).performed) == len(ROWS)
     assert tables(tmp_path / "ray") == tables(alone)
@@ -91,9 +91,9 @@ def test_an_address_without_a_cluster_is_said_at_once(address, text, tmp_path, c
     ("options", "text"),
     [
         (["--engine", "rai"], "local or ray"),
-        (["--address", "auto"], "belong to --engine ray"),
-        (["--gpus-per-run", "1"], "belong to --engine ray"),
-        (["--engine", "ray", "--jobs", "2"], "--jobs is for this machine"),
+        (["--address", "auto"], "are only for --engine ray"),
+        (["--gpus-per-run", "1"], "are only for --engine ray"),
+        (["--engine", "ray", "--jobs", "2"], "--jobs is for --engine local"),
     ],
 )
 def test_options_of_another_engine_are_refused(options, text, tmp_path, capsys):

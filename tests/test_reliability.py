@@ -65,7 +65,7 @@ def test_a_damaged_configuration_is_never_another_one(tmp_path, capsys):
     stored = tmp_path / "config.yaml"
     for content in damaged(stored.read_bytes()):
         stored.write_bytes(content)
-        with pytest.raises(UserError, match=r"config\.yaml is not as lora-drop wrote it"):
+        with pytest.raises(UserError, match=r"config\.yaml has changed since lora-drop wrote it"):
             Run(tmp_path)
         assert call("select", "-d", tmp_path) == 2 and stored.read_bytes() == content
     stored.unlink()
@@ -100,7 +100,7 @@ def test_what_was_altered_in_the_manifest_is_done_again(tmp_path):
         reporter = Reporter()
         reporter.notice = told.append
         pipeline.perform(Job(again, reporter), stage(write))
-        assert "run.json is damaged where it speaks of the stage a" in told[0]
+        assert "run.json is damaged in its entry for the stage a" in told[0]
         assert again.entry("a")["outputs"] == run.entry("a")["outputs"] and again.damaged == []
 
 
@@ -156,7 +156,7 @@ def test_removing_follows_no_link_and_takes_only_what_is_ours(tmp_path):
 
 def test_a_folder_of_others_is_left_alone(tmp_path):
     write_text(tmp_path / "adapter" / "mine", "")
-    with pytest.raises(UserError, match="is no run directory, but has adapter"), Run(tmp_path, Config()).working():
+    with pytest.raises(UserError, match="is not a run directory, but has adapter"), Run(tmp_path, Config()).working():
         pass
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter"]
 

@@ -85,7 +85,7 @@ def adapters(tmp_path_factory):
             ["-o", "warmup.adapter={lora}", "-o", "method.rank=4"],
             "Set method.rank=8, or only score",
         ),
-        ("run", "tiny:bert", ["-o", "train.start_from={lora}"], "Is it an adapter of this backbone?"),
+        ("run", "tiny:bert", ["-o", "train.start_from={lora}"], "Check that it is an adapter of this backbone"),
         ("run", "tiny:roberta", ["-o", "train.start_from={lora}", "-o", "method.rank=4"], "Set method.rank"),
         ("run", "tiny:roberta", ["-o", "train.start_from={pissa}"], "moves a part of W into B A"),
         ("run", "tiny:roberta", ["-o", "train.start_from={bias}"], "trained with bias='lora_only'"),
@@ -138,7 +138,7 @@ def test_a_method_that_looks_at_values_is_not_judged_by_shapes(tmp_path, monkeyp
     with pytest.raises(SystemExit) as end:
         main(["--plugin", str(plugin), "run", "-d", str(tmp_path / "run"), "-b", "tiny:bert", *options])
     assert end.value.code == 0 and (tmp_path / "run" / "metrics.json").is_file()
-    assert "is not known beforehand" in " ".join(capsys.readouterr().err.split())
+    assert "it cannot be checked in advance that all parts fit together" in " ".join(capsys.readouterr().err.split())
 
 
 def test_an_adapter_decides_alone_where_it_is_scored(adapters, tmp_path):

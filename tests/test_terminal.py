@@ -48,7 +48,7 @@ def test_texts_of_ours_are_readable_in_every_encoding(encoding, tmp_path):
     norm = {"ascii": "||DW x||^2", "latin-1": "||DW x||²", "cp1252": "||DW x||²", "utf-8": "‖ΔW x‖²"}
     assert f"({norm[encoding]} for output)" in shown
     code, shown, told = lora_drop("config", "-o", "method.threshold=2", encoding=encoding, cwd=tmp_path)
-    allowed = "allowed is 0 < value ≤ 1" if encoding == "utf-8" else "allowed is 0 < value <= 1"
+    allowed = "must be in the range 0 < value ≤ 1" if encoding == "utf-8" else "must be in the range 0 < value <= 1"
     assert (code, shown) == (2, "") and allowed in told
     code, shown, told = lora_drop("reproduce", "--help", encoding=encoding, cwd=tmp_path)
     assert (code, told) == (0, "") and "A,B,..." in shown

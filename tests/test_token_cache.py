@@ -167,7 +167,7 @@ def test_a_folder_that_cannot_be_written_is_said_and_the_rows_are_made(tmp_path,
     monkeypatch.setenv("LORA_DROP_CACHE", str(tmp_path / "file" / "cache"))  # root may write anywhere but into a file
     rows, heard = data(replace(CUT, train=TrainConfig(max_length=256)))
     assert len(rows.train.encoded) == 1600 and len(rows.eval.encoded) == 400
-    assert len(set(heard.notices)) == 1 and "LORA_DROP_CACHE names another folder" in heard.notices[0]
+    assert len(set(heard.notices)) == 1 and "Name another folder with LORA_DROP_CACHE" in heard.notices[0]
 
 
 def test_files_of_others_are_never_touched(tmp_path, monkeypatch):

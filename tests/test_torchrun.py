@@ -260,7 +260,7 @@ def test_a_failure_of_one_process_ends_all_with_one_message(tmp_path, error, cod
         (["run", "--nope"], {}, "No such option: --nope"),
         (["run", "-o", "train.batch_size=1"], {}, "A batch of 1 rows leaves 1 of 2 processes without one"),
         (["run"], {"ACCELERATE_USE_FSDP": "true"}, "FSDP splits a model over devices"),
-        (["reproduce", "table1", "--dry-run"], {}, "start everything else once"),
+        (["reproduce", "table1", "--dry-run"], {}, "start any other command once"),
     ],
     ids=["key", "option", "batch", "fsdp", "command"],
 )

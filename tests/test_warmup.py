@@ -149,7 +149,7 @@ def test_what_is_said_of_losses():
     overshot = [0.8, *[0.7] * FEW_STEPS]  # it fell, to what the shares of two labels give
     assert doubts(overshot) == [] and doubts(overshot, 0.75) == []
     (chance,) = doubts(overshot, 0.693)
-    assert "ended at 0.700, and a prediction that never looks at its input has 0.693" in chance
+    assert "ended at 0.700, while a prediction that never looks at its input has 0.693" in chance
 
 
 def test_the_loss_of_a_constant_prediction_is_the_lowest_that_training_its_bias_can_reach():

@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from lora_drop.config.schema import Config
 
 app = typer.Typer(
-    help="Find the layers that a task needs, and fine-tune with fewer parameters than LoRA "
-    "(LoRA-drop, arXiv 2402.07721). "
-    "Before the command: --version, or --plugin FILE (a Python file with tasks, methods or figures of yours).",
+    help="Find the layers that a task needs, and fine-tune with fewer parameters than LoRA (LoRA-drop, arXiv "
+    "2402.07721). Options before the command: --version, or --plugin FILE (a Python file with your own tasks, "
+    "methods or figures).",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # plain help: drawing it with rich takes longer than the rest of `--help`
@@ -67,12 +67,14 @@ def score(
         str | None,
         typer.Option(help="Score this LoRA, trained elsewhere (a PEFT adapter's folder), instead of a warm-up."),
     ] = None,
-    task: Annotated[str | None, typer.Option("--task", "-t", help="The task whose rows score --adapter.")] = None,
+    task: Annotated[
+        str | None, typer.Option("--task", "-t", help="The task on whose rows --adapter is scored.")
+    ] = None,
     **given: Any,
 ) -> None:
     """Stage 2: warm up a LoRA, then score each layer by its output or by other criteria."""
     if adapter is None and task is not None:
-        raise UserError("--task belongs to --adapter. Elsewhere the configuration names it: -o task=NAME")
+        raise UserError("--task is only for --adapter. Without --adapter, set it in the configuration: -o task=NAME")
     if adapter is None:
         _perform(run_dir, ["score"], given)
         return
@@ -87,11 +89,12 @@ def evaluate(
         Path | None, typer.Option("--run-dir", "-d", help="Folder of the run whose adapter is evaluated.")
     ] = None,
     predictions: Annotated[
-        Path | None, typer.Option(help="Instead: score this file, one prediction per item (text, JSONL, or E2E's TSV).")
+        Path | None, typer.Option(help="Score this file instead: one prediction per item (text, JSONL, or E2E's TSV).")
     ] = None,
-    task: Annotated[str | None, typer.Option("--task", "-t", help="The task that --predictions answers.")] = None,
+    task: Annotated[str | None, typer.Option("--task", "-t", help="The task that --predictions are for.")] = None,
     split: Annotated[
-        str | None, typer.Option(help="The split to evaluate, or that --predictions answers; empty: the task's first.")
+        str | None,
+        typer.Option(help="The split to evaluate, or that --predictions are for; default: the task's first."),
     ] = None,
     **given: Any,
 ) -> None:
@@ -99,7 +102,7 @@ def evaluate(
     if predictions is not None and task is not None:
         if any(given[name] for name in ("config", "overrides", "limit_eval")):
             raise UserError(
-                "-c, -o and --limit-eval belong to a run, and --predictions are scored as they are. Leave them out."
+                "-c, -o and --limit-eval are for a run; --predictions are scored as they are. Leave them out."
             )
         _score_file(task, predictions, split, given)
     elif run_dir is None or predictions is not None or task is not None:
@@ -137,7 +140,9 @@ def _score_file(task: str, predictions: Path, split: str | None, given: dict[str
 def run(
     run_dir: Annotated[
         Path | None,
-        typer.Option("--run-dir", "-d", help="Folder of the run: artefacts, checkpoints; else runs/NAME of --data."),
+        typer.Option(
+            "--run-dir", "-d", help="Folder of the run (artefacts, checkpoints); default with --data: runs/NAME."
+        ),
     ] = None,
     compare: Annotated[
         list[str] | None,
@@ -163,7 +168,9 @@ app.command()(runs)
 @app.command("config")
 @options("config", "overrides", "as_json", "debug")
 def show_config(
-    schema: Annotated[bool, typer.Option("--schema", help="Instead: the JSON schema of a configuration file.")] = False,
+    schema: Annotated[
+        bool, typer.Option("--schema", help="Print the JSON schema of a configuration file instead.")
+    ] = False,
     **given: Any,
 ) -> None:
     """Print the configuration as YAML, with the meaning of every key, to read or to save and run."""
@@ -187,7 +194,7 @@ def show_config(
 @options("config", "overrides", "backbone", *OWN_DATA[1:], "data_dir", "offline", "as_json", "debug")
 def tasks(
     inspect: Annotated[
-        str | None, typer.Option("--inspect", metavar="PATH", help="Instead: look at data of yours (as run's --data).")
+        str | None, typer.Option("--inspect", metavar="PATH", help="Inspect your own data instead (as in run --data).")
     ] = None,
     **given: Any,
 ) -> None:
@@ -205,7 +212,7 @@ def tasks(
 @options("overrides", "offline", "as_json", "debug")
 def params(
     backbone: Backbone = "packaged:minilm-l6",
-    task: Annotated[str, typer.Option("--task", "-t", help="Decides the head.")] = "rte",
+    task: Annotated[str, typer.Option("--task", "-t", help="The task, which determines the head.")] = "rte",
     **given: Any,
 ) -> None:
     """Count every method's trainable parameters from shapes alone."""
@@ -270,7 +277,7 @@ def _unasked(config: Config, given: dict[str, Any], run_dir: Path) -> str:
     stored = not given["config"] and (run_dir / "config.yaml").exists()
     if names("task", given) or stored or config.task != type(config).task:
         return ""
-    return f"nothing names a task or data (-c, --data): this trains on the generated {config.task}"
+    return f"no task or data is given (-c, --data): training on the generated task {config.task}"
 
 
 def _shown(result: dict[str, Any]) -> dict[str, Any]:
@@ -351,7 +358,7 @@ def _check_endpoint() -> None:
         urlsplit(endpoint).port  # noqa: B018 - read to be checked
     except ValueError as error:
         raise UserError(
-            f"HF_ENDPOINT={endpoint} is no address ({error}). Unset it, or set it to https://huggingface.co"
+            f"HF_ENDPOINT={endpoint} is not a valid address ({error}). Unset it, or set it to https://huggingface.co"
         ) from error
 
 

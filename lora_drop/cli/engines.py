@@ -18,19 +18,23 @@ if TYPE_CHECKING:
 
 Jobs = Annotated[
     int,
-    typer.Option("--jobs", "-j", min=1, help="Perform this many runs at a time: one on each GPU, or the CPU divided."),
+    typer.Option("--jobs", "-j", min=1, help="Perform this many runs at a time: one per GPU, or sharing the CPU."),
 ]
 Shard = Annotated[
-    str | None, typer.Option(metavar="I/N", help="Only part I of N of the runs: one task of a job array.")
+    str | None, typer.Option(metavar="I/N", help="Perform only part I of N of the runs, as one task of a job array.")
 ]
 Name = Annotated[
-    str, typer.Option(metavar="local|ray", help="Where runs are performed: on this machine, or on a Ray cluster.")
+    str, typer.Option(metavar="local|ray", help="Where to perform the runs: on this machine, or on a Ray cluster.")
 ]
 Address = Annotated[
-    str | None, typer.Option(help="Of the Ray cluster: HOST:PORT, or auto; else $RAY_ADDRESS, else a new one here.")
+    str | None,
+    typer.Option(
+        help="Address of the Ray cluster: HOST:PORT, or auto; default: $RAY_ADDRESS, else a new cluster on this machine."
+    ),
 ]
 Gpus = Annotated[
-    float | None, typer.Option(min=0, help="GPUs of each run on Ray, also a part of one; else 1 where there are any.")
+    float | None,
+    typer.Option(min=0, help="GPUs per run on Ray, possibly a fraction; default: 1 if the cluster has any."),
 ]
 
 
@@ -41,7 +45,7 @@ def part_of(planned: list[Planned], shard: str | None) -> list[Planned]:
     match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", shard, re.ASCII)
     part, parts = map(int, match.groups()) if match else (0, 0)
     if not 1 <= part <= parts:
-        raise UserError(f"--shard {shard}: it is a part of so many, such as 1/8, 2/8, ... 8/8.")
+        raise UserError(f"--shard {shard}: give a part and the number of parts, such as 1/8, 2/8, ... 8/8.")
     return planned[part - 1 :: parts]
 
 
@@ -50,11 +54,14 @@ def engine_of(
 ) -> Callable[[GridReporter], Engine]:
     """Return a function that makes the engine asked for. Raises UserError for options of another engine."""
     if name not in ("local", "ray"):
-        raise UserError(f"--engine {name}: it is local or ray.")
+        raise UserError(f"--engine {name}: must be local or ray.")
     if name == "ray" and jobs != 1:
-        raise UserError("--jobs is for this machine. With --engine ray the cluster says how many runs it has room for.")
+        raise UserError(
+            "--jobs is for --engine local. With --engine ray, the cluster determines how many runs it has room for. "
+            "Leave --jobs out."
+        )
     if name == "local" and (address is not None or gpus_per_run is not None):
-        raise UserError("--address and --gpus-per-run belong to --engine ray.")
+        raise UserError("--address and --gpus-per-run are only for --engine ray. Add --engine ray, or leave them out.")
 
     def make(report: GridReporter) -> Engine:
         from lora_drop.cli.perform import quiet_libraries

@@ -33,7 +33,7 @@ def reproduce(
     experiment: Annotated[
         str, typer.Argument(help="table1, figure9, ... (all names: lora-drop reproduce list), or a YAML file.")
     ],
-    backbone: Annotated[str | None, typer.Option("--backbone", "-b", help="Another model than the paper's.")] = None,
+    backbone: Annotated[str | None, typer.Option("--backbone", "-b", help="A model other than the paper's.")] = None,
     tasks: Names = None,
     methods: Names = None,
     seeds: Names = None,
@@ -87,13 +87,17 @@ def report(
         list[str] | None,
         typer.Argument(
             metavar="[RUN|EXPERIMENT]...",
-            help="Run directories: their page, report.html. Or experiments: their tables; none: all with results.",
+            help="Run directories, for their page (report.html), or experiments, for their tables; default: all "
+            "experiments with results.",
         ),
     ] = None,
     results: Folder = Path("results"),
     figures: Annotated[bool, typer.Option(help="Also draw the figures of experiments.")] = True,
     page: Annotated[
-        Path | None, typer.Option("--out", help="File of the page; else in the run's folder, or here for several runs.")
+        Path | None,
+        typer.Option(
+            "--out", help="File of the page; default: in the run's folder, or in the current folder for several runs."
+        ),
     ] = None,
     **given: Any,
 ) -> None:
@@ -108,7 +112,7 @@ def report(
             f"{wrong[0]} is not a run directory: it has no run.json. (Experiments are named without a path.)"
         )
     elif page is not None:
-        raise UserError("--out names the page of runs. Name run directories, too: lora-drop report RUN --out FILE")
+        raise UserError("--out is for the page of run directories. Name them as well: lora-drop report RUN --out FILE")
     else:
         _write_tables(results, names or [], figures, given)
 
@@ -123,10 +127,13 @@ def _write_page(runs: list[Path], names: list[str], page: Path | None, given: di
 
     others = [name for name in names if not _is_run(name)]
     if others:
-        raise UserError(f"{others[0]} is not a run directory (it has no run.json), as the other names are.")
+        raise UserError(
+            f"{others[0]} is not a run directory (it has no run.json), but the other names are. Name either run "
+            "directories or experiments."
+        )
     target = page or (runs[0] / PAGE if len(runs) == 1 else Path(PAGE))
     if target not in [run / PAGE for run in runs] and target.is_file() and not is_page(target):
-        raise UserError(f"{target} is there, and is no page of lora-drop. Name another file with --out, or remove it.")
+        raise UserError(f"{target} exists and is not a page of lora-drop. Name another file with --out, or remove it.")
     write_page(runs, target)
     if given["as_json"]:
         typer.echo(json.dumps({"page": str(target)}))
@@ -206,7 +213,7 @@ def _show_plan(planned: list[Planned], results: Results, jobs: int, as_json: boo
         typer.echo(json.dumps({"runs": entries, **costs}))
         return
     print_rows(out, [{"run": run.name, "state": "done" if run.name in done else "to do"} for run in planned])
-    print_rows(out, list(map(_cost, estimates)), title="\nWhat is left, from a few timed steps")
+    print_rows(out, list(map(_cost, estimates)), title="\nWhat is left, estimated from a few timed steps")
     for reason in filter(None, dict.fromkeys(entry.reason for entry in estimates)):
         rows = dict.fromkeys(entry.row for entry in estimates if entry.reason == reason)
         out.print(f"Not timed ({', '.join(rows)}): {reason}", soft_wrap=True)

@@ -12,7 +12,7 @@ from lora_drop.cli.options import options
 from lora_drop.errors import UserError
 
 FORMS = (
-    "peft (an ordinary adapter), compact (what layers share once; lora_drop.load_adapter reads it), merged (the whole "
+    "peft (an ordinary adapter), compact (each shared LoRA once; lora_drop.load_adapter reads it), merged (the whole "
     "model), config (a LoraConfig), axolotl, llamafactory, trl"
 )
 
@@ -23,7 +23,7 @@ def export(
     to: Annotated[str, typer.Option("--to", metavar="FORM", help=FORMS)],
     out: Annotated[
         Path | None,
-        typer.Option("--out", help="Where it is written; else RUN/export/FORM, and what is one text is printed."),
+        typer.Option("--out", help="Where to write it; default: RUN/export/FORM, or the terminal for a single text."),
     ] = None,
     base: Annotated[
         str | None, typer.Option("--base", help="Name of the backbone on other machines, if it is a folder here.")
@@ -40,7 +40,7 @@ def export(
     check_target(to)
     if to not in FOLDERS:
         if push:
-            raise UserError(f"--push uploads an adapter or a model, and {to} is a text. Use --to {', '.join(FOLDERS)}.")
+            raise UserError(f"--push uploads an adapter or a model, but {to} is a text. Use --to {', '.join(FOLDERS)}.")
         _show_text(export_text(run, to, out, base), to, out, given["as_json"])
         return
     if push:

@@ -65,7 +65,7 @@ def count_methods(config: Config) -> dict[str, Any]:
             retained = ", ".join(
                 f"{len(layers.retained)} of {len(layers.all)} {key}" for key, layers in selection.projections.items()
             )
-            counted[name]["note"] = f"if {retained} layers are retained; the data decide"
+            counted[name]["note"] = f"if {retained} layers are retained; the data determine how many"
     return {"backbone": config.backbone, "methods": counted}
 
 
@@ -133,7 +133,7 @@ def _cache() -> list[dict[str, Any]]:
     rows = []
     for what, folder in (("tokenised rows", root / "tokens"), ("rows of your files", root / "rows")):
         size = sum(path.stat().st_size for path in folder.glob("*") if path.is_file())
-        large = "nothing is removed by itself: delete the folder when you like" if size > 1e9 else ""
+        large = "nothing is deleted automatically; the folder can be deleted at any time" if size > 1e9 else ""
         rows.append(_row(what, f"{folder}: {size / 1e6:.1f} MB", large))
     return rows
 
@@ -145,7 +145,7 @@ def _packaged_models() -> list[dict[str, Any]]:
     for key in PACKAGED:
         try:
             locate(f"packaged:{key}")
-            rows.append(_row(f"packaged:{key}", "checksum right"))
+            rows.append(_row(f"packaged:{key}", "checksum correct"))
         except UserError as error:
             rows.append(_row(f"packaged:{key}", "not usable", str(error)))
     return rows
@@ -156,13 +156,17 @@ def _hub(offline: bool) -> list[dict[str, Any]]:
     from http.client import HTTPException
 
     if offline:
-        return [_row("Hub", "not asked (offline)")]
+        return [_row("Hub", "not contacted (offline)")]
     endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
     try:
         with urllib.request.urlopen(f"{endpoint}/api/models?limit=1", timeout=5):
             return [_row("Hub", f"{endpoint} answers")]
     except OSError as error:
-        remedy = "use packaged: backbones and official files, or work where there is a network"
+        remedy = "use packaged: backbones and official files, or a machine with network access"
         return [_row("Hub", f"{endpoint}: {error}", remedy)]
     except (ValueError, HTTPException) as error:  # not an address, or not a web server
-        return [_row("Hub", f"{endpoint}: {first_line(error)}", "correct HF_ENDPOINT: https://huggingface.co, say")]
+        return [
+            _row(
+                "Hub", f"{endpoint}: {first_line(error)}", "correct HF_ENDPOINT, for example to https://huggingface.co"
+            )
+        ]

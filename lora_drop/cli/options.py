@@ -25,7 +25,7 @@ Overrides = Annotated[
 DataDir = Annotated[
     str | None, typer.Option("--data-dir", help="Folder with the official files; else $LORA_DROP_DATA, else the Hub.")
 ]
-Offline = Annotated[bool, typer.Option("--offline", help="Never ask the Hub.")]
+Offline = Annotated[bool, typer.Option("--offline", help="Never contact the Hub.")]
 Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or mps.")]
 Seed = Annotated[int | None, typer.Option("--seed", help="Seed of everything random.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Use N rows only, stratified; the run is marked as limited.")]
@@ -68,7 +68,8 @@ Text = Annotated[
 ]
 Label = Annotated[str | None, typer.Option("--label", metavar="COLUMN", help="Column to predict.")]
 Kind = Annotated[
-    str | None, typer.Option(help="classification, regression, multilabel or generation, where it is not detected.")
+    str | None,
+    typer.Option(help="classification, regression, multilabel or generation, if it is not detected correctly."),
 ]
 Validation = Annotated[
     str | None, typer.Option(metavar="WHICH", help="Rows to evaluate: a share (0.1), a file, or a split.")
@@ -144,7 +145,10 @@ def flags(given: Mapping[str, Any]) -> dict[str, Any]:
     """
     for name, value in given.items():
         if SHARED[name].key and value in ("", [""]):
-            raise UserError(f"--{name.replace('_', '-')} is empty. Is a variable of the shell not set?")
+            raise UserError(
+                f"--{name.replace('_', '-')} is empty. A shell variable may be unset. Give a value, or leave the "
+                "option out."
+            )
     keys = {SHARED[name].key: value for name, value in given.items() if SHARED[name].key}
     if keys.get("score.criterion"):  # the first of the list selects; the others are compared with it
         first, *others = [name.strip() for name in keys["score.criterion"].split(",")]
@@ -186,7 +190,7 @@ def own_run_dir(given: Mapping[str, Any]) -> Path:
     """
     name = given["name"] or _place_of_data(given["data"]).expanduser().absolute().stem
     if name in ("", ".", "..") or Path(name).name != name:
-        raise UserError(f"{name!r} names no folder in runs. Name the folder of the run with --run-dir DIR.")
+        raise UserError(f"{name!r} cannot name a folder in runs. Name the folder of the run with --run-dir DIR.")
     return Path("runs") / name
 
 

@@ -15,12 +15,15 @@ OWN_DATA = ("data", "text", "label", "kind", "validation", "metric", "template",
 
 @options("offline", "device", "quiet", "as_json", "debug")
 def predict(
-    run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run that was trained on data of yours.")],
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run that was trained on your own data.")],
     data: Annotated[str, typer.Option("--data", metavar="PATH", help="New rows: a file, a folder, or org/name (Hub).")],
     to: Annotated[
         Path | None,
         typer.Option(
-            "--to", metavar="FILE", help="csv, tsv or jsonl; else predictions-NAME in RUN, in the format of the data."
+            "--to",
+            metavar="FILE",
+            help="File for the predictions: csv, tsv or jsonl; default: predictions-NAME in RUN, in the format of the "
+            "data.",
         ),
     ] = None,
     split: Annotated[str, typer.Option(help="Split of a folder or of the Hub.")] = "test",

@@ -80,7 +80,7 @@ def perform(
         report.notice(first)
     for number, job in enumerate(jobs):
         if number:
-            report.notice(f"now {METHODS.get(job.config.method.name).title}, to compare")
+            report.notice(f"now training {METHODS.get(job.config.method.name).title}, for comparison")
         _perform_one(job, stages)
     return processes.by_first(lambda: _summary([job.run for job in jobs], stages, report))
 
@@ -111,7 +111,7 @@ def _summary(runs: list[Run], stages: list[str], report: Reporter) -> Summary:
         report.doing("writing the page")
         _write_pages([run.path for run in reversed(runs)])
     if stages == ["select"] and not run.file("importance.png").is_file():
-        summary.remarks.append(f"the picture of this selection is drawn by: lora-drop picture -d {run.path}")
+        summary.remarks.append(f"to draw a picture of this selection: lora-drop picture -d {run.path}")
     return summary
 
 
@@ -152,9 +152,9 @@ def _plain(selection: Selection, scored: list[Scored]) -> list[str]:
     if selection.trainable_parameters < sum(row.parameters for row in scored):
         return []
     return [
-        "LoRA-drop is plain LoRA here: each layer is retained, or is the only one left of its projection and has "
-        "nobody to share with. Lower method.threshold, or say with method.budget how many of LoRA's parameters it may "
-        "have (--budget 0.5)"
+        "LoRA-drop is plain LoRA here: each layer is retained, or is the only one left in its projection, with no "
+        "other layer to share with. Lower method.threshold, or limit the parameters to a share of LoRA's with "
+        "method.budget (--budget 0.5)"
     ]
 
 

@@ -17,10 +17,12 @@ WHAT = "Nothing (or DIR): list. compare A B: what differs. clean [DIR]: free dis
 @options("as_json", "debug")
 def runs(
     words: Annotated[list[str] | None, typer.Argument(metavar="[DIR] | compare A B | clean [DIR]", help=WHAT)] = None,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="clean: do not ask.")] = False,
-    exports: Annotated[bool, typer.Option("--exports", help="clean: also what `export` wrote into runs.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="clean: remove without asking.")] = False,
+    exports: Annotated[
+        bool, typer.Option("--exports", help="clean: also what `export` has written into runs.")
+    ] = False,
     unfinished: Annotated[
-        bool, typer.Option("--unfinished", help="clean: also all that failed or interrupted runs have written.")
+        bool, typer.Option("--unfinished", help="clean: also everything that failed or interrupted runs have written.")
     ] = False,
     **given: Any,
 ) -> None:
@@ -84,13 +86,13 @@ def _clean(folder: Path, exports: bool, unfinished: bool, yes: bool, as_json: bo
         out.print("Nothing was removed.")
         return
     for place in clean(found):
-        note(f"{place} holds other files, which were left")
+        note(f"{place} contains other files, which were not removed")
     if as_json:
         typer.echo(json.dumps({"removed": [str(each.path) for each in found], "bytes": total}))
 
 
 def _agreed(as_json: bool) -> bool:
-    sure = "Nothing was removed: clean asks first, and got no answer here. Say --yes to remove without a question."
+    sure = "Nothing was removed: clean asks first, and got no answer. Use --yes to remove without asking."
     if as_json:
         raise UserError(sure)
     try:

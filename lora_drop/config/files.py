@@ -73,8 +73,8 @@ def read_sealed(path: Path) -> dict[str, Any]:
     body, _, seal = text.rpartition(SEAL)
     if seal.strip() != _seal(body):
         raise UserError(
-            f"{path} is not as lora-drop wrote it: it is damaged, was edited, or is of an older version. If it says what "
-            f"you want, give it as -c {path}, else another configuration."
+            f"{path} has changed since lora-drop wrote it, or is from an older version. If it is the configuration "
+            f"that you want, give it as -c {path}; otherwise give another one."
         )
     return parse(body.encode(), str(path))
 

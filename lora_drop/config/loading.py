@@ -84,7 +84,8 @@ def from_dict(values: Mapping[str, Any], errors: list[str] | None = None) -> Con
     config = _with_own_task(build(Config, values, errors), "task" in values, errors)
     if config.train.select_epoch == "held_out" and not config.train.held_out:
         errors.append(
-            "train.select_epoch = held_out chooses the epoch on rows that are held out: set train.held_out=0.1, say."
+            "train.select_epoch = held_out needs rows that are held out of training: set train.held_out, for example "
+            "to 0.1."
         )
     for key, name, known in (
         ("task", config.task, [*TASKS.names(), *([OWN] if config.data.given else [])]),
@@ -93,7 +94,7 @@ def from_dict(values: Mapping[str, Any], errors: list[str] | None = None) -> Con
         *(("score.compare", name, CRITERIA.names()) for name in config.score.compare or ()),
     ):
         if name not in known:
-            errors.append(f"{key} = {name!r}: allowed is one of {', '.join(known)}.{closest(name, known)}")
+            errors.append(f"{key} = {name!r}: must be one of {', '.join(known)}.{closest(name, known)}")
         elif key == "method.name" and (options is not None or name not in METHODS.own):
             config = replace(config, method=_with_options(config.method, METHODS.get(name).options, options, errors))
     if errors:
@@ -110,14 +111,14 @@ def _with_own_task(config: Config, named: bool, errors: list[str]) -> Config:
         extra = [key for key, value in vars(data).items() if value != getattr(DataConfig(), key)]
         if config.task == OWN or extra:
             what = f"data.{extra[0]}" if extra else f"task = {OWN!r}"
-            errors.append(f"{what} is for data of your own, and data.path names none. Set it, or use --data FILE.")
+            errors.append(f"{what} is for your own data, but data.path is empty. Set data.path, or use --data FILE.")
         return config
     if named and config.task != OWN:
         errors.append(f"task = {config.task!r} and data.path = {data.path!r} exclude each other. Leave one out.")
     if (data.dataset_info is None) != (data.name is None) or (data.dataset_info and data.path):
         errors.append(
-            "data.dataset_info and data.name go together, and take the place of data.path: "
-            "--dataset-info dataset_info.json --name NAME."
+            "data.dataset_info and data.name must be given together, and without data.path: --dataset-info "
+            "dataset_info.json --name NAME."
         )
     return replace(config, task=OWN)
 

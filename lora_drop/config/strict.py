@@ -51,12 +51,12 @@ def positive(default: Any) -> Any:
 
 def fraction(default: Any) -> Any:
     """Declare a number from 0 to below 1."""
-    return checked(default, "0 ≤ value < 1", lambda value: 0 <= value < 1, minimum=0, exclusiveMaximum=1)
+    return checked(default, "in the range 0 ≤ value < 1", lambda value: 0 <= value < 1, minimum=0, exclusiveMaximum=1)
 
 
 def portion(default: Any) -> Any:
     """Declare a number above 0, up to 1."""
-    return checked(default, "0 < value ≤ 1", lambda value: 0 < value <= 1, exclusiveMinimum=0, maximum=1)
+    return checked(default, "in the range 0 < value ≤ 1", lambda value: 0 < value <= 1, exclusiveMinimum=0, maximum=1)
 
 
 @cache
@@ -213,12 +213,12 @@ def _check_leaf(
         return
     bounded = "maximum" in item.metadata.get("schema", {})
     if isinstance(converted, (int, float)) and not bounded and abs(converted) > LARGEST:
-        errors.append(f"{dotted} = {_repr(value)}: no number above {LARGEST:,} is allowed")
+        errors.append(f"{dotted} = {_repr(value)}: must be at most {LARGEST:,}")
         return
     check = item.metadata.get("check")
     if check is not None and converted is not None and not check(converted):
         nearest = closest(str(value), item.metadata["schema"].get("enum", []))
-        errors.append(f"{dotted} = {_repr(value)}: allowed is {item.metadata['allowed']}.{nearest}")
+        errors.append(f"{dotted} = {_repr(value)}: must be {item.metadata['allowed']}.{nearest}")
         return
     arguments[item.name] = converted
 

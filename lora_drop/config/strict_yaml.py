@@ -24,14 +24,14 @@ class _Loader(yaml.SafeLoader):
         names = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         for key in names:
             if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is there twice", key.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} occurs twice", key.start_mark)
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 
     def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
         value = super().construct_yaml_int(node)
         if value.bit_length() > MOST_BITS:  # such as 59:59:59:… or 0xfff…, which Python can read but not print
-            raise yaml.constructor.ConstructorError(None, None, "a number without end", node.start_mark)
+            raise yaml.constructor.ConstructorError(None, None, "a number that is too large", node.start_mark)
         return value
 
 
@@ -41,7 +41,9 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 def parse(content: bytes, name: str) -> dict[str, Any]:
     """Return the keys and values of a YAML text, or {} for an empty one. Raise a UserError with `name` otherwise."""
     if len(content) > MOST_BYTES:
-        raise UserError(f"{name} has {len(content):,} bytes: more than {MOST_BYTES:,} are no configuration.")
+        raise UserError(
+            f"{name} has {len(content):,} bytes, which is too large for a configuration (at most {MOST_BYTES:,})."
+        )
     try:
         value = value_of(content.decode())
     except yaml.MarkedYAMLError as error:

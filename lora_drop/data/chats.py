@@ -67,8 +67,8 @@ def encode_questions(rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_leng
 def _check(tokenizer: PreTrainedTokenizerBase) -> None:
     if not tokenizer.chat_template:
         raise UserError(
-            "Conversations are read by the tokenizer's chat template, and this backbone's tokenizer has none. Choose a "
-            "model that was trained on conversations (packaged:smollm2-135m), or give columns prompt and completion."
+            "Conversations need the tokenizer's chat template, but this backbone's tokenizer has none. Choose a model "
+            "that was trained on conversations (packaged:smollm2-135m), or give columns prompt and completion."
         )
 
 
@@ -85,8 +85,9 @@ def _learned(tokenizer: PreTrainedTokenizerBase, messages: Messages, name: str) 
         after = _render(tokenizer, messages[: number + 1], False)
         if not (whole.startswith(before) and whole.startswith(after) and len(before) < len(after)):
             raise UserError(
-                f"Row {name}: the chat template of this tokenizer writes turn {number + 1} otherwise once others follow, so "
-                "that what is to be learned cannot be found. Give each answer a row of its own (prompt and completion)."
+                f"Row {name}: this tokenizer's chat template writes turn {number + 1} differently once other turns "
+                "follow, so the tokens to be learned cannot be found. Give each answer its own row (prompt and "
+                "completion)."
             )
         for text, learned in (
             (whole[done : len(before)], False),

@@ -113,8 +113,8 @@ def kept_or_made(
         return _read(folder, key) or (encoded, notices)
     except OSError as error:
         report.notice(
-            f"tokenised rows cannot be kept in {folder} ({error.strerror}); each command makes them anew. "
-            "LORA_DROP_CACHE names another folder"
+            f"tokenised rows cannot be cached in {folder} ({error.strerror}), so each command tokenises them again. "
+            "Name another folder with LORA_DROP_CACHE"
         )
         return encoded, notices
 

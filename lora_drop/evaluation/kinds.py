@@ -91,7 +91,7 @@ def _encode_sentences(rows: Dataset, tokenizer: PreTrainedTokenizerBase, config:
     encoded, (cut, empty) = _in_parts(rows, some)
     counts = {
         f"inputs are longer than train.max_length={limit} and were cut": cut,
-        "inputs are empty for this tokenizer; the end of a text stands for them": empty,
+        "inputs are empty for this tokenizer and were replaced by its end-of-text token": empty,
     }
     return encoded, _told(rows, what, counts)
 
@@ -147,25 +147,27 @@ def _metric(config: Config) -> dict[str, Any]:
 
 def _check_classifier(config: Config, task: Task) -> None:
     if config.train.label_smoothing and task.kind != "classification":
-        what = "a number" if task.kind == "regression" else "several labels a row"
-        raise UserError(f"train.label_smoothing is for one label a row, but {task.name} predicts {what}. Set it to 0.")
+        what = "a number" if task.kind == "regression" else "several labels per row"
+        raise UserError(
+            f"train.label_smoothing is for one label per row, but {task.name} predicts {what}. Set it to 0."
+        )
 
 
 def _check_generator(config: Config, task: Task) -> None:
     if config.train.head_learning_rate is not None:
         raise UserError(
-            f"train.head_learning_rate is for a classifier's head, and a model that writes, as {task.name} needs, has "
-            "none of its own. Leave it empty."
+            f"train.head_learning_rate is for a classifier's head, but {task.name} needs a model that generates text, "
+            "which has no such head. Leave it empty."
         )
     if config.train.held_out:  # a held-out tenth of E2E would share its prompts (eight rows each)
         raise UserError(
-            f"train.held_out keeps rows of classifiers out of training, and {task.name} writes texts, of which several may "
-            "have one prompt. Leave it at 0; the epoch can be the last: train.select_epoch=last"
+            f"train.held_out is for classifiers, but {task.name} generates texts, and several of its rows may have "
+            "the same prompt. Leave it at 0. The last epoch can be kept instead: train.select_epoch=last"
         )
     if task.primary == PERPLEXITY and config.train.select_epoch != "last":
         raise UserError(
-            "The first metric chooses the best epoch, as the highest, and a low perplexity is better. Name another one "
-            "first, or keep the last epoch: -o train.select_epoch=last"
+            "The best epoch is the one with the highest first metric, but a low perplexity is better. Name another "
+            "metric first, or keep the last epoch: -o train.select_epoch=last"
         )
     if config.generation.max_new_tokens >= config.train.max_length:
         raise UserError(

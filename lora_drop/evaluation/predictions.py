@@ -137,8 +137,8 @@ def _from_jsonl(path: Path, ids: Sequence[str]) -> list[Any]:
     if len(named) == len(ids) and set(named) != set(ids):
         strange = next(name for name in named if name not in set(ids))
         raise UserError(
-            f"{path}: the id {strange!r} is none of the split's (such as {ids[0]!r}). Give its ids, or leave all ids out "
-            "to say that the predictions are in the order of the official file."
+            f"{path}: the id {strange!r} is not an id of the split (such as {ids[0]!r}). Use the split's ids, or "
+            "leave all ids out if the predictions are in the order of the official file."
         )
     return [named[name] for name in ids] if set(named) == set(ids) else predictions
 

@@ -77,15 +77,15 @@ class _Wait:
     def __str__(self) -> str:
         holder = owner(self.lock)
         if holder is None:
-            return f"another process holds {self.lock}, and has not said which one it is"
+            return f"another process, whose id is unknown, holds {self.lock}"
         return (
             f"{holder} "
             + {
-                "running": f"is at it ({self.lock})",
-                "stopped": f"holds {self.lock} and is stopped. Let it go on with: kill -CONT {holder.pid}, or end it with: "
-                f"kill -KILL {holder.pid}",
-                "dead": f"is dead, but one that it has started still holds {self.lock}: end that one",
-                "elsewhere": f"holds {self.lock}. If it does not work any more, end it there",
+                "running": f"is working on it ({self.lock})",
+                "stopped": f"holds {self.lock} and is stopped. Resume it with: kill -CONT {holder.pid}, or end it with: kill "
+                f"-KILL {holder.pid}",
+                "dead": f"is dead, but a process that it started still holds {self.lock}: end that process",
+                "elsewhere": f"holds {self.lock}. If it no longer works, end it on that machine",
             }[holder.state]
         )
 

@@ -161,19 +161,20 @@ def _mistakes(experiment: Experiment, packaged: bool) -> list[str]:
         "published": ([experiment.published] if experiment.published else [], load_published()),
     }
     errors = [
-        f"{key} = {name!r}: allowed is one of {', '.join(allowed)}.{closest(name, list(allowed))}"
+        f"{key} = {name!r}: must be one of {', '.join(allowed)}.{closest(name, list(allowed))}"
         for key, (names, allowed) in known.items()
         for name in names
         if name not in allowed
     ]
     given = {**experiment.set, **experiment.task_set.get(OWN, {})}
     if OWN in experiment.tasks and not given.keys() & {"data.path", "data.dataset_info"}:
-        errors.append("tasks = 'own' means data of your own: say which with set: {data.path: FILE}")
+        errors.append("tasks = 'own' means your own data: name the file with set: {data.path: FILE}")
     for name, claim in experiment.claims.items():
         errors += _mistakes_of_claim(f"claims.{name}", claim, list(experiment.rows))
     if not packaged and experiment.name in experiment_names():
         errors.append(
-            f"the name {experiment.name} is that of a packaged experiment, whose results it would join: rename the file"
+            f"{experiment.name} is the name of a packaged experiment, and its results would be mixed with these: "
+            "rename the file"
         )
     return errors
 
@@ -183,13 +184,13 @@ def _mistakes_of_claim(place: str, claim: Mapping[str, Any], rows: list[str]) ->
     if not {"says", "row", "against"} <= claim.keys() <= {"says", "row", "against", "margin"}:
         errors.append(f"{place}: needs says, row and against, and may have a margin; it has {', '.join(claim)}")
     errors += [
-        f"{place}.{key} = {claim[key]!r}: allowed is one of {', '.join(rows)}.{closest(str(claim[key]), rows)}"
+        f"{place}.{key} = {claim[key]!r}: must be one of {', '.join(rows)}.{closest(str(claim[key]), rows)}"
         for key in ("row", "against")
         if key in claim and claim[key] not in rows
     ]
     margin = claim.get("margin", 0)
     if isinstance(margin, bool) or not isinstance(margin, (int, float)) or not 0 <= margin <= 100:
-        errors.append(f"{place}.margin = {margin!r}: points are expected, a number from 0 to 100")
+        errors.append(f"{place}.margin = {margin!r}: must be in points, a number from 0 to 100")
     return errors
 
 
@@ -229,7 +230,8 @@ def _check_metrics(experiment: Experiment) -> None:
         if metric not in known:
             allowed = list(dict.fromkeys(known))
             raise UserError(
-                f"{experiment.name}: metrics = {metric!r}: allowed is one of {', '.join(allowed)}.{closest(metric, allowed)}"
+                f"{experiment.name}: metrics = {metric!r}: must be one of "
+                f"{', '.join(allowed)}.{closest(metric, allowed)}"
             )
 
 

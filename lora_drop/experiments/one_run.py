@@ -71,7 +71,7 @@ def _performed(planned: Planned, runs: Path, report: Reporter) -> End:
     with run.working(report):
         for stage in stages:
             lock = path.parent / f".{stage.name}-{turn_digest(job, stage)}.lock" if stage.shared else None
-            with hold(lock, f"Another process is at the same {stage.name}") if lock else nullcontext():
+            with hold(lock, f"Another process is working on the same {stage.name}") if lock else nullcontext():
                 if not (stage.shared and adopt(job, stage)):
                     perform(job, stage)
         record = asdict(gather(planned, run, [stage.name for stage in stages]))

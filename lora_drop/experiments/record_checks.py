@@ -29,7 +29,7 @@ def fault_of(content: Any, record: type, version: int) -> str:
     declared, hints = {item.name: item for item in fields(record)}, typing.get_type_hints(record)
     unknown = set(content) - set(declared)
     if unknown:
-        return f"{min(unknown)!r} is no key of format {version}"
+        return f"{min(unknown)!r} is not a key of format {version}"
     for name, item in declared.items():
         required = item.default is MISSING and item.default_factory is MISSING
         if (required and name not in content) or (name in content and not _fits(content[name], hints[name])):

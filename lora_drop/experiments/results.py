@@ -64,9 +64,10 @@ class Results:
         keys = [key for key in {**there, **here} if there.get(key) != here.get(key)]
         differ = [f"{key} is {there.get(key)} there, {here.get(key)} now" for key in keys[:3]] + ["…"] * (len(keys) > 3)
         raise UserError(
-            f"{path} has the result of {run.row}, {run.config.task}, seed {run.config.seed}, with another configuration: "
-            f"{'; '.join(differ)}{f' ({len(others)} such results)' if others[1:] else ''}. A table has room for one result of each: "
-            f"move the old out of {path.parent}, or name another folder for the new with --results."
+            f"{path} has the result of {run.row}, {run.config.task}, seed {run.config.seed}, with another "
+            f"configuration: {'; '.join(differ)}{f' ({len(others)} such results)' if others[1:] else ''}. A table can "
+            f"show only one of them: move the old result out of {path.parent}, or name another folder for the new one "
+            "with --results."
         )
 
     def notices(self, planned: Sequence[Planned]) -> list[str]:

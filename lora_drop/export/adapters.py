@@ -28,8 +28,8 @@ def compact(source: Source, folder: Path) -> str:
     _check(source)
     if not (source.adapter / TIES).is_file() or not read_json(source.adapter / TIES)["tied"]:
         raise UserError(
-            f"In {source.run.path} no layers share a LoRA ({source.facts.title}), so that there is nothing to make compact. "
-            "Use --to peft."
+            f"In {source.run.path} no layers share a LoRA ({source.facts.title}), so there is nothing to make "
+            "compact. Use --to peft."
         )
     write_compact(source.adapter, folder)
     content = read_json(folder / TIES)
@@ -41,7 +41,7 @@ def compact(source: Source, folder: Path) -> str:
 
 def _check(source: Source) -> None:
     if not (source.adapter / PEFT_CONFIG).is_file():
-        raise UserError(f"{source.facts.title} is no PEFT adapter. Use --to merged, where the method can be merged.")
+        raise UserError(f"{source.facts.title} is not a PEFT adapter. Use --to merged, if the method can be merged.")
 
 
 def _named(source: Source) -> dict[str, str | None]:

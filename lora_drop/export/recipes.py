@@ -84,7 +84,8 @@ def trl(source: Source) -> str:
 def _of_a_language_model(source: Source, what: str) -> dict[str, Any]:
     if source.task.kind != "generation":
         raise UserError(
-            f"{what} trains language models, and {source.facts.subject} is a classification. Use --to config, for PEFT."
+            f"{what} trains language models, but {source.facts.subject} needs no generated texts. Use --to config, "
+            "for PEFT."
         )
     return lora_config(source)
 

@@ -48,8 +48,9 @@ class Source:
         name = self.known
         if name is None:
             raise UserError(
-                f"The backbone of {self.run.path} is the folder {self.run.config.backbone}, which no other machine has. Name "
-                "the model that it is with --base organisation/name (or the same folder, if it is for this machine)."
+                f"The backbone of {self.run.path} is the folder {self.run.config.backbone}, which other machines do "
+                "not have. Name the model in it with --base organisation/name (or name the same folder, if the "
+                "export is for this machine)."
             )
         return name
 

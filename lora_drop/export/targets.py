@@ -18,7 +18,7 @@ def check_target(name: str) -> None:
     """Raise UserError for a form that does not exist."""
     known = [*FOLDERS, *TEXTS]
     if name not in known:
-        raise UserError(f"--to {name}: allowed is one of {', '.join(known)}.{closest(name, known)}")
+        raise UserError(f"--to {name}: must be one of {', '.join(known)}.{closest(name, known)}")
 
 
 def export_folder(run: Path, target: str, folder: Path | None, base: str | None) -> tuple[Path, str]:
@@ -48,7 +48,7 @@ def export_folder(run: Path, target: str, folder: Path | None, base: str | None)
     if folder is not None and (folder.is_file() or (folder.is_dir() and any(folder.iterdir()))):
         raise UserError(f"{folder} is not an empty folder. Remove it, or name another with --out.")
     if folder is not None and folder.resolve() == Path.cwd():
-        raise UserError(f"{folder} is the folder that you are in, and cannot be replaced. Name another with --out.")
+        raise UserError(f"{folder} is the current folder and cannot be replaced. Name another with --out.")
     write: Callable[[Source, Path], str]
     if target == "merged":
         from lora_drop.export.merged import merged as write

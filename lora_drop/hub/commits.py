@@ -51,7 +51,9 @@ def choose(api: HfApi, repo: Repo, commits: Iterable[str], report: Reporter) -> 
         except RevisionNotFoundError:
             if commit == repo.revision:
                 raise
-            report.notice(f"{repo.name}: the Hub has no commit {commit[:12]} any more; {repo.revision} is fetched")
+            report.notice(
+                f"{repo.name}: the Hub no longer has commit {commit[:12]}; {repo.revision} is fetched instead"
+            )
     return repo.revision, describe(api, repo, repo.revision)
 
 
@@ -85,12 +87,12 @@ def _newer(repo: Repo, commit: str, used: tuple[str, ...], setting: str) -> str:
             except RevisionNotFoundError:  # history was rewritten
                 before = {}
     except UserError as error:
-        return f"{repo.name}: the cached commit {commit[:12]} is used; a newer one was not looked for. {error}"
+        return f"{repo.name}: the cached commit {commit[:12]} is used, without looking for a newer one. {error}"
     if before == after and None not in before.values():
         return ""
     return (
-        f"{repo.name}: the cached commit {commit[:12]} is used; the Hub's {repo.revision} is newer and differs. "
-        f"Take it with -o {setting}{latest.sha}"
+        f"{repo.name}: the cached commit {commit[:12]} is used; the Hub's {repo.revision} is newer and differs. To "
+        f"use it: -o {setting}{latest.sha}"
     )
 
 

@@ -119,7 +119,9 @@ def is_name(text: str) -> bool:
 def check_revision(revision: str) -> str:
     """Return `revision` if it is a valid name of a branch, tag or commit. Raises UserError if git does not allow it."""
     if not re.fullmatch(r"[\w.+/-]+", revision) or ".." in revision or revision.startswith("/"):
-        raise UserError(f"{revision!r} is no revision: the name of a branch or a tag, or a commit of 40 digits.")
+        raise UserError(
+            f"{revision!r} is not a revision. Give the name of a branch or a tag, or a commit of 40 digits."
+        )
     return revision
 
 
@@ -192,7 +194,7 @@ def explain(error: BaseException, repo: Repo, otherwise: str) -> str:
         if sentence:
             return f"{sentence} {otherwise}".strip()
     lines = str(error).strip().splitlines() or [""]
-    return f"The Hub cannot give {repo} ({type(error).__name__}: {lines[0]}). {otherwise}".strip()
+    return f"Fetching {repo} from the Hub failed ({type(error).__name__}: {lines[0]}). {otherwise}".strip()
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -207,7 +209,9 @@ def _refused(error: HfHubHTTPError, repo: Repo, otherwise: str) -> str:
     said = f", {error.server_message}" if error.server_message else ""
     if isinstance(error, GatedRepoError):
         first = "Accept them" if token else f"{LOGIN}, and accept them"
-        return f"{repo.name} is gated: the Hub gives it to those who have accepted its terms. {first} at {repo.page}"
+        return (
+            f"{repo.name} is gated: the Hub gives it only to users who have accepted its terms. {first} at {repo.page}"
+        )
     if isinstance(error, RevisionNotFoundError):
         return f"{repo.name} has no revision {repo.revision!r} on the Hub. Its branches, tags and commits: {repo.page}/commits/main"
     if isinstance(error, RepositoryNotFoundError):
@@ -220,15 +224,18 @@ def _refused(error: HfHubHTTPError, repo: Repo, otherwise: str) -> str:
     if code == 401:
         return f"The Hub does not accept your token (401) for {repo}. Log in again with `hf auth login`, or correct HF_TOKEN."
     if code == 403:
-        return f"The Hub refuses you {repo} (403{said}). Accept its terms at {repo.page} if it has any, or use a token that may read it."
+        return (
+            f"The Hub denies you access to {repo} (403{said}). Accept its terms at {repo.page} if it has any, or use "
+            "a token that may read it."
+        )
     if code == 404:
         return f"The Hub does not find a file of {repo} (404{said}): {repo.page}"
     if code == 429:
         more = "" if token else f" {LOGIN}: more requests are then allowed."
-        return f"The Hub asks you to wait (429, too many requests){_seconds(error)}. Wait some minutes.{more} {AGAIN}"
+        return f"The Hub asks you to wait (429, too many requests){_seconds(error)}. Wait a few minutes.{more} {AGAIN}"
     if code >= 500:
-        return f"The Hub fails on its side ({code}) to give {repo}. Try again later. {AGAIN} {otherwise}"
-    return f"The Hub does not give {repo} ({code}{said}). {otherwise}"
+        return f"The Hub has an internal error ({code}) and cannot provide {repo}. Try again later. {AGAIN} {otherwise}"
+    return f"The Hub does not provide {repo} ({code}{said}). {otherwise}"
 
 
 def _seconds(error: HfHubHTTPError) -> str:
@@ -241,7 +248,8 @@ def _broken(error: BaseException, repo: Repo) -> str:
     kind = type(error).__name__
     if isinstance(error, OfflineModeIsEnabled):
         return (
-            f"{str(repo).replace('the ', 'The ', 1)} is not on this machine, and HF_HUB_OFFLINE forbids asking the Hub."
+            f"{str(repo).replace('the ', 'The ', 1)} is not on this machine, and HF_HUB_OFFLINE forbids contacting "
+            "the Hub."
         )
     if "Timeout" in kind:
         return (
@@ -251,9 +259,9 @@ def _broken(error: BaseException, repo: Repo) -> str:
     if kind in UNREACHABLE:
         return f"The Hub cannot be reached for {repo} ({kind}): there is no network, or HTTPS_PROXY or HF_ENDPOINT is wrong."
     if isinstance(error, (JSONDecodeError, NotTheHub)):
-        return f"What answers for {repo} is not the Hub: a login page of the network, or HF_ENDPOINT is wrong."
+        return f"The answer for {repo} is not from the Hub: it is a login page of the network, or HF_ENDPOINT is wrong."
     if isinstance(error, HTTPError) or "Consistency check failed" in str(error):
-        return f"The transfer of {repo} was cut off ({kind}). {AGAIN}"
+        return f"The transfer of {repo} was interrupted ({kind}). {AGAIN}"
     if isinstance(error, OSError) and error.errno in LOCAL:
         return f"{str(repo).replace('the ', 'The ', 1)} cannot be stored ({error.strerror}). Make room, or name another cache folder with HF_HOME."
     return ""

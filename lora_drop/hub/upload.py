@@ -16,7 +16,7 @@ def check_upload(name: str) -> None:
         raise UserError(f"--push {name}: name the repository as organisation/name.")
     forbidden = forbidden_by(False)
     if forbidden:
-        raise UserError(f"--push asks the Hub, which {forbidden} forbids.")
+        raise UserError(f"--push contacts the Hub, which {forbidden} forbids.")
     if get_token() is None:
         raise UserError(f"--push needs a token that may write. {LOGIN}.")
 
@@ -30,7 +30,7 @@ def upload(folder: Path, name: str, private: bool) -> str:
             api.upload_folder(repo_id=repo.name, folder_path=folder, commit_message="Upload with lora-drop")
     except UserError as error:
         raise UserError(
-            f"The upload to {repo.name} failed; what was to be uploaded is whole in {folder}. The token must be allowed to "
-            f"write there. {error}"
+            f"The upload to {repo.name} failed; its complete content is in {folder}. The token must be allowed to "
+            f"write to that repository. {error}"
         ) from error
     return repo.page

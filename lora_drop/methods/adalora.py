@@ -62,7 +62,8 @@ class Allocation:
         first, last = round(FIRST * steps), round(LAST * steps)
         if steps - last - first < 2:
             raise UserError(
-                f"AdaLoRA cannot prune in {steps} steps. Train longer (train.epochs) or in smaller batches."
+                f"AdaLoRA cannot prune in {steps} steps. Train longer (train.epochs) or in smaller batches "
+                "(train.batch_size)."
             )
         self.config.total_step, self.config.tinit, self.config.tfinal = steps, first, last
 

@@ -44,7 +44,7 @@ def write_compact(adapter: Path, folder: Path) -> None:
                 for half in HALVES:
                     del weights[tensor_name(name, half)]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
-        raise UserError(f"{adapter} holds no whole LoRA-drop adapter ({type(error).__name__}: {error}).") from error
+        raise UserError(f"{adapter} holds no complete LoRA-drop adapter ({type(error).__name__}: {error}).") from error
     save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
     content = {"version": 1, "compact": True, "tied": groups, "adapter_config": config}
     (folder / TIES).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
@@ -55,7 +55,7 @@ def read_compact(folder: Path) -> tuple[LoraConfig, list[list[str]], dict[str, T
 
     Raise UserError if the folder is damaged.
     """
-    with foreign(f"{folder} holds no whole compact adapter. Export it again"):
+    with foreign(f"{folder} holds no complete compact adapter. Export it again"):
         content: dict[str, Any] = json.loads((folder / TIES).read_text(encoding="utf-8"))
         weights, groups = load_file(folder / WEIGHTS), tied_groups(content)
         config = checked(PeftConfig.from_peft_type(**content["adapter_config"]))
@@ -76,5 +76,5 @@ def tied_groups(content: Any) -> list[list[str]]:
     if not isinstance(groups, list) or not all(isinstance(group, list) and group for group in groups):
         raise ValueError(f"{TIES} does not say what is tied")
     if not all(isinstance(name, str) for group in groups for name in group):
-        raise ValueError(f"{TIES} ties what is no module's name")
+        raise ValueError(f"{TIES} ties names that are not modules")
     return groups

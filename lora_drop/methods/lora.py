@@ -107,8 +107,8 @@ def read_config(folder: Path) -> PeftConfig:
     """Read a saved adapter's configuration. Raise UserError if it is missing, damaged, or in the compact form."""
     if is_compact(folder):
         raise UserError(
-            f"{folder} is a compact LoRA-drop adapter: it holds one copy of what layers share, and fits no model whose layers "
-            "are not tied. Load it into the plain backbone with lora_drop.load_adapter, which ties them."
+            f"{folder} is a compact LoRA-drop adapter: it holds one copy of each shared LoRA, and fits only models "
+            "whose layers are tied. Load it into the plain backbone with lora_drop.load_adapter, which ties them."
         )
     with foreign(f"{folder} holds no readable PEFT adapter. Train it again with --force"):
         if not (folder / "adapter_config.json").is_file():  # PEFT would treat the path as a name on the Hub
@@ -140,8 +140,8 @@ def fill(model: PeftModel, folder: Path, weights: dict[str, Tensor] | None = Non
     if missing or outcome.unexpected_keys:
         name = (missing or outcome.unexpected_keys)[0]
         raise UserError(
-            f"{folder} does not fit this model: {len(missing)} tensors missing, {len(outcome.unexpected_keys)} too many "
-            f"(such as {name})."
+            f"{folder} does not fit this model: {len(missing)} tensors missing, {len(outcome.unexpected_keys)} "
+            f"unexpected (such as {name})."
         )
 
 

@@ -59,8 +59,8 @@ def load_adapter(model: PreTrainedModel, folder: str | Path) -> PeftModel:
     """
     if isinstance(model, PeftModel):
         raise UserError(
-            "The model has an adapter already, whose layers share nothing. Give the plain pretrained model: load_adapter "
-            "puts the adapter on it and ties the layers that share."
+            "The model already has an adapter, whose layers share nothing. Give the plain pretrained model: "
+            "load_adapter adds the adapter and ties the layers that share."
         )
     return load(model, Path(folder))
 
@@ -78,12 +78,13 @@ def load(backbone: PreTrainedModel, folder: Path) -> PeftModel:
         groups = tied_groups(json.loads((folder / TIES).read_text(encoding="utf-8")))
     except FileNotFoundError as error:
         raise UserError(
-            f"{folder} has no {TIES}, which says what layers share: PEFT has saved it, not lora-drop. Load it with PEFT, and share "
-            "again by the selection: PeftModel.from_pretrained(model, folder, is_trainable=True), then lora_drop.share."
+            f"{folder} has no {TIES}, which says what layers share: it was saved by PEFT, not by lora-drop. Load it "
+            "with PEFT, and share again according to the selection: PeftModel.from_pretrained(model, folder, "
+            "is_trainable=True), then lora_drop.share."
         ) from error
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(
-            f"{folder / TIES} is damaged: it says which layers share a LoRA. Train it again with --force."
+            f"{folder / TIES} is damaged. It says which layers share a LoRA. Train the adapter again with --force."
         ) from error
     _tie_all(model, groups, folder)
     lora.fill(model, folder)
@@ -95,7 +96,7 @@ def _tie_all(model: PeftModel, groups: list[list[str]], folder: Path) -> None:
     known = loras(model)
     unknown = [name for group in groups for name in group if name not in known]
     if unknown:
-        raise UserError(f"{folder / TIES} speaks of {unknown[0]}, which has no LoRA in {folder}.")
+        raise UserError(f"{folder / TIES} names {unknown[0]}, which has no LoRA in {folder}.")
     for group in groups:
         tie(model, group)
 

@@ -98,7 +98,8 @@ def load(backbone: PreTrainedModel, folder: Path) -> PeftModel:
         _apply(dict(_adapter(model)), masks)
     except (OSError, KeyError, RuntimeError, SafetensorError) as error:
         raise UserError(
-            f"{folder / MASKS} is missing or damaged: it says which weights are pruned. Train it again with --force."
+            f"{folder / MASKS} is missing or damaged. It says which weights are pruned. Train the adapter again with "
+            "--force."
         ) from error
     total = sum(mask.numel() for mask in masks.values())
     model.keep_ratio = sum(int(mask.sum()) for mask in masks.values()) / total

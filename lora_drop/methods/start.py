@@ -21,11 +21,12 @@ from lora_drop.pruning.tensor_names import HALVES, PREFIX, tensor_name
 def check_start(method: Method, path: str) -> None:
     """Raise UserError unless the method can start from the adapter at `path`."""
     if not method.starts:
-        raise UserError(f"train.start_from is for lora and lora_drop, and the method is {method.name}. Leave it empty.")
+        raise UserError(f"train.start_from is for lora and lora_drop, but the method is {method.name}. Leave it empty.")
     config = read_config(adapter_folder(path))
     if not isinstance(config, LoraConfig) or config.use_dora or config.alpha_pattern or config.rank_pattern:
         raise UserError(
-            f"train.start_from={path} is not a plain LoRA of one rank and one scaling, and training can start from nothing else."
+            f"train.start_from={path} is not a plain LoRA of one rank and one scaling, which is all that training can "
+            "start from."
         )
     learnt = {
         "bias": config.bias != "none",
@@ -35,8 +36,8 @@ def check_start(method: Method, path: str) -> None:
     beside = [f"{key}={getattr(config, key)!r}" for key, there in learnt.items() if there]
     if beside:
         raise UserError(
-            f"train.start_from={path} was trained with {' and '.join(beside)}: training starts from A and B, and what was learnt "
-            "beside them would be lost. Name an adapter without it."
+            f"train.start_from={path} was trained with {' and '.join(beside)}: training starts from A and B only, and "
+            "everything else that was learnt would be lost. Name an adapter without it."
         )
     _refuse_moved("train.start_from", path, config)
 
@@ -52,7 +53,8 @@ def check_adapter(path: str, kind: str) -> None:
     wanted = "CAUSAL_LM" if kind == "generation" else "SEQ_CLS"
     if config.task_type not in (None, wanted):
         raise UserError(
-            f"warmup.adapter={path} was trained as {config.task_type}, and this task needs {wanted}. Choose a task of its kind."
+            f"warmup.adapter={path} was trained as {config.task_type}, but this task needs {wanted}. Choose a task of "
+            "that kind, or another adapter."
         )
 
 
@@ -60,8 +62,8 @@ def _refuse_moved(key: str, path: str, config: LoraConfig) -> None:
     """Raise UserError for an adapter that holds a part of W."""
     if config.init_lora_weights not in KEEPS_W:
         raise UserError(
-            f"{key}={path} was initialised with {config.init_lora_weights!r}, which moves a part of W into B A: without the W "
-            "that it was cut from it means nothing. Name an adapter with init_lora_weights=true."
+            f"{key}={path} was initialised with {config.init_lora_weights!r}, which moves a part of W into B A: "
+            "without the W that it was taken from, it is meaningless. Name an adapter with init_lora_weights=true."
         )
 
 
@@ -88,7 +90,8 @@ def start_from(model: nn.Module, folder: Path) -> str:
     taken = sum(_take_pair(group, weights, config, folder) for group in groups.values())
     if not taken:
         raise UserError(
-            f"{folder} has no LoRA on any module that this model has one on. Is it an adapter of this backbone?"
+            f"{folder} has no LoRA on any module that has one in this model. Check that it is an adapter of this "
+            "backbone, and method.target_projections."
         )
     head = "its head" if _take_head(model, weights) else "a fresh head"
     here = {tensor_name(name, half) for group in groups.values() for name, _ in group for half in HALVES}
@@ -103,8 +106,8 @@ def _refuse_modules(model: nn.Module, weights: dict[str, Tensor], folder: Path) 
     whole = sorted(name for name in weights if ".lora_" not in name and not name.startswith(tops))
     if whole:
         raise UserError(
-            f"train.start_from={folder} holds more than LoRAs and a head ({whole[0].removeprefix(PREFIX)}): training starts "
-            "from A and B, and what was learnt beside them would be lost. Name an adapter without it."
+            f"train.start_from={folder} holds more than LoRAs and a head ({whole[0].removeprefix(PREFIX)}): training "
+            "starts from A and B only, and everything else that was learnt would be lost. Name an adapter without it."
         )
 
 

@@ -108,7 +108,9 @@ def load_config(backbone: Backbone, task: Task) -> PretrainedConfig:
     if task.kind == "generation":
         encodes = architecture in MODEL_FOR_MASKED_LM_MAPPING_NAMES or config.is_encoder_decoder
         if encodes or architecture not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-            wanted = f"{task.name} is written" if not task.record else "These data have texts to write"
+            wanted = (
+                f"{task.name} needs texts to be generated" if not task.record else "These data have texts to generate"
+            )
             what = "an encoder" if not config.is_encoder_decoder else "an encoder-decoder"
             raise UserError(
                 f"{wanted}, but {backbone.name} is {what if encodes else 'no decoder'} ({architecture}): "

@@ -29,8 +29,8 @@ def check_tokenizer(name: str, tokenizer: PreTrainedTokenizerBase, config: Pretr
     rows = config.get_text_config().vocab_size
     if not isinstance(tokenizer.model_max_length, int | float):
         raise UserError(
-            f"The tokenizer of {name} has model_max_length = {tokenizer.model_max_length!r}, which is no number. "
-            "Mend its tokenizer_config.json."
+            f"The tokenizer of {name} has model_max_length = {tokenizer.model_max_length!r}, which is not a number. "
+            "Correct its tokenizer_config.json."
         )
     vocabulary = tokenizer.get_vocab()
     if not set(vocabulary) - set(tokenizer.all_special_tokens) and len(vocabulary) < rows:
@@ -44,8 +44,8 @@ def check_tokenizer(name: str, tokenizer: PreTrainedTokenizerBase, config: Pretr
     unknown = [token for token in by_number if vocabulary[token] >= rows and vocabulary[token] != padding]
     if unknown:
         raise UserError(
-            f"The tokenizer of {name} has {len(unknown)} tokens more than the model's embedding has rows ({rows}), such as {unknown[0]!r}. "
-            "Save the model again after model.resize_token_embeddings(len(tokenizer))."
+            f"The tokenizer of {name} has {len(unknown)} more tokens than the model's embedding has rows ({rows}), "
+            f"such as {unknown[0]!r}. Save the model again after model.resize_token_embeddings(len(tokenizer))."
         )
 
 
@@ -97,7 +97,7 @@ def check_weights(
         )
     if mismatched:
         theirs = next(iter(mismatched.values()))[0]
-        notice(f"{name} comes with a head of {theirs} outputs; this task needs {outputs}, so the head starts afresh")
+        notice(f"{name} comes with a head of {theirs} outputs; this task needs {outputs}, so a new head is initialised")
     _check_finite(name, model.named_parameters())
     return sorted({key.rpartition(".")[0] for key in (*missing, *mismatched)})
 

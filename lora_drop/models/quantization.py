@@ -23,15 +23,15 @@ def check_quantization(config: Config, device: torch.device) -> None:
     asked = f"quantization={config.quantization}"
     if not METHODS.get(config.method.name).quantizes:
         raise UserError(
-            f"{asked} needs a method that is a PEFT adapter, and {config.method.name} is none. "
-            "Choose another method, or quantization=none."
+            f"{asked} needs a method that is a PEFT adapter, and {config.method.name} is not one. Choose another "
+            "method, or quantization=none."
         )
     if prefix_of(config.backbone):
         raise UserError(
             f"{asked} is for backbones from the Hub or a folder; {config.backbone} is neither. Set quantization=none."
         )
     if device.type != "cuda":
-        raise UserError(f"{asked} needs an NVIDIA GPU, and the device is {device.type}. Set quantization=none.")
+        raise UserError(f"{asked} needs an NVIDIA GPU, but the device is {device.type}. Set quantization=none.")
     if importlib.util.find_spec("bitsandbytes") is None:
         raise UserError(f"{asked} needs the package bitsandbytes. Install it with: pip install 'lora-drop[qlora]'")
 

@@ -26,8 +26,8 @@ def locate(name: str, request: Request) -> Backbone:
     if known.get("name") == name:  # it was a folder; a model of this name on the Hub is another one
         if not Path(known["folder"]).is_dir():
             raise UserError(
-                f"The backbone {name} was the folder {known['folder']}, which does not exist any more. Put it back, or name another "
-                "folder for the run, if a model of the Hub is meant."
+                f"The backbone {name} was the folder {known['folder']}, which no longer exists. Put it back or, if "
+                "you mean a model on the Hub, name another folder for the run."
             )
         return _locate_folder(name, Path(known["folder"]), request.weights)
     if name.startswith((".", "/", "~")) or name.partition("@")[0].count("/") > 1:
@@ -105,8 +105,8 @@ def from_pretrained(kind: Any, backbone: Backbone, **options: Any) -> Any:
             if "trust_remote_code" not in str(error):
                 raise
             raise UserError(
-                f"The backbone {backbone.name} comes with code of its own, which is never executed. Choose a model that "
-                "transformers has."
+                f"The backbone {backbone.name} comes with its own code, which is never executed. Choose a model that "
+                "transformers supports."
             ) from error
 
 

@@ -154,15 +154,15 @@ def _refuse_state(name: str, layer: Any, active: list[str]) -> None:
         raise UserError("The adapter is merged into the model. Undo that first: model.unmerge_adapter()")
     if hasattr(layer, "parameter_name"):
         raise UserError(
-            f"{name} has its LoRA on a parameter (target_parameters), not on a linear module: its input cannot be seen. "
-            "Choose linear modules (target_modules)."
+            f"{name} has its LoRA on a parameter (target_parameters), not on a linear module: its input cannot be "
+            "observed. Choose linear modules (target_modules)."
         )
     if active[0] in layer.lora_variant:
         variant = type(layer.lora_variant[active[0]]).__name__.removesuffix("Variant").removesuffix("Linear")
         variant = {"Dora": "DoRA"}.get(variant, variant)
         raise UserError(
-            f"{name} has {variant}, whose update of W is not scaling · B A. Use a plain LoRA to find the layers, "
-            "and whichever adapter you like on the layers that it finds."
+            f"{name} has {variant}, whose update of W is not scaling · B A. Use a plain LoRA to find the layers, then "
+            "use any adapter on the layers that it finds."
         )
 
 

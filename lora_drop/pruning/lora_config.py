@@ -30,7 +30,7 @@ def lora_config(
 
     if "r" in options:
         raise UserError(
-            "to_lora_config: the rank is given as rank=8, not as r, from which scaling and low_rank follow."
+            "to_lora_config: give the rank as rank=8, not as r. The scaling and low_rank are derived from it."
         )
     places = {(place.projection, place.layer): place for place in all_places(base)}
     if low_rank is None:
@@ -43,7 +43,8 @@ def lora_config(
     missing = [key for key in wanted if key not in places]
     if missing:
         raise UserError(
-            f"The model has no {missing[0][0]} in layer {missing[0][1]}, of which the selection speaks. Was it scored with this model?"
+            f"The model has no {missing[0][0]} in layer {missing[0][1]}, which the selection names. Use the model "
+            "that was scored."
         )
     if rank < 1 or low_rank < 0:
         raise UserError(f"Ranks must be at least 1 (low_rank: at least 0), but are {rank} and {low_rank}.")
@@ -94,5 +95,5 @@ def _is_match(found: Any) -> bool:
 def _equal(what: str, hit: set[str], meant: Iterable[str]) -> None:
     different = sorted(hit ^ set(meant))
     if different:
-        side = "is hit and not meant" if different[0] in hit else "is meant and not hit"
-        raise UserError(f"{what} does not mean the same modules to PEFT as to the selection: {different[0]} {side}.")
+        side = "is matched but should not be" if different[0] in hit else "is not matched but should be"
+        raise UserError(f"PEFT would not apply {what} to the modules that the selection needs: {different[0]} {side}.")

@@ -157,8 +157,9 @@ class Observer:
         for name, shape in self._unknown.items():
             if not any(self._calls[name]):
                 raise UserError(
-                    f"{name} is called with inputs of shape {shape}, which are not the batch's tokens (an expert sees some of them, and it is not "
-                    "known whose). Its LoRA cannot be scored: leave it out of target_modules."
+                    f"{name} is called with inputs of shape {shape}, which are not the batch's tokens (an expert sees "
+                    "only some of them, and it is unknown of which example). Its LoRA cannot be scored: leave it out "
+                    "of target_modules."
                 )
         silent = [name for name, calls in self._calls.items() if not calls]
         if silent:

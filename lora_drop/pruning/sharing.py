@@ -38,7 +38,8 @@ def share(model: PeftModel, selection: Selection) -> PeftModel:
         missing = [layer for layer in layers.all if (projection, layer) not in names]
         if missing:
             raise UserError(
-                f"The model has no {projection} LoRA in layer {missing[0]}, of which the selection speaks. Was it scored with this model?"
+                f"The model has no {projection} LoRA in layer {missing[0]}, which the selection names. Use the model "
+                "that was scored."
             )
     low = [[names[name, layer] for layer in layers.shared] for name, layers in selection.projections.items()]
     _check_ties(model, low if selection.share else [])
@@ -57,8 +58,8 @@ def _check_ties(model: PeftModel, groups: Sequence[Sequence[str]]) -> None:
     for tied in ties(model):
         if not any(set(tied) <= set(group) for group in groups):
             raise UserError(
-                f"{tied[0]} and {tied[1]} share a LoRA already, by another selection. Share a model on which each layer has its own: "
-                "get_peft_model gives one."
+                f"{tied[0]} and {tied[1]} already share a LoRA under another selection. Start from a model whose "
+                "layers each have their own LoRA, as get_peft_model returns it."
             )
 
 

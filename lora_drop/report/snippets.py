@@ -18,9 +18,9 @@ def snippets(run: Facts) -> list[tuple[str, str]]:
     if run.parameters:
         found.append(("A PEFT adapter with a model card", f"lora-drop export {folder} --to peft"))
         if tied:
-            found.append(("The smallest file: what is shared, once", f"lora-drop export {folder} --to compact"))
+            found.append(("The smallest file: each shared LoRA once", f"lora-drop export {folder} --to compact"))
         found.append(("The whole model, merged", f"lora-drop export {folder} --to merged"))
-    return [*found, ("PEFT, for a training of your own", peft_config(run))]
+    return [*found, ("PEFT, for your own training", peft_config(run))]
 
 
 def at_threshold(run: Facts) -> str:

@@ -67,8 +67,8 @@ def _tensors(run: Facts) -> dict[str, Any] | None:
         names = [tensor_name(row.name, half) for half in HALVES]
         if not found.keys() >= set(names):
             raise UserError(
-                f"{file} has no LoRA of {row.name}, which scores.json names: the two are not of one warm-up. Score again: lora-drop score -d "
-                f"{run.path} --force"
+                f"{file} has no LoRA of {row.name}, which scores.json names: the two are from different warm-ups. "
+                f"Score again: lora-drop score -d {run.path} --force"
             )
         shapes = [found.pop(name) for name in names]
         pairs.append([row.projection, row.layer, row.name, *shapes])

@@ -231,7 +231,9 @@ class Facts:
         output = name.partition("/")[0]
         made = [entry["outputs"][output] for entry in self.stages.values() if output in entry.get("outputs", {})]
         if made and file_digest(self.path / output) not in made:
-            raise UserError(f"{self.path / output} is not as the run has left it: it is damaged or was edited. {AGAIN}")
+            raise UserError(
+                f"{self.path / output} has changed since the run wrote it: it is damaged or was edited. {AGAIN}"
+            )
         return self.path / name
 
 
@@ -247,7 +249,7 @@ def read_facts(path: str | Path) -> Facts:
     if not named or not {"task", "backbone", "seed"} <= config.keys() or not isinstance(manifest, dict):
         raise UserError(f"{folder} is damaged: its config.yaml or run.json does not describe a run.")
     if damaged := read_manifest(folder)[1] if manifest.get("format") == FORMAT else []:
-        raise UserError(f"{folder / 'run.json'} is damaged where it speaks of {', '.join(damaged)}. {AGAIN}")
+        raise UserError(f"{folder / 'run.json'} is damaged in its entry for {', '.join(damaged)}. {AGAIN}")
     return Facts(folder, config, manifest)
 
 
@@ -282,4 +284,4 @@ def shapes_of(path: Path) -> dict[str, list[int]]:
         with safe_open(path, "numpy") as file:  # numpy avoids importing torch; no tensor is read
             return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 - not a mapping
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{path} is no readable safetensors file ({error}).") from error
+        raise UserError(f"{path} is not a readable safetensors file ({error}).") from error

@@ -173,8 +173,8 @@ def _check_criterion(config: Config) -> None:
     if asked and not CRITERIA.get(score.criterion).additive:
         having = [name for name in CRITERIA.names() if CRITERIA.get(name).additive]
         raise UserError(
-            f"{asked} is about the values of single examples, and score.criterion={score.criterion} has none: it is no mean over "
-            f"examples. Leave {asked} out, or choose one of {', '.join(having)}."
+            f"{asked} needs a value for each example, but score.criterion={score.criterion} has none: it is not a "
+            f"mean over examples. Leave {asked} out, or choose one of {', '.join(having)}."
         )
 
 

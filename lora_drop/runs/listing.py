@@ -65,8 +65,8 @@ def state(run: Facts) -> str:
     """
     if run.status == "done" and "train" not in run.stages:
         return f"done up to {list(run.stages)[-1]}" if run.stages else "done"
-    anew = "" if run.trained_as_selected else ", then selected anew"
-    return run.status + (anew if run.trained_as_configured else ", then configured anew")
+    anew = "" if run.trained_as_selected else ", then selected again"
+    return run.status + (anew if run.trained_as_configured else ", then reconfigured")
 
 
 def compare(one: Facts, other: Facts) -> dict[str, Rows]:
@@ -163,11 +163,13 @@ def clean(parts: Sequence[Removable]) -> list[Path]:
     kept = []
     for part in parts:
         try:
-            with hold(part.run / LOCK, f"Another process is working in {part.run}: {part.path} was left"):
+            with hold(part.run / LOCK, f"Another process is working in {part.run}: {part.path} was not removed"):
                 stored = str(read_facts(part.run).manifest.get("status", "new"))
                 status = "interrupted" if stored == "running" else stored  # its lock is ours, so it cannot be running
                 if status != part.status:
-                    raise UserError(f"{part.run} is no longer {part.status}, but {status}: {part.path} was left.")
+                    raise UserError(
+                        f"{part.run} is no longer {part.status}, but {status}: {part.path} was not removed."
+                    )
                 for each in own_entries(part.run) if part.path == part.run else [part.path]:
                     remove(each)
                     if each.parent != part.run and not any(each.parent.iterdir()):  # the trackers' `logs`

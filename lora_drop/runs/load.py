@@ -39,7 +39,7 @@ def load_run(path: str | Path, device: str = "auto") -> tuple[torch.nn.Module, P
     run = Run(path)
     config, adapter, chosen = run.config, run.require("adapter", "train"), resolve_device(device)
     if not run.whole("train", ("adapter",)):
-        raise UserError(f"{adapter} is not as the stage train has written it. Train it again with: lora-drop train")
+        raise UserError(f"{adapter} has changed since the stage train wrote it. Train it again with: lora-drop train")
     task = trained_task(run)
     known = known_sources(run).get("backbone")
     backbone = locate(config.backbone, config.offline, config.quantization, known=known)
@@ -86,21 +86,22 @@ def check_trained(job: Job) -> None:
         others = sorted({*then.labels} ^ {*now.labels})[:3]
         which = f" (only one of them has {', '.join(others)})" if others else ""
         raise UserError(
-            f"{job.run.file('adapter')} was trained for {then.kind} with {len(then.labels)} labels, and the data make it {now.kind} "
-            f"with {len(now.labels)}{which}. Train it again with: lora-drop run"
+            f"{job.run.file('adapter')} was trained for {then.kind} with {len(then.labels)} labels, but the data now "
+            f"make it {now.kind} with {len(now.labels)}{which}. Train it again with: lora-drop run"
         )
     if (then.center, then.spread) != (now.center, now.spread):
         raise UserError(
-            f"{job.run.file('adapter')} was trained on numbers around {then.center:g} ± {then.spread:g}, and the training rows now "
-            f"have {now.center:g} ± {now.spread:g}: they have changed. Put them back, or train again with: lora-drop run"
+            f"{job.run.file('adapter')} was trained on numbers around {then.center:g} ± {then.spread:g}, but the "
+            f"training rows have changed and now have {now.center:g} ± {now.spread:g}. Put them back, or train again "
+            "with: lora-drop run"
         )
     trained_on, there = job.run.entry("train").get("data", {}).get("train"), job.data.train.digest
     origins = job.source.origins  # known once the rows are read
     if trained_on not in (None, there) and origins.get("train") == origins.get("validation"):
         raise UserError(
-            f"The rows to evaluate on are held out of the training rows, which are not those that {job.run.file('adapter')} was trained "
-            f"on: some of what would be evaluated was trained on. Put the data (and data.validation) back, name other rows with "
-            "--validation FILE, or train again with: lora-drop run"
+            "The rows to evaluate on are held out of the training rows, which have changed since "
+            f"{job.run.file('adapter')} was trained: some of the rows to evaluate were trained on. Put the data (and "
+            "data.validation) back, name other rows with --validation FILE, or train again with: lora-drop run"
         )
 
 

@@ -107,7 +107,7 @@ def owner(path: Path) -> Owner | None:
 
 
 def _busy(path: Path, what: str) -> Busy:
-    return Busy(f"{what} ({owner(path) or 'which one is not known'}).", path)
+    return Busy(f"{what} ({owner(path) or 'its id is unknown'}).", path)
 
 
 def _note(path: Path) -> Path:

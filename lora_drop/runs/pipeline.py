@@ -72,14 +72,14 @@ def _refuse_another_task(job: Job) -> None:
     there = job.run.manifest.get("subject", job.subject)
     if there != job.subject and job.run.entry("train") and not job.force:
         raise UserError(
-            f"{job.run.path} holds a model trained on {there}, and this command is about {job.subject}, which would take its "
-            "place. Name another folder with --run-dir, or say --force."
+            f"{job.run.path} holds a model trained on {there}, and this command, which is about {job.subject}, would "
+            "replace it. Name another folder with --run-dir, or use --force."
         )
     was = _other_file(job)
     if was and not job.force:
         raise UserError(
-            f"{job.run.path} holds a model trained on {was}, and this command is about another file, {job.config.data.path}, "
-            "which would take its place. Name another folder with --run-dir, or say --force."
+            f"{job.run.path} holds a model trained on {was}, and this command, which is about another file, "
+            f"{job.config.data.path}, would replace it. Name another folder with --run-dir, or use --force."
         )
 
 
@@ -116,7 +116,7 @@ def _no_stage(job: Job, name: str) -> str:
     if not job.selects:
         return f"The method {job.method.name} has no stage {name}: it needs no selection of layers."
     asked = {"norms": "score.norms=true", "stability": "score.bootstrap=200", "criteria": "score.compare=[weight]"}
-    return f"The run has a stage {name} only if it is asked for: -o {asked.get(name, f'score.{name}=true')}"
+    return f"The run has a stage {name} only if it is requested: -o {asked.get(name, f'score.{name}=true')}"
 
 
 def perform_one(job: Job, name: str) -> None:
@@ -138,12 +138,12 @@ def perform(job: Job, stage: Stage) -> None:
     Outputs that were altered, or made from inputs that have changed since, are made again.
     """
     run, report = job.run, job.report
-    report.doing(f"{stage.name}: comparing its inputs with those of what is there")
+    report.doing(f"{stage.name}: comparing its inputs with those of the existing outputs")
     key = processes.by_first(lambda: inputs_digest(job, stage))
     if processes.by_first(lambda: _unchanged(job, stage, key)):
         return
     if stage.name in run.damaged:
-        report.notice(f"run.json is damaged where it speaks of the stage {stage.name}, which is done again")
+        report.notice(f"run.json is damaged in its entry for the stage {stage.name}, which is repeated")
     report.start(stage.name)
     resumed = processes.by_first(lambda: run.keep_checkpoints_of(stage.name, key, job.force))
     release_memory()
@@ -168,7 +168,7 @@ def _unchanged(job: Job, stage: Stage, key: str) -> bool:
     report.skip(stage.name, f"unchanged ({entry['note']})")
     others = other_versions(entry["versions"])
     if others and stage.rows(job):
-        report.notice(f"{stage.name} was done with {others}; what it made stands. To repeat it here: --force")
+        report.notice(f"{stage.name} was done with {others}; its outputs are kept. To repeat it here: --force")
     return True
 
 
@@ -261,7 +261,7 @@ def _require(job: Job, upstream: Stage, reads_training_rows: bool) -> None:
     )
     if not same:
         raise UserError(
-            f"{path} was made under another configuration, or from other data, than this command has. {remedy}"
+            f"{path} was made with another configuration, or from other data, than this command uses. {remedy}"
         )
     if not run.whole(upstream.name, upstream.outputs):
-        raise UserError(f"{path} is not as the stage {upstream.name} has written it. {remedy}")
+        raise UserError(f"{path} has changed since the stage {upstream.name} wrote it. {remedy}")

@@ -62,8 +62,8 @@ class Predictor:
         self.run = Run(run_dir)
         if not self.run.config.data.given:
             raise UserError(
-                f"{run_dir} was trained on the task {self.run.config.task}; `predict` is for data of your own "
-                "(lora-drop run --data FILE). Its evaluation is: lora-drop eval"
+                f"{run_dir} was trained on the task {self.run.config.task}; `predict` is for your own data (lora-drop "
+                "run --data FILE). To evaluate this run: lora-drop eval"
             )
         self.config: Config = self.run.config
         self.task: Task = trained_task(self.run)
@@ -161,14 +161,16 @@ def predict(
     if to.suffix not in FORMATS:
         raise UserError(f"Predictions cannot be written as {to.name}. Formats: {', '.join(FORMATS)}")
     if Path(data).exists() and to.resolve() == Path(data).resolve():
-        raise UserError(f"--to names the data themselves ({to}); predictions must not take their place.")
+        raise UserError(
+            f"--to names the data file itself ({to}), which predictions must not replace. Name another file."
+        )
     table = open_split(data, split, source)
     report.doing("loading the model")
     predictor = Predictor(run_dir, device, report)
     predictor.check(table)
     facts = read_facts(run_dir)
     if not (facts.trained_as_selected and facts.trained_as_configured):
-        report.notice("the run was changed since the training, and this is the model as it was trained")
+        report.notice("the run was changed after its training; the predictions are from the model as it was trained")
     try:
         to.parent.mkdir(parents=True, exist_ok=True)
         TemporaryFile(dir=to.parent).close()
@@ -179,7 +181,7 @@ def predict(
     report.start("predict")
     count, pairs, blank = _written(predictor, table, to)
     if blank:
-        report.notice(f"{some_places(blank, 'no text')}: what is predicted there says nothing")
+        report.notice(f"{some_places(blank, 'no text')}: their predictions are meaningless")
     report.finish("predict", time.perf_counter() - began, counted(count, "row"))
     compared, metrics = _metrics(predictor, pairs, report) if labelled else (0, {})
     return Predicted(to, count, compared, metrics)
@@ -270,7 +272,7 @@ def _metrics(predictor: Predictor, rows: Sequence[Pair], report: Reporter) -> tu
     pairs = [(given, label) for given, label in rows if known(label)]
     if len(pairs) < len(rows) and any(label is not None for _, label in rows):
         left = counted(len(rows) - len(pairs), "row")
-        report.notice(f"{left} of {len(rows):,} without a label that the model knows: not compared")
+        report.notice(f"{left} of {len(rows):,} without a label that the model knows, not compared")
     return len(pairs), _compared(task, reading, pairs) if pairs else {}
 
 

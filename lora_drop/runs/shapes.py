@@ -31,7 +31,9 @@ def check_shapes(job: Job, stages: Collection[str]) -> None:
         raise
     except Exception as error:  # noqa: BLE001 - a user's method may need values; the stage itself will then report
         reason = (str(error).splitlines() or [""])[0]
-        job.report.notice(f"whether all fits together is not known beforehand ({type(error).__name__}: {reason})")
+        job.report.notice(
+            f"it cannot be checked in advance that all parts fit together ({type(error).__name__}: {reason})"
+        )
 
 
 def _check(job: Job, stages: Collection[str]) -> None:
@@ -87,8 +89,8 @@ def _check_counted(job: Job, built: nn.Module) -> None:
         if counted.get(name, pair.parameters) != pair.parameters:
             there = counted[name] * pair.rank // pair.parameters
             raise UserError(
-                f"The layers were scored by an adapter of rank {there}, whose parameters the selection has counted, and a training would "
-                f"have rank {pair.rank} ({name}). Set method.rank={there}, or score again."
+                f"The layers were scored by an adapter of rank {there}, whose parameters the selection has counted, "
+                f"but training would use rank {pair.rank} ({name}). Set method.rank={there}, or score again."
             )
 
 
@@ -104,12 +106,14 @@ def _check_modules(adapter: str, scored: nn.Module, built: nn.Module) -> None:
     if ranks:
         name, there, here = ranks[0]
         raise UserError(
-            f"The adapter {adapter} has rank {there} and a training would have rank {here} ({name}), so that the selection would count "
-            f"other parameters than are trained. Set method.rank={there}, or only score it: lora-drop score"
+            f"The adapter {adapter} has rank {there}, but training would use rank {here} ({name}), so the selection "
+            f"would count other parameters than are trained. Set method.rank={there}, or only score it: lora-drop "
+            "score"
         )
     if other:
         found = [place.projection for place in all_places(scored) if place.name in theirs]
         raise UserError(
-            f"The adapter {adapter} and a training would have LoRAs on different modules ({other[0]} is in one of them only). "
-            f"Set method.target_projections to the adapter's ({', '.join(dict.fromkeys(found))}), or only score it: lora-drop score"
+            f"The adapter {adapter} and the model to train have LoRAs on different modules ({other[0]} is in one of "
+            f"them only). Set method.target_projections to the adapter's ({', '.join(dict.fromkeys(found))}), or only "
+            "score it: lora-drop score"
         )

@@ -57,7 +57,7 @@ class Run:
             stored = stored_config(self.path)
             if stored is None:
                 raise UserError(
-                    f"{self.path} is not a run directory: it has no config.yaml. One is made by: lora-drop run"
+                    f"{self.path} is not a run directory: it has no config.yaml. Make one with: lora-drop run"
                 )
             config = from_dict(read_sealed(stored))
         self.config = config
@@ -187,7 +187,8 @@ class Run:
         folder = self.checkpoints(stage)
         if folder.parent.is_symlink():
             raise UserError(
-                f"{folder.parent} is a link. Only what is in the run directory itself is ever removed: make it a folder."
+                f"{folder.parent} is a link. Only content of the run directory itself is ever removed: replace the "
+                "link with a folder."
             )
         if folder.parent.is_dir():
             sweep(folder.parent)
@@ -237,13 +238,13 @@ def _refuse_foreign(path: Path) -> None:
     """Raise UserError for a folder that is not a run directory but has a name that a run would replace."""
     manifest = path / "run.json"
     if manifest.is_file() and not (path / "config.yaml").exists() and b'"format"' not in manifest.read_bytes():
-        raise UserError(f"{manifest.absolute()} is not of a run. Name another folder with --run-dir.")
+        raise UserError(f"{manifest.absolute()} was not written by a run. Name another folder with --run-dir.")
     if any((path / name).exists() for name in (LOCK, "run.json", "config.yaml")):
         return
     for name in OUTPUTS:
         if (path / name).exists():
             raise UserError(
-                f"{path.absolute()} is no run directory, but has {name}. Name another folder with --run-dir."
+                f"{path.absolute()} is not a run directory, but has {name}. Name another folder with --run-dir."
             )
 
 
@@ -256,7 +257,7 @@ def read_manifest(path: Path) -> tuple[dict[str, Any], list[str]]:
     file = path / "run.json"
     stored = read_json(file) if file.exists() else fresh
     if not isinstance(stored, dict) or not isinstance(stored.get("stages", {}), dict):
-        raise UserError(f"{file} is damaged. Remove it, and repeat the run: what it says of each stage is lost.")
+        raise UserError(f"{file} is damaged, and its record of each stage is lost. Remove it, and repeat the run.")
     if stored.get("format") != FORMAT:
         return fresh, []
     stages = stored.get("stages", {})

@@ -134,7 +134,7 @@ def doubted(run: Facts) -> list[str]:
     found = [f"it is {run.status}"] if run.status != "done" else []
     if run.selection is not None and not run.trained_as_selected:
         found.append(
-            f"its adapter was trained under another selection, of {run.parameters['adapter']:,} parameters; "
+            f"its adapter was trained under another selection, with {run.parameters['adapter']:,} parameters; "
             "lora-drop run trains it again"
         )
     if not run.trained_as_configured:
@@ -151,8 +151,8 @@ def verdict(rows: Sequence[Compared]) -> str:
         return ""
     pair = f"{drop.first.primary} {measured(drop)} with {drop.parameters:,.0f} parameters, LoRA {measured(lora)} with"
     runs = min(len(drop.scores), len(lora.scores))
-    few = "One seed each" if len(drop.scores) == len(lora.scores) else "Only one seed of one of them"
-    doubt = f" {few}: a difference of a few rows is chance." if runs == 1 else ""
+    few = "One seed each" if len(drop.scores) == len(lora.scores) else "One of them has only one seed"
+    doubt = f" {few}: a difference of a few rows may be chance." if runs == 1 else ""
     return f"LoRA-drop reaches {pair} {lora.parameters:,.0f}.{doubt}"
 
 

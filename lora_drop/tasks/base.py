@@ -114,7 +114,7 @@ class Task:
     def check_split(self, split: str) -> str:
         """Return `split` if it is one of this task's evaluation splits. Raises UserError otherwise."""
         if split not in self.splits:
-            own = " Of other rows of yours: lora-drop predict RUN --data FILE" if self.record else ""
+            own = " For other rows of yours: lora-drop predict RUN --data FILE" if self.record else ""
             raise UserError(
                 f"{self.name} has no split {split!r}. Its evaluation splits: {', '.join(self.splits)}.{own}"
             )

@@ -35,10 +35,10 @@ def official_file(source: Source, name: str, split: str, hub: str, advice: str =
     hint = _elsewhere(source.data_dir, name)
     if source.named:
         raise UserError(
-            f"{path} does not exist.{hint} The folder that is named with --data-dir (data_dir) must hold {name}. "
-            f"Without --data-dir the rows come from the Hub ({hub}).{advice}"
+            f"{path} does not exist.{hint} The folder given with --data-dir (data_dir) must contain {name}. Without "
+            f"--data-dir the rows come from the Hub ({hub}).{advice}"
         )
-    source.report.notice(f"{path} does not exist: {split} rows are those of the Hub ({hub}).{hint}")
+    source.report.notice(f"{path} does not exist: the {split} rows are on the Hub ({hub}).{hint}")
     return None
 
 
@@ -179,7 +179,7 @@ def text_in(path: Path, line: int, row: Any, key: str) -> str:
     """Return the text under a key of a JSON object. Raises UserError naming the line if there is none."""
     value = row.get(key) if isinstance(row, dict) else None
     if not isinstance(value, str):
-        found = "is missing" if value is None else f"is no text but {type(value).__name__}"
+        found = "is missing" if value is None else f"must be a text, not {type(value).__name__}"
         raise UserError(f"{path}, line {line}: {key!r} {found}")
     if HALF.search(value):
         raise UserError(f"{path}, line {line}: {key!r} holds half a character (a lone surrogate such as \\ud83d)")

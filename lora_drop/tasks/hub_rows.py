@@ -54,7 +54,7 @@ class HubRows:
         repo = Repo(self.name, "dataset", check_revision(source.revision or self.revision), self.revision)
         forbidden = forbidden_by(source.offline)
         expected = (source.data_dir or Path("<data folder>")) / file
-        otherwise = f"Without the Hub: name files of your own with --data.{advice}"
+        otherwise = f"Without the Hub: name your own files with --data.{advice}"
         if file:
             otherwise = (
                 f"Without the Hub: put the official file at {expected} and name its folder with --data-dir or LORA_DROP_DATA.{advice} "
@@ -74,10 +74,13 @@ class HubRows:
         elif forbidden:
             others = sorted({folder.parts[-3] for commit in commits for folder in self._folders(commit)})
             choice = (
-                f" Here are rows of {', '.join(others)}: name one, as in {self.name}:{others[0]}." if others else ""
+                f" This machine has the rows of {', '.join(others)}: name one, as in {self.name}:{others[0]}."
+                if others
+                else ""
             )
             raise UserError(
-                f"The {split} rows of {self} are not on this machine, and {forbidden} forbids asking the Hub.{choice} {otherwise}"
+                f"The {split} rows of {self} are not on this machine, and {forbidden} forbids contacting the "
+                f"Hub.{choice} {otherwise}"
             )
         else:
             commit, rows = self._fetch(repo, commits, split, otherwise, source.report)

@@ -81,7 +81,7 @@ def fault_of(path: Path) -> str:
         return "its manifest is damaged"
     found.pop(MANIFEST, None)
     names = sorted(name for name in {*written, *found} if written.get(name) != found.get(name))
-    return f"{', '.join(names)} {'is' if len(names) == 1 else 'are'} not as written" if names else ""
+    return f"{', '.join(names)} changed after the checkpoint was written" if names else ""
 
 
 def steps_of(folder: Path) -> list[int]:

@@ -71,18 +71,19 @@ def doubts(losses: Sequence[float], constant: float | None = None) -> list[str]:
     found = []
     if len(losses) < FEW_STEPS:
         found.append(
-            f"the warm-up has only {counted(len(losses), 'optimizer step')}, and after fewer than {FEW_STEPS} the importances say "
-            "little of the task. Lower warmup.batch_size, or raise warmup.epochs or sample.ratio"
+            f"the warm-up has only {counted(len(losses), 'optimizer step')}, and after fewer than {FEW_STEPS} the "
+            "importances say little about the task. Lower warmup.batch_size, or raise warmup.epochs or sample.ratio"
         )
     if constant is not None and last >= LEARNT * constant:
         found.append(
-            f"the loss of the warm-up ended at {last:.3f}, and a prediction that never looks at its input has {constant:.3f}: it "
-            "has learnt nothing that the importances could tell of. Raise warmup.epochs, or change warmup.learning_rate or "
-            "warmup.batch_size"
+            f"the loss of the warm-up ended at {last:.3f}, while a prediction that never looks at its input has "
+            f"{constant:.3f}: the warm-up has learnt nothing that the importances could show. Raise warmup.epochs, or "
+            "change warmup.learning_rate or warmup.batch_size"
         )
     elif last >= first:
         found.append(
-            f"the loss of the warm-up did not fall ({first:.3f} in its first quarter, {last:.3f} in its last): it has learnt nothing that the "
-            "importances could tell of. Raise warmup.epochs or warmup.learning_rate, or lower warmup.batch_size"
+            f"the loss of the warm-up did not fall ({first:.3f} in its first quarter, {last:.3f} in its last): the "
+            "warm-up has learnt nothing that the importances could show. Raise warmup.epochs or "
+            "warmup.learning_rate, or lower warmup.batch_size"
         )
     return found

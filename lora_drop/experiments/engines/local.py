@@ -173,7 +173,8 @@ class _Worker:
         elif time.monotonic() - self.stopped > STOPPED_S:
             pid, self.stopped = self.process.pid, float("inf")  # so that it is named once
             self.line.notice(
-                f"{self.place} (process {pid}) is stopped. Let it go on with: kill -CONT {pid}, or end it with: kill -KILL {pid}"
+                f"{self.place} (process {pid}) is stopped. Resume it with: kill -CONT {pid}, or end it with: kill "
+                f"-KILL {pid}"
             )
 
     def dismiss(self) -> None:

@@ -120,7 +120,7 @@ class RayCluster:
         before = self.places.get(number)
         self.places[number] = place
         if before is not None:
-            self.lines[number]().notice(f"{before} was lost; a run that was there goes on at {place}")
+            self.lines[number]().notice(f"{before} was lost; its run continues on {place}")
 
     def _end(self, task: Any, number: int) -> End:
         place = self.places.get(number, "no node yet")
@@ -193,7 +193,7 @@ def _perform(number: int, run: Planned, setup: _Setup, board: Any) -> End:
         os.chdir(setup.folder)
     here = versions()["lora-drop"]
     if here != setup.version:
-        return End(f"lora-drop {here} is installed there, and {setup.version} here. Install the same.")
+        return End(f"lora-drop {here} is installed there, and {setup.version} here. Install the same version on both.")
     try:
         _prepare(setup.prepare, setup.plugins)
     except UserError as error:
@@ -221,7 +221,7 @@ def _reachable(address: str) -> None:
         return
     if not host or not port.isdecimal() or "/" in host:
         raise UserError(
-            f"--address {address}: it is HOST:PORT of a cluster that this machine belongs to, auto, or local."
+            f"--address {address}: must be HOST:PORT of a cluster that this machine belongs to, auto, or local."
         )
     try:
         socket.create_connection((host, int(port)), timeout=10).close()

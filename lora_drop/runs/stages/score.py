@@ -134,7 +134,7 @@ def _made(job: Job, encoded: Dataset) -> Warm:
         folder = adapter_folder(config.warmup.adapter, "warmup.adapter")
         model = lora.load(models.load_backbone(job), folder).to(job.device)
         way = models.find(job, model, encoded)
-        return Warm(model, way, computed=str(way), note=f"of the adapter {config.warmup.adapter}")
+        return Warm(model, way, computed=str(way), note=f"from the adapter {config.warmup.adapter}")
     model = lora.build(models.load_backbone(job), config.method, config.seed, None)
     models.start(job, model)
     way = models.find(job, model, encoded)
@@ -152,7 +152,7 @@ def _kept(job: Job, made_from: str, encoded: Dataset) -> Warm | None:
         return None
     model = models.load_adapter(job, METHODS.get("lora"), "warmup")
     losses = read_json(job.run.file("warmup") / "losses.json")["losses"]
-    way, note = models.find(job, model, encoded), "of the warm-up that was there, "
+    way, note = models.find(job, model, encoded), "from the existing warm-up, "
     return Warm(model, way, entry["warmup_steps"], losses, entry["computed"], note, there=True)
 
 

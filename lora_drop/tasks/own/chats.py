@@ -79,7 +79,7 @@ class Chat:
         }
         role = roles.get(str(turn[role_key]))
         if role is None:
-            raise UserError(f"{place}: the role {turn[role_key]!r} is none of {', '.join(roles)}")
+            raise UserError(f"{place}: the role {turn[role_key]!r} must be one of {', '.join(roles)}")
         return {"role": role, "content": turn[content_key]}
 
     def _questions(self, place: str, row: Row) -> Messages:
@@ -136,10 +136,10 @@ def described(file: str, name: str) -> Described:
     places = {key: entry[key] for key in ("file_name", "hf_hub_url", "subset", "split") if entry.get(key) is not None}
     for key, value in places.items():
         if not isinstance(value, str):
-            raise UserError(f"{path}, {name}: {key} = {value!r} is no text.")
+            raise UserError(f"{path}, {name}: {key} = {value!r} must be a text.")
     for key, what in REFUSED.items():
         if entry.get(key) or columns.get(key):
-            raise UserError(f"{path}, {name}: {key} means {what}; only texts are learnt from here.")
+            raise UserError(f"{path}, {name}: {key} means {what}; only training on texts is supported.")
     listed = entry.get("formatting", "alpaca") == "sharegpt"
     chat = (
         Chat({"messages": "conversations", **columns}, {**SHAREGPT, **tags})
@@ -153,7 +153,7 @@ def described(file: str, name: str) -> Described:
     if "hf_hub_url" in places:
         subset = f":{places['subset']}" if places.get("subset") else ""
         return Described(places["hf_hub_url"] + subset, places.get("split"), chat)
-    raise UserError(f"{path}, {name}: neither file_name nor hf_hub_url, and nothing else is read.")
+    raise UserError(f"{path}, {name}: file_name or hf_hub_url is needed; no other source is supported.")
 
 
 def _names(path: Path, name: str, entry: Mapping[str, Any], key: str) -> dict[str, str]:

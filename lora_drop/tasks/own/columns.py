@@ -44,7 +44,7 @@ def find_columns(data: DataConfig, table: Table) -> Reading:
         raise UserError("data.text and data.template exclude each other: leave one out.")
     if len(texts) > 2:
         raise UserError(
-            f"data.text names {len(texts)} columns: one, or two for a pair. More go into a template: "
+            f"data.text names {len(texts)} columns, but takes one, or two for a pair. For more, use a template: "
             f'--template "{" ".join("{" + name + "}" for name in texts)}"'
         )
     for name in (*texts, *FIELD.findall(template)):

@@ -195,8 +195,8 @@ def with_kind(reading: Reading, table: Table, found: Survey) -> Reading:
     if marks:
         place = place_where(table, reading, lambda label: label in marks)
         raise UserError(
-            f"{place}, and the other labels are numbers. Leave such cells empty (their rows are then left out), or, if it is a class, "
-            "say --kind classification."
+            f"{place}, and the other labels are numbers. Leave such cells empty (their rows are then left out), or, "
+            "if it is a class, use --kind classification."
         )
     kind = kind_of(counts) if reading.kind == "auto" else reading.kind
     reading = replace(reading, kind=kind)
@@ -206,12 +206,12 @@ def with_kind(reading: Reading, table: Table, found: Survey) -> Reading:
         wrong = [label for label in counts if number(label) is None]
         if wrong:
             place = place_where(table, reading, lambda label: label in wrong)
-            raise UserError(f"{place} is not a number, and kind is regression.")
+            raise UserError(f"{place} is not a number, but the kind is regression.")
         values = [number(label) or 0.0 for label in found.labels]
         return replace(reading, center=mean(values), spread=pstdev(values) or 1.0)
     if kind == "classification" and any(isinstance(label, tuple) for label in counts):
         place = place_where(table, reading, lambda label: isinstance(label, tuple))
-        raise UserError(f"{place} is a list, and kind is classification. Use --kind multilabel.")
+        raise UserError(f"{place} is a list, but the kind is classification. Use --kind multilabel.")
     names = ordered(name for label in counts for name in (several(label) if kind == "multilabel" else (str(label),)))
     _check_classes(reading, table, counts, names)
     return replace(reading, labels=names)
@@ -223,12 +223,15 @@ def surprise(reading: Reading, table: Table, counts: Counter[Label]) -> str:
     if reading.kind == "multilabel" and sum(counts[label] for label in lists) < counts.total() / 20:
         place = place_where(table, reading, lambda label: label in lists)
         return (
-            f"rows are taken to have several labels ({place}), though few do. Is the {SEPARATOR!r} a part of a name? Then say "
-            "--kind classification"
+            f"rows are taken to have several labels ({place}), though few do. If the {SEPARATOR!r} is part of a name, "
+            "use --kind classification"
         )
     if reading.kind == "classification" and all(DECIMAL_COMMA.fullmatch(str(label)) for label in counts):
         one = str(next(iter(counts)))
-        return f"labels such as {one} are taken for classes. Numbers are read with a point: {one.replace(',', '.')}"
+        return (
+            f"labels such as {one} are taken for classes. To be read as numbers, they need a decimal point: "
+            f"{one.replace(',', '.')}"
+        )
     return ""
 
 
@@ -246,14 +249,19 @@ def _check_classes(reading: Reading, table: Table, counts: Counter[Label], names
         return
     words = [label for label in counts if number(label) is None]
     commas = [label for label in words if DECIMAL_COMMA.fullmatch(str(label))]
-    hint = "Is it the label? For free text use --kind generation"
+    hint = "Check that it is the label. For free text use --kind generation"
     if mean(_words(name) for name in names) > SENTENCE and reading.texts:
-        hint = f"Are text and label swapped? Try --text {reading.label} --label {reading.texts[0]}. For texts to be written use --kind generation"
+        hint = (
+            f"Text and label may be swapped: try --text {reading.label} --label {reading.texts[0]}. For texts to be "
+            "generated use --kind generation"
+        )
     elif commas and len(commas) == len(words):
-        hint = f"Numbers are read with a point, not a comma: {commas[0]!s} would be {str(commas[0]).replace(',', '.')}"
+        hint = f"Numbers need a decimal point, not a comma: write {commas[0]!s} as {str(commas[0]).replace(',', '.')}"
     elif words and sum(counts[label] for label in words) < total / 2:
         place = place_where(table, reading, lambda label: label in words)
-        hint = f"Most are numbers, but not {place}. For numbers mend that row, or use --kind regression"
+        hint = (
+            f"Most are numbers, but not {place}. If all should be numbers, correct that row and use --kind regression"
+        )
     elif not words:
         hint = "For whole numbers that are amounts use --kind regression"
     raise UserError(

@@ -59,7 +59,8 @@ def open_table(paths: Sequence[Path]) -> Table:
     for other in tables[1:]:
         if set(other.columns) != set(first.columns):
             raise UserError(
-                f"{other.name} has other columns ({', '.join(other.columns)}) than {first.name} ({', '.join(first.columns)})."
+                f"The columns of {other.name} ({', '.join(other.columns)}) differ from those of {first.name} "
+                f"({', '.join(first.columns)})."
             )
     name = first.name if len(tables) == 1 else f"{first.name} and {len(tables) - 1} more"
     return Table(name, first.columns, lambda: chain.from_iterable(table.rows() for table in tables), identity_of(paths))

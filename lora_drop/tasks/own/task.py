@@ -103,16 +103,17 @@ class OwnData:
             source.report.notice(odd)
         if validation is not None and data.validation is None and self._has_no_labels(validation):
             source.report.notice(
-                f"{validation.name} has no column {self.reading.label!r}: a part of the training rows is held out instead. What is "
-                "predicted of it: lora-drop predict"
+                f"{validation.name} has no column {self.reading.label!r}: a part of the training rows is held out "
+                "instead. To predict its labels: lora-drop predict"
             )
             self.splits, validation = replace(self.splits, validation=None), None
         if validation is not None:
             for name in filter(None, (*self.reading.columns, self.reading.label)):
                 if name not in validation.columns:
                     raise UserError(
-                        f"{validation.name} has no column {name!r}, which {train.name} has. Rows to evaluate on need text and label; "
-                        f"what is predicted of rows without labels: lora-drop predict. Columns: {', '.join(validation.columns)}"
+                        f"{validation.name} has no column {name!r}, which {train.name} has. Rows to evaluate on need "
+                        "text and label; to predict rows without labels: lora-drop predict. Columns: "
+                        f"{', '.join(validation.columns)}"
                     )
             surveys["validation"] = survey(validation, self.reading)
             self._check_known(validation, surveys["validation"])
@@ -266,6 +267,7 @@ def _metrics(kind: str, named: Sequence[str] | None) -> tuple[str, ...]:
     for name in metrics:
         if name not in ALLOWED[kind]:
             raise UserError(
-                f"data.metric: {name!r} is no metric of {kind}.{closest(name, list(ALLOWED[kind]))} Metrics: {', '.join(ALLOWED[kind])}"
+                f"data.metric: {name!r} is not a metric for {kind}.{closest(name, list(ALLOWED[kind]))} Metrics: "
+                f"{', '.join(ALLOWED[kind])}"
             )
     return metrics
