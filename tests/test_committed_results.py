@@ -106,3 +106,9 @@ def test_the_readme_tells_what_the_tables_say():
         assert held_out.startswith(f"{other}; {interval}; {again}")
         assert f"| {difference} ({here}) | {other} ({interval}) |" in front
     assert len(alike) == 6 and set(alike[1:]) <= {line.strip() for line in told}
+    slopes = table.partition("### Does the score rise")[2].splitlines()
+    mean, here, elsewhere = (
+        [cell.strip() for cell in line.split("|")[2:4]] for line in slopes if line[2:6] in ("mean", "95 %")
+    )
+    for parts in zip(mean, here, elsewhere, strict=True):
+        assert any(line.endswith(f"| {'; '.join(parts)} |") for line in told)

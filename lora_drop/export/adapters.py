@@ -7,14 +7,14 @@ import shutil
 from pathlib import Path
 
 from lora_drop.errors import UserError
-from lora_drop.export.source import Source
+from lora_drop.export.source import ExportedRun
 from lora_drop.files import read_json
 from lora_drop.methods.compact import TIES, WEIGHTS, write_compact
 
 PEFT_WEIGHTS, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
-def peft(source: Source, folder: Path) -> str:
+def peft(source: ExportedRun, folder: Path) -> str:
     """Write the PEFT adapter with the public name of its backbone; return its size in words."""
     _check(source)
     shutil.copytree(source.adapter, folder, dirs_exist_ok=True)
@@ -23,7 +23,7 @@ def peft(source: Source, folder: Path) -> str:
     return f"{PEFT_WEIGHTS} has {_bytes(folder / PEFT_WEIGHTS):,} bytes"
 
 
-def compact(source: Source, folder: Path) -> str:
+def compact(source: ExportedRun, folder: Path) -> str:
     """Write the compact form, which stores shared tensors once; return its size in words."""
     _check(source)
     if not (source.adapter / TIES).is_file() or not read_json(source.adapter / TIES)["tied"]:
@@ -39,12 +39,12 @@ def compact(source: Source, folder: Path) -> str:
     return f"{WEIGHTS} has {_bytes(folder / WEIGHTS):,} bytes; as a PEFT adapter, {whole:,}"
 
 
-def _check(source: Source) -> None:
+def _check(source: ExportedRun) -> None:
     if not (source.adapter / PEFT_CONFIG).is_file():
         raise UserError(f"{source.facts.title} is not a PEFT adapter. Use --to merged, if the method can be merged.")
 
 
-def _named(source: Source) -> dict[str, str | None]:
+def _named(source: ExportedRun) -> dict[str, str | None]:
     return {"base_model_name_or_path": source.base, "revision": source.revision}
 
 

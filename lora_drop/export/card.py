@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from lora_drop.export.source import Source
+from lora_drop.export.source import ExportedRun
 from lora_drop.runs import words
 from lora_drop.runs.facts import with_compared
 
@@ -27,7 +27,7 @@ model, tokenizer = {auto}.from_pretrained("FOLDER"), AutoTokenizer.from_pretrain
 }
 
 
-def card(source: Source, target: str, said: str) -> str:
+def card(source: ExportedRun, target: str, said: str) -> str:
     """Return the card of an export; `said` is the text about its size."""
     facts, task = source.facts, source.task
     generates = task.kind == "generation"
@@ -50,7 +50,7 @@ def card(source: Source, target: str, said: str) -> str:
     return "\n".join(parts)
 
 
-def _front(source: Source, target: str) -> dict[str, Any]:
+def _front(source: ExportedRun, target: str) -> dict[str, Any]:
     facts, task = source.facts, source.task
     front: dict[str, Any] = {
         **({"base_model": source.known} if source.known else {}),
@@ -64,7 +64,7 @@ def _front(source: Source, target: str) -> dict[str, Any]:
     return front
 
 
-def _measured(source: Source) -> str:
+def _measured(source: ExportedRun) -> str:
     facts = source.facts
     if not facts.metrics:
         return "Nothing was measured: the run was not evaluated.\n"
@@ -77,7 +77,7 @@ def _measured(source: Source) -> str:
     return "\n".join([*rows, *([f"- {verdict}"] if verdict else []), ""])
 
 
-def _made(source: Source) -> str:
+def _made(source: ExportedRun) -> str:
     train = source.facts.stages.get("train", {})
     versions = ", ".join(f"{name} {version}" for name, version in train.get("versions", {}).items())
     commit = f", commit {train['commit'][:12]}" if train.get("commit") else ""

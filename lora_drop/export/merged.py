@@ -10,13 +10,13 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from lora_drop.errors import UserError
-from lora_drop.export.source import Source
+from lora_drop.export.source import ExportedRun
 from lora_drop.models.backbones import load_model, load_tokenizer, locate
 from lora_drop.registry import METHODS
 from lora_drop.runs.load import check_weights
 
 
-def merged(source: Source, folder: Path) -> str:
+def merged(source: ExportedRun, folder: Path) -> str:
     """Write model and tokenizer; return size and precision in words.
 
     An adapter trained on 4-bit weights is merged into the unquantized weights, in bf16, because 4-bit weights cannot

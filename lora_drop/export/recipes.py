@@ -12,19 +12,19 @@ from typing import Any
 import yaml
 
 from lora_drop.errors import UserError
-from lora_drop.export.source import Source
+from lora_drop.export.source import ExportedRun
 from lora_drop.files import read_json
 from lora_drop.runs import words
 
 ALONE = "The layers that lora-drop retained. All others have no LoRA: a configuration cannot say that they share one."
 
 
-def config(source: Source) -> str:
+def config(source: ExportedRun) -> str:
     """Return the JSON of a PEFT LoraConfig on the retained modules."""
     return json.dumps(lora_config(source), indent=2, sort_keys=True) + "\n"
 
 
-def lora_config(source: Source) -> dict[str, Any]:
+def lora_config(source: ExportedRun) -> dict[str, Any]:
     """Return the warm-up's LoRA configuration for the retained modules only. Raises UserError without a selection."""
     source.run.require("selection.json", "select")
     source.run.require("warmup/adapter_config.json", "score")
@@ -33,7 +33,7 @@ def lora_config(source: Source) -> dict[str, Any]:
     return stored | {"base_model_name_or_path": source.base, "revision": source.revision}
 
 
-def axolotl(source: Source) -> str:
+def axolotl(source: ExportedRun) -> str:
     """Return the part of an Axolotl configuration for the model and its LoRA."""
     found = _of_a_language_model(source, "Axolotl")
     content = {
@@ -48,7 +48,7 @@ def axolotl(source: Source) -> str:
     return f"# {ALONE}\n# Add your data sets and hyper-parameters.\n{_yaml(content)}"
 
 
-def llamafactory(source: Source) -> str:
+def llamafactory(source: ExportedRun) -> str:
     """Return the part of a LLaMA-Factory configuration for the model and its LoRA."""
     found = _of_a_language_model(source, "LLaMA-Factory")
     content = {
@@ -65,7 +65,7 @@ def llamafactory(source: Source) -> str:
     return f"# {ALONE}\n# Add your data sets and hyper-parameters.\n{_yaml(content)}"
 
 
-def trl(source: Source) -> str:
+def trl(source: ExportedRun) -> str:
     """Return a script for TRL's SFTTrainer in which the low-importance layers share a LoRA."""
     found = _of_a_language_model(source, "TRL's SFTTrainer")
     assert source.facts.selection is not None
@@ -81,7 +81,7 @@ def trl(source: Source) -> str:
     )
 
 
-def _of_a_language_model(source: Source, what: str) -> dict[str, Any]:
+def _of_a_language_model(source: ExportedRun, what: str) -> dict[str, Any]:
     if source.task.kind != "generation":
         raise UserError(
             f"{what} trains language models, but {source.facts.subject} needs no generated texts. Use --to config, "

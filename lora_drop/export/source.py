@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Source:
+class ExportedRun:
     """A run directory to export."""
 
     run: Run
@@ -27,7 +27,7 @@ class Source:
     """Name of the backbone as given by the user."""
 
     @classmethod
-    def open(cls, path: str | Path, base: str | None = None) -> Source:
+    def open(cls, path: str | Path, base: str | None = None) -> ExportedRun:
         """Open a run directory. Raises UserError if it is not one."""
         facts = read_facts(path)
         return cls(Run(path), facts, base)

@@ -39,9 +39,9 @@ def export_folder(run: Path, target: str, folder: Path | None, base: str | None)
     """
     from lora_drop.export.adapters import compact, peft
     from lora_drop.export.card import card
-    from lora_drop.export.source import Source
+    from lora_drop.export.source import ExportedRun
 
-    source = Source.open(run, base)
+    source = ExportedRun.open(run, base)
     if target != "merged":  # a merged model needs no backbone
         source.base  # noqa: B018 - refuses a backbone without a name before any work
     source.adapter  # noqa: B018 - refuses a run that is not trained
@@ -49,7 +49,7 @@ def export_folder(run: Path, target: str, folder: Path | None, base: str | None)
         raise UserError(f"{folder} is not an empty folder. Remove it, or name another with --out.")
     if folder is not None and folder.resolve() == Path.cwd():
         raise UserError(f"{folder} is the current folder and cannot be replaced. Name another with --out.")
-    write: Callable[[Source, Path], str]
+    write: Callable[[ExportedRun, Path], str]
     if target == "merged":
         from lora_drop.export.merged import merged as write
     else:
@@ -74,9 +74,9 @@ def _reason(error: OSError) -> str:
 def export_text(run: Path, target: str, file: Path | None, base: str | None) -> str:
     """Return a form that is a text, and write it to `file` if given. Raises UserError like `export_folder`."""
     from lora_drop.export import recipes
-    from lora_drop.export.source import Source
+    from lora_drop.export.source import ExportedRun
 
-    text: str = getattr(recipes, target)(Source.open(run, base))
+    text: str = getattr(recipes, target)(ExportedRun.open(run, base))
     if file is not None:
         try:
             write_text(file, text)

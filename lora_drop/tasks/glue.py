@@ -23,7 +23,7 @@ HUB = "nyu-mll/glue"
 
 
 @dataclass(frozen=True)
-class Layout:
+class Columns:
     """The columns of one GLUE task, in the official files and on the Hub."""
 
     folder: str
@@ -47,26 +47,26 @@ class Layout:
         return f"glue/{self.folder}/{'train.tsv' if split == 'train' else self.dev}"
 
 
-def load_split(layout: Layout, source: Source, split: str) -> Dataset:
+def load_split(columns: Columns, source: Source, split: str) -> Dataset:
     """Load "train" or "validation" of a task with a single evaluation split."""
-    name, hub = layout.file(split), HubRows(HUB, layout.hub)
-    path = official_file(source, name, split, str(hub), layout.advice)
+    name, hub = columns.file(split), HubRows(HUB, columns.hub)
+    path = official_file(source, name, split, str(hub), columns.advice)
     if path is not None:
-        return _read(layout, path)
-    rows = hub.load(source, split, name, (*layout.hub_texts, "label"), layout.advice)
-    number = int if layout.file_labels else official_score
-    return _dataset([rows[text] for text in layout.hub_texts], [number(value) for value in rows["label"]])
+        return _read(columns, path)
+    rows = hub.load(source, split, name, (*columns.hub_texts, "label"), columns.advice)
+    number = int if columns.file_labels else official_score
+    return _dataset([rows[text] for text in columns.hub_texts], [number(value) for value in rows["label"]])
 
 
-def _read(layout: Layout, path: Path) -> Dataset:
-    skip_short = layout.skip_short_lines and path.name == "train.tsv"
-    lines = some(path, read_tsv(path, (layout.label, *layout.texts), layout.header, skip_short))
+def _read(columns: Columns, path: Path) -> Dataset:
+    skip_short = columns.skip_short_lines and path.name == "train.tsv"
+    lines = some(path, read_tsv(path, (columns.label, *columns.texts), columns.header, skip_short))
     labels: list[float]
-    if layout.file_labels:
-        labels = [label_index(path, number, cells[0], layout.file_labels) for number, cells in lines]
+    if columns.file_labels:
+        labels = [label_index(path, number, cells[0], columns.file_labels) for number, cells in lines]
     else:
         labels = [number_in(path, number, cells[0], 0, 5) for number, cells in lines]
-    return _dataset([[cells[1 + text] for _, cells in lines] for text in range(len(layout.texts))], labels)
+    return _dataset([[cells[1 + text] for _, cells in lines] for text in range(len(columns.texts))], labels)
 
 
 def _dataset(texts: Sequence[Sequence[str]], labels: Sequence[float]) -> Dataset:
@@ -112,21 +112,23 @@ def score_strata(rows: Dataset) -> list[str]:
     return [f"{low}-{low + 1}" for low in bins]
 
 
-def _task(layout: Layout, labels: tuple[str, ...], metrics: tuple[str, ...], rows: tuple[int, int], about: str) -> Task:
+def _task(
+    columns: Columns, labels: tuple[str, ...], metrics: tuple[str, ...], rows: tuple[int, int], about: str
+) -> Task:
     """Define a task with a single evaluation split; without labels it is a regression."""
     return Task(
-        name=layout.hub,
+        name=columns.hub,
         version=1,
         kind="classification" if labels else "regression",
         description=about,
-        load=partial(load_split, layout),
+        load=partial(load_split, columns),
         strata=label_strata(labels) if labels else score_strata,
         metrics=metrics,
         primary=metrics[0],
-        title=layout.folder,
+        title=columns.folder,
         labels=labels,
-        files={split: layout.file(split) for split in ("train", "validation")},
-        hub=f"{HUB} ({layout.hub})",
+        files={split: columns.file(split) for split in ("train", "validation")},
+        hub=f"{HUB} ({columns.hub})",
         official_rows=dict(zip(("train", "validation"), rows, strict=True)),
     )
 
@@ -137,21 +139,21 @@ PAIR = ("sentence1", "sentence2")
 BINARY = ("0", "1")
 
 COLA = _task(
-    Layout("CoLA", "cola", ("3",), "1", BINARY, header=("0", "1", "2", "3"), hub_texts=("sentence",)),
+    Columns("CoLA", "cola", ("3",), "1", BINARY, header=("0", "1", "2", "3"), hub_texts=("sentence",)),
     ("unacceptable", "acceptable"),
     ("matthews_correlation", "accuracy"),
     (8551, 1043),
     "linguistic acceptability of a sentence",
 )
 SST2 = _task(
-    Layout("SST-2", "sst2", ("sentence",), "label", BINARY, hub_texts=("sentence",)),
+    Columns("SST-2", "sst2", ("sentence",), "label", BINARY, hub_texts=("sentence",)),
     ("negative", "positive"),
     ("accuracy",),
     (67349, 872),
     "sentiment of a phrase from a film review",
 )
 MRPC = _task(
-    Layout("MRPC", "mrpc", ("#1 String", "#2 String"), "Quality", BINARY),
+    Columns("MRPC", "mrpc", ("#1 String", "#2 String"), "Quality", BINARY),
     ("not_equivalent", "equivalent"),
     ("accuracy", "f1"),
     (3668, 408),
@@ -159,7 +161,7 @@ MRPC = _task(
 )
 _QUESTIONS = ("question1", "question2")
 QQP = _task(
-    Layout("QQP", "qqp", _QUESTIONS, "is_duplicate", BINARY, hub_texts=_QUESTIONS, skip_short_lines=True),
+    Columns("QQP", "qqp", _QUESTIONS, "is_duplicate", BINARY, hub_texts=_QUESTIONS, skip_short_lines=True),
     ("not_duplicate", "duplicate"),
     ("accuracy", "f1"),
     (363846, 40430),
@@ -167,28 +169,28 @@ QQP = _task(
 )
 _ANSWER = ("question", "sentence")
 QNLI = _task(
-    Layout("QNLI", "qnli", _ANSWER, "label", ENTAILMENT, hub_texts=_ANSWER),
+    Columns("QNLI", "qnli", _ANSWER, "label", ENTAILMENT, hub_texts=_ANSWER),
     ENTAILMENT,
     ("accuracy",),
     (104743, 5463),
     "whether a sentence answers a question",
 )
 RTE = _task(
-    Layout("RTE", "rte", PAIR, "label", ENTAILMENT),
+    Columns("RTE", "rte", PAIR, "label", ENTAILMENT),
     ENTAILMENT,
     ("accuracy",),
     (2490, 277),
     "whether a text entails a hypothesis",
 )
 STSB = _task(
-    Layout("STS-B", "stsb", PAIR, "score"),
+    Columns("STS-B", "stsb", PAIR, "score"),
     (),
     ("spearman", "pearson"),
     (5749, 1500),
     "similarity of two sentences, from 0 to 5",
 )
 _MNLI_LABELS = ("entailment", "neutral", "contradiction")
-_MNLI = Layout("MNLI", "mnli", PAIR, "gold_label", _MNLI_LABELS, hub_texts=("premise", "hypothesis"))
+_MNLI = Columns("MNLI", "mnli", PAIR, "gold_label", _MNLI_LABELS, hub_texts=("premise", "hypothesis"))
 MNLI = replace(
     _task(_MNLI, _MNLI_LABELS, ("accuracy",), (392702, 0), "entailment between two sentences of ten genres"),
     load=_load_mnli,

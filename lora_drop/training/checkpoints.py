@@ -84,7 +84,7 @@ def fault_of(path: Path) -> str:
     return f"{', '.join(names)} changed after the checkpoint was written" if names else ""
 
 
-def steps_of(folder: Path) -> list[int]:
+def checkpointed_steps(folder: Path) -> list[int]:
     """Return the steps that have a checkpoint, damaged ones included, newest first."""
     found = (re.fullmatch(r"checkpoint-(\d{1,18})", path.name) for path in folder.glob("checkpoint-*"))
     return sorted((int(match[1]) for match in found if match), reverse=True)
@@ -97,7 +97,7 @@ def newest(folder: Path, report: Reporter, best: bool) -> Path | None:
     end.
     """
     sweep(folder)
-    faults = {step: fault_of(path_of(folder, step)) for step in steps_of(folder)}
+    faults = {step: fault_of(path_of(folder, step)) for step in checkpointed_steps(folder)}
     whole = [step for step, fault in faults.items() if not fault]
     for step in list(whole):
         kept = read_json(path_of(folder, step) / PROGRESS).get("best_global_step") if best else None
@@ -118,7 +118,7 @@ def retire(folder: Path, best: int | None) -> None:
 
     The second one is the best; if the newest is the best, or none is, it is the one before the newest.
     """
-    older = steps_of(folder)[1:]
+    older = checkpointed_steps(folder)[1:]
     second = best if best in older else max(older, default=None)
     for step in older:
         if step != second:
