@@ -228,8 +228,8 @@ def test_the_bare_names_of_the_first_models(hub, machine, name, sample):
     ("given", "text"),
     [
         ("{name}@v2", "has no revision 'v2' on the Hub"),
-        ("{name}@", "'' is no revision"),
-        ("{name}@a..b", "'a..b' is no revision"),
+        ("{name}@", "'' is not a revision"),
+        ("{name}@a..b", "'a..b' is not a revision"),
         ("tiny-bird", "has no model tiny-bird, or it is private"),
         ("a--b/c", "neither a folder nor a name on the Hub"),
         ("a/b/c", "The backbone folder a/b/c does not exist"),

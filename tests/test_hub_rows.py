@@ -291,7 +291,7 @@ def test_who_may_read_what(hub, machine, sample):
     allowed = machine(*sample, HF_TOKEN="hf_good")
     assert allowed.code == 0, allowed.err
     assert hub.asked("GET /_large/") and hub.leaks() == []
-    for revision, text in (("v2", "has no revision 'v2'"), ("a b", "'a b' is no revision")):
+    for revision, text in (("v2", "has no revision 'v2'"), ("a b", "'a b' is not a revision")):
         wrong = machine(*sample, "-o", f"data_revision={revision}", HF_TOKEN="hf_good")
         assert wrong.code == 2 and text in wrong.err
 

@@ -193,7 +193,7 @@ def test_a_run_on_conversations_and_what_it_writes(tmp_path, monkeypatch, tokeni
     common = ["-b", "./model", "-q", "-o", "train.epochs=1", "-o", "warmup.epochs=1", "-o", "train.max_length=200"]
     common += ["-o", "generation.max_new_tokens=8"]
     assert lora_drop("run", "--data", "c.jsonl", "-q", "-b", "tiny:bert") == 2
-    assert "These data have texts to write, but tiny:bert is an encoder" in " ".join(capsys.readouterr().err.split())
+    assert "These data have texts to generate, but tiny:bert is an encoder" in " ".join(capsys.readouterr().err.split())
     given = ["--data", "c.jsonl", "--metric", "perplexity"]
     assert lora_drop("run", *given, *common) == 2
     assert "train.select_epoch=last" in capsys.readouterr().err

@@ -91,7 +91,6 @@ def adapters(tmp_path_factory):
         ("run", "tiny:roberta", ["-o", "train.start_from={bias}"], "trained with bias='lora_only'"),
         ("run", "tiny:roberta", ["-o", "train.start_from={lora_bias}"], "trained with lora_bias=True"),
         ("run", "tiny:roberta", ["-o", "train.start_from={tokens}"], "trained with trainable_token_indices=[3]"),
-        ("run", "tiny:roberta", ["-o", "train.start_from={pooler}"], "and a head (roberta.pooler.dense.weight)"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_anything_is_written(
@@ -114,6 +113,13 @@ def test_an_adapter_of_a_wider_model_is_named_as_one(adapters, tmp_path, capsys)
     options = ["-b", "tiny:roberta", "-o", f"train.start_from={wide}", "-o", "method.name=lora"]
     assert command("run", folder, *options) == 2
     assert "is an adapter of another backbone" in capsys.readouterr().err and not folder.exists()
+
+
+def test_an_adapter_with_another_module_than_a_head_is_no_start(adapters, tmp_path, capsys):
+    """Known once the weights are read: a module without pretrained ones would be a head."""
+    options = ["-b", "tiny:roberta", "-o", f"train.start_from={adapters['pooler']}", "-o", "method.name=lora"]
+    assert command("run", tmp_path / "run", *options) == 2
+    assert "and a head (roberta.pooler.dense.weight)" in capsys.readouterr().err
 
 
 def test_loras_on_other_modules_than_are_trained_are_left_out_and_said_to_be(adapters, tmp_path, capsys):

@@ -102,6 +102,8 @@ def start_from(model: nn.Module, folder: Path) -> str:
 
 def _refuse_modules(model: nn.Module, weights: dict[str, Tensor], folder: Path) -> None:
     """Raise UserError if the adapter holds a module trained as a whole that is no head: what it learnt would be lost."""
+    if next(model.parameters()).is_meta:
+        return  # only a model with weights knows which modules are new and thus heads, such as BERT's pooler
     tops = tuple(f"{PREFIX}{name}." for name in {*HEADS, *heads(model)})
     whole = sorted(name for name in weights if ".lora_" not in name and not name.startswith(tops))
     if whole:
