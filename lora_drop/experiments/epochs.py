@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from statistics import fmean
 
+from lora_drop.experiments.lines import signed
 from lora_drop.experiments.means import mean_over_tasks
 from lora_drop.experiments.table import Table
 
@@ -54,9 +55,15 @@ def optimism(table: Table) -> str:
         mean = mean_over_tasks(by_task) if by_task else None
         if mean and mean.here:
             low, high = mean.here
-            tasks = ", ".join(f"{titles[task]} {fmean(by_task[task]):.1f}" for task in mean.tasks)
-            told.append(f"{mean.value:.1f} points above {name} (95 % {low:.1f} to {high:.1f}, over seeds; {tasks})")
+            tasks = ", ".join(f"{titles[task]} {_number(fmean(by_task[task]))}" for task in mean.tasks)
+            mean_told, *interval = map(_number, (mean.value, low, high))
+            told.append(f"{mean_told} points above {name} (95 % {' to '.join(interval)}, over seeds; {tasks})")
     return f"The best epoch on the evaluation split scores {' and '.join(told)}." if told else ""
+
+
+def _number(value: float) -> str:
+    """Return a number with one decimal, a true minus sign, and no sign for 0."""
+    return signed(value).removeprefix("+")
 
 
 def _mean(table: Table, row: str, task: str, choice: str) -> str:
