@@ -41,7 +41,7 @@ def test_optimism_is_the_mean_difference_over_seeds_and_needs_several():
     rows = [replace(run, row="lora_drop", held_out={"epoch": 1, "score": 0.79 - run.seed / 100}) for run in runs]
     told = optimism(build_tables([*runs, *rows])[0])
     assert (
-        "1.5 points above the one that is best on rows held out of training (95 % -1.0 to 4.0, over seeds; RTE 1.5)"
+        "1.5 points above the one that is best on rows held out of training (95 % −1.0 to 4.0, over seeds; RTE 1.5)"
         in told
     )
     assert "and 1.0 points above the last one (95 % 1.0 to 1.0, over seeds; RTE 1.0)" in told
