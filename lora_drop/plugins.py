@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from lora_drop.errors import UserError
+from lora_drop.faults import foreign
 from lora_drop.registry import BACKBONES, CRITERIA, FIGURES, METHODS, TASKS, Registry
 
 KINDS: tuple[tuple[Registry[Any], str, str], ...] = (
@@ -28,7 +29,8 @@ def load_plugin(path: str | Path) -> None:
     """Execute a user's file and add every Task, Method, Criterion, BackboneKind and Figure defined at its top level.
 
     Raises:
-        UserError: if it is not a Python file, if it defines none of these, or if a name is taken.
+        UserError: if it is not a Python file, if it raises an exception or defines none of these, or if a name is
+            taken.
     """
     file = Path(path).expanduser()
     specification = importlib.util.spec_from_file_location(f"lora_drop_plugin_{file.stem}", file)
@@ -36,7 +38,8 @@ def load_plugin(path: str | Path) -> None:
         raise UserError(f"The plugin {path} is not a Python file.")
     module = importlib.util.module_from_spec(specification)
     sys.modules[module.__name__] = module  # dataclasses look up their annotations there
-    specification.loader.exec_module(module)
+    with foreign(f"The plugin {path} cannot be loaded"):
+        specification.loader.exec_module(module)
     found = list(_things(module))
     if not found:
         raise UserError(f"The plugin {path} defines no {', '.join(name for _, _, name in KINDS)} at its top level.")

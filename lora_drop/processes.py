@@ -193,6 +193,12 @@ def _joined() -> _Launch:
             f"This process was started as one of {os.environ['WORLD_SIZE']}, but {', '.join(missing)} is not set. Start it with "
             "torchrun or accelerate launch; or, if RANK and WORLD_SIZE are leftovers, unset them."
         )
+    wrong = [name for name in PLACE if name != "MASTER_ADDR" and not os.environ[name].isdecimal()]
+    if wrong:
+        raise UserError(
+            f"{wrong[0]}={os.environ[wrong[0]]} is not a number. Start the processes with torchrun or accelerate launch; "
+            "or, if RANK and WORLD_SIZE are leftovers, unset them."
+        )
     import torch
     import torch.distributed as dist
 

@@ -1,6 +1,7 @@
 """Experiments as data, and the runs they become."""
 
 import math
+import re
 
 import pytest
 
@@ -103,6 +104,8 @@ def test_every_sample_ratio_of_figure11_takes_the_same_number_of_steps():
         ("rows: {a: {}}\ntasks: [rte]\ncolumns: [retaind]", "Did you mean 'retained'"),
         ("rows: {a: {}}\ntasks: [rte]\npublished: tabel1", "Did you mean 'table1'"),
         ("rows: {a: {}}\ntasks: [rte]\ntask_set: {rt: {}}", "Did you mean 'rte'"),
+        ("rows: {a: {}}\ntasks: [rte]\nclaims: {x: {says: 5, row: a, against: a}}", "says = 5: must be a text"),
+        ("rows: {a: {}}\ntasks: [rte]\nclaims: {x: {says: y, row: a, against: b}}", "must be one of a"),
     ],
 )
 def test_mistakes_in_an_experiment_are_told(content, message, tmp_path):
@@ -189,3 +192,10 @@ def test_slugs_are_file_names():
 def test_the_number_of_runs_is_known_without_expanding(name):
     experiment = load_experiment(name)
     assert experiment.size == len(expand(experiment, Choice())) > 0
+
+
+def test_braces_that_mean_nothing_are_part_of_the_name_of_a_configuration(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("rows: {a: {}}\ntasks: [rte]\nconfig: 'glue/{tsk}'")
+    with pytest.raises(UserError, match=re.escape("glue/{tsk}")):
+        expand(load_experiment(str(path)), Choice())

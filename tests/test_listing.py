@@ -199,3 +199,12 @@ def test_a_run_that_holds_another_is_not_removed(damage, tmp_path):
 def test_wrong_requests_are_refused(arguments, message, tmp_path, capsys):
     assert command("runs", *(each.format(tmp_path) for each in arguments)) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("stages", [[], {"train": []}])
+def test_a_manifest_of_an_older_format_may_be_damaged_too(stages, tmp_path, capsys):
+    write_run(tmp_path / "a"), write_run(tmp_path / "b")
+    write_json(tmp_path / "b" / "run.json", {"format": 2, "stages": stages})
+    assert command("runs", tmp_path) == 0
+    told = capsys.readouterr()
+    assert "is damaged" in told.err and "toy-nli" in told.out

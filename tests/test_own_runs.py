@@ -484,3 +484,24 @@ def test_predictions_keep_all_columns_also_those_that_have_their_names(folder):
     first, _ = read_csv(folder / "out.csv")
     kept = [first[name] for name in ("id", "day", "at", "given_prediction", "tags", "price")]
     assert kept == ["7", "2026-11-02", "", "Good.", "a;b", "1.50"] and first["prediction"] in "01"
+
+
+def test_half_a_character_is_named_where_it_is_read_and_kept_where_it_is_not(trained, folder, capsys):
+    row = {"review": "a nice one", "author": "half \ud83d", "stars": 3}
+    Path("new.jsonl").write_text(json.dumps(row) + "\n")
+    for name in ("out.jsonl", "out.csv"):
+        assert lora_drop("predict", trained[0], "--data", "new.jsonl", "--to", name, "-q") == 0
+    assert json.loads(Path("out.jsonl").read_text())["author"] == row["author"]
+    assert read_csv(Path("out.csv"))[0]["author"] == r"half \ud83d"
+    Path("new.jsonl").write_text(json.dumps({**row, "review": "half \ud83d"}) + "\n")
+    assert lora_drop("predict", trained[0], "--data", "new.jsonl", "--to", "no.csv") == 2
+    assert "line 1, column 'review': half a character" in capsys.readouterr().err
+    assert not Path("no.csv").exists()
+
+
+def test_predictions_replace_no_file_of_a_folder_of_data(trained, folder, capsys):
+    (folder / "new").mkdir()
+    own_data.write(folder / "new" / "test.csv", own_data.reviews(5))
+    assert lora_drop("predict", trained[0], "--data", "new", "--to", "new/test.csv") == 2
+    assert "which predictions must not replace" in " ".join(capsys.readouterr().err.split())
+    assert len(read_csv(folder / "new" / "test.csv")) == 5

@@ -168,6 +168,14 @@ def test_every_part_of_a_conversation_is_read(tmp_path):
         described(path, "half")
 
 
+def test_a_conversation_begins_with_something_to_answer(tmp_path):
+    turns = [{"role": "assistant", "content": "Hello."}, {"role": "user", "content": "Hi."}]
+    rows = [{"messages": [*turns, {"role": "assistant", "content": "Yes?"}]}] * 9
+    own_data.write(tmp_path / "chat.jsonl", rows)
+    with pytest.raises(UserError, match=r"chat\.jsonl, line 1: the first turn is the assistant's"):
+        own_data.read(tmp_path / "chat.jsonl")
+
+
 def test_perplexity_is_that_of_all_answers(tokenizer):
     backbone = locate("tiny:llama")
     model = load_model(backbone, TASKS.get("toy-nlg"), 0, tokenizer)

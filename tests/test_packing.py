@@ -210,6 +210,19 @@ def test_whatever_a_model_raises_it_is_computed_the_stock_way(error, said):
     assert torch.equal(model(**batch).loss, expected)
 
 
+def test_what_fails_only_with_joined_rows_says_why():
+    model, tokenizer = trained_lora("tiny:bert")
+    batch = labelled(tokenizer, 3)
+
+    def refuse(module, given):
+        if given[0].shape[0] == 1 and given[0].shape[1] > len(batch["input_ids"][0]):  # more tokens than a row has
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    model.get_base_model().bert.encoder.layer[1].intermediate.dense.register_forward_pre_hook(refuse)
+    packing, how = prepare(model, batch)
+    assert packing is None and how.startswith("padded: OutOfMemoryError: CUDA out of memory")
+
+
 WINDOWS = {
     "mistral": {"sliding_window": 8, "num_key_value_heads": 1},
     "gemma2": {"sliding_window": 8, "num_key_value_heads": 1, "head_dim": 16, "attn_logit_softcapping": 0.5},
@@ -407,6 +420,16 @@ def test_layers_are_recorded_once_for_a_size(fails, monkeypatch):
     with packing.over(large, learns=True):
         model(**large)
     assert len(made) == (2 if fails else 3)  # memory that once did not suffice is not asked for again
+
+
+def test_layers_that_cannot_be_recorded_are_computed_and_it_is_said_why(monkeypatch):
+    def refuse(*given, **options):
+        raise RuntimeError("capture is not allowed")
+
+    monkeypatch.setattr("lora_drop.training.packing.prepare.Replay", refuse)
+    model, tokenizer = trained_lora("tiny:bert")
+    packing, how = prepare(model, labelled(tokenizer), replays=True)
+    assert packing.replay is None and how.endswith("its layers are not recorded: RuntimeError: capture is not allowed")
 
 
 @pytest.mark.parametrize(("tokens", "total"), [(1, 64), (65, 128), (300, 320), (513, 640), (4000, 4096), (4096, 4096)])

@@ -355,3 +355,9 @@ def test_a_page_over_a_warm_up_that_is_damaged_is_refused(tmp_path, capsys):
     ):
         weights.write_bytes(damaged)
         assert lora_drop("report", run) == 2 and message in capsys.readouterr().err
+
+
+def test_an_adapter_without_parameters_is_drawn(tmp_path):
+    runs = [read_facts(write_run(tmp_path / "own")), read_facts(write_run(tmp_path / "lora", name="lora"))]
+    runs[1].stages["train"]["trainable_parameters"]["adapter"] = 0
+    assert "with 0 parameters" in pareto(words.compared(runs))

@@ -253,7 +253,12 @@ def test_an_installed_package_adds_to_a_registry(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("content", "text"),
-    [("x = 1", "defines no Task, Method, Criterion, BackboneKind, Figure"), (None, "is not a Python file")],
+    [
+        ("x = 1", "defines no Task, Method, Criterion, BackboneKind, Figure"),
+        (None, "is not a Python file"),
+        ("import no_such_module", "cannot be loaded: No module named 'no_such_module'"),
+        ("def f(:", "cannot be loaded: invalid syntax"),
+    ],
 )
 def test_what_is_no_plugin_is_said(content, text, tmp_path, registries):
     path = tmp_path / "plugin.py"
@@ -265,3 +270,12 @@ def test_what_is_no_plugin_is_said(content, text, tmp_path, registries):
 
 def test_a_method_says_in_both_places_that_it_needs_a_selection():
     assert tuple(name for name in METHODS.own if METHODS.get(name).needs_selection) == SELECTING
+
+
+@pytest.mark.parametrize("spelled", [["--plugin", "mine.py"], ["--plugin=mine.py"]])
+def test_a_plugin_is_named_in_one_word_or_two(spelled, tmp_path, registries, monkeypatch, capsys):
+    (tmp_path / "mine.py").write_text(PLUGIN)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        cli.main([*spelled, "tasks", "--json"])
+    assert end.value.code == 0 and "mine" in [row["task"] for row in json.loads(capsys.readouterr().out)]

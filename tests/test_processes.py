@@ -143,6 +143,7 @@ def test_a_terminal_shows_every_run_under_way():
     text = io.StringIO()
     console = Console(file=text, force_terminal=True, width=200, color_system=None)
     with ConsoleGridReporter(console) as grid:
+        grid.doing("starting torch and transformers")  # in a bar of other columns
         one, two = (grid.begin(name, number, 12) for number, name in enumerate(("lora-rte", "full-rte"), 1))
         one.at("GPU 0")
         two.at("node b")

@@ -1,6 +1,8 @@
 """Products with frozen weights, and the choice of the fastest that is exact."""
 
-import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -75,12 +77,11 @@ def test_the_choice_is_kept_for_the_machine(tmp_path, monkeypatch):
     layer = torch.nn.Linear(240, 400)
     products._remembered.cache_clear()
     assert find_products(layer, torch.device("cpu")) == Products(operator=True)
-    (key,) = json.loads((tmp_path / "products.json").read_text(encoding="utf-8"))
-    assert key.endswith(f"{torch.get_num_threads()} 240 400")
+    (kept,) = (tmp_path / "products").glob("*.json")
     products._remembered.cache_clear()
     monkeypatch.setattr(products, "choose", lambda inputs, outputs: STOCK)  # it is not tried again
     assert find_products(layer, torch.device("cpu")) == Products(operator=True)
-    (tmp_path / "products.json").write_text("{", encoding="utf-8")  # a damaged file is made anew
+    kept.write_text("{", encoding="utf-8")  # a damaged file is made anew
     products._remembered.cache_clear()
     assert find_products(layer, torch.device("cpu")) == STOCK
     products._remembered.cache_clear()
@@ -96,7 +97,7 @@ def test_another_cpu_of_the_same_name_chooses_for_itself(tmp_path, monkeypatch):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda cache=cache: {**facts, "l1d_cache_size": cache})
         products._remembered.cache_clear()
         assert find_products(layer, torch.device("cpu")) == found
-    assert len(json.loads((tmp_path / "products.json").read_text(encoding="utf-8"))) == 2
+    assert len(list((tmp_path / "products").glob("*.json"))) == 2
     products._remembered.cache_clear()
 
 
@@ -187,3 +188,32 @@ def test_training_with_products_by_onednn_is_that_of_the_stock_ones(tmp_path, mo
     assert first.computed != second.computed
     assert second.losses == pytest.approx(first.losses, rel=1e-4)
     assert all(torch.allclose(stock[name], ours[name], atol=1e-4) for name in stock)
+
+
+TWO_CHOICES = """
+import sys, time
+from lora_drop.training import products
+from lora_drop.training.products import Products
+
+def choose(inputs, outputs):
+    time.sleep(0.5)
+    return Products(operator=sys.argv[1] == "operator")
+
+products.choose = choose
+print(products._remembered(240, 400, 1))
+"""
+
+
+def test_processes_that_begin_together_choose_alike(tmp_path):
+    """A timing may go either way, and the bits of a run follow from the choice."""
+    begun = [
+        subprocess.Popen(
+            [sys.executable, "-c", TWO_CHOICES, choice],
+            env={**os.environ, "LORA_DROP_CACHE": str(tmp_path)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for choice in ("operator", "stock")
+    ]
+    one, two = (process.communicate()[0] for process in begun)
+    assert one and one == two

@@ -5,8 +5,10 @@ from dataclasses import asdict, replace
 import pytest
 
 from lora_drop.config.identity import config_hash, to_dict
+from lora_drop.errors import UserError
 from lora_drop.experiments.grid import Choice, expand, load_experiment
 from lora_drop.experiments.records import Record, versions_of
+from lora_drop.experiments.report import report
 from lora_drop.experiments.results import Results
 from lora_drop.files import read_json, write_json
 from lora_drop.registry import CRITERIA, METHODS, TASKS
@@ -111,3 +113,36 @@ def test_a_record_that_knows_no_criterion_is_of_the_papers_first_version(planned
     assert results.has(planned)
     monkeypatch.setitem(CRITERIA.added, "output", replace(CRITERIA.get("output"), version=2))
     assert not results.has(planned) and "criterion output: 1, now 2" in results.notices([planned])[0]
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ({"claims": {"x": {"says": 5, "row": "lora", "against": "lora"}}}, "says = 5: must be a text"),
+        ({"claims": {"x": {"says": "y", "against": "lora"}}}, "needs says, row and against"),
+        ({"claims": []}, "layout.claims is not what it should be"),
+        ({"rows": {"lora": "LoRA"}}, "layout.rows lacks its row"),
+        ({"rows": {"t0.95": 5}}, "a title that is not a text"),
+    ],
+)
+def test_a_record_whose_experiment_is_damaged_is_left_out(fault, said, planned, tmp_path):
+    store(Results(tmp_path), planned)
+    store(Results(tmp_path), replace(planned, row="t0.95"), row="t0.95", layout={**planned.experiment.layout, **fault})
+    told = []
+    (tables,) = report(tmp_path, figures=False, tell=told.append).values()
+    assert [record.row for record in tables[0].records] == ["t0.90"]
+    assert len(told) == 1 and said in told[0]
+
+
+def test_a_folder_without_a_table_stops_no_other(planned, tmp_path):
+    """Two results of one cell would be averaged as if they were two seeds."""
+    path = store(Results(tmp_path), planned)
+    other = tmp_path / "other" / "tiny-bert"
+    other.mkdir(parents=True)
+    for name in ("a", "b"):
+        write_json(other / f"{name}.json", read_json(path))
+    told = []
+    assert list(report(tmp_path, figures=False, tell=told.append)) == [path.parent]
+    assert len(told) == 1 and "There are two results for t0.90" in told[0]
+    with pytest.raises(UserError, match="There are two results"):
+        report(tmp_path, ["other"], figures=False, tell=told.append)

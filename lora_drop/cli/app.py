@@ -204,7 +204,10 @@ def tasks(
     if inspect is not None or given["dataset_info"]:
         show_data({**given, "data": inspect})
         return
-
+    about_own = [name for name in ("config", "overrides", "backbone", *OWN_DATA[1:]) if given[name] is not None]
+    if about_own:
+        option = "-o" if about_own[0] == "overrides" else f"--{about_own[0]}"
+        raise UserError(f"{option} is for your own data: name them with --inspect PATH.")
     _show(list_tasks(given["data_dir"], given["offline"]), given["as_json"])
 
 
@@ -297,14 +300,17 @@ def _leading(arguments: list[str]) -> list[str]:
 
         typer.echo(f"lora-drop {__version__}")
         sys.exit(0)
-    if arguments[:1] != ["--plugin"]:
+    option, joined, path = arguments[0].partition("=") if arguments else ("", "", "")
+    if option != "--plugin":
         return arguments
-    if len(arguments) < 2:
+    rest = arguments[1:] if joined else arguments[2:]
+    path = path if joined else "".join(arguments[1:2])
+    if not path:
         raise UserError("--plugin needs the path of a Python file.")
     from lora_drop.plugins import load_plugin
 
-    load_plugin(arguments[1])
-    return _leading(arguments[2:])
+    load_plugin(path)
+    return _leading(rest)
 
 
 def main(arguments: list[str] | None = None) -> None:

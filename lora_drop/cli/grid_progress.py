@@ -27,6 +27,8 @@ class ConsoleGridReporter(ConsoleReporter, GridReporter):
     def begin(self, name: str, number: int, total: int) -> Reporter:
         """Begin a run, and return its reporter."""
         label = f"{number:>{len(str(total))}}/{total}  {name}"
+        if not self.rows:
+            self.close()  # the bar of what came before the grid: it has other columns
         if self.bar is None and self.console.is_terminal and not self.quiet:
             self.bar = progress_bar(
                 self.console, 16, "{task.fields[label]}", "{task.fields[place]}", "{task.fields[stage]:<7}"

@@ -131,8 +131,9 @@ def _cache() -> list[dict[str, Any]]:
     if root is None:
         return [_row("cache", "none: no home folder", "name a folder with LORA_DROP_CACHE")]
     rows = []
-    for what, folder in (("tokenised rows", root / "tokens"), ("rows of your files", root / "rows")):
-        size = sum(path.stat().st_size for path in folder.glob("*") if path.is_file())
+    for what, name in (("tokenised rows", "tokens"), ("rows of your files", "rows"), ("joined models", "models")):
+        folder = root / name
+        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         large = "nothing is deleted automatically; the folder can be deleted at any time" if size > 1e9 else ""
         rows.append(_row(what, f"{folder}: {size / 1e6:.1f} MB", large))
     return rows

@@ -8,9 +8,9 @@ from dataclasses import replace
 from statistics import mean
 from typing import Any
 
-import yaml
 from datasets import Dataset
 
+from lora_drop.config.identity import as_yaml
 from lora_drop.config.schema import Config, DataConfig
 from lora_drop.tasks.base import Source
 from lora_drop.tasks.own.task import OwnData
@@ -65,7 +65,7 @@ def yaml_to_paste(config: Config, data: OwnData) -> str:
     if reading.label:
         found["label"] = reading.label
     found["metric"] = list(data.task().metrics)
-    return yaml.safe_dump({"data": found}, sort_keys=False, allow_unicode=True)
+    return as_yaml({"data": found})
 
 
 def _texts(rows: Dataset) -> Iterator[tuple[str, ...]]:

@@ -72,9 +72,9 @@ def to_yaml(config: Config) -> str:
     return as_yaml(to_dict(config))
 
 
-def as_yaml(values: Mapping[str, Any]) -> str:
-    """Return YAML that reads back as the same plain values, for any text values."""
+def as_yaml(values: Any, width: int = 80) -> str:
+    """Return YAML, in lines of about `width` characters, that reads back as the same plain values, for any texts."""
     readable = json.dumps(
         values, ensure_ascii=False
     ).isprintable()  # escaped otherwise: YAML reads U+0085, for example, as a line end
-    return yaml.safe_dump(values, sort_keys=False, allow_unicode=readable)
+    return str(yaml.safe_dump(values, sort_keys=False, allow_unicode=readable, width=width))

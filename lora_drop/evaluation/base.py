@@ -20,6 +20,8 @@ class Evaluation:
     details: dict[str, Any] = field(default_factory=dict)
     """More entries for `metrics.json`. For labels and numbers: the scores of a constant prediction (`baseline`). For
     texts: how each metric was computed (`signatures`), and metrics left out with the reason (`skipped`)."""
+    notices: list[str] = field(default_factory=list)
+    """Sentences for the user about rows that were cut."""
 
 
 def check_finite(predicted: Any) -> None:

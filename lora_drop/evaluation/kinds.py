@@ -196,9 +196,9 @@ def _evaluate_texts(
         found = evaluate_generator(model, shown, rows, encoded, tokenizer, settings, size, way, progress, journal)
     if compared == task.metrics:
         return found
-    answers, _ = _encode_pairs(rows, tokenizer, config, "evaluation")
+    answers, notices = _encode_pairs(rows, tokenizer, config, "evaluation, for perplexity:")
     metrics = {**found.metrics, PERPLEXITY: perplexity(model, answers, tokenizer, size, way)}
-    return replace(found, metrics={name: metrics[name] for name in task.metrics if name in metrics})
+    return replace(found, metrics={name: metrics[name] for name in task.metrics if name in metrics}, notices=notices)
 
 
 _CLASSIFIER = Kind(

@@ -20,6 +20,7 @@ from lora_drop.config.loading import from_dict, layer, override
 from lora_drop.config.schema import Config
 from lora_drop.config.strict import build, key_of, leaves, merge, put
 from lora_drop.errors import UserError, closest
+from lora_drop.experiments.record_checks import mistakes_of_claim
 from lora_drop.files import digest
 from lora_drop.registry import FIGURES, TASKS, needs_selection
 from lora_drop.runs.stages import BY_NAME
@@ -95,7 +96,7 @@ class Planned:
     def name(self) -> str:
         """The run's unique name within its experiment, for people and for files."""
         asked = f"-{digest(self.overrides)[:6]}" if self.overrides else ""
-        return f"{slug(self.row)}-{self.config.task}-s{self.config.seed}-{config_hash(self.config)}{asked}"
+        return f"{slug(self.row)}-{slug(self.config.task)}-s{self.config.seed}-{config_hash(self.config)}{asked}"
 
     @property
     def last_stage(self) -> str:
@@ -170,27 +171,12 @@ def _mistakes(experiment: Experiment, packaged: bool) -> list[str]:
     if OWN in experiment.tasks and not given.keys() & {"data.path", "data.dataset_info"}:
         errors.append("tasks = 'own' means your own data: name the file with set: {data.path: FILE}")
     for name, claim in experiment.claims.items():
-        errors += _mistakes_of_claim(f"claims.{name}", claim, list(experiment.rows))
+        errors += mistakes_of_claim(f"claims.{name}", claim, list(experiment.rows))
     if not packaged and experiment.name in experiment_names():
         errors.append(
             f"{experiment.name} is the name of a packaged experiment, and its results would be mixed with these: "
             "rename the file"
         )
-    return errors
-
-
-def _mistakes_of_claim(place: str, claim: Mapping[str, Any], rows: list[str]) -> list[str]:
-    errors = []
-    if not {"says", "row", "against"} <= claim.keys() <= {"says", "row", "against", "margin"}:
-        errors.append(f"{place}: needs says, row and against, and may have a margin; it has {', '.join(claim)}")
-    errors += [
-        f"{place}.{key} = {claim[key]!r}: must be one of {', '.join(rows)}.{closest(str(claim[key]), rows)}"
-        for key in ("row", "against")
-        if key in claim and claim[key] not in rows
-    ]
-    margin = claim.get("margin", 0)
-    if isinstance(margin, bool) or not isinstance(margin, (int, float)) or not 0 <= margin <= 100:
-        errors.append(f"{place}.margin = {margin!r}: must be in points, a number from 0 to 100")
     return errors
 
 
@@ -313,4 +299,4 @@ def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 def _task_config(experiment: Experiment, task: str) -> str:
     by_task = "{task}" in experiment.config
-    return f"toy/{task}" if task in TOY.values() and by_task else experiment.config.format(task=task)
+    return f"toy/{task}" if task in TOY.values() and by_task else experiment.config.replace("{task}", task)

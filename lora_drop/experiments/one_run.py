@@ -40,7 +40,9 @@ class End:
 def run_directory(planned: Planned, runs: Path) -> Path:
     """Return the directory of a run; it is the same for all experiments that the run belongs to."""
     config = planned.config
-    return runs / slug(config.backbone) / f"{config.task}-s{config.seed}-{config.method.name}-{config_hash(config)}"
+    return (
+        runs / slug(config.backbone) / f"{slug(config.task)}-s{config.seed}-{config.method.name}-{config_hash(config)}"
+    )
 
 
 def perform_run(planned: Planned, runs: Path, report: Reporter) -> End:
@@ -80,7 +82,7 @@ def _performed(planned: Planned, runs: Path, report: Reporter) -> End:
 
 def _siblings(run: Run) -> Iterator[Run]:
     """Yield the other runs of the same backbone, task and seed."""
-    for path in sorted(run.path.parent.glob(f"{run.config.task}-s{run.config.seed}-*")):
+    for path in sorted(run.path.parent.glob(f"{slug(run.config.task)}-s{run.config.seed}-*")):
         if path != run.path and (path / "run.json").is_file():
             try:
                 yield Run(path, run.config)

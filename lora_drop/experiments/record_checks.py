@@ -1,12 +1,17 @@
-"""Checks for faults of a record before it is used; tables and grids name a faulty record and go on without it."""
+"""Checks for faults of a record before it is used; tables and grids name a faulty record and go on without it.
+
+The claims in a record are those of its experiment, whose file is checked by the same function.
+"""
 
 from __future__ import annotations
 
 import math
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields
 from typing import Any
+
+from lora_drop.errors import closest
 
 LAYOUT = {
     **{"title": str, "published": str, "rows": dict, "tasks": dict},
@@ -42,6 +47,9 @@ def _inside(content: dict[str, Any]) -> str:
     for key, kind in LAYOUT.items():
         if not isinstance(content["layout"].get(key), kind):
             return f"layout.{key} is missing or not what it should be"
+    fault = _in_layout(content["layout"], content["row"])
+    if fault:
+        return fault
     if content.get("metrics") and content.get("primary") not in content["metrics"]:
         return "its primary metric is not among its metrics"
     if content["config"].get("task") != content["task"] or content["config"].get("seed") != content["seed"]:
@@ -56,6 +64,40 @@ def _inside(content: dict[str, Any]) -> str:
         if not all(isinstance(part.get(key), list) for key in ("retained", "shared")):
             return f"selection.projections.{name} lacks retained or shared"
     return ""
+
+
+def _in_layout(layout: dict[str, Any], row: str) -> str:
+    """Return the first fault in the rows, tasks and claims of a record's experiment; empty if there is none."""
+    if row not in layout["rows"]:
+        return f"layout.rows lacks its row {row!r}"
+    for key in ("rows", "tasks"):
+        if not all(isinstance(title, str) for title in layout[key].values()):
+            return f"layout.{key} has a title that is not a text"
+    claims = layout.get("claims", {})
+    if not isinstance(claims, dict) or not all(isinstance(claim, dict) for claim in claims.values()):
+        return "layout.claims is not what it should be"
+    mistakes = [
+        mistakes_of_claim(f"layout.claims.{name}", claim, list(layout["rows"])) for name, claim in claims.items()
+    ]
+    return next((found[0] for found in mistakes if found), "")
+
+
+def mistakes_of_claim(place: str, claim: Mapping[str, Any], rows: list[str]) -> list[str]:
+    """Return what is wrong with a claim of an experiment that has these rows."""
+    errors = []
+    if not {"says", "row", "against"} <= claim.keys() <= {"says", "row", "against", "margin"}:
+        errors.append(f"{place}: needs says, row and against, and may have a margin; it has {', '.join(claim)}")
+    if not isinstance(claim.get("says", ""), str):
+        errors.append(f"{place}.says = {claim['says']!r}: must be a text")
+    errors += [
+        f"{place}.{key} = {claim[key]!r}: must be one of {', '.join(rows)}.{closest(str(claim[key]), rows)}"
+        for key in ("row", "against")
+        if key in claim and claim[key] not in rows
+    ]
+    margin = claim.get("margin", 0)
+    if isinstance(margin, bool) or not isinstance(margin, (int, float)) or not 0 <= margin <= 100:
+        errors.append(f"{place}.margin = {margin!r}: must be in points, a number from 0 to 100")
+    return errors
 
 
 def _fits(value: Any, hint: Any) -> bool:

@@ -32,14 +32,14 @@ def report(
         experiments: names; empty means all.
         figures: True to draw them, too.
         backbones: names of the backbones' folders; empty means all.
-        tell: receives a sentence about each file that is not a result and is left out; without it, such a file is an
-            error.
+        tell: receives a sentence about each file that is not a result, and each folder without a table for another
+            reason, which are left out; without it, they are errors.
 
     Returns:
         The tables by folder.
 
     Raises:
-        UserError: if an experiment has no results, or a file is not a result.
+        UserError: if an experiment has no results, no table can be made, or, without `tell`, anything is left out.
     """
     found = sorted({path.parent for path in results.glob("*/*/*.json")})
     names = sorted({folder.parent.name for folder in found})
@@ -50,14 +50,26 @@ def report(
             )
     if not found:
         raise UserError(f"{results} holds no results. Make some with: lora-drop reproduce EXPERIMENT")
-    written = {}
+    written: dict[Path, list[Table]] = {}
+    fault: UserError | None = None
     for folder in found:
-        if (not experiments or folder.parent.name in experiments) and (not backbones or folder.name in backbones):
-            written[folder] = build_tables(read_records(folder, tell))
-            for name, render in TEXTS.items():
-                write_text(folder / name, render(written[folder]))
-            if figures:
-                draw(written[folder], folder)
+        if (experiments and folder.parent.name not in experiments) or (backbones and folder.name not in backbones):
+            continue
+        try:
+            tables = build_tables(read_records(folder, tell))
+        except UserError as error:
+            if tell is None:
+                raise
+            tell(str(error))
+            fault = error
+            continue
+        written[folder] = tables
+        for name, render in TEXTS.items():
+            write_text(folder / name, render(tables))
+        if figures:
+            draw(tables, folder)
+    if fault and not written:
+        raise fault
     return written
 
 

@@ -110,7 +110,7 @@ class Results:
 
     def _alike(self, planned: Planned) -> Iterator[tuple[Path, dict[str, Any]]]:
         """Yield the records of the same row, task and seed, in the order of their names."""
-        pattern = f"{slug(planned.row)}-{planned.config.task}-s{planned.config.seed}-*.json"
+        pattern = f"{slug(planned.row)}-{slug(planned.config.task)}-s{planned.config.seed}-*.json"
         for path in sorted(self.path(planned).parent.glob(pattern)):
             try:
                 yield path, read_record(path)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import yaml
-
+from lora_drop.config.identity import as_yaml
 from lora_drop.export.source import ExportedRun
 from lora_drop.runs import words
 from lora_drop.runs.facts import with_compared
@@ -35,7 +34,7 @@ def card(source: ExportedRun, target: str, said: str) -> str:
     labels = "" if generates else f", num_labels={task.outputs}"
     base = source.base if target != "merged" else source.known or f"the folder `{source.run.config.backbone}`"
     loading = LOADING[target].format(auto=auto, base=words.quoted(base), labels=labels)
-    head = yaml.safe_dump(_front(source, target), sort_keys=False, allow_unicode=True)
+    head = as_yaml(_front(source, target))
     parts = [f"---\n{head}---\n", f"# {facts.title} for {task.title or facts.subject} on {base}\n"]
     if facts.selection is not None and facts.trained_as_selected:
         parts.append(words.answer(facts) + "\n")

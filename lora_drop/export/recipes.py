@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import yaml
-
+from lora_drop.config.identity import as_yaml
 from lora_drop.errors import UserError
 from lora_drop.export.source import ExportedRun
 from lora_drop.files import read_json
 from lora_drop.runs import words
 
+LONG = 10**6
+"""A line of YAML that is never broken: the list of target modules stays readable for other tools."""
 ALONE = "The layers that lora-drop retained. All others have no LoRA: a configuration cannot say that they share one."
 
 
@@ -45,7 +46,7 @@ def axolotl(source: ExportedRun) -> str:
         "lora_target_modules": found["target_modules"],
         "sequence_len": source.run.config.train.max_length,
     }
-    return f"# {ALONE}\n# Add your data sets and hyper-parameters.\n{_yaml(content)}"
+    return f"# {ALONE}\n# Add your data sets and hyper-parameters.\n{as_yaml(content, LONG)}"
 
 
 def llamafactory(source: ExportedRun) -> str:
@@ -62,7 +63,7 @@ def llamafactory(source: ExportedRun) -> str:
         "lora_target": ",".join(found["target_modules"]),
         "cutoff_len": source.run.config.train.max_length,
     }
-    return f"# {ALONE}\n# Add your data sets and hyper-parameters.\n{_yaml(content)}"
+    return f"# {ALONE}\n# Add your data sets and hyper-parameters.\n{as_yaml(content, LONG)}"
 
 
 def trl(source: ExportedRun) -> str:
@@ -88,10 +89,6 @@ def _of_a_language_model(source: ExportedRun, what: str) -> dict[str, Any]:
             "for PEFT."
         )
     return lora_config(source)
-
-
-def _yaml(content: dict[str, Any]) -> str:
-    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=10**6)
 
 
 TRL = '''"""LoRA-drop in TRL: retained layers have a LoRA of their own, the others of a projection share one."""

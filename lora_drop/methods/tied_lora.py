@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
@@ -23,6 +22,7 @@ from transformers import PreTrainedModel
 
 from lora_drop.config.schema import MethodConfig
 from lora_drop.errors import UserError
+from lora_drop.faults import foreign
 from lora_drop.methods.base import Method, heads, trainable
 from lora_drop.pruning.places import Place, find_places, widths
 from lora_drop.pruning.selection import Selection
@@ -120,14 +120,10 @@ def save(model: nn.Module, folder: Path) -> None:
 
 def load(backbone: PreTrainedModel, folder: Path) -> nn.Module:
     """Rebuild the saved model and load its tensors. Raise UserError if the folder is damaged or for another model."""
-    try:
+    with foreign(f"{folder} holds no readable Tied-LoRA; train it again with --force"):
         settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
         model = _build(backbone, seed=0, **settings)
         stored = load_file(folder / WEIGHTS)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
-        raise UserError(
-            f"{folder} holds no readable Tied-LoRA ({type(error).__name__}). Train it again with --force."
-        ) from error
     expected = {name: tuple(tensor.shape) for name, tensor in trainable(model)}
     if expected != {name: tuple(tensor.shape) for name, tensor in stored.items()}:
         raise UserError(f"{folder} holds a Tied-LoRA for another model.")

@@ -35,8 +35,10 @@ def sha256_of_all(paths: Iterable[Path]) -> str:
 def _sha256(path: str, size: int, changed: int) -> str:
     remembered = _memory(path, size, changed) if size >= REMEMBERED else None
     if remembered is not None:
-        with suppress(OSError):
-            return remembered.read_text(encoding="ascii")
+        with suppress(OSError, ValueError):
+            kept = remembered.read_text(encoding="ascii")
+            if re.fullmatch(r"[0-9a-f]{64}", kept):  # a damaged file is made anew
+                return kept
     found = files.sha256(Path(path))
     if remembered is not None:
         with suppress(OSError):  # without a writable home, the file is read again next time

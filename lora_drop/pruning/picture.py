@@ -153,9 +153,9 @@ def plain(text: str) -> str:
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a figure in the format of the path's suffix. The same figure gives the same bytes."""
     FigureCanvasAgg(figure)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # a name that `files.sweep` knows
     try:
-        figure.savefig(temporary, dpi=150, metadata=_METADATA[path.suffix])
+        figure.savefig(temporary, format=path.suffix[1:], dpi=150, metadata=_METADATA[path.suffix])
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

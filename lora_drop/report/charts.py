@@ -28,7 +28,7 @@ def line_chart(points: Sequence[Point], across: str, up: str, label: str) -> Mar
 
 def pareto(rows: Sequence[Compared]) -> Markup:
     """Draw scores against trainable parameters, with LoRA-drop in colour, labelled points, and bars for deviations."""
-    logs = [math.log10(row.parameters) for row in rows]
+    logs = [math.log10(max(row.parameters, 1)) for row in rows]  # an adapter may have none: the head alone is trained
     lows = [row.mean - (row.deviation or 0) for row in rows]
     highs = [row.mean + (row.deviation or 0) for row in rows]
     room = max(0.12 * (max(logs) - min(logs)), 0.1)

@@ -7,9 +7,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
+from lora_drop.config.identity import as_yaml
 from lora_drop.errors import UserError
 from lora_drop.files import write_text
 from lora_drop.pruning.criteria.base import PAPER
@@ -141,11 +141,6 @@ def _curves(run: Facts) -> list[tuple[str, Any]]:
             told = f"{key} from {points[0][1]:.3f} after the first epoch to {points[-1][1]:.3f} after the last"
             charts.append((title, line_chart(points, "epoch", key, told)))
     return charts
-
-
-def as_yaml(values: Any) -> str:
-    """Return nested values as YAML."""
-    return str(yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
 
 
 @cache

@@ -21,7 +21,7 @@ from lora_drop.files import digest, file_digest, read_json
 from lora_drop.pruning.selection import Scored, Selection, read_scores
 from lora_drop.registry import TITLES
 from lora_drop.runs.locks import LOCK, is_held
-from lora_drop.runs.store import FORMAT, read_manifest
+from lora_drop.runs.store import read_manifest
 
 TRAINED = ("task", "seed", "backbone", "quantization", "limit.train", "train.", "method.")
 SELECTED = ("method.threshold", "method.budget", "method.policy", "method.share")
@@ -248,7 +248,7 @@ def read_facts(path: str | Path) -> Facts:
     named = isinstance(config, dict) and isinstance(config.get("method"), dict)
     if not named or not {"task", "backbone", "seed"} <= config.keys() or not isinstance(manifest, dict):
         raise UserError(f"{folder} is damaged: its config.yaml or run.json does not describe a run.")
-    if damaged := read_manifest(folder)[1] if manifest.get("format") == FORMAT else []:
+    if damaged := read_manifest(folder)[1]:
         raise UserError(f"{folder / 'run.json'} is damaged in its entry for {', '.join(damaged)}. {AGAIN}")
     return Facts(folder, config, manifest)
 

@@ -212,6 +212,9 @@ def evaluate(
     """
     data = job.data
     part = part or data.eval
-    return data.kind.evaluate(
+    found = data.kind.evaluate(
         model, job.task, part.rows, part.encoded, data.tokenizer, job.config, way, progress, journal
     )
+    for notice in found.notices:
+        job.report.notice(notice)
+    return found

@@ -31,7 +31,7 @@ from lora_drop.runs.store import Run
 from lora_drop.tasks.base import Source, Task
 from lora_drop.tasks.own.chats import asked_and_answered
 from lora_drop.tasks.own.reading import Reading, some_places
-from lora_drop.tasks.own.splits import open_split
+from lora_drop.tasks.own.splits import local_files, open_split
 from lora_drop.tasks.own.tables import Placed, Row, Table
 from lora_drop.tasks.own.values import Label, as_text, number, several
 from lora_drop.training.way import Way, find_way
@@ -103,6 +103,8 @@ class Predictor:
 
     def _asked(self, rows: Sequence[Placed]) -> Dataset:
         """Return rows in the form that the task expects, without labels."""
+        for place, row in rows:
+            self.reading.check_characters(place, row)
         if self.reading.chat is not None:
             turns = [asked_and_answered(self.reading.conversation(place, row))[0] for place, row in rows]
             return Dataset.from_dict({"asked": [json.dumps(asked) for asked in turns]})
@@ -160,10 +162,8 @@ def predict(
         raise UserError(f"--to {to} is a folder. Name a file in it.")
     if to.suffix not in FORMATS:
         raise UserError(f"Predictions cannot be written as {to.name}. Formats: {', '.join(FORMATS)}")
-    if Path(data).exists() and to.resolve() == Path(data).resolve():
-        raise UserError(
-            f"--to names the data file itself ({to}), which predictions must not replace. Name another file."
-        )
+    if to.resolve() in {path.resolve() for path in local_files(data, split)}:
+        raise UserError(f"--to names a file of the data ({to}), which predictions must not replace. Name another file.")
     table = open_split(data, split, source)
     report.doing("loading the model")
     predictor = Predictor(run_dir, device, report)
@@ -195,7 +195,7 @@ def _written(predictor: Predictor, table: Table, to: Path) -> tuple[int, list[Pa
     """
     pairs: list[Pair] = []
     blank: list[str] = []
-    with replacing(to) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+    with replacing(to) as temporary, _opened(temporary) as file:
         writer = _Writer(file, to.suffix, table.columns, predictor.reading.labels)
         for rows in _chunks(table.rows()):
             found = predictor.predict(rows)
@@ -207,6 +207,11 @@ def _written(predictor: Predictor, table: Table, to: Path) -> tuple[int, list[Pa
                     pairs.append((each["prediction"], predictor.reading.answer(place, row)))
             predictor.report.doing(f"{counted(len(pairs) + len(blank), 'row')} predicted")
     return len(pairs) + len(blank), pairs, blank
+
+
+def _opened(path: Path) -> TextIO:
+    """Open a file of predictions. Half a character in a column that the run does not read is written as its escape."""
+    return path.open("w", encoding="utf-8", errors="backslashreplace", newline="")
 
 
 def _chunks(rows: Iterable[Placed]) -> Iterator[list[Placed]]:

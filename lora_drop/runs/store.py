@@ -251,6 +251,8 @@ def _refuse_foreign(path: Path) -> None:
 def read_manifest(path: Path) -> tuple[dict[str, Any], list[str]]:
     """Return the content of `run.json`, and the stages with an altered entry, which count as not done.
 
+    Of a run of an older format no stage counts, and only an entry that is none at all is altered.
+
     Raises UserError if the file is not a manifest at all.
     """
     fresh: dict[str, Any] = {"format": FORMAT, "status": "new", "stages": {}}
@@ -258,9 +260,9 @@ def read_manifest(path: Path) -> tuple[dict[str, Any], list[str]]:
     stored = read_json(file) if file.exists() else fresh
     if not isinstance(stored, dict) or not isinstance(stored.get("stages", {}), dict):
         raise UserError(f"{file} is damaged, and its record of each stage is lost. Remove it, and repeat the run.")
-    if stored.get("format") != FORMAT:
-        return fresh, []
     stages = stored.get("stages", {})
+    if stored.get("format") != FORMAT:
+        return fresh, [name for name, entry in stages.items() if not isinstance(entry, dict)]
     whole = {
         name: entry for name, entry in stages.items() if isinstance(entry, dict) and entry.get(SEAL) == _seal(entry)
     }

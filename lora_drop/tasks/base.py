@@ -59,12 +59,13 @@ class Source:
                 "revision of the Hub. Leave one out (-o data_dir=null or -o data_revision=null)."
             )
         folder = data_dir or (None if revision else os.environ.get("LORA_DROP_DATA"))
-        if folder and not Path(folder).is_dir():
+        place = Path(folder).expanduser() if folder else None
+        if place and not place.is_dir():
             origin = "data_dir" if data_dir else "LORA_DROP_DATA"
             raise UserError(
                 f"The data folder {folder} does not exist (named by {origin}). Create it or name another with --data-dir."
             )
-        return cls(Path(folder) if folder else None, offline, named=bool(data_dir), revision=revision, **others)
+        return cls(place, offline, named=bool(data_dir), revision=revision, **others)
 
 
 @dataclass(frozen=True)

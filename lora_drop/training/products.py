@@ -18,11 +18,13 @@ import json
 import platform
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 import torch
+from filelock import FileLock
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -52,15 +54,14 @@ class Products:
         ways = [name for name, used in (("switch", self.switched), ("operator", self.operator)) if used]
         return f"fp32 products by oneDNN ({' and '.join(ways)})" if ways else "fp32 products by torch's default"
 
-    @contextmanager
-    def applied(self) -> Iterator[None]:
-        """Compute products this way inside the context."""
-        with switch() if self.switched else nullcontext():
-            yield
+    def applied(self) -> AbstractContextManager[None]:
+        """Return a context in which products are computed this way."""
+        return switch() if self.switched else nullcontext()
 
 
 STOCK = Products()
-Way = Callable[[Tensor, Tensor], Tensor]
+Product = Callable[[Tensor, Tensor], Tensor]
+"""A function from `(x, weight)` to x Wᵀ."""
 
 
 def has_switch() -> bool:
@@ -83,42 +84,45 @@ def switch() -> Iterator[None]:
 def find_products(model: nn.Module, device: torch.device, wanted: str = "auto") -> Products:
     """Return the fastest way to compute the fp32 products of a model.
 
-    That is torch's default if `wanted` is "stock", the device is not a CPU, the model has no fp32 linear layers, or
-    oneDNN is not available.
+    That is torch's default if `wanted` is "stock", the device is not a CPU, the model has no fp32 linear layers or only
+    small ones, or oneDNN is not available.
     """
     weights = [layer.weight for layer in model.modules() if isinstance(layer, nn.Linear)]
     weights = [weight for weight in weights if weight.dtype == torch.float32 and weight.ndim == 2]
     if wanted == "stock" or device.type != "cpu" or not weights or not torch.backends.mkldnn.is_available():
         return STOCK
     outputs, inputs = max((weight.shape for weight in weights), key=lambda shape: shape[0] * shape[1])
+    if inputs * outputs < SMALL:
+        return STOCK
     return _remembered(inputs, min(outputs, max(1, int(OPERATIONS / (2 * ROWS * inputs)))), torch.get_num_threads())
 
 
 @cache
 def _remembered(inputs: int, outputs: int, threads: int) -> Products:
     """Return the cached choice for this machine, or find it and cache it."""
-    key = " ".join(map(str, [platform.node(), _processor(), torch.__version__, threads, inputs, outputs]))
     root = cache_root()
-    path = root / "products.json" if root else None
+    if root is None:
+        return choose(inputs, outputs)
+    key = (platform.node(), _processor(), torch.__version__, threads, inputs, outputs)
+    path = root / "products" / f"{digest(*key)}.json"
+    kept = _read(path)
+    if kept is not None:
+        return kept
     try:
-        kept = json.loads(path.read_text(encoding="utf-8")) if path else {}
-        return Products(**kept[key])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        pass
-    found = choose(inputs, outputs) if inputs * outputs >= SMALL else STOCK
-    if path is not None:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-            write_json(path, {**kept, key: vars(found)})
-        except (
-            OSError,
-            ValueError,
-            TypeError,
-            RecursionError,
-        ):  # the cache cannot be written: the next process measures again
-            pass
-    return found
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_suffix(".lock")):  # processes that begin together must choose alike
+            kept = _read(path) or choose(inputs, outputs)
+            write_json(path, vars(kept))
+    except (OSError, NotImplementedError):  # the cache cannot be written or locked: the next process measures again
+        kept = kept or choose(inputs, outputs)
+    return kept
+
+
+def _read(path: Path) -> Products | None:
+    """Return a cached choice, or None if there is none or it is damaged."""
+    with suppress(OSError, ValueError, TypeError, RecursionError):
+        return Products(**json.loads(path.read_text(encoding="utf-8")))
+    return None
 
 
 def _processor() -> str:
@@ -128,16 +132,20 @@ def _processor() -> str:
 
 
 def choose(
-    inputs: int, outputs: int, switched: Way | None = None, operator: Way = product, stock: Way = functional.linear
+    inputs: int,
+    outputs: int,
+    switched: Product | None = None,
+    operator: Product = product,
+    stock: Product = functional.linear,
 ) -> Products:
     """Try each way on a product of random matrices. This takes at most about 50 ms on one core.
 
     Args:
         inputs: Width of the input.
         outputs: Width of the output.
-        switched: Function from `(x, weight)` to x Wᵀ that uses the switch; None uses torch's.
-        operator: The same, by the operator.
-        stock: The same, by torch's default.
+        switched: The product with the switch; None uses torch's.
+        operator: The product by the operator.
+        stock: The product by torch's default.
     """
     generator = torch.Generator().manual_seed(0)
     x, weight = (torch.randn(rows, inputs, generator=generator) for rows in (ROWS, outputs))

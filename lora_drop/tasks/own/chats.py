@@ -54,6 +54,8 @@ class Chat:
         column = self.columns.get("messages")
         turns = self._listed(place, column, row.get(column)) if column else self._questions(place, row)
         system = as_text(row.get(self.columns.get("system", ""))) if "system" in self.columns else ""
+        if turns and turns[0]["role"] == "assistant" and not system:  # templates need something to answer
+            raise UserError(f"{place}: the first turn is the assistant's. Remove it, or put the user's turn before it.")
         return [*([{"role": "system", "content": system}] if system and turns else []), *turns]
 
     def _listed(self, place: str, column: str, value: Any) -> Messages:

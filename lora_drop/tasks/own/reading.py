@@ -60,6 +60,12 @@ class Reading:
             return self.chat.needed
         return list(self.texts) or FIELD.findall(self.template)
 
+    def check_characters(self, place: str, row: Row) -> None:
+        """Raise UserError if a cell that is read has half a character, which no tokenizer takes."""
+        for name in (*self.columns, self.label, *(self.chat.columns.values() if self.chat else ())):
+            if HALF.search(as_text(row.get(name))):
+                raise UserError(f"{place}, column {name!r}: half a character (a lone surrogate such as \\ud83d)")
+
     def conversation(self, place: str, row: Row) -> Messages:
         """Return the turns of a conversation. Raises UserError naming the place of a malformed turn."""
         assert self.chat is not None
@@ -147,12 +153,9 @@ class Survey:
 def survey(table: Table, reading: Reading) -> Survey:
     """Read a table once. Raises UserError naming the place of a text with a lone surrogate, or of a malformed turn."""
     found = Survey()
-    read = [*reading.columns, reading.label, *(reading.chat.columns.values() if reading.chat else ())]
     for place, row in table.rows():
+        reading.check_characters(place, row)
         label = reading.answer(place, row)
-        for name in read:
-            if HALF.search(as_text(row.get(name))):
-                raise UserError(f"{place}, column {name!r}: half a character (a lone surrogate such as \\ud83d)")
         if reading.empty(row):
             found.empty.append(place)
         elif label is None and reading.kind != "multilabel":

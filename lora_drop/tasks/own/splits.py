@@ -54,7 +54,7 @@ def local_identities(data: DataConfig) -> dict[str, str]:
     Rows of the Hub and missing files have no entry.
     """
     train, validation = _places(data)
-    files = {name: _local_files(*place) for name, place in (("train", train), ("validation", validation or train))}
+    files = {name: local_files(*place) for name, place in (("train", train), ("validation", validation or train))}
     return {name: identity_of(paths) for name, paths in files.items() if paths}
 
 
@@ -82,7 +82,8 @@ def _named(path: str, validation: str) -> Place:
     return path, validation
 
 
-def _local_files(path: str, split: str) -> list[Path]:
+def local_files(path: str, split: str) -> list[Path]:
+    """Return the files of a split: the file itself, those of a folder, or none."""
     place = Path(path).expanduser()
     return [place] if place.is_file() else _files(place).get(split, [])
 

@@ -55,13 +55,12 @@ def prepare(
         try:
             with eval_mode(model):
                 packing = _tried(Packing(model, frozen, own), model, batch, loss, recomputes)
-                packing.replay = _replay(packing, model, batch, loss) if replays else None
-            return packing, str(packing)
+                packing.replay, fault = _replay(packing, model, batch, loss) if replays else (None, "")
+            return packing, f"{packing}; its layers are not recorded: {fault}" if fault else str(packing)
         except Unpackable as error:
             reasons.append(str(error))
         except Exception as error:  # noqa: BLE001 - a model may raise anything if it is called in an unexpected way
-            kind, said = type(error).__name__, first_line(error)
-            reasons.append(kind if said == kind else f"{kind}: {said}")
+            reasons.append(_in_words(error))
     return None, f"padded: {reasons[0]}" + (f"; by its own code: {reasons[1]}" if len(set(reasons)) > 1 else "")
 
 
@@ -78,12 +77,13 @@ def _tried(
     with packing.over(row, whole=True), torch.no_grad():  # this counts the attentions
         model(**row)
     learned = loss is not None and "labels" in batch and batch["labels"].ndim == 2
-    tolerance, off = _tolerance(stock), {}
+    tolerance, off, fault = _tolerance(stock), {}, ""
     for packing.reads, packing.trims in _ways(learned, recomputes):
         try:
             with packing.over(batch):
                 found = _numbers(model, batch, loss)
-        except Exception:  # noqa: BLE001 - for example, a head that needs every token
+        except Exception as error:  # noqa: BLE001 - for example, a head that needs every token
+            fault = _in_words(error)
             continue
         off[packing.reads, packing.trims] = distance = _distance(stock, found)
         if distance <= tolerance:
@@ -93,24 +93,29 @@ def _tried(
     if nearest <= OWN * rounding < math.inf:
         packing.reads, packing.trims = next(way for way in off if off[way] <= LIKE * nearest)
         return packing
-    raise Unpackable("its loss or gradients differ when the rows are joined")
+    raise Unpackable("its loss or gradients differ when the rows are joined" if off else fault)
+
+
+def _in_words(error: Exception) -> str:
+    kind, said = type(error).__name__, first_line(error)
+    return kind if said == kind else f"{kind}: {said}"
 
 
 def _replay(
     packing: Packing, model: nn.Module, batch: Mapping[str, Tensor], loss: Callable[..., Tensor] | None
-) -> Replay | None:
-    """Return recordings of the layers that reproduce the packing's numbers; None if there are none."""
+) -> tuple[Replay | None, str]:
+    """Return recordings of the layers that reproduce the packing's numbers; or None, and the reason."""
     with packing.over(batch):
         expected = _numbers(model, batch, loss)
     try:
         packing.replay = replay = Replay(packing)
         with packing.over(batch, learns=True):
             found = _numbers(model, batch, loss)
-    except Exception:  # noqa: BLE001 - then training runs without replay
-        return None
+    except Exception as error:  # noqa: BLE001 - then training runs without replay
+        return None, _in_words(error)
     near = _distance(expected, found) <= _tolerance(expected)
     replay.forget()  # it was recorded in eval mode
-    return replay if near else None
+    return (replay, "") if near else (None, "loss or gradients differ when they are replayed")
 
 
 def _ways(learned: bool, recomputes: bool) -> Iterator[tuple[str, bool]]:
