@@ -15,8 +15,8 @@ from typing import Any
 
 from lora_drop.errors import UserError
 
-OURS = re.compile(r"\..+\.(\d+)(\.old|\.gone)?\.tmp", re.DOTALL)
-"""Names of half-written or half-removed files: the final name, and the number of the process."""
+OURS = re.compile(r"\.(.+)\.(\d{1,9})(\.old|\.gone)?\.tmp", re.DOTALL)
+"""Names of half-written or half-removed files: the final name, the number of the process, and what it was doing."""
 
 ABANDONED_S = 86400.0
 """Seconds after which a half-written file is abandoned: no write takes this long."""
@@ -87,6 +87,7 @@ def remove(path: Path) -> None:
 def sweep(folder: Path, untouched_s: float = 0.0) -> None:
     """Remove the half-written and half-removed files of killed processes from a folder.
 
+    A folder that a process moved aside to replace it gets its name back if the process died before the new one had it.
     The files of another running process stay, as it may be writing. (If its number was reused, they stay for
     ABANDONED_S.)
 
@@ -100,8 +101,20 @@ def sweep(folder: Path, untouched_s: float = 0.0) -> None:
             if named is None:
                 continue
             untouched = time.time() - leftover.lstat().st_mtime
-            if untouched >= (ABANDONED_S if _is_another(int(named[1])) else untouched_s):
+            if untouched < (ABANDONED_S if _is_another(int(named[2])) else untouched_s):
+                continue
+            if named[3] == ".old":
+                _settle(leftover, folder / named[1])
+            else:
                 remove(leftover)
+
+
+def _settle(replaced: Path, path: Path) -> None:
+    """Remove what was moved aside from `path`, or give it its name back if nothing has taken its place."""
+    if os.path.lexists(replaced) and not os.path.lexists(path):
+        replaced.rename(path)
+    else:
+        remove(replaced)
 
 
 def _is_another(process: int) -> bool:
@@ -155,23 +168,28 @@ def cache_root() -> Path | None:
 
 @contextmanager
 def write_folder(path: Path) -> Iterator[Path]:
-    """Yield an empty folder that replaces `path` when the block ends without an exception."""
+    """Yield an empty folder that replaces `path` when the block ends without an exception.
+
+    Its content is on the disk before it gets its name. If the process dies between the two renames, `sweep` undoes the
+    first one.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     replaced = path.with_name(f".{path.name}.{os.getpid()}.old.tmp")
     remove(temporary)
+    _settle(replaced, path)  # left by a killed process of the same number
     temporary.mkdir(parents=True)
     try:
         yield temporary
         for file in temporary.rglob("*"):
             if file.is_file():
                 write_through(file)
-        if path.is_symlink() or path.exists():
+        if os.path.lexists(path):
             path.rename(replaced)
         temporary.rename(path)
         sync_folder(path.parent)
     finally:
+        _settle(replaced, path)
         remove(temporary)
-        remove(replaced)
 
 
 def digest(*parts: Any) -> str:

@@ -14,7 +14,7 @@ import lora_drop
 from lora_drop import provenance
 from lora_drop.config.schema import Config
 from lora_drop.errors import UserError
-from lora_drop.files import ABANDONED_S, file_digest, read_json, write_folder, write_json, write_text
+from lora_drop.files import ABANDONED_S, file_digest, read_json, sweep, write_folder, write_json, write_text
 from lora_drop.models import content
 from lora_drop.progress import Reporter
 from lora_drop.runs import pipeline
@@ -209,6 +209,45 @@ def test_writing_is_all_or_nothing(tmp_path):
         (folder / "y").write_text("new")
     assert [path.name for path in (tmp_path / "folder").iterdir()] == ["y"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "folder"]
+
+
+def test_a_folder_that_cannot_be_replaced_stays(tmp_path, monkeypatch):
+    write_text(tmp_path / "folder" / "x", "old")
+    rename = Path.rename
+
+    def failing(path, target):
+        if target == tmp_path / "folder" and (path / "y").exists():
+            raise PermissionError
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(PermissionError), write_folder(tmp_path / "folder") as folder:
+        (folder / "y").write_text("new")
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["folder", "folder/x"]
+
+
+@pytest.mark.parametrize("of_this_process", [True, False])
+def test_a_kill_between_the_two_renames_of_a_folder_loses_nothing(tmp_path, of_this_process):
+    number = os.getpid() if of_this_process else max(psutil.pids()) + 10**6
+    write_text(tmp_path / f".folder.{number}.old.tmp" / "x", "old")
+    write_text(tmp_path / f".folder.{number}.tmp" / "x", "new")
+    write_text(tmp_path / f".replaced.{number}.old.tmp" / "x", "old")
+    write_text(tmp_path / "replaced" / "x", "new")
+    if of_this_process:  # a number that is used again, as in a container
+        for name in ("folder", "replaced"):
+            with pytest.raises(RuntimeError), write_folder(tmp_path / name):
+                raise RuntimeError
+    else:
+        sweep(tmp_path)
+    found = {path.relative_to(tmp_path).as_posix(): path.read_text() for path in tmp_path.rglob("x")}
+    assert found == {"folder/x": "old", "replaced/x": "new"} and len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_name_with_a_number_that_no_process_has_is_not_ours(tmp_path):
+    theirs = tmp_path / f".x.{'9' * 23}.tmp"
+    theirs.write_text("")
+    sweep(tmp_path)
+    assert theirs.exists()
 
 
 def test_digests_see_content_and_names(tmp_path):
