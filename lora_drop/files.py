@@ -180,9 +180,11 @@ def write_folder(path: Path) -> Iterator[Path]:
     temporary.mkdir(parents=True)
     try:
         yield temporary
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                write_through(file)
+        for entry in (temporary, *temporary.rglob("*")):
+            if entry.is_file():
+                write_through(entry)
+            elif entry.is_dir():
+                sync_folder(entry)
         if os.path.lexists(path):
             path.rename(replaced)
         temporary.rename(path)

@@ -1,18 +1,15 @@
 """Training checkpoints: atomic, verified by digest, and without a pickle.
 
 A checkpoint is first written next to the others under a temporary name that is never read. Once all its files are on
-disk, a manifest with a digest of each file is added, and the folder gets its final name in one rename. A checkpoint
-that does not match its manifest is not used: training resumes from the one before, or starts again.
+disk, with a manifest that has a digest of each, the folder gets its final name in one rename. A checkpoint that does
+not match its manifest is not used: training resumes from the one before, or starts again.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import random
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,7 +20,7 @@ from torch import nn
 from transformers import Trainer
 
 from lora_drop import processes
-from lora_drop.files import digests_below, read_json, remove, sweep, sync_folder, write_json, write_through
+from lora_drop.files import digests_below, read_json, remove, sweep, write_folder, write_json
 from lora_drop.methods.base import Stepper, trainable
 from lora_drop.progress import Reporter
 from lora_drop.training.nested import load_nested, save_nested
@@ -51,23 +48,6 @@ def load_trainable(model: nn.Module, path: Path) -> None:
     with torch.no_grad():
         for name, parameter in trainable(model):
             parameter.copy_(stored[name])
-
-
-@contextmanager
-def writing(folder: Path, step: int) -> Iterator[Path]:
-    """Yield a folder for the block to write `checkpoint-STEP` into; it becomes a checkpoint when the block ends."""
-    staging = folder / f".writing.{os.getpid()}.tmp"
-    remove(staging)
-    staging.mkdir(parents=True)
-    yield staging
-    made = path_of(staging, step)
-    for file in made.iterdir():
-        write_through(file)
-    write_json(made / MANIFEST, digests_below(made))
-    sync_folder(made)
-    made.rename(path_of(folder, step))
-    sync_folder(folder)
-    remove(staging)
 
 
 def fault_of(path: Path) -> str:
@@ -140,17 +120,16 @@ class Checkpointed(Trainer):
 
     def _write(self, random_states: list[dict[str, Any]]) -> None:
         folder = Path(str(self.args.output_dir))
-        with writing(folder, self.state.global_step) as staging:
-            made = path_of(staging, self.state.global_step)
+        with write_folder(path_of(folder, self.state.global_step)) as made:
             self._save(str(made))
             save_nested({name: each.state_dict() for name, each in self._states().items()}, made / STATE)
             save_nested({**random_states[0], OTHERS: random_states[1:]}, made / RANDOM)
             self.state.save_to_json(str(made / PROGRESS))
+            write_json(made / MANIFEST, digests_below(made))
         retire(folder, self.state.best_global_step)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         folder = Path(str(output_dir))
-        folder.mkdir(parents=True)
         save_file({name: tensor.detach().contiguous() for name, tensor in trainable(self.trained)}, folder / WEIGHTS)
         if self.stepper is not None:
             save_file(self.stepper.state(), folder / STEPPER)

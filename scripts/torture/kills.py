@@ -75,21 +75,27 @@ def at_line(number: int, run: Path, tally: Path | None = None) -> Hook:
     """
 
     def hook() -> None:
+        from lora_drop.files import write_folder
         from lora_drop.training import checkpoints, nested
 
         files, count = {checkpoints.__file__, nested.__file__}, [0]
+        folder = write_folder.__wrapped__.__code__  # type: ignore[attr-defined]
 
         def line(frame: FrameType, event: str, _: Any) -> Any:
             count[0] += event == "line"
             if count[0] == number:
-                for path in sorted(run.glob("checkpoints/*/.writing*/*/*"), key=lambda path: path.stat().st_mtime)[-1:]:
+                written = run.glob("checkpoints/*/.checkpoint-*.tmp/*")
+                for path in sorted(written, key=lambda path: path.stat().st_mtime)[-1:]:
                     os.truncate(path, path.stat().st_size // 2)
                 die()
             if tally is not None and event == "return":
                 tally.write_text(str(count[0]))
             return line
 
-        sys.settrace(lambda frame, *_: line if frame.f_code.co_filename in files else None)
+        def entered(frame: FrameType, *_: Any) -> Any:
+            return line if frame.f_code.co_filename in files or frame.f_code is folder else None
+
+        sys.settrace(entered)
 
     return hook
 
