@@ -111,7 +111,7 @@ def _several(task: Task, rows: Dataset, logits: torch.Tensor) -> Evaluation:
 
     columns = zip(rows["id"], predictions, references, strict=True)
     return Evaluation(
-        evaluate_several(task.metrics, logits.tolist(), predictions, references),
+        evaluate_several(task.metrics, predictions, references),
         [{"id": row, "prediction": names(given), "reference": names(actual)} for row, given, actual in columns],
         {"baseline": constant_several(task.metrics, references)},
     )

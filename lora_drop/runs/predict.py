@@ -295,7 +295,7 @@ def _compared(task: Task, reading: Reading, pairs: Sequence[tuple[Any, Any]]) ->
             return [int(name in names) for name in reading.labels]
 
         given, actual = [row(names) for names, _ in pairs], [row(several(label)) for _, label in pairs]
-        return evaluate_several(task.metrics, given, given, actual)
+        return evaluate_several(task.metrics, given, actual)
     from lora_drop.evaluation.metrics.classification import evaluate_predictions
 
     value = reading.labels.index if task.kind == "classification" else float

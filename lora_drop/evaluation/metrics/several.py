@@ -7,22 +7,17 @@ from collections.abc import Sequence
 import numpy as np
 from sklearn.metrics import f1_score
 
-from lora_drop.evaluation.base import check_finite
-
 Rows = Sequence[Sequence[int]]
 """For each row, 1 or 0 for each label."""
 
 
-def evaluate_several(
-    names: Sequence[str], logits: Sequence[Sequence[float]], predictions: Rows, references: Rows
-) -> dict[str, float]:
-    """Return the metrics named: f1_micro, f1_macro, or accuracy (the share of rows with all labels right).
-
-    Raises:
-        UserError: If an output of the model is not finite: training has diverged.
-    """
-    check_finite(logits)
-    return _scores(names, np.asarray(predictions), np.asarray(references))
+def evaluate_several(names: Sequence[str], predictions: Rows, references: Rows) -> dict[str, float]:
+    """Return the metrics named: f1_micro, f1_macro, or accuracy (the share of rows with all labels right)."""
+    given, actual = np.asarray(predictions), np.asarray(references)
+    found = {"accuracy": float((given == actual).all(axis=1).mean())}
+    for average in ("micro", "macro"):
+        found[f"f1_{average}"] = float(f1_score(actual, given, average=average, zero_division=0.0))
+    return {name: found[name] for name in names}
 
 
 def constant_several(names: Sequence[str], references: Rows) -> dict[str, float]:
@@ -33,11 +28,4 @@ def constant_several(names: Sequence[str], references: Rows) -> dict[str, float]
     actual = np.asarray(references)
     share = actual.mean(axis=0)
     constant = (share > 0.5) if (share > 0.5).any() else (share == share.max())
-    return _scores(names, np.broadcast_to(constant.astype(int), actual.shape), actual)
-
-
-def _scores(names: Sequence[str], given: np.ndarray, actual: np.ndarray) -> dict[str, float]:
-    found = {"accuracy": float((given == actual).all(axis=1).mean())}
-    for average in ("micro", "macro"):
-        found[f"f1_{average}"] = float(f1_score(actual, given, average=average, zero_division=0.0))
-    return {name: found[name] for name in names}
+    return evaluate_several(names, [constant.astype(int).tolist()] * len(actual), references)
