@@ -36,6 +36,11 @@ def subject(task: str, data: Mapping[str, Any]) -> str:
     return Path(str(named)).name if task == OWN and named else task
 
 
+def criterion_of(stored: Mapping[str, Any]) -> str:
+    """Return the criterion of a stored configuration. Those of earlier versions name none: it was the paper's."""
+    return str(stored.get("score", {}).get("criterion", LATER_KEYS["score.criterion"]))
+
+
 def to_dict(config: Config) -> dict[str, Any]:
     """Return the configuration as plain nested dictionaries (tuples become lists)."""
     return json.loads(json.dumps(dataclasses.asdict(config)))

@@ -19,6 +19,7 @@ LAYOUT = {
 }
 """Keys of `Record.layout` that a table reads, with their types."""
 MODULE = ("projection", "layer", "score", "importance")
+"""What a record keeps of each LoRA in `scores.json`."""
 
 
 def fault_of(content: Any, record: type, version: int) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 from lora_drop.config.identity import OWN, config_hash, what_is_computed
 from lora_drop.errors import UserError
 from lora_drop.experiments.grid import Planned, title_of
-from lora_drop.experiments.record_checks import fault_of
+from lora_drop.experiments.record_checks import MODULE, fault_of
 from lora_drop.files import read_json
 from lora_drop.pruning.criteria.base import PAPER
 from lora_drop.registry import CRITERIA, METHODS, TASKS
@@ -168,15 +168,14 @@ def _layers(run: Run, performed: Sequence[str]) -> dict[str, Any]:
     def whole(stage: str, name: str) -> dict[str, Any]:
         return read_json(run.file(name)) if stage in performed else {}
 
-    importances = ("projection", "layer", "score", "importance")
     return {
         "sampled": read_json(run.file("sample.json"))["size"] if "sample" in performed else 0,
         "warmup_steps": run.manifest["stages"]["score"]["warmup_steps"] if "score" in performed else 0,
-        "scores": modules("score", "scores.json", *importances),
+        "scores": modules("score", "scores.json", *MODULE),
         "selection": whole("select", "selection.json"),
         "norms": _rounded(modules("norms", "norms.json", "projection", "layer", "norms")),
         "stability": whole("stability", "stability.json"),
-        "trained_scores": modules("trained", "scores_trained.json", *importances),
+        "trained_scores": modules("trained", "scores_trained.json", *MODULE),
     }
 
 

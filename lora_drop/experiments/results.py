@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_drop.config.identity import what_is_computed
+from lora_drop.config.identity import criterion_of, what_is_computed
 from lora_drop.config.loading import from_dict
 from lora_drop.config.schema import Config
 from lora_drop.config.strict import leaves
@@ -16,7 +16,6 @@ from lora_drop.experiments.grid import Planned, slug
 from lora_drop.experiments.own_files import files_changed
 from lora_drop.experiments.records import read_record, versions_of
 from lora_drop.files import write_json
-from lora_drop.pruning.criteria.base import PAPER
 
 
 @dataclass(frozen=True)
@@ -132,7 +131,7 @@ def _today(stored: dict[str, Any]) -> dict[str, Any]:
 
 def _older(content: dict[str, Any]) -> list[str]:
     """Return the versions that made a record and are no longer current; empty if the record does not state them."""
-    made_by, criterion = content.get("made_by", {}), content["config"].get("score", {}).get("criterion", PAPER)
+    made_by, criterion = content.get("made_by", {}), criterion_of(content["config"])
     if made_by and "score" in content["stages"]:
         made_by = {f"criterion {criterion}": 1, **made_by}  # records without a criterion's version are of the first
     now = versions_of(content["task"], content["method"], content["stages"], criterion)

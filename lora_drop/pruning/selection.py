@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 BELOW_ONE = math.nextafter(1.0, 0.0)
 """Largest threshold below 1. At 1, layers of importance 0 are retained as well."""
 POLICIES = ("threshold", "inverse", "random", "top", "bottom")
+RULE = ("threshold", "budget", "policy", "share")
+"""The settings of a selection, besides the seed: arguments of `select` and keys of `method` in a configuration."""
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lora_drop.pruning.agreement import by_layer
-from lora_drop.pruning.selection import Scored, Selection, select
+from lora_drop.pruning.selection import RULE, Scored, Selection, select
 from lora_drop.registry import CRITERIA
 from lora_drop.runs.facts import Facts
 
@@ -45,7 +45,7 @@ def side_by_side(run: Facts) -> list[dict[str, Any]]:
 
 def _selected(run: Facts, rows: list[dict[str, Any]]) -> Selection:
     method = run.config["method"]
-    rule = {key: method[key] for key in ("threshold", "budget", "policy", "share") if key in method}
+    rule = {key: method[key] for key in RULE if key in method}
     return select([Scored(**row) for row in rows], **rule, seed=run.seed)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
-from lora_drop.config.identity import as_yaml
+from lora_drop.config.identity import as_yaml, criterion_of
 from lora_drop.errors import UserError
 from lora_drop.files import write_text
 from lora_drop.pruning.criteria.base import PAPER
@@ -108,7 +108,7 @@ def _profile(run: Facts) -> dict[str, Any]:
         (layer, [(name, cells.get((name, layer)), intervals.get((name, layer))) for name in names])
         for layer in sorted({row.layer for row in run.scored})
     ]
-    data, criterion = slider(run), run.config.get("score", {}).get("criterion", PAPER)
+    data, criterion = slider(run), criterion_of(run.config)
     return {
         "run": run,
         "answer": words.answer(run),

@@ -18,7 +18,7 @@ from lora_drop.config.identity import OWN, WHERE_KEYS, subject, without
 from lora_drop.config.strict import leaves
 from lora_drop.errors import UserError
 from lora_drop.files import digest, file_digest, read_json
-from lora_drop.pruning.selection import Scored, Selection, read_scores
+from lora_drop.pruning.selection import RULE, Scored, Selection, read_scores
 from lora_drop.registry import TITLES
 from lora_drop.runs.locks import LOCK, is_held
 from lora_drop.runs.store import read_manifest
@@ -175,7 +175,7 @@ class Facts:
         resampled = [(row["projection"], row["layer"], row["importance"]) for row in content.get("modules", [])]
         if resampled != [(row.projection, row.layer, row.importance) for row in self.scored]:
             return {}
-        rule = {key: method.get(key) for key in ("threshold", "budget", "policy", "share")}
+        rule = {key: method.get(key) for key in RULE}
         found = {"policy": "threshold", **content}  # the only policy of earlier versions
         return content if all(found.get(key) == value for key, value in rule.items()) else {}
 

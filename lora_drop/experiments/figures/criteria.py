@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure as Drawing
 from matplotlib.ticker import EngFormatter
 
+from lora_drop.config.identity import criterion_of
 from lora_drop.experiments.plots import DARK, MARKERS, Figure, grey, panels
 from lora_drop.experiments.records import Record
 from lora_drop.experiments.table import Table
@@ -25,7 +26,7 @@ def draw(table: Table, records: list[Record]) -> Drawing:
     tasks = list(dict.fromkeys(record.task_title for record in records))
     figure, axes = panels(1, len(tasks), width=4.2, height=3.4)
     shown: dict[str, Any] = {}
-    names = list(dict.fromkeys(map(criterion, records)))
+    names = list(dict.fromkeys(criterion_of(record.config) for record in records))
     for axis, task in zip(axes[0], tasks, strict=True):
         mine = [record for record in records if record.task_title == task]
         for name, points in points_of(mine).items():
@@ -45,17 +46,12 @@ def draw(table: Table, records: list[Record]) -> Drawing:
     return figure
 
 
-def criterion(record: Record) -> str:
-    """Return the criterion that selected the layers: the paper's for records of earlier versions, which name none."""
-    return str(record.config.get("score", {}).get("criterion", PAPER))
-
-
 def points_of(records: list[Record]) -> Points:
     """Return, by criterion, a point (parameters, score, deviation of the score) for each row, averaged over seeds."""
     rows: dict[tuple[str, str], list[Record]] = defaultdict(list)
     for record in records:
         if record.method != "lora":
-            rows[criterion(record), record.row].append(record)
+            rows[criterion_of(record.config), record.row].append(record)
     points: Points = defaultdict(list)
     for (name, _), mine in rows.items():
         scores = [_score(record) for record in mine]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from matplotlib.figure import Figure as Drawing
 
+from lora_drop.config.identity import criterion_of
 from lora_drop.experiments.plots import DARK, LIGHT, Figure, layer_axis, projection_panels
 from lora_drop.experiments.records import Record
 from lora_drop.experiments.table import Table
@@ -15,7 +16,7 @@ def draw(table: Table, records: list[Record]) -> Drawing:
     """Draw the first run: boxes cover the middle half of the examples, whiskers 5 to 95 %."""
     record = records[0]
     projections = list(dict.fromkeys(row["projection"] for row in record.norms))
-    criterion = record.config.get("score", {}).get("criterion", PAPER)
+    criterion = criterion_of(record.config)
     what = "‖ΔWx‖²" if criterion == PAPER else criterion
     figure, axes = projection_panels(projections, f"{what} of an example")
     for axis, projection in zip(axes, projections, strict=True):

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from lora_drop.files import write_json
-from lora_drop.pruning.selection import read_scores, select
+from lora_drop.pruning.selection import RULE, read_scores, select
 from lora_drop.runs.stages.base import Stage, Values, Work, digest_of
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def settings(job: Job) -> Values:
     """Return the rule by which layers are retained."""
     method = asdict(job.config.method)
-    rule = {key: method[key] for key in ("threshold", "budget", "policy", "share")}
+    rule = {key: method[key] for key in RULE}
     return {"method": rule, "seed": job.config.seed}
 
 

@@ -21,13 +21,13 @@ def settings(job: Job) -> Values:
 
 def work(job: Job) -> Work:
     """Resample the norms and write `stability.json`."""
-    from lora_drop.pruning.selection import read_scores
+    from lora_drop.pruning.selection import RULE, read_scores
     from lora_drop.pruning.stability import CONFIDENCE, bootstrap
 
     method, resamples = job.config.method, job.config.score.bootstrap
     scored = read_scores(job.run.file("scores.json"))
     norms = {row["name"]: row["norms"] for row in read_json(job.run.file("norms.json"))["modules"]}
-    rule: Values = {key: getattr(method, key) for key in ("threshold", "budget", "policy", "share")}
+    rule: Values = {key: getattr(method, key) for key in RULE}
     rule["seed"] = job.config.seed
     rows = bootstrap(scored, norms, resamples, **rule)
     content = {"resamples": resamples, "confidence": CONFIDENCE, **rule, "modules": rows}
