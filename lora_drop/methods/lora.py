@@ -124,8 +124,8 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     return load_file(folder / "adapter_model.safetensors")
 
 
-def fill(model: PeftModel, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
-    """Load saved weights into a model of the same structure. Raise UserError unless they fit exactly.
+def fill(model: PeftModel, folder: Path, weights: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """Load saved weights into a model of the same structure, and return them. Raise UserError unless they fit exactly.
 
     `weights` are the folder's weights, if they have already been read. A file without the copies of shared tensors is
     refused, as it would silently leave a LoRA at its initial values.
@@ -143,6 +143,7 @@ def fill(model: PeftModel, folder: Path, weights: dict[str, Tensor] | None = Non
             f"{folder} does not fit this model: {len(missing)} tensors missing, {len(outcome.unexpected_keys)} "
             f"unexpected (such as {name})."
         )
+    return weights
 
 
 METHOD = Method(name="lora", title="LoRA", build=build, save=save, load=load, starts=True)

@@ -87,8 +87,7 @@ def load(backbone: PreTrainedModel, folder: Path) -> PeftModel:
             f"{folder / TIES} is damaged. It says which layers share a LoRA. Train the adapter again with --force."
         ) from error
     _tie_all(model, groups, folder)
-    lora.fill(model, folder)
-    _check_copies(lora.read_weights(folder), groups, folder)
+    _check_copies(lora.fill(model, folder), groups, folder)
     return model
 
 
