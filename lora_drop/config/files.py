@@ -13,6 +13,8 @@ from lora_drop.errors import UserError, closest
 
 OTHERS = ("accelerate", "experiments")
 """Folders of packaged files that are not run configurations."""
+_parsed = lru_cache(maxsize=64)(parse)
+"""`parse`, with a cache for the files that the runs of a grid have in common."""
 SEAL = "# written by lora-drop; sha256 of the lines above: "
 
 
@@ -49,12 +51,6 @@ def read_yaml(path: Path) -> dict[str, Any]:
         return deepcopy(_parsed(path.read_bytes(), str(path)))
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}.") from error
-
-
-@lru_cache(maxsize=64)
-def _parsed(content: bytes, name: str) -> dict[str, Any]:
-    """Parse YAML, with a cache for the files that the runs of a grid have in common."""
-    return parse(content, name)
 
 
 def sealed(text: str) -> str:

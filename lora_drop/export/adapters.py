@@ -31,10 +31,7 @@ def compact(source: ExportedRun, folder: Path) -> str:
             f"In {source.run.path} no layers share a LoRA ({source.facts.title}), so there is nothing to make "
             "compact. Use --to peft."
         )
-    write_compact(source.adapter, folder)
-    content = read_json(folder / TIES)
-    content["adapter_config"] |= _named(source)
-    (folder / TIES).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_compact(source.adapter, folder, _named(source))
     whole = _bytes(source.adapter / PEFT_WEIGHTS)
     return f"{WEIGHTS} has {_bytes(folder / WEIGHTS):,} bytes; as a PEFT adapter, {whole:,}"
 

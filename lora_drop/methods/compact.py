@@ -8,6 +8,7 @@ a model without ties, all but one of the sharing layers would silently keep thei
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +31,15 @@ def is_compact(folder: Path) -> bool:
     return (folder / WEIGHTS).is_file()
 
 
-def write_compact(adapter: Path, folder: Path) -> None:
+def write_compact(adapter: Path, folder: Path, changes: Mapping[str, Any] | None = None) -> None:
     """Write the compact form of a saved LoRA-drop adapter into an empty folder.
 
-    `adapter` is a folder written by `methods.lora_drop`. Raise UserError if it is damaged.
+    `adapter` is a folder written by `methods.lora_drop`; `changes` are other values for PEFT's configuration. Raise
+    UserError if the adapter is damaged.
     """
     try:
         groups = tied_groups(json.loads((adapter / TIES).read_text(encoding="utf-8")))
-        config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+        config = {**json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8")), **(changes or {})}
         weights = load_file(adapter / "adapter_model.safetensors")
         for _, *others in groups:
             for name in others:
