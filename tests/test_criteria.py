@@ -207,7 +207,7 @@ def test_random_scores_follow_the_seed():
 def test_layers_that_share_a_pair_have_its_score_each():
     model, tokenizer = trained_lora()
     names = [name for name in loras(model) if "query" in name][:2]
-    tie(model, names)
+    tie(loras(model), names)
     scores = {
         row.name: row.score for row in score(model, [labelled(tokenizer)], criterion=CRITERIA.get("gradient")).rows
     }

@@ -113,7 +113,7 @@ def test_sums_are_of_fp32_while_the_model_is_computed_in_half_of_it(half):
 
 def test_layers_that_share_a_lora_are_scored_each_by_its_own_input():
     model, tokenizer = trained_lora()
-    tie(model, [name for name in loras(model) if "query" in name][:3])
+    tie(loras(model), [name for name in loras(model) if "query" in name][:3])
     batch = inputs(tokenizer)
     assert {row.name: row.score for row in score(model, [batch]).rows} == pytest.approx(
         plain_scores(model, batch), rel=1e-5

@@ -97,7 +97,7 @@ def _tie_all(model: PeftModel, groups: list[list[str]], folder: Path) -> None:
     if unknown:
         raise UserError(f"{folder / TIES} names {unknown[0]}, which has no LoRA in {folder}.")
     for group in groups:
-        tie(model, group)
+        tie(known, group)
 
 
 def _check_copies(weights: dict[str, Tensor], groups: list[list[str]], folder: Path) -> None:

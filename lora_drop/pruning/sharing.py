@@ -47,7 +47,7 @@ def share(model: PeftModel, selection: Selection) -> PeftModel:
         _check_alike(found, group)
     for group in low:
         if selection.share:
-            tie(model, group)
+            tie(found, group)
         else:
             remove(model, group)
     return model
@@ -63,13 +63,12 @@ def _check_ties(model: PeftModel, groups: Sequence[Sequence[str]]) -> None:
             )
 
 
-def tie(model: PeftModel, names: Sequence[str]) -> None:
+def tie(found: Mapping[str, Lora], names: Sequence[str]) -> None:
     """Point the active LoRA of all these modules at the first one's `lora_A` and `lora_B`.
 
-    The modules are shared, not the weights: tied weights come apart silently when the model is cast or loaded by
-    assignment.
+    `found` are the LoRAs of the model (`adapters.loras`). The modules are shared, not the weights: tied weights come
+    apart silently when the model is cast or loaded by assignment.
     """
-    found = loras(model)
     _check_alike(found, names)
     for name in names[1:]:
         first, other = found[names[0]], found[name]
