@@ -179,7 +179,7 @@ class Measured:
 
 
 def print_profile(
-    console: Console, scored: Sequence[Any], selection: Any, stability: Sequence[Mapping[str, Any]] = ()
+    console: Console, scored: Sequence[Any], selection: Any, stability: Sequence[Mapping[str, Any]]
 ) -> None:
     """Draw the importance of each layer as a bar; `█` layers retain their LoRA, `░` layers share one (or have none).
 

@@ -119,7 +119,7 @@ def ends_after(seconds: Sequence[float], devices: int) -> float:
     return max(busy_until)
 
 
-def on_several_devices(todo: Sequence[Planned], estimates: Sequence[Estimate], more: int = 1) -> list[dict[str, float]]:
+def on_several_devices(todo: Sequence[Planned], estimates: Sequence[Estimate], more: int) -> list[dict[str, float]]:
     """Return the time that the runs take on 1, 2, 4, … devices, up to one for each run, and on `more`.
 
     `seconds` is the time if the longest runs begin first, `in_order` the time in the order of the grid.

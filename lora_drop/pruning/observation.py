@@ -62,14 +62,7 @@ class Observer:
     On exit, also after an exception, the hooks are removed and the mode is restored.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        layers: Mapping[str, Lora],
-        add: Add,
-        view: View | None = None,
-        by_example: bool = True,
-    ):
+    def __init__(self, model: nn.Module, layers: Mapping[str, Lora], add: Add, view: View | None, by_example: bool):
         """Call `add(name, z)` for each call that counts; z is `batch seq rank`, zero where there is no real token.
 
         A `view` replaces z by its own values. Without `by_example`, z may be `1 tokens rank`: a packed batch is not put
@@ -115,7 +108,7 @@ class Observer:
         kept = {key: value for key, value in batch.items() if key != "labels" or (self.two_stacks and _is_text(value))}
         return send_to_device(kept, self.device)
 
-    def look(self, inputs: dict[str, Any], layout: Layout | None = None) -> None:
+    def look(self, inputs: dict[str, Any], layout: Layout | None) -> None:
         """Run the model on a batch, packed as `layout` says.
 
         Raise UserError for a module whose inputs are not the batch's tokens, or that is not called.

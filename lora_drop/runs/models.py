@@ -201,8 +201,8 @@ def scores_content(job: Job, model: nn.Module, scores: Scores) -> dict[str, Any]
 def evaluate(
     job: Job,
     model: nn.Module,
-    way: Way | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    way: Way,
+    progress: Callable[[int, int], None],
     journal: Path | None = None,
     part: Part | None = None,
 ) -> Evaluation:

@@ -57,7 +57,7 @@ class Predicted:
 class Predictor:
     """A trained run on own data, loaded for prediction."""
 
-    def __init__(self, run_dir: str | Path, device: str = "auto", report: Reporter = SILENT):
+    def __init__(self, run_dir: str | Path, device: str, report: Reporter = SILENT):
         """Load model and tokenizer. Raises UserError if the run is not on own data, and as `load_run` does."""
         self.run = Run(run_dir)
         if not self.run.config.data.given:

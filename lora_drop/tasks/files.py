@@ -75,7 +75,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def read_tsv(
-    path: Path, columns: Sequence[str], header: Sequence[str] = (), skip_short: bool = False
+    path: Path, columns: Sequence[str], header: Sequence[str], skip_short: bool
 ) -> Iterator[tuple[int, list[str]]]:
     """Yield (line number, cells in the order of `columns`) of a tab-separated file WITHOUT quoting: a quote is text.
 

@@ -36,7 +36,7 @@ def multiplies_bf16() -> bool:
 class Frozen:
     """The weight and bias of a linear layer that is not trained, prepared for the product."""
 
-    def __init__(self, layer: nn.Linear, ordered: bool = True):
+    def __init__(self, layer: nn.Linear, ordered: bool):
         """Wrap a layer. Its weight is prepared when first needed, and again after it has been changed.
 
         Args:

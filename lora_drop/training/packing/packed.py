@@ -46,7 +46,7 @@ class Packing:
 
     active: Packing | None = None
 
-    def __init__(self, model: nn.Module, frozen: Mapping[nn.Linear, Frozen] | None = None, own: bool = False):
+    def __init__(self, model: nn.Module, frozen: Mapping[nn.Linear, Frozen] | None, own: bool):
         """Find the stack of layers. Raises Unpackable if there is none, or none that can be packed.
 
         Args:
