@@ -6,6 +6,7 @@ from pathlib import Path
 import own_data
 import pytest
 import yaml
+from datasets import ClassLabel, Dataset, Features, Value
 from own_data import Notices, csv_file, error, read, rows
 
 from lora_drop.cli.app import main
@@ -120,7 +121,11 @@ def test_a_test_file_without_labels_is_not_evaluated_on(tmp_path):
 def test_labels_of_an_unexpected_kind_are_told(tmp_path):
     for name, cells, word in (
         ("odd", ["x", "y"] * 20 + ["a; b"], "If the ';' is part of a name, use"),
-        ("comma", ["0,0", "1,5"] * 20, "they need a decimal point: "),
+        ("comma", ["0,0", "1,5"] * 20, "write 0,0 as 0.0, with a decimal point"),
+        ("thousands", ["1,000", "2,500"] * 20, "write 1,000 as 1000, or, if the comma is a decimal point, as 1.000"),
+        ("money", ["$4.50", "$5.50"] * 20, "written with digits and a decimal point alone"),
+        ("missing", ["x", "nan"] * 20, "If it means that the label is missing, leave these cells empty"),
+        ("case", ["Good", "good"] * 20, "'Good' and 'good' are taken for two classes"),
         ("plain", ["x", "y"] * 20, ""),
     ):
         path = csv_file(
@@ -272,3 +277,13 @@ def main_exits(arguments):
     with pytest.raises(SystemExit) as end:
         main(arguments)
     assert end.value.code == 0
+
+
+def test_parquet_keeps_the_names_of_its_classes(tmp_path):
+    """`Dataset.to_parquet` writes indices, and the names beside them."""
+    told = Features({"text": Value("string"), "label": ClassLabel(names=["bad", "good"])})
+    path = tmp_path / "named.parquet"
+    Dataset.from_dict({"text": [f"t{n}" for n in range(20)], "label": [0, 1] * 9 + [0, -1]}, told).to_parquet(path)
+    data = read(path)
+    assert data.reading.labels == ("bad", "good") and data.surveys["train"].counts == {"bad": 10, "good": 9}
+    assert len(data.surveys["train"].unlabelled) == 1

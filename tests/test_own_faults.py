@@ -4,8 +4,10 @@ import json
 
 import own_data
 import pytest
+from datasets import Dataset, DatasetDict
 from own_data import Notices, csv_file, error, read, rows
 
+from lora_drop.cli.app import main
 from lora_drop.config.schema import DataConfig
 from lora_drop.errors import UserError
 from lora_drop.tasks.base import Source
@@ -43,6 +45,7 @@ def test_rows_without_text_or_label_are_left_out_and_named(tmp_path):
         (GOOD, {"metric": ("f1_makro",)}, "is not a metric for classification. Did you mean 'f1_macro'?"),
         ("a,b\nx,y\n", {}, "Which column of"),
         (GOOD, {"text": ("text", "label", "text")}, "For more, use a template"),
+        ("text,label\n" + "a,2.5\nb,2.5\n" * 5, {}, "all rows have the number 2.5"),
     ],
 )
 def test_faults_are_named_with_file_line_and_column(text, given, says, tmp_path):
@@ -161,3 +164,30 @@ def test_a_description_of_data_that_is_none_is_a_sentence(tmp_path, entry):
     assert "rows.jsonl, line 1" in (
         told := error(None, dataset_info=str(tmp_path / "dataset_info.json"), name="x")
     ) or ("dataset_info.json, x: " in told)
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ({"text": ["I", "want"], "label": 1}, "column 'text': a text is expected, not a list"),
+        ({"text": {"en": "I"}, "label": 1}, "column 'text': a text is expected, not an object"),
+        ({"text": "a", "label": {"name": "x"}}, "column 'label': a label is expected, not an object"),
+        ({"prompt": "a", "completion": ["b"]}, "column 'completion': a text is expected, not a list"),
+        ({"text": "a", "labels": [1.0, 0.0, 0.0]}, "Write the names of the classes that hold instead"),
+        ({"messages": [{"role": "user", "content": "a"}]}, "none of 9 rows has text and an answer of the assistant"),
+    ],
+)
+def test_cells_that_are_no_text_are_refused(row, says, tmp_path):
+    assert says in error(own_data.write(tmp_path / "t.jsonl", [row] * 9))
+
+
+def test_a_folder_of_save_to_disk_is_recognised(tmp_path):
+    DatasetDict(train=Dataset.from_dict({"text": ["a"], "label": [1]})).save_to_disk(tmp_path / "saved")
+    assert "was written by datasets.save_to_disk" in error(tmp_path / "saved")
+
+
+def test_one_column_is_predicted(tmp_path, capsys):
+    path = csv_file(tmp_path, "text,rude,angry\na,1,0\n")
+    with pytest.raises(SystemExit):
+        main(["tasks", "--inspect", str(path), "--label", "rude", "--label", "angry"])
+    assert "put their names into one column, such as angry;rude" in " ".join(capsys.readouterr().err.split())

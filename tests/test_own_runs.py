@@ -505,3 +505,7 @@ def test_predictions_replace_no_file_of_a_folder_of_data(trained, folder, capsys
     assert lora_drop("predict", trained[0], "--data", "new", "--to", "new/test.csv") == 2
     assert "which predictions must not replace" in " ".join(capsys.readouterr().err.split())
     assert len(read_csv(folder / "new" / "test.csv")) == 5
+    assert lora_drop("predict", trained[0], "--data", "new", "--to", trained[1]) == 2  # what it was trained on
+    assert "exists, and has no predictions" in " ".join(capsys.readouterr().err.split())
+    for name in ("out.csv", "out.jsonl") * 2:  # predictions are replaced
+        assert lora_drop("predict", trained[0], "--data", "new", "--to", name, "-q") == 0

@@ -168,6 +168,14 @@ def test_every_part_of_a_conversation_is_read(tmp_path):
         described(path, "half")
 
 
+def test_turns_in_prompt_and_completion_are_a_conversation(tmp_path):
+    asked, said = {"role": "user", "content": "Is it good?"}, {"role": "assistant", "content": "Yes."}
+    own_data.write(tmp_path / "pc.jsonl", [{"prompt": [asked], "completion": [said]}] * 9)
+    data = own_data.read(tmp_path / "pc.jsonl")
+    assert json.loads(own_data.rows(data)[0]["messages"]) == [asked, said]
+    assert json.loads(own_data.rows(data)[0]["asked"]) == [asked]
+
+
 def test_a_conversation_begins_with_something_to_answer(tmp_path):
     turns = [{"role": "assistant", "content": "Hello."}, {"role": "user", "content": "Hi."}]
     rows = [{"messages": [*turns, {"role": "assistant", "content": "Yes?"}]}] * 9

@@ -66,7 +66,7 @@ Text = Annotated[
     list[str] | None,
     typer.Option("--text", metavar="COLUMN", help="Column to read; twice for a pair; or a template '{title}: {body}'."),
 ]
-Label = Annotated[str | None, typer.Option("--label", metavar="COLUMN", help="Column to predict.")]
+Label = Annotated[list[str] | None, typer.Option("--label", metavar="COLUMN", help="Column to predict.")]
 Kind = Annotated[
     str | None,
     typer.Option(help="classification, regression, multilabel or generation, if it is not detected correctly."),
@@ -150,6 +150,14 @@ def flags(given: Mapping[str, Any]) -> dict[str, Any]:
                 "option out."
             )
     keys = {SHARED[name].key: value for name, value in given.items() if SHARED[name].key}
+    if keys.get("data.label"):  # a list, so that typer does not drop all but the last
+        label, *more = keys["data.label"]
+        if more:
+            raise UserError(
+                f"--label names {len(more) + 1} columns, but one is predicted. If a row has several labels, put their "
+                "names into one column, such as angry;rude."
+            )
+        keys["data.label"] = label
     if keys.get("score.criterion"):  # the first of the list selects; the others are compared with it
         first, *others = [name.strip() for name in keys["score.criterion"].split(",")]
         keys |= {"score.criterion": first, "score.compare": others or None}

@@ -44,6 +44,7 @@ def inspect(config: Config, source: Source, backbone: bool) -> dict[str, Any]:
         "lengths": _lengths(config, rows["train"], data, backbone),
         "repeated": {"within train": len(train) - len(set(train)), "of validation in train": data.known},
         "empty": [place for found in data.surveys.values() for place in found.empty],
+        "doubt": data.doubt,
         "unlabelled": [place for found in data.surveys.values() for place in found.unlabelled],
         "yaml": yaml_to_paste(config, data),
     }
@@ -138,6 +139,8 @@ def as_rows(found: dict[str, Any]) -> list[dict[str, Any]]:
         places = found[key]
         more = "; …" if len(places) > 3 else ""
         rows.append((name, f"{len(places):,}" + (f" ({'; '.join(places[:3])}{more})" if places else "")))
+    if found["doubt"]:
+        rows.append(("check", found["doubt"]))
     return [{"": name, "found": value} for name, value in rows]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -104,7 +105,7 @@ class Predictor:
     def _asked(self, rows: Sequence[Placed]) -> Dataset:
         """Return rows in the form that the task expects, without labels."""
         for place, row in rows:
-            self.reading.check_characters(place, row)
+            self.reading.check_cells(place, row)
         if self.reading.chat is not None:
             turns = [asked_and_answered(self.reading.conversation(place, row))[0] for place, row in rows]
             return Dataset.from_dict({"asked": [json.dumps(asked) for asked in turns]})
@@ -164,6 +165,8 @@ def predict(
         raise UserError(f"Predictions cannot be written as {to.name}. Formats: {', '.join(FORMATS)}")
     if to.resolve() in {path.resolve() for path in local_files(data, split)}:
         raise UserError(f"--to names a file of the data ({to}), which predictions must not replace. Name another file.")
+    if to.exists() and not _is_ours(to):
+        raise UserError(f"--to {to} exists, and has no predictions. Name another file, or remove it.")
     table = open_split(data, split, source)
     report.doing("loading the model")
     predictor = Predictor(run_dir, device, report)
@@ -207,6 +210,13 @@ def _written(predictor: Predictor, table: Table, to: Path) -> tuple[int, list[Pa
                     pairs.append((each["prediction"], predictor.reading.answer(place, row)))
             predictor.report.doing(f"{counted(len(pairs) + len(blank), 'row')} predicted")
     return len(pairs) + len(blank), pairs, blank
+
+
+def _is_ours(path: Path) -> bool:
+    """Return True for a file of predictions, which new ones may replace, and for an empty one."""
+    with path.open(encoding="utf-8", errors="replace") as file:
+        first = file.readline()
+    return not first or re.search(r'(^|[,\t"])prediction([,\t"]|$)', first.rstrip()) is not None
 
 
 def _opened(path: Path) -> TextIO:

@@ -35,7 +35,9 @@ class Chat:
     """The format of a conversation in a row: a list of turns in one column, or question and answer in several."""
 
     columns: Mapping[str, str]
-    """`messages` and optionally `system`; or `prompt`, `response` and optionally `query`, `system`, `history`."""
+    """`messages` and optionally `completion` (the turns after them) and `system`; or `prompt`, `response` and
+    optionally `query`, `system`, `history`.
+    """
     tags: Mapping[str, str] = field(default_factory=lambda: OPENAI)
     """Names of the keys of a turn, and of the roles."""
 
@@ -53,6 +55,8 @@ class Chat:
         """Return the turns of a row; none if it is empty. Raises UserError naming the place of a malformed turn."""
         column = self.columns.get("messages")
         turns = self._listed(place, column, row.get(column)) if column else self._questions(place, row)
+        if turns and "completion" in self.columns:
+            turns += self._listed(place, self.columns["completion"], row.get(self.columns["completion"]))
         system = as_text(row.get(self.columns.get("system", ""))) if "system" in self.columns else ""
         if turns and turns[0]["role"] == "assistant" and not system:  # templates need something to answer
             raise UserError(f"{place}: the first turn is the assistant's. Remove it, or put the user's turn before it.")

@@ -12,6 +12,7 @@ from lora_drop.errors import UserError
 from lora_drop.tasks.own.chats import ALPACA, OPENAI, SHAREGPT, Chat
 from lora_drop.tasks.own.reading import FIELD, Reading
 from lora_drop.tasks.own.tables import Table
+from lora_drop.tasks.own.values import missing
 
 TEXT_NAMES = ("text", "review", "review_text", "sentence", "content", "body", "comment", "message", "tweet", "document")
 PAIR_NAMES = (
@@ -78,6 +79,8 @@ def _written_columns(data: DataConfig, table: Table) -> Reading | None:
     for column, tags in (("messages", OPENAI), ("conversations", SHAREGPT)):
         if column in has and not data.template:
             return Reading("generation", (), "", "", chat=Chat({"messages": column}, tags))
+    if {"prompt", "completion"} <= has and not data.template and _lists(table, "prompt"):  # TRL's conversational form
+        return Reading("generation", (), "", "", chat=Chat({"messages": "prompt", "completion": "completion"}))
     for prompt, label in (("prompt", "completion"), ("instruction", "output")):
         if {prompt, label} <= has:
             alpaca = "{instruction}\n{input}\n" if "input" in has else "{instruction}\n"
@@ -86,6 +89,12 @@ def _written_columns(data: DataConfig, table: Table) -> Reading | None:
                 table.column(name, "data.template")
             return Reading("generation", (), template, label)
     return None
+
+
+def _lists(table: Table, column: str) -> bool:
+    """Return True if the first cell of a column that has a value is a list."""
+    cells = (row[column] for _, row in islice(table.rows(), SEEN_ROWS) if not missing(row.get(column)))
+    return isinstance(next(cells, None), list)
 
 
 def _label_column(table: Table, texts: Sequence[str]) -> str:

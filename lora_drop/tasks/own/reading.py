@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import mean, pstdev
 from typing import Any
@@ -16,6 +16,7 @@ from lora_drop.tasks.files import HALF
 from lora_drop.tasks.own.chats import Chat, Messages, asked_and_answered
 from lora_drop.tasks.own.tables import Row, Table
 from lora_drop.tasks.own.values import (
+    MARKS,
     SEPARATOR,
     Label,
     as_label,
@@ -32,6 +33,10 @@ from lora_drop.tasks.own.values import (
 MANY, SENTENCE = 20, 5
 """More than MANY labels are refused as classes if they average more than SENTENCE words or are mostly unique."""
 DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
+WRITTEN_NUMBER = re.compile(r"[+-]?[$€£]?\s?[+-]?\d[\d.,]*\s?[%$€£]?")
+"""A number with a sign of money, percent, or thousands."""
+HOT = {"0", "1", "0.0", "1.0", "true", "false"}
+"""Texts of the cells of a multi-hot vector."""
 FIELD = re.compile(r"\{([^{}]+)\}")
 
 
@@ -60,8 +65,14 @@ class Reading:
             return self.chat.needed
         return list(self.texts) or FIELD.findall(self.template)
 
-    def check_characters(self, place: str, row: Row) -> None:
-        """Raise UserError if a cell that is read has half a character, which no tokenizer takes."""
+    def check_cells(self, place: str, row: Row) -> None:
+        """Raise UserError for a list or an object instead of a text, and for half a character, which no tokenizer takes."""
+        for name in (*self.texts, *([self.label] if self.kind == "generation" else ())):
+            if isinstance(row.get(name), (list, dict)):
+                what = "a list" if isinstance(row[name], list) else "an object"
+                raise UserError(f"{place}, column {name!r}: a text is expected, not {what}")
+        if isinstance(row.get(self.label), dict):
+            raise UserError(f"{place}, column {self.label!r}: a label is expected, not an object")
         for name in (*self.columns, self.label, *(self.chat.columns.values() if self.chat else ())):
             if HALF.search(as_text(row.get(name))):
                 raise UserError(f"{place}, column {name!r}: half a character (a lone surrogate such as \\ud83d)")
@@ -151,10 +162,10 @@ class Survey:
 
 
 def survey(table: Table, reading: Reading) -> Survey:
-    """Read a table once. Raises UserError naming the place of a text with a lone surrogate, or of a malformed turn."""
+    """Read a table once. Raises UserError naming the place of a cell that is no text, or of a malformed turn."""
     found = Survey()
     for place, row in table.rows():
-        reading.check_characters(place, row)
+        reading.check_cells(place, row)
         label = reading.answer(place, row)
         if reading.empty(row):
             found.empty.append(place)
@@ -193,7 +204,8 @@ def with_kind(reading: Reading, table: Table, found: Survey) -> Reading:
     counts = found.counts
     if not counts:
         left_out = f" ({len(found.empty)} have no text, {len(found.unlabelled)} no label)" if found.rows else ""
-        raise UserError(f"{table.name}: none of {found.rows} rows has text and a label in {reading.label!r}{left_out}.")
+        wanted = f"a label in {reading.label!r}" if reading.chat is None else "an answer of the assistant"
+        raise UserError(f"{table.name}: none of {found.rows} rows has text and {wanted}{left_out}.")
     marks = marks_among_numbers(counts) if reading.kind == "auto" else []
     if marks:
         place = place_where(table, reading, lambda label: label in marks)
@@ -210,11 +222,18 @@ def with_kind(reading: Reading, table: Table, found: Survey) -> Reading:
         if wrong:
             place = place_where(table, reading, lambda label: label in wrong)
             raise UserError(f"{place} is not a number, but the kind is regression.")
+        if len(counts) == 1:
+            raise UserError(f"{table.name}: all rows have the number {next(iter(counts))} in {reading.label!r}.")
         values = [number(label) or 0.0 for label in found.labels]
         return replace(reading, center=mean(values), spread=pstdev(values) or 1.0)
     if kind == "classification" and any(isinstance(label, tuple) for label in counts):
         place = place_where(table, reading, lambda label: isinstance(label, tuple))
         raise UserError(f"{place} is a list, but the kind is classification. Use --kind multilabel.")
+    if kind == "multilabel" and _multi_hot(counts):
+        raise UserError(
+            f"{table.name}: the lists in {reading.label!r} have a 0 or 1 for each class. Write the names of the classes "
+            'that hold instead, such as ["angry", "rude"] or angry;rude.'
+        )
     names = ordered(name for label in counts for name in (several(label) if kind == "multilabel" else (str(label),)))
     _check_classes(reading, table, counts, names)
     return replace(reading, labels=names)
@@ -229,13 +248,42 @@ def surprise(reading: Reading, table: Table, counts: Counter[Label]) -> str:
             f"rows are taken to have several labels ({place}), though few do. If the {SEPARATOR!r} is part of a name, "
             "use --kind classification"
         )
-    if reading.kind == "classification" and all(DECIMAL_COMMA.fullmatch(str(label)) for label in counts):
-        one = str(next(iter(counts)))
+    if reading.kind != "classification":
+        return ""
+    names = [str(label) for label in counts]
+    odd = [name for name in names if number(name) is None]
+    if odd and all(DECIMAL_COMMA.fullmatch(name) or number(name) is not None for name in names):
+        return f"labels such as {odd[0]} are taken for classes. To be read as numbers: {_plainly(odd)}"
+    if odd and all(WRITTEN_NUMBER.fullmatch(name) for name in names):
         return (
-            f"labels such as {one} are taken for classes. To be read as numbers, they need a decimal point: "
-            f"{one.replace(',', '.')}"
+            f"labels such as {odd[0]} are taken for classes. To be read as numbers, they must be written with digits and "
+            "a decimal point alone"
         )
+    marks = [name for name in names if name.lower() in MARKS]
+    if marks:
+        return f"{marks[0]!r} is taken for a class. If it means that the label is missing, leave these cells empty"
+    cased: dict[str, str] = {}
+    for name in names:
+        other = cased.setdefault(name.casefold(), name)
+        if other != name:
+            return f"{other!r} and {name!r} are taken for two classes"
     return ""
+
+
+def _plainly(labels: Sequence[str]) -> str:
+    """Return how to write numbers with a comma, which is a decimal point or separates the thousands."""
+    one = labels[0]
+    if all(re.fullmatch(r"[+-]?\d{1,3},\d{3}", label) for label in labels):
+        return f"write {one} as {one.replace(',', '')}, or, if the comma is a decimal point, as {one.replace(',', '.')}"
+    return f"write {one} as {one.replace(',', '.')}, with a decimal point"
+
+
+def _multi_hot(labels: Collection[Label]) -> bool:
+    """Return True if all labels are lists of one length, at least two, that hold only zeros and ones."""
+    lists = [label for label in labels if isinstance(label, tuple)]
+    cells = {cell.lower() for label in lists for cell in label}
+    alike = len(lists) == len(labels) and len(set(map(len, lists))) == 1 and len(lists[0]) > 1
+    return alike and cells <= HOT
 
 
 def _words(text: str) -> int:
@@ -259,7 +307,7 @@ def _check_classes(reading: Reading, table: Table, counts: Counter[Label], names
             "generated use --kind generation"
         )
     elif commas and len(commas) == len(words):
-        hint = f"Numbers need a decimal point, not a comma: write {commas[0]!s} as {str(commas[0]).replace(',', '.')}"
+        hint = f"Numbers need a decimal point, not a comma: {_plainly(list(map(str, commas)))}"
     elif words and sum(counts[label] for label in words) < total / 2:
         place = place_where(table, reading, lambda label: label in words)
         hint = (

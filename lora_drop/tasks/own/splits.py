@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from datasets import ClassLabel, Dataset
+from datasets import Dataset
 
 from lora_drop.config.identity import HUB
 from lora_drop.config.schema import DataConfig
@@ -15,7 +15,7 @@ from lora_drop.errors import UserError, closest
 from lora_drop.hub.repo import is_name
 from lora_drop.tasks.base import Source
 from lora_drop.tasks.hub_rows import HubRows
-from lora_drop.tasks.own.tables import FORMATS, SUFFIXES, Placed, Table, identity_of, open_table
+from lora_drop.tasks.own.tables import FORMATS, SUFFIXES, Placed, Table, classes_of, identity_of, named, open_table
 
 NAMES = {
     "train": ("train", "training"),
@@ -92,6 +92,11 @@ def open_split(path: str, split: str, source: Source) -> Table:
     """Open a file, a split of a folder, or a split of a Hub data set. The Hub's commit is added to `source.origins`."""
     place = Path(path).expanduser()
     if place.is_dir():
+        if any((place / name).is_file() for name in ("dataset_dict.json", "state.json")):
+            raise UserError(
+                f"{place} was written by datasets.save_to_disk. Write each split as a file instead: "
+                'dataset["train"].to_parquet("train.parquet").'
+            )
         files = _files(place)
         if not files:
             raise UserError(f"The folder {place} has no data files. Name them train, validation and test ({FORMATS}).")
@@ -130,13 +135,11 @@ def _files(folder: Path) -> dict[str, list[Path]]:
 
 def table_of(name: str, rows: Dataset, identity: str) -> Table:
     """Return the rows of a Hub data set as a table, with class indices replaced by names."""
-    classes = {column: kind for column, kind in rows.features.items() if isinstance(kind, ClassLabel)}
+    classes = classes_of(rows.features)
 
     def placed() -> Iterator[Placed]:
         for number, row in enumerate(rows, 1):
-            for column, kind in classes.items():
-                index = row[column]
-                row[column] = None if index is None or index < 0 else kind.int2str(index)  # -1: unlabelled test rows
-            yield f"{name}, row {number}", row
+            place = f"{name}, row {number}"
+            yield place, named(place, row, classes)
 
     return Table(name, tuple(rows.column_names), placed, identity)

@@ -10,7 +10,10 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TextIO
 
+from datasets import ClassLabel, Features
+
 from lora_drop.errors import UserError, closest, first_line
+from lora_drop.faults import foreign
 from lora_drop.files import digest, file_digest
 from lora_drop.tasks.files import parse_json, read_json_list, read_text
 
@@ -183,16 +186,35 @@ def _json_lines(path: Path) -> Iterator[tuple[int, Any]]:
                 yield number, parse_json(path, line.rstrip(), number)
 
 
+def classes_of(features: Features) -> dict[str, ClassLabel]:
+    """Return the columns whose cells are indices of named classes."""
+    return {column: kind for column, kind in features.items() if isinstance(kind, ClassLabel)}
+
+
+def named(place: str, row: dict[str, Any], classes: Mapping[str, ClassLabel]) -> dict[str, Any]:
+    """Return a row with the names of its classes instead of their indices; -1 is the index of a missing label."""
+    for column, kind in classes.items():
+        index = row[column]
+        if index is not None and index >= len(kind.names):
+            raise UserError(f"{place}, column {column!r}: class {index} has no name, only {len(kind.names)} have one")
+        row[column] = None if index is None or index < 0 else kind.names[index]
+    return row
+
+
 def _parquet(path: Path) -> Iterator[Placed]:
     import pyarrow
     from pyarrow.parquet import ParquetFile
 
     try:
         with ParquetFile(path) as file:
-            number = 0
+            schema, classes, number = file.schema_arrow, {}, 0
+            if b"huggingface" in (schema.metadata or {}):  # the data set that wrote it has described the columns
+                with foreign(f"{path} is not readable as Parquet"):
+                    classes = classes_of(Features.from_arrow_schema(schema))
             for batch in file.iter_batches(AT_A_TIME):
                 for row in batch.to_pylist():
                     number += 1
-                    yield f"{path}, row {number}", row
+                    place = f"{path}, row {number}"
+                    yield place, named(place, row, classes)
     except (pyarrow.ArrowInvalid, OSError) as error:
         raise UserError(f"{path} is not readable as Parquet ({first_line(error)}).") from error

@@ -98,9 +98,10 @@ class OwnData:
         surveys = {"train": survey(train, columns)}
         self.reading: Reading = with_kind(columns, train, surveys["train"])
         surveys["train"] = self._again(train, columns, surveys["train"])
-        odd = surprise(self.reading, train, surveys["train"].counts) if columns.kind == "auto" else ""
-        if odd:
-            source.report.notice(odd)
+        self.doubt = surprise(self.reading, train, surveys["train"].counts) if columns.kind == "auto" else ""
+        """Why the kind or the labels may not be what is meant; empty if all is as expected."""
+        if self.doubt:
+            source.report.notice(self.doubt)
         if validation is not None and data.validation is None and self._has_no_labels(validation):
             source.report.notice(
                 f"{validation.name} has no column {self.reading.label!r}: a part of the training rows is held out "
