@@ -8,6 +8,7 @@ import pytest
 from measured import cells, record
 
 from lora_drop.evaluation.metrics.classification import constant_baseline
+from lora_drop.experiments.agreement import warm_ups_by_task
 from lora_drop.experiments.grid import load_experiment
 from lora_drop.experiments.latex import to_latex
 from lora_drop.experiments.learnt import MAJORITY, nothing_learnt
@@ -139,6 +140,24 @@ def test_the_agreement_of_seeds_is_kendalls_tau_of_every_two():
     assert "every two seeds" not in to_markdown(build_tables(records[:1]))
     without = [replace(entry, layout=layout | {"columns": []}) for entry in records]
     assert "every two seeds" not in to_markdown(build_tables(without))
+
+
+def test_what_rows_retain_at_different_thresholds_is_not_compared():
+    """The warm-ups of a task are those of one row, here of the one with most runs."""
+    layout = load_experiment("mpnet").layout
+
+    def run(row, task, seed):
+        rows = [{"projection": "query", "layer": layer, "score": 1.0, "importance": 0.25} for layer in range(4)]
+        chosen = {"projections": {"query": {"retained": [0], "shared": [1, 2, 3]}}}
+        found = record(row, task, seed, 0.7, experiment="mpnet", method="lora_drop", selection=chosen)
+        return replace(found, layout=layout, scores=rows)
+
+    runs = [run("lora_drop", "rte", seed) for seed in (0, 1, 3)] + [run("lora_drop", "mrpc", 0)]
+    runs += [run("half", task, seed) for task in ("rte", "cola") for seed in (0, 1, 2)]
+    (table,) = build_tables(runs)
+    found = {task: [(each.row, each.seed) for each in taken] for task, taken in warm_ups_by_task(table).items()}
+    of_half = [("half", seed) for seed in (0, 1, 2)]
+    assert found == {"CoLA": of_half, "RTE": of_half, "MRPC": [("lora_drop", 0)]}
 
 
 def test_csv_is_unrounded_and_latex_is_balanced():

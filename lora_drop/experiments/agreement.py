@@ -40,21 +40,20 @@ def row_of_choices(table: Table) -> Row | None:
 
 
 def warm_ups_by_task(table: Table) -> dict[str, list[Record]]:
-    """Return, by the task's title, one record with importances for each seed.
+    """Return, by the task's title, the records with importances of one row: one for each of its seeds.
 
-    It is from `row_of_choices` if possible, else from the first row that has one. Rows that only select differently
-    share a warm-up.
+    The row is `row_of_choices` if it has the task, else the first that has it. Rows that only select differently share
+    a warm-up, so those of several rows would be counted twice, and what they retain cannot be compared.
     """
     chosen = row_of_choices(table)
-    first: dict[tuple[str, int], Record] = {}
-    for row in sorted(table.rows, key=lambda row: row is not chosen):
-        for record in scored(table):
-            if record.row == row.name:
-                first.setdefault((record.task, record.seed), record)
+    order = {row.name: place for place, row in enumerate(sorted(table.rows, key=lambda row: row is not chosen))}
     by_task: dict[str, list[Record]] = {}
-    for record in scored(table):  # in the order of the tasks
-        if first[record.task, record.seed] is record:
-            by_task.setdefault(record.task_title, []).append(record)
+    for record in scored(table):
+        taken = by_task.setdefault(record.task_title, [])
+        if taken and order[record.row] < order[taken[0].row]:
+            taken.clear()
+        if not taken or record.row == taken[0].row:
+            taken.append(record)
     return by_task
 
 
