@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lora_drop.cli.options import names
+from lora_drop.cli.options import is_set
 from lora_drop.config.loading import load_config
 from lora_drop.errors import UserError
 from lora_drop.files import read_json
@@ -23,7 +23,7 @@ def named(adapter: str, task: str | None, given: Mapping[str, Any], run_dir: Pat
     overrides = [*(given["overrides"] or []), f"warmup.adapter={path}"]
     if task is not None:
         overrides.append(f"task={task}")
-    if not (names("backbone", given) or _scored_before(path, run_dir)):
+    if not (is_set("backbone", given) or _scored_before(path, run_dir)):
         folder = adapter_folder(adapter, "--adapter")
         content = read_json(folder / "adapter_config.json")
         base = content.get("base_model_name_or_path") if isinstance(content, dict) else None

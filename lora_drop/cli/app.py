@@ -16,7 +16,7 @@ import typer
 from lora_drop import processes
 from lora_drop.cli.experiments import report, reproduce
 from lora_drop.cli.export import export
-from lora_drop.cli.options import Backbone, RunDir, configuration, flags, names, options, own_run_dir
+from lora_drop.cli.options import Backbone, RunDir, configuration, flags, is_set, options, own_run_dir
 from lora_drop.cli.own import OWN_DATA, predict, show_data
 from lora_drop.cli.runs import runs
 from lora_drop.cli.terminal import forsake, tolerate_encodings
@@ -278,7 +278,7 @@ def _perform(run_dir: Path, stages: list[str], given: dict[str, Any], compare: l
 def _unasked(config: Config, given: dict[str, Any], run_dir: Path) -> str:
     """Return a notice if no task or data is named, so that the generated task is trained; else an empty string."""
     stored = not given["config"] and (run_dir / "config.yaml").exists()
-    if names("task", given) or stored or config.task != type(config).task:
+    if is_set("task", given) or stored or config.task != type(config).task:
         return ""
     return f"no task or data is given (-c, --data): training on the generated task {config.task}"
 

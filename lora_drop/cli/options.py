@@ -182,7 +182,7 @@ def configuration(given: Mapping[str, Any], run_dir: Path | None = None) -> Conf
     return load_config(files, given["overrides"] or [], found, stored)
 
 
-def names(key: str, given: Mapping[str, Any]) -> bool:
+def is_set(key: str, given: Mapping[str, Any]) -> bool:
     """Return True if a command sets a top-level key by a flag, by -o, or in a file."""
     from lora_drop.config.files import read_config
     from lora_drop.config.strict import key_of

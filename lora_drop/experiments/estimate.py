@@ -233,7 +233,7 @@ def _time_scoring(job: Job, model: nn.Module, criterion: str, clock: _Clock) -> 
     data = job.data
     at_a_time = data.batch_size if job.device.type == "cuda" else min(data.batch_size, CPU_ROWS)
     rows = _some_rows(data.train.encoded, at_a_time, job.config.seed)
-    way = models.find(job, model, rows)
+    way = models.find_way_for(job, model, rows)
     inputs = [batch for _, batch in batches(rows, data.collate, at_a_time)]
     given = Given(model, importance.numbered(model), inputs, job.config.seed, packing=way)
     return clock.seconds(lambda: CRITERIA.get(criterion).measure(given)) / sum(row_lengths(rows))
@@ -244,7 +244,7 @@ def _time_evaluation(job: Job, model: nn.Module, clock: _Clock) -> float:
     data, config = job.data, job.config
     count = config.eval.batch_size if job.device.type == "cuda" else min(config.eval.batch_size, CPU_ROWS)
 
-    way = models.find_for_evaluation(job, model)
+    way = models.find_way_for_evaluation(job, model)
 
     def evaluate(count: int) -> None:
         chosen = Random(config.seed).choices(range(len(data.eval.rows)), k=count)

@@ -86,7 +86,7 @@ def fit(
     """
     part = "warmup" if stage == "score" else stage
     trackers = Trackers(settings.report_to or (), f"{_name(job)}-{part}", job.run.path / "logs" / part)
-    way = way or find(job, model, encoded)
+    way = way or find_way_for(job, model, encoded)
     loss = job.data.kind.loss(settings.label_smoothing)
     penalty = partial(method.penalty, model) if method.penalty is not None and loss is not None else None
     return trainer.fit(
@@ -134,7 +134,7 @@ def sampled(job: Job) -> Dataset:
     return job.data.train.encoded.select(read_json(job.run.file("sample.json"))["indices"])
 
 
-def find(job: Job, model: nn.Module, encoded: Dataset | None, learns: bool = True) -> Way:
+def find_way_for(job: Job, model: nn.Module, encoded: Dataset | None, learns: bool = True) -> Way:
     """Return the way to compute the model on tokenised training rows; see `training.way.find_way`."""
     job.report.doing("trying ways to compute the model")
     model.to(job.device)
@@ -142,9 +142,9 @@ def find(job: Job, model: nn.Module, encoded: Dataset | None, learns: bool = Tru
     return find_way(model, encoded, job.data.collate, job.config.train, loss, learns)
 
 
-def find_for_evaluation(job: Job, model: nn.Module) -> Way:
+def find_way_for_evaluation(job: Job, model: nn.Module) -> Way:
     """Return the way to compute the model on tokenised evaluation rows."""
-    return find(job, model, None if job.data.kind.causal else job.data.eval.encoded, learns=False)
+    return find_way_for(job, model, None if job.data.kind.causal else job.data.eval.encoded, learns=False)
 
 
 def score(job: Job, model: nn.Module, encoded: Dataset, criterion: str, way: Way, per_example: bool = False) -> Scores:
@@ -172,7 +172,7 @@ def score(job: Job, model: nn.Module, encoded: Dataset, criterion: str, way: Way
         progress=progress,
         packing=way,
         seed=job.config.seed,
-        total=total if chosen.additive else None,
+        total=sum_over_processes if chosen.additive else None,
     )
     if scores.norms is None:
         return scores
@@ -180,7 +180,7 @@ def score(job: Job, model: nn.Module, encoded: Dataset, criterion: str, way: Way
     return replace(scores, norms={name: np.array(values)[order].tolist() for name, values in scores.norms.items()})
 
 
-def total(measured: Measured) -> Measured:
+def sum_over_processes(measured: Measured) -> Measured:
     """Return the sum of what all processes have measured."""
     return reduce(add, processes.everywhere(measured))
 

@@ -82,7 +82,7 @@ def scored_inputs(job: Job, adapter: str, stage: str) -> Values:
     return {**read, **rows_of(job, "train"), **weights(job)}
 
 
-def names(job: Job) -> Values:
+def common_settings(job: Job) -> Values:
     """Return the settings common to all stages that compute with the model."""
     return {"task": job.config.task, "quantization": job.config.quantization, "seed": job.config.seed}
 

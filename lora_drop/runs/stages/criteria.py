@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING
 from lora_drop import processes
 from lora_drop.files import read_json, write_json
 from lora_drop.registry import CRITERIA, METHODS
-from lora_drop.runs.stages.base import Stage, Values, Work, criterion, digest_of, names, precision, scored_inputs
+from lora_drop.runs.stages.base import (
+    Stage,
+    Values,
+    Work,
+    common_settings,
+    criterion,
+    digest_of,
+    precision,
+    scored_inputs,
+)
 
 if TYPE_CHECKING:
     from lora_drop.runs.job import Job
@@ -22,7 +31,7 @@ def others(job: Job) -> list[str]:
 def settings(job: Job) -> Values:
     """Return the criteria, and the length at which inputs are truncated."""
     compared = [criterion(name, always=True) for name in (job.config.score.criterion, *others(job))]
-    return {**names(job), "criteria": compared, "max_length": job.config.train.max_length, **precision(job)}
+    return {**common_settings(job), "criteria": compared, "max_length": job.config.train.max_length, **precision(job)}
 
 
 def work(job: Job) -> Work:
@@ -31,7 +40,7 @@ def work(job: Job) -> Work:
 
     encoded, chosen = models.sampled(job), job.config.score.criterion
     model = models.load_adapter(job, METHODS.get("lora"), "warmup")
-    way = models.find(job, model, encoded)
+    way = models.find_way_for(job, model, encoded)
     modules = {chosen: read_json(job.run.file("scores.json"))["modules"]}
     for name in others(job):
         modules[name] = [asdict(row) for row in models.score(job, model, encoded, name, way).rows]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from lora_drop import processes
 from lora_drop.files import write_json, write_text
-from lora_drop.runs.stages.base import Stage, Values, Work, digest_of, names, precision, rows_of, weights
+from lora_drop.runs.stages.base import Stage, Values, Work, common_settings, digest_of, precision, rows_of, weights
 
 if TYPE_CHECKING:
     from lora_drop.evaluation.base import Evaluation
@@ -16,7 +16,12 @@ if TYPE_CHECKING:
 
 def settings(job: Job) -> Values:
     """Return the limit on rows, the length at which inputs are truncated, and the precision."""
-    return {**names(job), "limit": job.config.limit.eval, "max_length": job.config.train.max_length, **precision(job)}
+    return {
+        **common_settings(job),
+        "limit": job.config.limit.eval,
+        "max_length": job.config.train.max_length,
+        **precision(job),
+    }
 
 
 def inputs(job: Job) -> Values:
@@ -30,7 +35,7 @@ def work(job: Job) -> Work:
     from lora_drop.runs import models
 
     model = models.load_adapter(job, job.method, "adapter")
-    way = models.find_for_evaluation(job, model)
+    way = models.find_way_for_evaluation(job, model)
 
     def shown(done: int, total: int) -> None:
         job.report.advance(done, total, "rows")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from lora_drop import processes
 from lora_drop.files import write_json
 from lora_drop.registry import METHODS
-from lora_drop.runs.stages.base import Stage, Values, Work, criterion, names, precision, scored_inputs
+from lora_drop.runs.stages.base import Stage, Values, Work, common_settings, criterion, precision, scored_inputs
 
 if TYPE_CHECKING:
     from lora_drop.runs.job import Job
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def settings(job: Job) -> Values:
     """Return the criterion, and the length at which inputs are truncated."""
-    common = {**names(job), "max_length": job.config.train.max_length, **precision(job)}
+    common = {**common_settings(job), "max_length": job.config.train.max_length, **precision(job)}
     return {**common, **criterion(job.config.score.criterion)}
 
 
@@ -28,7 +28,7 @@ def work(job: Job) -> Work:
 
     encoded = models.sampled(job)
     model = models.load_adapter(job, METHODS.get("lora"), "warmup")
-    way = models.find(job, model, encoded)
+    way = models.find_way_for(job, model, encoded)
     scores = models.score(job, model, encoded, job.config.score.criterion, way, per_example=True)
     assert scores.norms is not None
     modules = [

@@ -19,9 +19,9 @@ from lora_drop.runs.stages.base import (
     Stage,
     Values,
     Work,
+    common_settings,
     criterion,
     digest_of,
-    names,
     precision,
     rows_of,
     training,
@@ -49,7 +49,7 @@ def warmup_settings(job: Job) -> Values:
     from lora_drop.training import warmup
 
     config = job.config
-    common = {**names(job), "limit": config.limit.train}
+    common = {**common_settings(job), "limit": config.limit.train}
     if config.warmup.adapter:
         adapter = job.adapters["warmup.adapter"]["content"]
         return {**common, "adapter": adapter, "max_length": config.train.max_length, **precision(job)}
@@ -133,11 +133,11 @@ def _made(job: Job, encoded: Dataset) -> Warm:
     if config.warmup.adapter:
         folder = adapter_folder(config.warmup.adapter, "warmup.adapter")
         model = lora.load(models.load_backbone(job), folder).to(job.device)
-        way = models.find(job, model, encoded)
+        way = models.find_way_for(job, model, encoded)
         return Warm(model, way, computed=str(way), note=f"from the adapter {config.warmup.adapter}")
     model = lora.build(models.load_backbone(job), config.method, config.seed, None)
     models.start(job, model)
-    way = models.find(job, model, encoded)
+    way = models.find_way_for(job, model, encoded)
     fitted = warmup.warmup_settings(config)
     outcome = models.fit(job, "score", lora, model, encoded, fitted, config.warmup.steps, way=way)
     return Warm(model, way, outcome.steps, list(outcome.losses), outcome.computed)
@@ -152,7 +152,7 @@ def _kept(job: Job, made_from: str, encoded: Dataset) -> Warm | None:
         return None
     model = models.load_adapter(job, METHODS.get("lora"), "warmup")
     losses = read_json(job.run.file("warmup") / "losses.json")["losses"]
-    way, note = models.find(job, model, encoded), "from the existing warm-up, "
+    way, note = models.find_way_for(job, model, encoded), "from the existing warm-up, "
     return Warm(model, way, entry["warmup_steps"], losses, entry["computed"], note, there=True)
 
 

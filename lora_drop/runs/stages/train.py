@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from lora_drop import processes
 from lora_drop.files import write_folder, write_json
-from lora_drop.runs.stages.base import Stage, Values, Work, digest_of, names, rows_of, training, weights
+from lora_drop.runs.stages.base import Stage, Values, Work, common_settings, digest_of, rows_of, training, weights
 
 if TYPE_CHECKING:
     from torch import nn
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def settings(job: Job) -> Values:
     """Return the settings of the training and of the method."""
     return {
-        **names(job),
+        **common_settings(job),
         "limit": job.config.limit.train,
         "train": training(job, job.config.train),
         "method": [asdict(job.config.method), job.method.version],

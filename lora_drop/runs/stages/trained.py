@@ -18,7 +18,7 @@ def work(job: Job) -> Work:
     from lora_drop.runs import models
 
     model, encoded = models.load_adapter(job, job.method, "adapter"), models.sampled(job)
-    way = models.find(job, model, encoded)
+    way = models.find_way_for(job, model, encoded)
     scores = models.score(job, model, encoded, job.config.score.criterion, way)
     content = models.scores_content(job, model, scores)
     processes.by_first(lambda: write_json(job.run.file("scores_trained.json"), content))
