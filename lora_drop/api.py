@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -36,7 +37,7 @@ def score(
         seed: seed of the criterion random.
 
     Returns:
-        Scores: g_i and I_i = g_i / Σ g per projection.
+        Scores: g_i and I_i = g_i / Σ g per projection. A warning names the LoRAs that are not scored (`left_out`).
 
     Raises:
         UserError: for an unknown criterion, and for a model or batches that cannot be scored; see
@@ -50,6 +51,9 @@ def score(
         bool(told) or not progress or (None if "ipykernel" not in sys.modules else False)
     )  # None hides the bar unless this is a terminal
     bar = tqdm(batches, desc=f"scoring by {criterion}", unit="batch", disable=hidden, leave=False)
-    return importance.score(
+    scores = importance.score(
         model, map(a_batch, bar), criterion=chosen, per_example=per_example, progress=told, seed=seed
     )
+    if scores.notice:
+        warnings.warn(scores.notice, stacklevel=2)
+    return scores

@@ -1,5 +1,7 @@
 """The exception for mistakes that the user can fix, and helpers for messages."""
 
+from collections.abc import Sequence
+
 
 class UserError(Exception):
     """A mistake in the input. The message says what is wrong, where, and what to do; commands exit with code 2."""
@@ -17,6 +19,11 @@ def first_line(error: BaseException) -> str:
 def counted(number: int, noun: str) -> str:
     """Return `1 row`, or `1,200 rows`."""
     return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return the first three names, and the number of the others."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3:,} more" if len(names) > 3 else "")
 
 
 def closest(name: str, known: list[str]) -> str:

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -62,12 +63,14 @@ def fill(model):
 def test_scores_are_what_the_layer_adds(options):
     model = fill(get_peft_model(bert(), LoraConfig(**{**BASE, **options})))
     batches = [batch(1), batch(2)]
-    scores = lora_drop.score(model, batches)
+    everything = options.get("target_modules") == "all-linear"
+    with pytest.warns(UserWarning, match=r"not scored: bert\.pooler\.dense\.") if everything else nullcontext():
+        scores = lora_drop.score(model, batches)
     acting = acting_scores(model, batches)
     assert {row.name: row.score for row in scores.rows} == pytest.approx(
         {name: value for name, value in acting.items() if name not in scores.left_out}, rel=1e-5
     )
-    assert scores.left_out == (("bert.pooler.dense",) if options.get("target_modules") == "all-linear" else ())
+    assert scores.left_out == (("bert.pooler.dense",) if everything else ())
 
 
 def test_a_scale_that_was_set_by_hand_counts():
@@ -127,11 +130,11 @@ def test_only_the_active_adapter_is_scored_and_tied():
     selection = lora_drop.select(lora_drop.score(model, [batch()]), threshold=0.5)
     inputs = {name: tensor for name, tensor in batch().items() if name != "labels"}
     before = model.eval()(**inputs).logits
-    model.add_adapter("second", LoraConfig(**{**BASE, "r": 4}))
+    model.add_adapter("second", LoraConfig(**{**BASE, "lora_alpha": 32}))
     model.set_adapter("second")
     lora_drop.share(model, selection)
     assert len(ties(model)) == 2
-    assert {lora.rank for lora in loras(model).values()} == {4}
+    assert {lora.scaling for lora in loras(model).values()} == {4}
     model.set_adapter("default")
     assert ties(model) == [] and torch.equal(model.eval()(**inputs).logits, before)
 
@@ -157,7 +160,10 @@ def test_other_loras_are_kept_where_low_layers_lose_theirs(tmp_path):
     """On embeddings, which are in no layer; and biases are trained only where they are saved."""
     options = {**BASE, "target_modules": ["query", "value", "word_embeddings"], "bias": "lora_only"}
     model = fill(get_peft_model(bert(), LoraConfig(**options)))
-    lora_drop.share(model, lora_drop.select(lora_drop.score(model, [batch()]), threshold=0.6, share=False))
+    with pytest.warns(UserWarning, match="word_embeddings"):
+        selection = lora_drop.select(lora_drop.score(model, [batch()]), threshold=0.6, share=False)
+    with pytest.warns(UserWarning, match="word_embeddings"):
+        lora_drop.share(model, selection)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:
@@ -191,6 +197,62 @@ def test_another_adapter_stays_as_it_is_where_low_layers_lose_theirs(learns, tmp
     assert not torch.allclose(model(**inputs).logits, expected)
     model.set_adapter("default")
     torch.testing.assert_close(model.merge_and_unload()(**inputs).logits, expected)
+
+
+def trained(model) -> int:
+    return sum(parameter.numel() for name, parameter in model.named_parameters() if "lora_" in name)
+
+
+@pytest.mark.parametrize(
+    ("modules", "left_out", "size"),
+    [
+        ("all-linear", "bert.pooler.dense", 8 * (32 + 32)),
+        (["query", "word_embeddings"], "bert.embeddings.word_embeddings", 8 * (200 + 32)),
+    ],
+)
+@pytest.mark.parametrize("shares", [True, False])
+def test_a_lora_outside_the_layers_is_named_and_counted_apart(modules, left_out, size, shares):
+    model = fill(get_peft_model(bert(), LoraConfig(**{**BASE, "target_modules": modules})))
+    with pytest.warns(UserWarning, match=f"not scored: {left_out}") as told:
+        scores = lora_drop.score(model, [batch()])
+    assert scores.left_out == (left_out,) and len(told) == 1
+    selection = lora_drop.select(scores, threshold=0.5, share=shares)
+    counts = f"trains {size:,} parameters there, besides the {selection.trainable_parameters:,} of the selection"
+    with pytest.warns(UserWarning, match=f"{left_out}: .* {counts}") as told:
+        lora_drop.share(model, selection)
+    assert trained(model) == selection.trainable_parameters + size and len(told) == 1
+
+
+UNCOUNTED = {
+    "4 LoRAs of the model .*: bert.encoder.layer.0.attention.self.key, .* and 1 more": {
+        "target_modules": ["query", "key", "value"]
+    },
+    "scored by an adapter of rank 8, whose .* have rank 16: .* Use r=8": {"r": 16},
+    r"other sizes\. Use the same r, rank_pattern and": {"rank_pattern": {"layer.3.attention.self.query": 2}},
+    "lora_bias in the model's LoraConfig": {"lora_bias": True},
+}
+
+
+@pytest.mark.parametrize("what", UNCOUNTED)
+@pytest.mark.parametrize("shares", [True, False])
+def test_what_the_selection_has_not_counted_is_not_shared(what, shares):
+    scores = lora_drop.score(fill(get_peft_model(bert(), LoraConfig(**BASE))), [batch()])
+    selection = lora_drop.select(scores, threshold=0.5, policy="top", share=shares)
+    model = get_peft_model(bert(), LoraConfig(**{**BASE, **UNCOUNTED[what]}))
+    before = trained(model)
+    with pytest.raises(UserError, match=what):
+        lora_drop.share(model, selection)
+    assert trained(model) == before and ties(model) == []
+    fresh = get_peft_model(bert(), LoraConfig(**BASE))
+    assert trained(lora_drop.share(fresh, selection)) == selection.trainable_parameters
+
+
+def test_sizes_that_differ_alike_are_counted():
+    options = {**BASE, "rank_pattern": {"layer.3.attention.self.query": 2}, "lora_bias": True}
+    scores = lora_drop.score(fill(get_peft_model(bert(), LoraConfig(**options))), [batch()])
+    selection = lora_drop.select(scores, threshold=0.5, policy="top")
+    model = lora_drop.share(get_peft_model(bert(), LoraConfig(**options)), selection)
+    assert trained(model) == selection.trainable_parameters < len(scores.rows) * 8 * 64
 
 
 def test_layers_that_share_already_are_not_shared_otherwise():

@@ -223,9 +223,11 @@ def test_an_adapter_trained_elsewhere_is_profiled(tmp_path, capsys):
         cli.main([str(each) for each in ["score", *options]])
     assert end.value.code == 2 and "Name it: --backbone NAME" in capsys.readouterr().err
     command("score", *options, "-o", "backbone=tiny:bert", "--criterion", "output,weight")
-    said = capsys.readouterr().out
+    said, told = capsys.readouterr()
     assert "Kendall" in said and "output, weight" in said
+    assert "not scored: bert.pooler.dense." in " ".join(told.split())
     content = read_json(tmp_path / "run" / "scores.json")
+    assert content["left_out"] == ["bert.pooler.dense"]
     assert content["rank"] == 4 and "layer   3" in said
     assert {row["projection"] for row in content["modules"]} >= {"query", "key", "value", "intermediate.dense"}
     command("select", "-d", tmp_path / "run", "--budget", "0.5", "-q")

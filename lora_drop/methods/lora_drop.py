@@ -23,7 +23,7 @@ from lora_drop.methods.compact import TIES, is_compact, read_compact, tied_group
 from lora_drop.pruning.adapters import loras
 from lora_drop.pruning.places import Place, find_places
 from lora_drop.pruning.selection import Selection
-from lora_drop.pruning.sharing import share, tie, ties
+from lora_drop.pruning.sharing import arrange, tie, ties
 from lora_drop.pruning.tensor_names import HALVES, tensor_name
 
 
@@ -36,7 +36,7 @@ def build(backbone: PreTrainedModel, config: MethodConfig, seed: int, selection:
     if not selection.share:  # a LoRA on the others, even if removed again, would change these initial values
         places = [place for place in places if place.layer in selection.projections[place.projection].retained]
         return lora.add_lora(backbone, config, seed, places)
-    return share(lora.add_lora(backbone, config, seed, places), selection)
+    return arrange(lora.add_lora(backbone, config, seed, places), selection)
 
 
 def save(model: nn.Module, folder: Path) -> None:

@@ -6,6 +6,7 @@ scoring or sharing them would give silently wrong results.
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass
 from typing import Any
 
@@ -136,6 +137,28 @@ def loras(model: nn.Module) -> dict[str, Lora]:
         )
     for adapter in {lora.adapter for lora in found.values()}:
         _refuse_config(model, adapter)
+    return found
+
+
+def unscorable(model: nn.Module, scorable: Container[str]) -> dict[str, int]:
+    """Return the parameters of each active LoRA that is not among the scorable ones, by the module's name.
+
+    That also finds the LoRAs of embeddings and convolutions, which `loras` does not return.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    found = {}
+    for name, layer in ((bare(full), module) for full, module in model.named_modules()):
+        if isinstance(layer, LoraLayer) and name not in scorable:
+            halves = (layer.lora_A, layer.lora_B, layer.lora_embedding_A, layer.lora_embedding_B)
+            active = [
+                tensor.numel()
+                for half in halves
+                for adapter, tensor in half.named_parameters()
+                if adapter.partition(".")[0] in layer.active_adapters
+            ]
+            if active:
+                found[name] = sum(active)
     return found
 
 

@@ -22,7 +22,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lora_drop.errors import UserError
-from lora_drop.pruning.adapters import Lora, loras, product
+from lora_drop.pruning.adapters import Lora, loras, product, unscorable
 from lora_drop.pruning.criteria.base import Criterion, Given, Measured
 from lora_drop.pruning.criteria.output import CRITERION as OUTPUT
 from lora_drop.pruning.observation import Add, Layout, Observer, View, examples_in
@@ -153,7 +153,7 @@ def _scores(model: nn.Module, layers: Mapping[str, Lora], measured: Measured, cr
         Scored(name, place.projection, place.layer, 0.0, 0.0, layers[name].parameters) for name, place in places.items()
     ]
     rows = tuple(rescored(unscored, [measured.values[name] for name in places]))
-    left_out = tuple(name for name in loras(model) if name not in layers)
+    left_out = tuple(unscorable(model, layers))
     return Scores(rows, measured.examples, measured.tokens, measured.norms, left_out, criterion.name)
 
 

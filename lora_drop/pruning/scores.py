@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lora_drop.errors import UserError
+from lora_drop.errors import UserError, listed
 from lora_drop.pruning.criteria.base import PAPER
 from lora_drop.pruning.selection import Scored, scored_rows
 
@@ -26,9 +26,20 @@ class Scores:
     norms: dict[str, list[float]] | None = None
     """Per module, the value of each example (‖ΔW x‖² for the paper's criterion); None unless requested."""
     left_out: tuple[str, ...] = ()
-    """Modules with a LoRA outside the numbered blocks (a pooler, a language model's head), which belong to no layer."""
+    """Modules whose LoRA is not scored: those outside the numbered blocks, which belong to no layer (a pooler, a language
+    model's head), embeddings and convolutions. They keep their LoRA, and a selection does not count it."""
     criterion: str = PAPER
     """Name of the criterion of the scores."""
+
+    @property
+    def notice(self) -> str:
+        """A sentence about the LoRAs that were not scored; empty if all were."""
+        if not self.left_out:
+            return ""
+        return (
+            f"not scored: {listed(self.left_out)}. Only LoRAs on linear modules of numbered blocks are scored; the others "
+            "are neither shared nor counted by a selection"
+        )
 
     def to_frame(self) -> DataFrame:
         """Return a pandas DataFrame: a row per LoRA with name, projection, layer, score, importance and parameters."""

@@ -126,7 +126,7 @@ class Selection:
 
         Args:
             base: the model to configure, before PEFT wraps it.
-            rank: rank of the retained layers.
+            rank: rank of the retained layers. `share` requires the rank that was scored.
             low_rank: rank of the other layers. None means `rank` if they share a LoRA (then call `share` on the model),
                 and 0 if not. 0 leaves them without LoRA (`exclude_modules`), whatever the selection says. Another
                 number gives each its own smaller LoRA (`rank_pattern`) with the same scaling, for tools that cannot

@@ -6,13 +6,14 @@ saves them as an ordinary adapter that holds a copy for each layer.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from peft import PeftModel
 
-from lora_drop.errors import UserError
-from lora_drop.pruning.adapters import Lora, bare, loras
+from lora_drop.errors import UserError, counted, listed
+from lora_drop.pruning.adapters import Lora, bare, loras, unscorable
 from lora_drop.pruning.places import all_places
 from lora_drop.pruning.selection import Selection
 
@@ -23,17 +24,54 @@ def share(model: PeftModel, selection: Selection) -> PeftModel:
     They are removed if the selection's `share` is False.
 
     Args:
-        model: a PEFT model with a LoRA on every module of the selection. Its active adapter is changed in place; other
-            adapters are left alone. Share before training or loading.
+        model: a PEFT model with a LoRA on every module of the selection, of the rank that was scored. Its active
+            adapter is changed in place; other adapters are left alone. Share before training or loading.
         selection: the selection returned by `lora_drop.select`.
 
+    The LoRAs of the layers then have `selection.trainable_parameters` parameters. A LoRA outside the layers
+    (`Scores.left_out`) stays as it is; a warning names it and says how many parameters it adds.
+
     Raises:
-        UserError: if a layer of the selection has no LoRA, if layers that should share have different widths or
-            scalings (`alpha_pattern`), if layers already share that should not, or if the adapter cannot be shared (see
+        UserError: if a layer of the selection has no LoRA, if a layer that was not scored has one, if the LoRAs have
+            another rank than those that were scored, if layers that should share have different widths or scalings
+            (`alpha_pattern`), if layers already share that should not, or if the adapter cannot be shared (see
             `adapters.loras`). The model is then unchanged.
     """
     found = loras(model)
-    names = {(place.projection, place.layer): place.name for place in all_places(model) if place.name in found}
+    names = _names(model, found)
+    low = _low(model, found, names, selection)
+    _check_scored(names, selection)
+    _check_counted(found, names, selection)
+    others = unscorable(model, set(names.values()))
+    _arrange(model, found, low, selection)
+    if others:
+        warnings.warn(
+            f"{listed(list(others))}: outside the layers of the selection, a LoRA stays as it is. The model trains "
+            f"{sum(others.values()):,} parameters there, besides the {selection.trainable_parameters:,} of the selection.",
+            stacklevel=2,
+        )
+    return model
+
+
+def arrange(model: PeftModel, selection: Selection) -> PeftModel:
+    """Do the same as `share`, whatever the selection has counted.
+
+    For the command line, which compares the counts before it reads any weights, and makes up selections to count.
+    """
+    found = loras(model)
+    _arrange(model, found, _low(model, found, _names(model, found), selection), selection)
+    return model
+
+
+def _names(model: PeftModel, found: Mapping[str, Lora]) -> dict[tuple[str, int], str]:
+    """Return the modules in layers that have a LoRA, by projection and layer."""
+    return {(place.projection, place.layer): place.name for place in all_places(model) if place.name in found}
+
+
+def _low(
+    model: PeftModel, found: Mapping[str, Lora], names: Mapping[tuple[str, int], str], selection: Selection
+) -> list[list[str]]:
+    """Return the low-importance modules of each projection. Raise UserError if they cannot be shared."""
     for projection, layers in selection.projections.items():
         missing = [layer for layer in layers.all if (projection, layer) not in names]
         if missing:
@@ -45,12 +83,52 @@ def share(model: PeftModel, selection: Selection) -> PeftModel:
     _check_ties(model, low if selection.share else [])
     for group in low if selection.share else []:
         _check_alike(found, group)
+    return low
+
+
+def _arrange(model: PeftModel, found: Mapping[str, Lora], low: Sequence[Sequence[str]], selection: Selection) -> None:
     for group in low:
         if selection.share:
             tie(found, group)
         else:
             remove(model, group)
-    return model
+
+
+def _check_scored(names: Mapping[tuple[str, int], str], selection: Selection) -> None:
+    """Raise UserError if a layer that the selection does not know has a LoRA: it would be trained uncounted."""
+    known = {(projection, layer) for projection, layers in selection.projections.items() for layer in layers.all}
+    unknown = [name for place, name in names.items() if place not in known]
+    if unknown:
+        raise UserError(
+            f"{counted(len(unknown), 'LoRA')} of the model would be trained besides the selection, which does not know "
+            f"the layer or projection: {listed(unknown)}. Put LoRAs on the scored modules only (target_modules, "
+            "layers_to_transform), or score a model that has them all."
+        )
+
+
+def _check_counted(found: Mapping[str, Lora], names: Mapping[tuple[str, int], str], selection: Selection) -> None:
+    """Raise UserError if the LoRAs have other sizes than those that were scored: the selection has counted those."""
+    owners = [
+        found[names[projection, layer]]
+        for projection, layers in selection.projections.items()
+        for layer in (*layers.retained, *(layers.shared[:1] if selection.share else ()))
+    ]
+    total, expected = sum(owner.parameters for owner in owners), selection.trainable_parameters
+    if total == expected:
+        return
+    ranks = sorted({owner.rank for owner in owners})
+    there, rest = divmod(expected * ranks[0], total)
+    if len(ranks) == 1 and there and not rest:
+        raise UserError(
+            f"The layers were scored by an adapter of rank {there}, whose {expected:,} parameters the selection has "
+            f"counted, but the model's LoRAs have rank {ranks[0]}: {total:,} parameters. Use r={there} in its LoraConfig, "
+            f"or score an adapter of rank {ranks[0]}."
+        )
+    raise UserError(
+        f"The selection has counted {expected:,} parameters, but the model's LoRAs have {total:,} (rank "
+        f"{', '.join(map(str, ranks))}): the layers were scored by an adapter of other sizes. Use the same r, "
+        "rank_pattern and lora_bias in the model's LoraConfig, or score an adapter like the model's."
+    )
 
 
 def _check_ties(model: PeftModel, groups: Sequence[Sequence[str]]) -> None:

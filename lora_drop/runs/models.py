@@ -194,6 +194,7 @@ def scores_content(job: Job, model: nn.Module, scores: Scores) -> dict[str, Any]
         "rank": next(iter(importance.numbered(model).values())).rank,
         "examples": scores.examples,
         "tokens": scores.tokens,
+        **({"left_out": list(scores.left_out)} if scores.left_out else {}),
         "modules": [asdict(row) for row in scores.rows],
     }
 

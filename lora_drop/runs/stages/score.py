@@ -93,6 +93,8 @@ def work(job: Job) -> Work:
     scores = models.score(job, warm.model, encoded, config.score.criterion, warm.way)
     constant = constant_loss(encoded["labels"], job.task, config.train.label_smoothing)
     processes.by_first(lambda: _write(job, warm, scores))
+    if scores.notice:
+        job.report.notice(scores.notice)
     for doubt in doubts(warm.losses, constant) if warm.losses else ():
         job.report.notice(doubt)
     note, facts = _told(warm, scores)
