@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from lora_drop.config.identity import to_yaml
 from lora_drop.config.schema import Config, MethodConfig
 from lora_drop.files import read_json, write_json, write_text
-from lora_drop.pruning.selection import Scored, normalise, select
+from lora_drop.pruning.selection import Scored, normalise, rule_of, select
 
 WIDTHS = {"query": (32, 32), "value": (32, 48)}
 HEAD = {"base_model.model.classifier.weight": (2, 32), "base_model.model.classifier.bias": (2,)}
@@ -56,7 +56,7 @@ def write_run(folder: Path, rows=None, seed: int = 0, score: float | None = 0.9,
     parameters = 10_000
     if settings.name == "lora_drop":
         rows = rows or scores(seed=seed)
-        chosen = select(rows, settings.threshold, settings.budget, settings.policy, settings.share, seed)
+        chosen = select(rows, **rule_of(asdict(settings)), seed=seed)
         parameters = chosen.trainable_parameters
         write_json(folder / "scores.json", {"modules": [asdict(row) for row in rows]})
         write_json(folder / "selection.json", chosen.to_json())

@@ -247,6 +247,13 @@ def test_what_the_selection_has_not_counted_is_not_shared(what, shares):
     assert trained(lora_drop.share(fresh, selection)) == selection.trainable_parameters
 
 
+def test_scores_are_no_selection():
+    model = fill(get_peft_model(bert(), LoraConfig(**BASE)))
+    with pytest.raises(UserError, match=r"share needs the Selection .* given a Scores\. Make one: lora_drop\.select"):
+        lora_drop.share(model, lora_drop.score(model, [batch()]))
+    assert ties(model) == []
+
+
 def test_sizes_that_differ_alike_are_counted():
     options = {**BASE, "rank_pattern": {"layer.3.attention.self.query": 2}, "lora_bias": True}
     scores = lora_drop.score(fill(get_peft_model(bert(), LoraConfig(**options))), [batch()])

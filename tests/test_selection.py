@@ -7,7 +7,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from lora_drop.errors import UserError
-from lora_drop.pruning.selection import Scored, Selection, normalise, select
+from lora_drop.pruning.selection import Scored, Selection, normalise, rule_of, select
 
 SIZE = 100
 
@@ -118,8 +118,14 @@ def test_it_survives_json():
     [
         ([1, 2], {"threshold": 0}, "must be in"),
         ([1, 2], {"policy": "best"}, "Unknown policy 'best'"),
-        ([1, 2, 3], {"budget": 0.1}, "too small: .* already need 0.667. Raise method.budget: --budget 0.67"),
-        ([1, 2], {"budget": 0.9}, "already need 1.000. That is LoRA itself; method.share=false needs less"),
+        ([1, 2, 3], {"budget": 0.1}, "too small: .* already need 0.667. Raise the budget to 0.67"),
+        ([1, 2], {"budget": 0.9}, "already need 1.000. That is LoRA itself; with share set to false, less is needed"),
+        ([1, 2], {"threshold": "0.9"}, r"The threshold must be in \(0, 1\], a number, but is '0.9'"),
+        ([1, 2], {"threshold": math.nan}, r"The threshold must be in .* but is nan"),
+        ([1, 2], {"budget": 0}, r"The budget must be in \(0, 1\], a number, but is 0"),
+        ([1, 2], {"budget": 2}, r"The budget must be in .* but is 2"),
+        ([1, 2], {"budget": "half"}, r"The budget must be in .* but is 'half'"),
+        ([1, 2], {"threshold": 0.9, "budget": 0.5}, "threshold and budget exclude each other"),
     ],
 )
 def test_wrong_arguments(values, options, text):
@@ -133,6 +139,20 @@ def test_wrong_arguments(values, options, text):
 def test_scores_that_mean_nothing(values, text):
     with pytest.raises(UserError, match=text):
         normalise(values)
+
+
+def test_neither_threshold_nor_budget_is_a_threshold_of_0_9():
+    scored = rows(query=[5, 4, 0.5, 0.5])
+    assert select(scored) == select(scored, 0.9) == select(scored, threshold=None, budget=None)
+    assert select(scored).projections["query"].retained == (0, 1) and select(scored).threshold == 0.9
+    assert rule_of({"threshold": 0.9, "budget": 0.8, "rank": 8}) == {"threshold": None, "budget": 0.8}
+    assert select(scored, **rule_of({"threshold": 0.1, "budget": 0.8})) == select(scored, budget=0.8)
+
+
+@pytest.mark.parametrize("given", [{"a": 1}, [0.5, 0.5], 7, None, select(rows(query=[1, 2])), "scores.json"])
+def test_what_is_no_scores_is_said(given):
+    with pytest.raises(UserError, match=f"select needs the Scores .* given a {type(given).__name__}"):
+        select(given)
 
 
 def test_nothing_to_select_from():

@@ -11,6 +11,7 @@ import math
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -22,11 +23,18 @@ if TYPE_CHECKING:
     from peft import LoraConfig
     from torch.nn import Module
 
+DEFAULT_THRESHOLD = 0.9
 BELOW_ONE = math.nextafter(1.0, 0.0)
 """Largest threshold below 1. At 1, layers of importance 0 are retained as well."""
 POLICIES = ("threshold", "inverse", "random", "top", "bottom")
 RULE = ("threshold", "budget", "policy", "share")
 """The settings of a selection, besides the seed: arguments of `select` and keys of `method` in a configuration."""
+
+
+def rule_of(method: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the rule in the section `method` of a configuration, whose budget overrides its threshold, for `select`."""
+    rule = {key: method[key] for key in RULE if key in method}
+    return rule if rule.get("budget") is None else {**rule, "threshold": None}
 
 
 @dataclass(frozen=True)
@@ -155,7 +163,7 @@ def normalise(scores: Mapping[int, float]) -> dict[int, float]:
     wrong = {layer: score for layer, score in scores.items() if not (math.isfinite(score) and score >= 0)}
     if wrong:
         raise UserError(
-            f"Scores must be finite and ≥ 0, but are {wrong} (layer: score). Did the warm-up diverge? Lower warmup.learning_rate."
+            f"Scores must be finite and ≥ 0, but are {wrong} (layer: score). Did the warm-up diverge? Lower its learning rate."
         )
     total = math.fsum(scores.values())
     if total == 0:
@@ -200,7 +208,7 @@ def read_scores(path: Path) -> list[Scored]:
 
 def select(
     scored: HasRows | Iterable[Scored],
-    threshold: float = 0.9,
+    threshold: float | None = None,
     budget: float | None = None,
     policy: str = "threshold",
     share: bool = True,
@@ -210,20 +218,19 @@ def select(
 
     Args:
         scored: the scores returned by `lora_drop.score`, or their rows: every LoRA of the model with its importance.
-        threshold: T in (0, 1]; T = 1 retains every layer, which is plain LoRA.
-        budget: if given, T is instead the largest threshold at which LoRA-drop has at most this share of plain LoRA's
-            parameters.
+        threshold: T in (0, 1], by default 0.9; T = 1 retains every layer, which is plain LoRA.
+        budget: instead of a threshold, a share in (0, 1] of plain LoRA's parameters: T is then the largest threshold at
+            which LoRA-drop has at most that many.
         policy: "threshold" retains the most important layers. "inverse", "random" and "top" retain the same number of
             layers, but the least important ones, random ones, or the last ones (nearest the output): the paper's
             ablations (Table 7). "bottom" retains the first ones, which matter most according to arXiv 2503.23360.
         share: True if the other layers share one LoRA per projection, False if they have none.
         seed: seed of the policy "random".
 
-    Ties go to the lower layer; at least one layer is always retained. Raise UserError for values out of range and for a
-    budget that not even one retained layer per projection would meet.
+    Ties go to the lower layer; at least one layer is always retained. Raise UserError for values out of range, for both
+    a threshold and a budget, and for a budget that not even one retained layer per projection would meet.
     """
-    given: Iterable[Scored] = getattr(scored, "rows", scored)  # type: ignore[arg-type]
-    scored = sorted(given, key=lambda row: (row.projection, row.layer))
+    scored = sorted(_rows(scored), key=lambda row: (row.projection, row.layer))
     if not scored:
         raise UserError("There are no scores to select from.")
     strange = [row for row in scored if not math.isfinite(row.importance)]
@@ -232,15 +239,37 @@ def select(
     if policy not in POLICIES:
         raise UserError(f"Unknown policy {policy!r}. Allowed: {', '.join(POLICIES)}")
     if budget is not None:
-        threshold = _threshold_for(scored, budget, share)
-    if not 0 < threshold <= 1:
-        raise UserError(f"The threshold must be in (0, 1], but is {threshold}.")
+        if threshold is not None:
+            raise UserError(
+                "threshold and budget exclude each other: the budget finds a threshold. Give one of them, and None for the "
+                "other."
+            )
+        threshold = _threshold_for(scored, _portion("budget", budget), share)
+    threshold = _portion("threshold", DEFAULT_THRESHOLD if threshold is None else threshold)
     projections = {}
     for projection, importances in _by_projection(scored).items():
         count = len(_most_important(importances, threshold))
         retained = _retained(importances, count, policy, f"{seed}/{projection}")
         projections[projection] = _layers(importances, retained)
     return Selection(policy, threshold, share, projections, _parameters(scored, projections, share))
+
+
+def _rows(scored: HasRows | Iterable[Scored]) -> list[Scored]:
+    """Return the rows of scores. Raise UserError for anything else."""
+    given: Any = getattr(scored, "rows", scored)
+    rows = list(given) if isinstance(given, Iterable) else [given]
+    if not all(isinstance(row, Scored) for row in rows):
+        raise UserError(
+            f"select needs the Scores that lora_drop.score returns, or their rows, but was given a {type(scored).__name__}."
+        )
+    return rows
+
+
+def _portion(name: str, value: float) -> float:
+    """Return a threshold or budget. Raise UserError unless it is a number in (0, 1]."""
+    if not isinstance(value, Real) or not 0 < value <= 1:
+        raise UserError(f"The {name} must be in (0, 1], a number, but is {value!r}.")
+    return value
 
 
 def _by_projection(scored: Iterable[Scored]) -> dict[str, dict[int, float]]:
@@ -336,8 +365,8 @@ def check_budget(sizes: Iterable[tuple[str, int]], budget: float, share: bool) -
 def _too_small(budget: float, least: float, share: bool) -> UserError:
     pairs = "one retained layer and one shared pair" if share else "one retained layer"
     enough = math.ceil(100 * least + 1e-6) / 100
-    raised = f"Raise method.budget: --budget {enough:g}"
-    remedy = raised if enough <= 1 else "That is LoRA itself; method.share=false needs less"
+    raised = f"Raise the budget to {enough:g}"
+    remedy = raised if enough <= 1 else "That is LoRA itself; with share set to false, less is needed"
     return UserError(
         f"A budget of {budget:g} of LoRA's parameters is too small: {pairs} in each projection already need {least:.3f}. {remedy}"
     )

@@ -37,6 +37,11 @@ def share(model: PeftModel, selection: Selection) -> PeftModel:
             (`alpha_pattern`), if layers already share that should not, or if the adapter cannot be shared (see
             `adapters.loras`). The model is then unchanged.
     """
+    if not isinstance(selection, Selection):
+        raise UserError(
+            f"share needs the Selection that lora_drop.select returns, but was given a {type(selection).__name__}. Make one: "
+            "lora_drop.select(scores, threshold=0.9)"
+        )
     found = loras(model)
     names = _names(model, found)
     low = _low(model, found, names, selection)
@@ -165,7 +170,7 @@ def _check_alike(found: Mapping[str, Lora], names: Sequence[str]) -> None:
         for what, same in alike.items():
             if not same:
                 raise UserError(
-                    f"{names[0]} and {name} have different {what} and cannot share a LoRA. Set method.share=false for this model."
+                    f"{names[0]} and {name} have different {what} and cannot share a LoRA. Select with share set to false for this model."
                 )
 
 

@@ -61,7 +61,7 @@ def bootstrap(
     for number, scores in enumerate(means):
         rows = rescored(scored, scores.tolist())
         importances[number] = [row.importance for row in rows]
-        chosen = select(rows, threshold, budget, policy, share, seed).projections
+        chosen = select(rows, threshold if budget is None else None, budget, policy, share, seed).projections
         retained += [row.layer in chosen[row.projection].retained for row in rows]
     tail = 50 * (1 - CONFIDENCE)
     low, high = np.percentile(importances, [tail, 100 - tail], axis=0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lora_drop.pruning.agreement import by_layer
-from lora_drop.pruning.selection import RULE, Scored, Selection, select
+from lora_drop.pruning.selection import Scored, Selection, rule_of, select
 from lora_drop.registry import CRITERIA
 from lora_drop.runs.facts import Facts
 
@@ -44,9 +44,7 @@ def side_by_side(run: Facts) -> list[dict[str, Any]]:
 
 
 def _selected(run: Facts, rows: list[dict[str, Any]]) -> Selection:
-    method = run.config["method"]
-    rule = {key: method[key] for key in RULE if key in method}
-    return select([Scored(**row) for row in rows], **rule, seed=run.seed)
+    return select([Scored(**row) for row in rows], **rule_of(run.config["method"]), seed=run.seed)
 
 
 def _tau(taus: dict[tuple[str, str, str], float | None], projection: str, one: str, two: str) -> float | None:
