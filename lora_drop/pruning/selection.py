@@ -124,7 +124,10 @@ class Selection:
         return DataFrame(rows)
 
     def plot(self, scores: HasRows, title: str = "") -> Figure:
-        """Return a matplotlib figure of the importances that tells retained layers from the others."""
+        """Return a matplotlib figure of the importances that tells retained layers from the others.
+
+        A selection holds no importances of single layers: they come from the `scores` that it was made from.
+        """
         from lora_drop.pruning.picture import importance_figure
 
         return importance_figure(scores.rows, self, title or f"T = {self.threshold:.3g}")
