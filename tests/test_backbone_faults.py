@@ -94,6 +94,24 @@ def test_weights_that_would_be_random_or_nan_are_refused(what, folder):
         load(folder)
 
 
+@pytest.mark.parametrize("name", ["llama", "gpt_neox", "phi"])
+def test_texts_are_not_written_by_a_random_head(name, tmp_path):
+    folder = make_checkpoint(tmp_path / "backbone", BY_NAME[name])
+    AutoModelForSequenceClassification.from_pretrained(folder).save_pretrained(folder)
+    load(folder)
+    with pytest.raises(UserError, match=r"has no language-model head.* saved with one \(\w+ForCausalLM\)"):
+        load(folder, "toy-nlg")
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2"])
+def test_a_head_that_is_tied_to_the_embeddings_need_not_be_saved(name, tmp_path):
+    tied = Architecture(name, BY_NAME[name].pretrained, {**BY_NAME[name].options, "tie_word_embeddings": True})
+    folder = make_checkpoint(tmp_path / "backbone", tied)
+    assert not [key for key in load_file(folder / "model.safetensors") if "lm_head" in key]
+    model, _, _ = load(folder, "toy-nlg")
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight and not model.fresh_modules
+
+
 def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(folder):
     tokens = tokenizer()
     tokens.add_tokens(["Who", "the"])

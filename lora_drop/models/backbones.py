@@ -151,7 +151,7 @@ def load_model(
     torch.manual_seed(seed)
     model, report = kind_of(backbone.name).model(backbone, _auto(task), config, device)
     if report is not None:
-        model.fresh_modules = check_weights(backbone.name, model, report, task.outputs, notice)
+        model.fresh_modules = check_weights(backbone.name, model, report, task, notice)
     name = public_name(backbone.name, backbone.origin)
     if name:  # an adapter names its base model in a way that holds on any machine
         model.name_or_path = model.config.name_or_path = name

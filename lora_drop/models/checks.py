@@ -12,6 +12,7 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from lora_drop.errors import UserError
 from lora_drop.methods.base import HEADS
 from lora_drop.pruning.places import in_block
+from lora_drop.tasks.base import Task
 
 Notice = Callable[[str], None]
 
@@ -66,7 +67,7 @@ def _choose_padding(name: str, tokenizer: PreTrainedTokenizerBase, config: Pretr
 
 
 def check_weights(
-    name: str, model: PreTrainedModel, report: Mapping[str, Any], outputs: int, notice: Notice
+    name: str, model: PreTrainedModel, report: Mapping[str, Any], task: Task, notice: Notice
 ) -> list[str]:
     """Check the weights that transformers did not load. Return modules with fresh weights (a head, DeBERTa's pooler).
 
@@ -74,12 +75,12 @@ def check_weights(
         name: name of the backbone, for messages.
         model: the loaded model; mismatched sizes were ignored.
         report: transformers' `missing_keys` and `mismatched_keys`.
-        outputs: size of the head that the task needs.
+        task: decides the size of a classifier's head, and whether there must be a language model's.
         notice: called if a head of another size is replaced.
 
     Raises:
-        UserError: if weights of layers or embeddings are missing, if any weight outside the head has another shape, or
-            if a weight is NaN or infinite.
+        UserError: if weights of layers or embeddings are missing, or the head of a language model that is to write
+            texts, if any weight outside the head has another shape, or if a weight is NaN or infinite.
     """
     missing: list[str] = sorted(report["missing_keys"])
     mismatched = {key: tuple(found) for key, found, _ in report["mismatched_keys"]}
@@ -89,6 +90,8 @@ def check_weights(
         raise UserError(
             f"The weights of {name} are incomplete: {len(lost)} tensors of its layers or embeddings are missing, such as {lost[0]}."
         )
+    if task.kind == "generation":
+        _check_head(name, model, missing)
     wrong = [key for key in mismatched if key.split(".")[0] not in HEADS]
     if wrong:
         raise UserError(
@@ -97,9 +100,20 @@ def check_weights(
         )
     if mismatched:
         theirs = next(iter(mismatched.values()))[0]
-        notice(f"{name} comes with a head of {theirs} outputs; this task needs {outputs}, so a new head is initialised")
+        notice(
+            f"{name} comes with a head of {theirs} outputs; this task needs {task.outputs}, so a new head is initialised"
+        )
     _check_finite(name, model.named_parameters())
     return sorted({key.rpartition(".")[0] for key in (*missing, *mismatched)})
+
+
+def _check_head(name: str, model: PreTrainedModel, missing: Iterable[str]) -> None:
+    """Raise UserError if the head that writes texts would be random. One tied to the embeddings is never missing."""
+    if _parameters_of(model, model.get_output_embeddings()) & set(missing):
+        raise UserError(
+            f"{name} has no language-model head, without which it cannot write texts. Use a checkpoint that was saved "
+            f"with one ({type(model).__name__}); those of a classifier and of AutoModel are saved without."
+        )
 
 
 def _check_finite(name: str, parameters: Iterable[tuple[str, nn.Parameter]]) -> None:
