@@ -196,6 +196,29 @@ def test_the_merged_model_is_the_run_without_an_adapter(run, folder, tmp_path):
     torch.testing.assert_close(logits(model, tmp_path / "m"), logits(lora_drop.load_run(run, "cpu")[0], folder))
 
 
+@pytest.mark.parametrize("head", ["none", "same", "another", "unknown"])
+def test_the_recipe_of_a_card_replaces_a_head_of_another_size(head, run, folder, tmp_path):
+    backbone, copied = tmp_path / "backbone", shutil.copytree(run, tmp_path / "run")
+    edit_config(copied, lambda text: yaml.safe_dump({**yaml.safe_load(text), "backbone": str(backbone)}))
+    model = AutoModelForSequenceClassification.from_pretrained(
+        folder, num_labels=2 if head == "same" else 5, ignore_mismatched_sizes=True
+    )
+    (model.bert if head == "none" else model).save_pretrained(backbone)
+    config = read_json(backbone / "config.json")
+    if head == "none":  # a task's labels may stay in the configuration
+        write_json(backbone / "config.json", {**config, "architectures": ["BertForMaskedLM"]})
+    elif head == "unknown":
+        (backbone / "config.json").unlink()
+    assert command("export", copied, "--to", "peft", "--base", backbone, "--out", tmp_path / "peft") == 0
+    write_json(backbone / "config.json", config)
+    recipe = (tmp_path / "peft" / "README.md").read_text().partition("```python\n")[2].partition("```")[0]
+    assert ("ignore_mismatched_sizes=True" in recipe) == (head in ("another", "unknown"))
+    made: dict = {}
+    exec(recipe.replace("FOLDER", str(tmp_path / "peft")), made)
+    whole = lora_drop.load_run(run, "cpu")[0]
+    torch.testing.assert_close(logits(made["model"], folder), logits(whole, folder))
+
+
 def test_what_cannot_be_merged_is_said_before_the_weights_are_read(run, tmp_path, capsys, monkeypatch):
     assert command("run", "-d", run, "-q", "--compare", "tied_lora") == 0
     capsys.readouterr()

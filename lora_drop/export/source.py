@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_drop.errors import UserError
+from lora_drop.files import read_json
 from lora_drop.models.base import public_name
 from lora_drop.runs.facts import Facts, read_facts
 from lora_drop.runs.job import known_sources
@@ -15,6 +16,10 @@ from lora_drop.runs.store import Run
 
 if TYPE_CHECKING:
     from lora_drop.tasks.base import Task
+
+
+WITHOUT_HEAD = ("Model", "ForMaskedLM", "ForCausalLM", "ForPreTraining", "ForConditionalGeneration")
+"""Ends of the names of transformers' classes that are saved without a classifier."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,26 @@ class ExportedRun:
     def revision(self) -> str | None:
         """Commit of the backbone's repository, if known."""
         return None if self.given else self.origin.get("commit")
+
+    @property
+    def replaces_head(self) -> bool:
+        """False if the backbone is known to have no classifier of another size than the adapter's.
+
+        Its configuration tells. If that is not on this machine, nothing is known.
+        """
+        from lora_drop.models.backbones import kind_of, locate
+
+        config = self.run.config
+        if kind_of(config.backbone).models is not None:  # packaged, or random: without a head
+            return False
+        try:
+            located = locate(config.backbone, offline=True, weights=False, known=self.origin or None)
+            found = read_json(Path(located.path) / "config.json")
+        except UserError:
+            return True
+        saved_as, labels = found.get("architectures") or [""], found.get("id2label")
+        size = len(labels) if labels else 2  # transformers leaves the default out
+        return size != self.task.outputs and not all(str(name).endswith(WITHOUT_HEAD) for name in saved_as)
 
     @property
     def task(self) -> Task:
