@@ -158,6 +158,15 @@ def test_a_folder_without_a_vocabulary_is_refused(folder):
         load(folder)
 
 
+def test_a_folder_without_a_tokenizer_says_how_to_get_one(tmp_path):
+    folder = make_checkpoint(tmp_path / "backbone", BY_NAME["llama"])
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).unlink()
+    with pytest.raises(UserError, match=r"has no tokenizer\. Save .*: tokenizer\.save_pretrained\('(.+)'\)") as told:
+        load(folder)
+    assert str(told.value).count(str(folder)) == 2 and "backend" not in str(told.value)
+
+
 @pytest.mark.parametrize(
     ("only_adapter", "text"), [(False, "holds an adapter beside the model"), (True, "and no model")]
 )

@@ -93,7 +93,7 @@ def missing(folder: Path, weights: bool) -> str:
         return ""
     names = _names(folder)
     lacking = [name for name in _weight_files(names, folder) or [WEIGHTS] if not (folder / name).is_file()]
-    return lacking[0] if lacking else "" if _tokenizer_files(names) else "the tokenizer"
+    return lacking[0] if lacking else "" if tokenizer_files(names) else "the tokenizer"
 
 
 def _absent(repo: Repo, commits: Iterable[str], weights: bool, forbidden: str) -> str:
@@ -119,7 +119,7 @@ def _fetch(repo: Repo, commits: Sequence[str], weights: bool, report: Reporter) 
         if WEIGHTS not in names:
             hf_hub_download(repo.name, INDEX, revision=commit)
         weight_files = _weight_files(names, repo.snapshot(commit))
-        files = [CONFIG, *_tokenizer_files(names), *weight_files]  # weights last: if they are there, so is everything
+        files = [CONFIG, *tokenizer_files(names), *weight_files]  # weights last: if they are there, so is everything
         for number, name in enumerate(files):
             report.advance(number, len(files), name)
             hf_hub_download(repo.name, name, revision=commit)
@@ -150,7 +150,7 @@ def _check(repo: Repo, names: Sequence[str], weights: bool) -> None:
 def loaded_files(folder: Path) -> list[str]:
     """Return the names of the files in `folder` that decide what is loaded."""
     names = _names(folder)
-    tokens = sorted(_tokenizer_files(names))
+    tokens = sorted(tokenizer_files(names))
     if "tokenizer.json" in names:
         tokens = [name for name in tokens if name in SAME_WITH_ANY_READER]
     return [CONFIG, *tokens, *_weight_files(names, folder)]
@@ -160,7 +160,8 @@ def _names(folder: Path) -> list[str]:
     return [path.name for path in folder.iterdir()]
 
 
-def _tokenizer_files(names: Iterable[str]) -> list[str]:
+def tokenizer_files(names: Iterable[str]) -> list[str]:
+    """Return those of a folder's files that are a tokenizer's."""
     return [name for name in names if "/" not in name and TOKENIZER.fullmatch(name)]
 
 

@@ -12,7 +12,7 @@ from lora_drop.errors import UserError, closest
 from lora_drop.faults import foreign
 from lora_drop.models.base import Backbone, BackboneKind, Loaded, Request
 from lora_drop.models.content import sha256_of_all
-from lora_drop.models.hub import loaded_files, locate_model
+from lora_drop.models.hub import loaded_files, locate_model, tokenizer_files
 from lora_drop.models.quantization import nf4
 from lora_drop.registry import BACKBONES
 
@@ -84,7 +84,15 @@ def load_config(backbone: Backbone) -> PretrainedConfig:
 
 def load_tokenizer(backbone: Backbone, **options: Any) -> PreTrainedTokenizerBase:
     """Read the model's tokenizer; `options` go to transformers."""
-    return from_pretrained(AutoTokenizer, backbone, **options)
+    try:
+        return from_pretrained(AutoTokenizer, backbone, **options)
+    except UserError as error:
+        if "gguf_file" in backbone.options or tokenizer_files(path.name for path in Path(backbone.path).iterdir()):
+            raise
+        raise UserError(
+            f"{backbone.path} has no tokenizer. Save the one that the model was trained with into it: "
+            f"tokenizer.save_pretrained({backbone.path!r})"
+        ) from error
 
 
 def load_model(backbone: Backbone, kind: Any, config: PretrainedConfig, device: torch.device | None) -> Loaded:
