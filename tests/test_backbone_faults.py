@@ -158,6 +158,30 @@ def test_a_folder_without_a_vocabulary_is_refused(folder):
         load(folder)
 
 
+@pytest.mark.parametrize("name", ["bert", "llama"])
+def test_a_pickle_of_weights_is_converted_by_the_line_that_is_said(name, tmp_path):
+    folder = make_checkpoint(tmp_path / "back bone's", BY_NAME[name])
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"no \.safetensors weights .*Save the model there"):
+        locate(str(folder))
+    torch.save(weights, folder / "pytorch_model.bin")
+    with pytest.raises(UserError, match="If you trust it, convert it once in Python: from transformers") as told:
+        locate(str(folder))
+    exec(str(told.value).partition("in Python: ")[2], {})
+    converted = load_file(folder / "model.safetensors")
+    assert converted.keys() == weights.keys() and all(torch.equal(converted[key], weights[key]) for key in weights)
+    assert locate(str(folder)).identity
+
+
+@pytest.mark.parametrize("value", [["os; import evil"], [], None, "x", [3], ["logging"]])
+def test_no_name_of_the_configuration_gets_into_that_line_unless_it_is_a_model(value, folder):
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    change_config(folder, architectures=value)
+    with pytest.raises(UserError, match=r"in Python: from transformers import AutoModel; AutoModel\.from_pretrained"):
+        locate(str(folder))
+
+
 def test_a_folder_without_a_tokenizer_says_how_to_get_one(tmp_path):
     folder = make_checkpoint(tmp_path / "backbone", BY_NAME["llama"])
     for name in ("tokenizer.json", "tokenizer_config.json"):

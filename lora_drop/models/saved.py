@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
 from lora_drop.errors import UserError, closest
@@ -58,13 +60,29 @@ def _locate_folder(name: str, folder: Path, weights: bool) -> Backbone:
     files = loaded_files(folder)
     if not any(file.endswith(".safetensors") for file in files):
         raise UserError(
-            f"{folder} holds no .safetensors weights (model.safetensors, or an index and its parts). Other formats may "
-            "execute code when loaded; convert them first."
+            f"{folder} holds no .safetensors weights (model.safetensors, or an index and its parts). {_conversion(folder)}"
         )
     for file in files:
         if not (folder / file).is_file():
             raise UserError(f"{folder} lacks {file}, which the index of its weights names. Copy it there.")
     return Backbone(name, str(folder), sha256_of_all(folder / file for file in files), local, origin=origin)
+
+
+def _conversion(folder: Path) -> str:
+    """Return how the weights in a folder without safetensors can be had in that form."""
+    if not list(folder.glob("pytorch_model*.bin")):
+        return "Save the model there with transformers (model.save_pretrained), which writes them."
+    try:
+        name = json.loads((folder / "config.json").read_text(encoding="utf-8"))["architectures"][0]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        name = ""
+    # the class that was saved keeps every weight; AutoModel would lose a language model's head
+    known = isinstance(name, str) and isinstance(getattr(transformers, name, None), type)
+    model, place = name if known else "AutoModel", repr(str(folder))
+    return (
+        "pytorch_model.bin may execute code when loaded. If you trust it, convert it once in Python: "
+        f"from transformers import {model}; {model}.from_pretrained({place}).save_pretrained({place})"
+    )
 
 
 def _check_no_adapter(folder: Path) -> None:
