@@ -180,3 +180,14 @@ def test_what_fits_is_done_and_stays_usable_without_the_adapter_that_it_began_fr
     assert (
         command("train", run, "--budget", "0.7") == 2 and "neither a PEFT adapter nor a run" in capsys.readouterr().err
     )
+
+
+def test_an_adapter_for_other_labels_is_named_as_one(adapters, tmp_path, capsys):
+    rows = tmp_path / "rows.csv"
+    rows.write_text("text,label\n" + "".join(f"a text of {n} words,{'abcde'[n % 5]}\n" for n in range(60)))
+    given = ["--adapter", str(adapters["lora"]), "--data", str(rows), "-b", "tiny:roberta", "--device", "cpu", "-q"]
+    with pytest.raises(SystemExit) as end:
+        main(["score", "-d", str(tmp_path / "run"), *given])
+    error = " ".join(capsys.readouterr().err.split())
+    assert end.value.code == 2 and "has a head of 2 outputs (one for each label), and this model one of 5." in error
+    assert not (tmp_path / "run").exists()

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lora_drop.config.schema import MethodConfig
-from lora_drop.errors import UserError, first_line
+from lora_drop.errors import UserError, counted, first_line
 from lora_drop.faults import foreign
-from lora_drop.methods.base import Method, heads
+from lora_drop.methods.base import Method, head_parameters, heads
 from lora_drop.methods.compact import is_compact
 from lora_drop.methods.saved_config import checked
 from lora_drop.pruning.places import Place, find_places, transposed
@@ -132,6 +132,7 @@ def fill(model: PeftModel, folder: Path, weights: dict[str, Tensor] | None = Non
     """
     try:
         weights = weights or read_weights(folder)
+        _check_head(model, folder, weights)
         outcome: Any = set_peft_model_state_dict(model, weights)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{folder} holds no adapter for this model: {first_line(error)}") from error
@@ -144,6 +145,18 @@ def fill(model: PeftModel, folder: Path, weights: dict[str, Tensor] | None = Non
             f"unexpected (such as {name})."
         )
     return weights
+
+
+def _check_head(model: PeftModel, folder: Path, weights: dict[str, Tensor]) -> None:
+    """Raise UserError if the saved head differs from the model's only in the number of outputs, hence of labels."""
+    for name, parameter in head_parameters(model).items():
+        stored = weights.get(name.replace(".modules_to_save.default", ""))
+        if stored is None or stored.shape == parameter.shape or stored.shape[1:] != parameter.shape[1:]:
+            continue
+        raise UserError(
+            f"{folder} has a head of {counted(len(stored), 'output')} (one for each label), and this model one of "
+            f"{len(parameter):,}. Use data with the labels that the adapter was trained on, or another adapter."
+        )
 
 
 METHOD = Method(name="lora", title="LoRA", build=build, save=save, load=load, starts=True)
