@@ -426,7 +426,7 @@ def test_layers_that_cannot_be_recorded_are_computed_and_it_is_said_why(monkeypa
     def refuse(*given, **options):
         raise RuntimeError("capture is not allowed")
 
-    monkeypatch.setattr("lora_drop.training.packing.prepare.Replay", refuse)
+    monkeypatch.setattr("lora_drop.training.packing.replay.Replay.__init__", refuse)
     model, tokenizer = trained_lora("tiny:bert")
     packing, how = prepare(model, labelled(tokenizer), replays=True)
     assert packing.replay is None and how.endswith("its layers are not recorded: RuntimeError: capture is not allowed")
