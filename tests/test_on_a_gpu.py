@@ -93,7 +93,7 @@ def distance(some, others):
 
 
 @pytest.mark.parametrize("half", [None, torch.bfloat16])
-@pytest.mark.parametrize("name", ["tiny:bert", "tiny:roberta"])
+@pytest.mark.parametrize("name", ["tiny:bert", "tiny:roberta", "tiny:llama"])
 def test_replayed_layers_give_the_numbers_of_the_direct_ones(name, half):
     """For batches of several sizes, in any order, each with numbers of its own."""
     model, tokenizer = trained_lora(name)
@@ -156,11 +156,12 @@ def test_replayed_layers_draw_new_dropout_each_time():
     assert len(losses) == 4
 
 
-def test_a_replayed_training_is_that_of_the_direct_path():
+@pytest.mark.parametrize("name", ["tiny:bert", "tiny:llama"])
+def test_a_replayed_training_is_that_of_the_direct_path(name):
     """Three optimizer steps in train mode, without dropout."""
     kept = []
     for learns in (True, False):
-        model, tokenizer = trained_lora("tiny:bert")
+        model, tokenizer = trained_lora(name)
         model.to(GPU)
         batches = [{key: value.to(GPU) for key, value in labelled(tokenizer, count).items()} for count in (7, 3, 7)]
         packing, _ = prepare(model, batches[0], replays=True)

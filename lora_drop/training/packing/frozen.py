@@ -20,7 +20,7 @@ from torch.nn import functional
 ROWS = 1024
 """Number of tokens that oneDNN optimises the weight order for; the same order works for any other number."""
 LIMIT = 2**31
-"""Limit in bytes: the weights of a larger model are not kept a second and a third time."""
+"""Limit in bytes on a CPU: the weights of a larger model are not kept a second and a third time."""
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -142,7 +142,7 @@ def ready(frozen: Mapping[nn.Linear, Frozen], half: Half) -> Iterator[None]:
 
 
 def frozen_layers(model: nn.Module) -> dict[nn.Linear, Frozen]:
-    """Return the plain fp32 linear layers that are not trained; none if their weights exceed `LIMIT`."""
+    """Return the plain fp32 linear layers that are not trained; none if the memory may not hold them twice."""
     layers = [
         layer
         for layer in model.modules()
@@ -151,5 +151,15 @@ def frozen_layers(model: nn.Module) -> dict[nn.Linear, Frozen]:
         and layer.weight.device.type in ("cpu", "cuda")
         and not any(parameter.requires_grad for parameter in layer.parameters())
     ]
-    size = sum(layer.weight.nbytes for layer in layers)
-    return {layer: Frozen(layer, layer.weight.device.type == "cpu") for layer in layers} if size <= LIMIT else {}
+    if not layers or sum(layer.weight.nbytes for layer in layers) > _limit(layers[0].weight.device):
+        return {}
+    return {layer: Frozen(layer, layer.weight.device.type == "cpu") for layer in layers}
+
+
+def _limit(device: torch.device) -> int:
+    """Return the largest size in bytes of weights that are prepared.
+
+    On a GPU, where they are kept rounded, they may take half of the memory that is free. Training without that would
+    need the same memory, because autograd keeps every weight that autocast rounds until the backward pass.
+    """
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else LIMIT

@@ -116,7 +116,7 @@ class Layout:
         flat = ordered[row] * mask.shape[1] + column
         self._ordered = ordered.to(device)
         self.columns = column.to(device)
-        """`tokens`: column of each token in the batch."""
+        """`tokens`: column of each token in the batch, 0 for those that fill it up."""
         self.flat = flat.to(device)
         """`tokens`: position of each token in the flattened batch."""
         self.lengths = [lengths[index] for index in order]
@@ -131,6 +131,7 @@ class Layout:
             total, rows = filled(ends[-1])
             ends = ends + [min(ends[-1] + FILLER * (row + 1), total) for row in range(rows)]
             self.taken = torch.cat([flat, flat[:1].expand(total - len(flat))]).to(device)
+            self.columns = torch.cat([column, column.new_zeros(total - len(column))]).to(device)
         self.reads, self.fills = reads, fills
         if reads == "learned":
             assert labels is not None

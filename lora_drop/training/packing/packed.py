@@ -156,7 +156,7 @@ class Packing:
             return value
         return value.index_select(1, self.layout.read)
 
-    def _pack(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    def _pack(self, stack: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         layout, self._attended = self.layout, 0
         assert layout is not None
         given = {**dict(zip(self.names, args, strict=False)), **kwargs}
@@ -169,6 +169,8 @@ class Packing:
                 given[name] = given[name].flatten(0, 1).index_select(0, layout.taken).unsqueeze(0)
         if self.embeds:
             given |= {"position_ids": layout.columns.unsqueeze(0), "use_cache": False}
+        if self.embeds and layout.fills and isinstance(given.get("input_ids"), Tensor):
+            given["inputs_embeds"] = stack.get_input_embeddings()(given.pop("input_ids"))
         return (), given
 
     def _unpack(self, module: nn.Module, args: tuple, output: Any) -> Any:

@@ -5,8 +5,9 @@ long to start them as a GPU takes to compute them. Therefore the forward and the
 recorded once per number of tokens and replayed with a single call.
 
 A recording has fixed sizes and addresses. Batches are filled up, with extra rows that are never read, to one of a few
-numbers of tokens (`Layout`), and the bounds of the rows are copied to the recording's addresses. Dropout draws new
-masks in every replay. Hooks inside the layers are not called, so only training replays.
+numbers of tokens (`Layout`). What else differs between them, the bounds of the rows and the positions of the tokens, is
+copied to the recording's addresses. A decoder embeds its tokens inside the stack, so there the embeddings are computed
+first and recorded is what follows them. Dropout draws new masks in every replay. Hooks inside the layers are not called, so only training replays.
 """
 
 from __future__ import annotations
@@ -40,16 +41,16 @@ class Replay:
     def __init__(self, packing: Packing):
         """Prepare to record the stack of a packing.
 
-        Raises Unpackable if the stack embeds tokens itself, attention is computed by the model's own code, or torch is
-        older than `TORCH`.
+        Raises Unpackable if attention is computed by the model's own code, or torch is older than `TORCH`.
         """
         version = tuple(int(part) for part in torch.__version__.split(".")[:2])
-        if packing.embeds or packing.own or version < TORCH:
-            raise Unpackable("its layers do more than to map hidden states, or torch is too old")
+        if packing.own or version < TORCH:
+            raise Unpackable("its attention is its own, or torch is too old")
         if hasattr(torch.autograd.graph, "set_warn_on_accumulate_grad_stream_mismatch"):
             # parameters remember the stream of the recording; the replay's stream is synchronised
             torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
         self.stack, self.rounding = packing.stack, packing.half
+        self.takes = "inputs_embeds" if packing.embeds else "hidden_states"
         trained = sum(parameter.nbytes for parameter in self.stack.parameters() if parameter.requires_grad)
         self.most = min(MOST, LIMIT // max(trained, 1))
         self._recorded: dict[tuple[Any, ...], _Recording] = {}
@@ -62,35 +63,37 @@ class Replay:
         self._recorded.clear()
         self._pool = torch.cuda.graph_pool_handle()
 
-    def __call__(self, layout: Layout, hidden_states: Tensor, **given: Any) -> Any:
+    def __call__(self, layout: Layout, **given: Any) -> Any:
         """Return the output of the stack.
 
         Args:
             layout: The layout of the batch, filled up.
-            hidden_states: `1 tokens width`.
-            given: The other arguments of the stack.
+            given: The arguments of the stack: `hidden_states` or `inputs_embeds` (`1 tokens width`), for a stack that
+                embeds also `position_ids` (the layout's), and others.
 
         Raises:
             Unpackable: If another argument is a tensor or a collection, which may differ between calls, or the layers
                 return more than hidden states.
         """
-        if any(isinstance(value, Tensor | tuple | list | dict) for value in given.values()):
-            raise Unpackable("its layers get more than hidden states")
+        hidden: Tensor = given[self.takes]
+        rest = {name: value for name, value in given.items() if name not in (self.takes, "position_ids")}
+        if any(isinstance(value, Tensor | tuple | list | dict) for value in rest.values()):
+            raise Unpackable("its layers get more than hidden states and positions")
         half = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else None
         size = (layout.tokens, len(layout.offsets), layout.longest)
         key = (
             *size,
-            hidden_states.dtype,
-            hidden_states.requires_grad,
+            hidden.dtype,
+            hidden.requires_grad,
             half,
             self.stack.training,
-            tuple(sorted(given.items())),
+            tuple(sorted(rest.items())),
         )
         if key not in self._recorded and len(self._recorded) < self.most:
-            self._record(key, hidden_states, layout, given, half)
+            self._record(key, hidden, layout, rest, half)
         if key not in self._recorded:
-            return type(self.stack).forward(self.stack, hidden_states=hidden_states, **given)
-        return self._recorded[key](hidden_states, layout)
+            return type(self.stack).forward(self.stack, **given)
+        return self._recorded[key](hidden, layout)
 
     def _record(
         self, key: Any, hidden: Tensor, layout: Layout, given: Mapping[str, Any], half: torch.dtype | None
@@ -109,15 +112,18 @@ class _Recording:
     def __init__(
         self, replay: Replay, hidden: Tensor, layout: Layout, given: Mapping[str, Any], half: torch.dtype | None
     ):
-        self.layers, own = _Layers(replay, given), layout.offsets
+        own = layout.offsets
         self.offsets = layout.offsets = own.clone()
+        self.columns = torch.zeros_like(layout.columns)
+        positions = {"position_ids": self.columns.unsqueeze(0)} if replay.takes == "inputs_embeds" else {}
+        self.layers = _Layers(replay, {**given, **positions})
         torch.clear_autocast_cache()  # cached rounded weights would tie the recording to earlier computations
         try:
             with (
                 _undisturbed(hidden.device),
                 torch.autocast("cuda", half or torch.bfloat16, half is not None, cache_enabled=False),
             ):
-                # other values than the first replay's, so that the trial detects anything recorded as a constant
+                # other values than the first replay's, here and above, so that the trial detects recorded constants
                 sample = torch.randn_like(hidden).requires_grad_(hidden.requires_grad)
                 torch.cuda.make_graphed_callables(
                     self.layers, (sample,), num_warmup_iters=WARM_UP, allow_unused_input=True, pool=replay._pool
@@ -127,6 +133,7 @@ class _Recording:
 
     def __call__(self, hidden: Tensor, layout: Layout) -> Any:
         self.offsets.copy_(layout.offsets)
+        self.columns.copy_(layout.columns)
         replayed = self.layers(hidden)
         return self.layers.kind(last_hidden_state=replayed) if self.layers.kind else replayed
 
@@ -136,14 +143,14 @@ class _Layers(nn.Module):
 
     def __init__(self, replay: Replay, given: Mapping[str, Any]):
         super().__init__()
-        self.stack, self.rounding, self.given = replay.stack, replay.rounding, given
+        self.stack, self.rounding, self.takes, self.given = replay.stack, replay.rounding, replay.takes, given
         self.training = self.stack.training
         self.kind: Any = None
         """Class of the output that the stack wraps the hidden states in; None if it returns a plain tensor."""
 
     def forward(self, hidden: Tensor) -> Tensor:
         self.rounding.forget()  # a tensor rounded in an earlier pass would not be rounded in the recording
-        out = type(self.stack).forward(self.stack, hidden_states=hidden, **self.given)
+        out = type(self.stack).forward(self.stack, **{self.takes: hidden}, **self.given)
         if isinstance(out, Tensor):
             return out
         if len(out) != 1 or not isinstance(out, ModelOutput):
