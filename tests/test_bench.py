@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from bench import __main__ as benchmark
+from bench import training
 from bench.commands import measure_commands
 from bench.comparisons import GROUPED_16, OURS, OURS_16, STOCK, measure_scoring, measure_training
 from bench.figure import speeds
@@ -101,6 +102,44 @@ def test_all_sides_do_the_same_work(subject):
     assert {name: one["batches"] for name, one in evidence.items()} == dict.fromkeys(evidence, (4, 4, 4))
     assert len({one["rows"] for one in evidence.values()}) == 1 and {one["steps"] for one in evidence.values()} == {3}
     assert found["computed"]["ours fp32"].startswith("packed") and found["computed"]["stock fp32"] == "padded"
+
+
+def test_of_two_epochs_the_second_is_measured_and_the_whole_call_is_kept(subject):
+    found = measure_training(subject, [STOCK, Variant("grouped"), OURS], rounds=2, epochs=2)
+    single = Training(subject, OURS)
+    single()
+    rounds = found["rounds"]
+    assert found["epochs"] == 2 and len(found["evidence"]) == len(rounds["whole_calls"]) == 3
+    for one in found["evidence"].values():
+        assert one["batches"] == (4,) * 6 and one["steps"] == 6 and one["rows"] != single.evidence.rows
+    for name, whole in rounds["whole_calls"].items():
+        assert all(0 < second < call for second, call in zip(rounds["seconds"][name], whole, strict=True))
+    for part, seconds in (("", rounds["seconds"]), (", whole call", rounds["whole_calls"])):
+        ratios = [above / below for above, below in zip(seconds["stock fp32"], seconds["ours fp32"], strict=True)]
+        assert found["numbers"][f"ours fp32 / stock fp32{part}"]["median"] == pytest.approx(sum(ratios) / 2)
+
+
+@pytest.mark.parametrize("side", ["grouped", "ours"])
+def test_the_second_epoch_begins_when_the_first_has_ended(subject, side, monkeypatch):
+    """The clock of this test moves by one second in each forward pass, and only then."""
+    passes, lora = [], subject.lora
+
+    def counted(upper):
+        model = lora(upper)
+        model.register_forward_pre_hook(lambda *_: passes.append(1))
+        return model
+
+    monkeypatch.setattr(subject, "lora", counted)
+    monkeypatch.setattr(training, "now", lambda device: float(len(passes)))
+    two = Training(subject, Variant(side), epochs=2)
+    assert two() == 3 and two.whole_calls[0] >= 6  # ours also computes the trial, before the first epoch
+
+
+def test_an_only_epoch_is_measured_with_its_setup(subject):
+    found = measure_training(subject, [GROUPED_16, OURS_16], rounds=1)
+    seconds, whole = found["rounds"]["seconds"], found["rounds"]["whole_calls"]
+    assert len(whole) == 2 and {name: seconds[name] for name in whole} == whole
+    assert not any("whole call" in name for name in found["numbers"])
 
 
 @pytest.mark.parametrize(("keys", "what"), [({"limit.train": 11}, "rows"), ({"train.batch_size": 6}, "batches")])

@@ -29,11 +29,12 @@ SCORED_ROWS, SCORE_ROUNDS = 192, 2
 
 
 def measure_training(
-    subject: Subject, variants: Sequence[Variant], rounds: int, limit: float = math.inf
+    subject: Subject, variants: Sequence[Variant], rounds: int, limit: float = math.inf, epochs: int = 1
 ) -> dict[str, Any]:
     """Train in every variant, beside the machine's matrix products on the model's shapes.
 
-    There are fewer rounds if they would take more than `limit` seconds.
+    There are fewer rounds if they would take more than `limit` seconds. Of several epochs, the last is measured. The
+    ratios of whole calls, which include what happens once per training, are then numbers as well.
 
     Returns:
         `numbers`: speeds, the fraction of the fastest product that each variant reaches, and how many times as fast
@@ -45,7 +46,7 @@ def measure_training(
     """
     reason = why_no_switch() if any(one.switched for one in variants) else ""
     absent = {str(one): reason for one in variants if one.switched and reason}
-    trainings = {str(one): Training(subject, one) for one in variants if str(one) not in absent}
+    trainings = {str(one): Training(subject, one, epochs) for one in variants if str(one) not in absent}
     rows, tokens = len(subject.lengths), sum(subject.lengths)
     at_a_time = tokens * min(rows, subject.setup.train.batch_size) // rows
     products = {
@@ -57,14 +58,18 @@ def measure_training(
     check_fair(evidence)
     numbers = {f"{name}, samples/s": measured.rate(name, rows) for name in trainings}
     numbers |= {f"{name}, tokens/s": measured.rate(name, tokens) for name in trainings}
+    whole = replace(measured, seconds={name: one.whole_calls[1:] for name, one in trainings.items()})  # no warm-up
     for name, one in trainings.items():
-        if one.variant.side == "ours":
-            numbers |= {f"{name} / {other}": measured.ratio(other, name) for other in trainings if other != name}
+        others = [other for other in trainings if other != name] if one.variant.side == "ours" else []
+        numbers |= {f"{name} / {other}": measured.ratio(other, name) for other in others}
+        if epochs > 1:
+            numbers |= {f"{name} / {other}, whole call": whole.ratio(other, name) for other in others}
         if not one.variant.upper:  # the upper half has fewer operations
             roof = measured.ratio(f"products {one.variant.precision}", name)
             numbers[f"{name}, of the product"] = {key: value * subject.flops for key, value in roof.items()}
     return {
         "subject": subject.describe(),
+        "epochs": epochs,
         "numbers": numbers,
         "absent": absent,
         "computed": {name: one.computed for name, one in trainings.items()},
@@ -72,7 +77,7 @@ def measure_training(
         "evidence": {name: asdict(one) for name, one in evidence.items()},
         "products": {"tokens": at_a_time, "shapes": subject.shapes}
         | {name: {"flops_per_second": one.fastest} for name, one in products.items()},
-        "rounds": measured.to_json(),
+        "rounds": {**measured.to_json(), "whole_calls": whole.seconds},
     }
 
 

@@ -34,6 +34,8 @@ DIALOGS = {"limit.train": 128, "train.batch_size": 8, "train.max_length": 1024}
 Measure = Callable[[Subject], dict[str, Any]]
 PARTS = {"cpu": ("small", "base", "score", "commands"), "cuda": ("roberta", "llama", "nf4")}
 """The parts of each device."""
+GPU_EPOCHS = 2
+"""Epochs of a training on a GPU. The last is measured: the work done once per training would take much of the first."""
 
 
 def perform(settings: Settings, only: Sequence[str], out: Path, report: Reporter) -> dict[str, Any]:
@@ -83,6 +85,7 @@ def perform(settings: Settings, only: Sequence[str], out: Path, report: Reporter
 
 def _part(name: str, settings: Settings, report: Reporter) -> dict[str, Any]:
     """Measure one part, or return the reason why its model or rows are missing."""
+    epochs = GPU_EPOCHS if name in PARTS["cuda"] else 1
     rounds, limit = settings.rounds, LIMITS.get(name, math.inf) if settings.limited else math.inf
 
     def encoder(backbone: str, task: str, times: int) -> Subject:
@@ -98,16 +101,16 @@ def _part(name: str, settings: Settings, report: Reporter) -> dict[str, Any]:
         return Subject(settings, report, "shape:llama-2-7b", "dialogsum", **DIALOGS)
 
     def training(*variants: Variant, rounds: int = rounds) -> Measure:
-        return lambda subject: measure_training(subject, variants, rounds, limit)
+        return lambda subject: measure_training(subject, variants, rounds, limit, epochs)
 
     plans: dict[str, tuple[Callable[[], Subject], Measure]] = {
         "small": (small, training(*SMALL)),
         "base": (lambda: encoder(settings.base_size, "cola", 4), training(*BASE, rounds=min(rounds, BASE_ROUNDS))),
         "score": (small, lambda subject: measure_scoring(subject, rounds, limit)),
         "commands": (small, lambda subject: measure_commands(subject, rounds)),
-        "roberta": (lambda: encoder("shape:roberta-base", "rte", 8), training(STOCK_16, GROUPED_16, OURS_16)),
+        "roberta": (lambda: encoder("shape:roberta-base", "rte", 4), training(STOCK_16, GROUPED_16, OURS_16)),
         "llama": (decoder, training(GROUPED_16, OURS_16)),
-        "nf4": (lambda: quantizable(decoder()), lambda subject: measure_nf4(subject, (GROUPED_16, OURS_16), rounds)),
+        "nf4": (lambda: quantizable(decoder()), lambda subject: measure_nf4(subject, training(GROUPED_16, OURS_16))),
     }
     began = time.perf_counter()
     report.start(name)
@@ -128,14 +131,14 @@ def quantizable(subject: Subject) -> Subject:
     return subject
 
 
-def measure_nf4(wide: Subject, variants: Sequence[Variant], rounds: int) -> dict[str, Any]:
-    """Train on a subject's random weights in 4 bits, after saving them to a folder, which quantized loading needs."""
+def measure_nf4(wide: Subject, measure: Measure) -> dict[str, Any]:
+    """Measure a subject's random weights in 4 bits, after saving them to a folder, which quantized loading needs."""
     with tempfile.TemporaryDirectory() as folder:
         model = load_model(wide.backbone, wide.task, wide.setup.seed, wide.data.tokenizer, wide.device)
         model.save_pretrained(folder)
         wide.data.tokenizer.save_pretrained(folder)
         del model
         keys = {**wide.keys, "backbone": folder, "quantization": "nf4"}
-        found = measure_training(Subject(wide.settings, wide.report, **keys), variants, rounds)
+        found = measure(Subject(wide.settings, wide.report, **keys))
     found["subject"]["backbone"] = f"{wide.backbone.name}, nf4"
     return found

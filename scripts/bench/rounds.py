@@ -88,13 +88,17 @@ def interleave(
 
 
 def clock(work: Callable[[], object], device: torch.device) -> float:
-    """Return the seconds of one call; wait before and after for a GPU, which works asynchronously."""
-    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    wait()
-    began = time.perf_counter()
+    """Return the seconds of one call."""
+    began = now(device)
     work()
-    wait()
-    return time.perf_counter() - began
+    return now(device) - began
+
+
+def now(device: torch.device) -> float:
+    """Return the time in seconds, after waiting for a GPU, which works asynchronously."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def _other_seconds() -> float:

@@ -6,27 +6,27 @@ batches, their padding, the precision, and the library that computes the product
 
 from __future__ import annotations
 
-import math
 import tempfile
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
 from datasets import Dataset
 from torch import nn
 from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments, default_data_collator
-from transformers.trainer_callback import PrinterCallback
+from transformers.trainer_callback import PrinterCallback, TrainerCallback
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from bench.machine import fp32_products
-from bench.rounds import clock
+from bench.rounds import now
 from bench.subject import Subject
 from lora_drop.data.batches import row_lengths
 from lora_drop.files import digest
-from lora_drop.training.trainer import fit, warmup_steps
+from lora_drop.progress import Reporter
+from lora_drop.training.trainer import fit, steps_of, warmup_steps
 
 LOSS_TOLERANCE = 0.05
 """Largest relative difference of mean loss between trainings with another order of rows and other dropout masks."""
@@ -82,12 +82,34 @@ def check_fair(found: Mapping[str, Evidence]) -> None:
             raise UnfairComparison(f"{name} and {first} differ in their loss: {evidence.loss}, {expected.loss}")
 
 
-class Training:
-    """An action that trains a subject for one epoch. Its first call, the warm-up, also gathers the evidence."""
+class Beginnings(Reporter, TrainerCallback):
+    """The times at which the epochs of a training began, as a reporter of `fit` or a callback of the Trainer.
 
-    def __init__(self, subject: Subject, variant: Variant):
+    The first is that of the training itself, with its setup. The end of the last epoch is noted as well.
+    """
+
+    def __init__(self, device: torch.device):
+        """Begin the training."""
+        self.device, self.times = device, [now(device)]
+
+    def milestone(self, text: str) -> None:
+        """`fit` has ended an epoch and written its checkpoint."""
+        self.times.append(now(self.device))
+
+    def on_epoch_end(self, *_: Any, **__: Any) -> None:
+        """The Trainer has ended an epoch."""
+        self.times.append(now(self.device))
+
+
+class Training:
+    """An action that trains a subject and measures the last epoch; with one epoch, this is the whole call.
+
+    Its first call, the warm-up, also gathers the evidence.
+    """
+
+    def __init__(self, subject: Subject, variant: Variant, epochs: int = 1):
         """Prepare the rows; nothing is trained yet."""
-        self.subject, self.variant, self.rows = subject, variant, subject.rows
+        self.subject, self.variant, self.epochs, self.rows = subject, variant, epochs, subject.rows
         train = subject.setup.train
         if variant.side == "stock":
             self.rows = padded(subject.rows, subject.data.tokenizer, train.max_length)
@@ -98,56 +120,65 @@ class Training:
         """The way in which batches were computed."""
         self.gpu_memory_mb: int | None = None
         """Peak GPU memory of the first call, in MB."""
+        self.whole_calls: list[float] = []
+        """Seconds of each call: all epochs, with the setup of the Trainer."""
 
     def __call__(self) -> float:
-        """Build a fresh model and return the seconds of its training call, including the setup of the Trainer."""
+        """Train a fresh model and return the seconds of the last epoch, or of the whole call if it is the only one.
+
+        The last epoch lasts from the end of the one before to the end of the training.
+        """
         model, device = self.subject.lora(self.variant.upper), self.subject.device
         work = self._ours if self.variant.side == "ours" else self._trainer
-        with tempfile.TemporaryDirectory() as folder, fp32_products(onednn=self.variant.switched):
-            if self.evidence is not None:
-                return clock(lambda: work(model, folder), device)
-            seen: list[list[str]] = []
+        seen: list[list[str]] = []
+        if self.evidence is None:
             model.register_forward_pre_hook(lambda _, __, inputs: note(model, inputs, seen), with_kwargs=True)
             if device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats()
-            began = time.perf_counter()
-            steps, loss = work(model, folder)
+        with tempfile.TemporaryDirectory() as folder, fp32_products(onednn=self.variant.switched):
+            began = Beginnings(device)
+            steps, loss = work(model, folder, began)
+            ended = now(device)
+        if self.evidence is None:
             if device.type == "cuda":
                 self.gpu_memory_mb = torch.cuda.max_memory_allocated() // 2**20
-        rows = digest(sorted(row for batch in seen for row in batch))
-        self.evidence = Evidence(rows, tuple(sorted(map(len, seen))), steps, loss)
-        return time.perf_counter() - began
+            rows = digest(sorted(row for batch in seen for row in batch))
+            self.evidence = Evidence(rows, tuple(sorted(map(len, seen))), steps, loss)
+        self.whole_calls.append(ended - began.times[0])
+        return ended - began.times[self.epochs - 1]
 
-    def _ours(self, model: nn.Module, folder: str) -> tuple[int, float]:
+    def _ours(self, model: nn.Module, folder: str, began: Beginnings) -> tuple[int, float]:
         """Train as a run of this project does; return steps and mean loss."""
         config, data = self.subject.config(self.variant.precision), self.subject.data
         outcome = fit(
             model,
             self.rows,
             data.collate,
-            replace(config.train, epochs=1.0),
+            replace(config.train, epochs=float(self.epochs)),
             Path(folder),
             seed=config.seed,
             device=self.subject.device,
             loss=data.kind.loss(0.0),
+            report=began,
         )
         self.computed = outcome.computed
-        return outcome.steps, outcome.losses[-1]
+        return outcome.steps, fmean(epoch["loss"] for epoch in outcome.epochs)
 
-    def _trainer(self, model: nn.Module, folder: str) -> tuple[int, float]:
+    def _trainer(self, model: nn.Module, folder: str, began: Beginnings) -> tuple[int, float]:
         """Train as a script with PEFT and transformers' Trainer does; return steps and mean loss."""
         config, cuda = self.subject.config(self.variant.precision), self.subject.device.type == "cuda"
+        train = replace(config.train, epochs=float(self.epochs))
         arguments = TrainingArguments(
             output_dir=folder,
-            per_device_train_batch_size=config.train.batch_size,
-            num_train_epochs=1,
-            learning_rate=config.train.learning_rate,
-            lr_scheduler_type=config.train.scheduler,
-            warmup_steps=warmup_steps(config.train, math.ceil(len(self.rows) / config.train.batch_size)),
-            weight_decay=config.train.weight_decay,
-            max_grad_norm=config.train.max_grad_norm,
+            per_device_train_batch_size=train.batch_size,
+            num_train_epochs=self.epochs,
+            learning_rate=train.learning_rate,
+            lr_scheduler_type=train.scheduler,
+            warmup_steps=warmup_steps(train, steps_of(train, len(self.rows))),
+            weight_decay=train.weight_decay,
+            max_grad_norm=train.max_grad_norm,
             train_sampling_strategy="sequential" if self.variant.side == "grouped" else "random",
-            bf16=config.train.precision == "bf16",
+            bf16=train.precision == "bf16",
             seed=config.seed,
             use_cpu=not cuda,
             save_strategy="no",
@@ -158,7 +189,9 @@ class Training:
         )
         arguments._n_gpu = min(arguments.n_gpu, 1)  # more would be DataParallel, which multiplies the batch
         collate = default_data_collator if self.variant.side == "stock" else self.subject.data.collate
-        trainer = Trainer(model=model, args=arguments, train_dataset=self.rows, data_collator=collate)
+        trainer = Trainer(
+            model=model, args=arguments, train_dataset=self.rows, data_collator=collate, callbacks=[began]
+        )
         trainer.remove_callback(PrinterCallback)
         done = trainer.train()
         return done.global_step, done.training_loss
