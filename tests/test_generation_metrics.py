@@ -195,6 +195,30 @@ def test_missing_packages_are_skipped_and_named(monkeypatch):
     assert re.search(r"jieba.*pip install 'lora-drop\[paper-metrics\]'", scores.skipped["rouge_chinese_l"])
 
 
+# --- slots ------------------------------------------------------------------------------------------------------------
+
+
+def test_slots_are_the_values_of_the_prompt_that_the_text_mentions():
+    """Rows of the official files. The first text lacks `pub` of four values, familyFriendly apart; the second none of three."""
+    prompts = [
+        "name[The Punter], eatType[pub], priceRange[less than £20], familyFriendly[yes], near[Café Sicilia]",
+        "name[Blue Spice], customer rating[5 out of 5], area[riverside]\n\nDescription of the restaurant:\n",
+    ]
+    texts = ["the punter, near CAFÉ SICILIA, costs less than\n£20.", "Blue Spice is on the riverside (5 out of 5)."]
+    scores = score_texts(["slots"], texts, [["x"], ["x"]], prompts=prompts)
+    assert scores.metrics["slots"] == pytest.approx(100 * 6 / 7)  # of all values, not the mean of 3/4 and 1
+    assert "without:familyFriendly" in scores.signatures["slots"]
+    assert (
+        score("slots", ["The Mill costs under £20."], [["x"]], prompts=["name[The Mill], price[less than £20]"]) == 50
+    )
+
+
+def test_without_prompts_or_values_there_are_no_slots():
+    scores = score_texts(["slots", "rouge_l"], ["a"], [["a"]])
+    assert list(scores.metrics) == ["rouge_l"] and scores.skipped == {"slots": "needs the prompts"}
+    assert not score_texts(["slots"], ["a"], [["a"]], prompts=["familyFriendly[yes], food[]"]).metrics
+
+
 # --- all of them ------------------------------------------------------------------------------------------------------
 
 
@@ -203,10 +227,11 @@ def test_all_metrics_run_without_network_and_say_how_they_count(monkeypatch, tmp
         raise AssertionError("a metric asked the network")
 
     monkeypatch.setattr(socket, "socket", refuse)
-    scores = score_texts(list(METRICS), PREDICTIONS, REFERENCES)
+    scores = score_texts(list(METRICS), PREDICTIONS, REFERENCES, prompts=["name[The Mill]"] * 4)
     assert list(scores.metrics) == list(scores.signatures) == list(METRICS)
     assert all(0 <= value <= 100 for value in scores.metrics.values())
-    perfect = score_texts(list(METRICS), ["The Mill is a cheap pub."] * 2, [["The Mill is a cheap pub."]] * 2)
+    text, prompts = "The Mill is a cheap pub.", ["name[The Mill], priceRange[cheap]"] * 2
+    perfect = score_texts(list(METRICS), [text] * 2, [[text]] * 2, prompts=prompts)
     assert all(value == pytest.approx(100, abs=1e-3) for value in perfect.metrics.values())
 
 

@@ -60,7 +60,8 @@ def evaluate_generator(
         texts = generate(model, encoded, tokenizer, settings, batch_size, progress=progress, journal=journal)
     texts = [text.strip() for text in texts]
     references = [list(given) for given in rows["references"]]
-    scores = score_texts(task.metrics, texts, references)
+    prompts = list(rows["prompt"]) if "prompt" in rows.column_names else None  # conversations have none
+    scores = score_texts(task.metrics, texts, references, prompts=prompts)
     columns = zip(rows["id"], texts, references, strict=True)
     skipped = {"skipped": scores.skipped} if scores.skipped else {}
     return Evaluation(

@@ -84,7 +84,8 @@ def score_predictions(task: Task, path: str | Path, source: Source, split: str |
     from lora_drop.evaluation.metrics.texts import score_texts
 
     texts = [str(text).strip() for text in outputs.predictions]
-    scores = score_texts(task.metrics, texts, list(rows["references"]), as_written=outputs.as_written)
+    references, prompts = list(rows["references"]), list(rows["prompt"])
+    scores = score_texts(task.metrics, texts, references, as_written=outputs.as_written, prompts=prompts)
     skipped = {"skipped": scores.skipped} if scores.skipped else {}
     return {**head, "metrics": scores.metrics, "primary": task.primary, "signatures": scores.signatures, **skipped}
 

@@ -28,6 +28,8 @@ class TextMetric(InMemory):
 
     names: ClassVar[tuple[str, ...]]
     description: ClassVar[str]
+    needs_prompts: ClassVar[bool] = False
+    """True if `compute` also needs `prompts=[text, …]`, what the texts were written for."""
 
     def __init__(self, as_written: bool = True):
         """Make the metric.

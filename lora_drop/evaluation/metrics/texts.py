@@ -9,6 +9,7 @@ from lora_drop.errors import UserError, closest
 from lora_drop.evaluation.metrics.bleu import DartBleu, E2eBleu, SacreBleu
 from lora_drop.evaluation.metrics.character import CharBleu4, RougeChineseL, paper_package
 from lora_drop.evaluation.metrics.rouge import E2eRougeL, RougeL, RougeStem
+from lora_drop.evaluation.metrics.slots import Slots
 from lora_drop.evaluation.metrics.text_metric import TextMetric
 
 CLASSES: tuple[type[TextMetric], ...] = (
@@ -20,6 +21,7 @@ CLASSES: tuple[type[TextMetric], ...] = (
     RougeStem,
     CharBleu4,
     RougeChineseL,
+    Slots,
 )
 METRICS: dict[str, type[TextMetric]] = {name: metric for metric in CLASSES for name in metric.names}
 """The class that computes each metric, by the metric's name."""
@@ -41,14 +43,16 @@ def score_texts(
     predictions: Sequence[str],
     references: Sequence[Sequence[str]],
     as_written: bool = False,
+    prompts: Sequence[str] | None = None,
 ) -> TextScores:
-    """Compare texts with references. Metrics that lack a package (extra paper-metrics) are listed in `skipped`.
+    """Compare texts with references. Metrics that lack a package (extra paper-metrics) or prompts are in `skipped`.
 
     Args:
         names: Metrics to compute (keys of METRICS); the results keep this order.
         predictions: One text per item.
         references: One or more texts per item.
         as_written: See TextMetric; False suits the raw text of a model.
+        prompts: What each text was written for, needed by `slots` only.
 
     Raises:
         UserError: For an unknown metric, no items, different numbers of predictions and items, or an item without a
@@ -66,11 +70,16 @@ def score_texts(
             f"Item {[bool(given) for given in references].index(False) + 1} has no reference to compare with."
         )
     skipped = _not_installed(names)
+    if prompts is None:
+        skipped |= {name: "needs the prompts" for name in names if METRICS[name].needs_prompts}
     numbers: dict[str, float] = {}
     signatures: dict[str, str] = {}
     for metric_class in dict.fromkeys(METRICS[name] for name in names if name not in skipped):
         metric = metric_class(as_written=as_written)
-        numbers |= metric.compute(predictions=list(predictions), references=[list(given) for given in references]) or {}
+        given = {"prompts": list(prompts)} if metric.needs_prompts and prompts is not None else {}
+        numbers |= (
+            metric.compute(predictions=list(predictions), references=[list(each) for each in references], **given) or {}
+        )
         signatures |= metric.signatures
     computed = [name for name in names if name in numbers]
     return TextScores(
