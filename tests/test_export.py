@@ -237,6 +237,24 @@ def test_an_adapter_of_4_bit_weights_is_merged_in_bf16(run, tmp_path, capsys):
     assert "trained on nf4 weights" in (tmp_path / "m" / "README.md").read_text()
 
 
+def test_a_backbone_in_bf16_is_merged_into_one_in_bf16(folder, tmp_path, capsys):
+    """The sum is rounded once: it is that of the fp32 weights to within bf16's last bit."""
+    half, out = tmp_path / "half", tmp_path / "m"
+    plain(folder).to(torch.bfloat16).save_pretrained(half)
+    AutoTokenizer.from_pretrained(folder).save_pretrained(half)
+    small = ["--limit-train", 40, "--limit-eval", 10, "-o", "train.epochs=1", "-o", "train.learning_rate=0.01"]
+    assert command("run", "-d", tmp_path / "run", "-q", "-o", f"backbone={half}", "--budget", 0.6, *small) == 0
+    capsys.readouterr()
+    assert command("export", tmp_path / "run", "--to", "merged", "--base", "acme/tiny", "--out", out) == 0
+    assert "of bfloat16 weights; rounded as the backbone's are: outputs differ a little" in capsys.readouterr().out
+    written = load_file(out / "model.safetensors")
+    exact = lora_drop.load_run(tmp_path / "run", "cpu")[0].merge_and_unload().state_dict()
+    assert {tensor.dtype for tensor in written.values()} == {torch.bfloat16}
+    for name, tensor in written.items():
+        assert torch.equal(tensor, exact[name].to(torch.bfloat16)), name
+    assert read_json(out / "config.json")["dtype"] == "bfloat16"
+
+
 def test_the_card_says_what_was_measured(run, tmp_path):
     assert command("export", run, "--to", "peft", "--base", "acme/tiny", "--out", tmp_path / "p") == 0
     _, front, body = (tmp_path / "p" / "README.md").read_text().split("---\n", 2)

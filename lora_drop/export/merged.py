@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from lora_drop.errors import UserError
 from lora_drop.export.source import ExportedRun
-from lora_drop.models.backbones import load_model, load_tokenizer, locate
+from lora_drop.models.backbones import load_config, load_model, load_tokenizer, locate
 from lora_drop.registry import METHODS
 from lora_drop.runs.load import check_weights
 
@@ -19,8 +19,8 @@ from lora_drop.runs.load import check_weights
 def merged(source: ExportedRun, folder: Path) -> str:
     """Write model and tokenizer; return size and precision in words.
 
-    An adapter trained on 4-bit weights is merged into the unquantized weights, in bf16, because 4-bit weights cannot
-    represent the sum.
+    The sum is computed in fp32 and written in the precision of the backbone's files. An adapter trained on 4-bit
+    weights is merged into the unquantized weights and written in bf16, because 4-bit weights cannot represent the sum.
     """
     config, task = source.run.config, source.task
     method, adapter = METHODS.get(config.method.name), source.adapter
@@ -33,12 +33,12 @@ def merged(source: ExportedRun, folder: Path) -> str:
     tokenizer = load_tokenizer(backbone, causal=task.kind == "generation")
     plain = load_model(backbone, task, config.seed, tokenizer)
     model: Any = method.load(plain, adapter)
-    if quantized:
-        model = model.to(torch.bfloat16)
     if isinstance(model, PeftModel):
         model = model.merge_and_unload()
     if not isinstance(model, PreTrainedModel):  # a plugin's method may load anything
         raise refusal
+    kept: Any = torch.bfloat16 if quantized else load_config(backbone, task).dtype or torch.float32
+    model = model.to(kept)
     if task.labels:
         model.config.id2label = dict(enumerate(task.labels))
         model.config.label2id = {label: index for index, label in enumerate(task.labels)}
@@ -47,8 +47,7 @@ def merged(source: ExportedRun, folder: Path) -> str:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    precision = str(next(model.parameters()).dtype).removeprefix("torch.")
-    trained = (
-        "; trained on 4-bit weights, merged into the unquantized ones: outputs differ a little" if quantized else ""
-    )
-    return f"{size:,} bytes of {precision} weights{trained}"
+    precision = str(kept).removeprefix("torch.")
+    why = "trained on 4-bit weights, merged into the unquantized ones" if quantized else "rounded as the backbone's are"
+    differs = f"; {why}: outputs differ a little" if kept != torch.float32 else ""
+    return f"{size:,} bytes of {precision} weights{differs}"
