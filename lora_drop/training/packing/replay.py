@@ -7,7 +7,8 @@ recorded once per number of tokens and replayed with a single call.
 A recording has fixed sizes and addresses. Batches are filled up, with extra rows that are never read, to one of a few
 numbers of tokens (`Layout`). What else differs between them, the bounds of the rows and the positions of the tokens, is
 copied to the recording's addresses. A decoder embeds its tokens inside the stack, so there the embeddings are computed
-first and recorded is what follows them. Dropout draws new masks in every replay. Hooks inside the layers are not called, so only training replays.
+first and recorded is what follows them. Dropout draws new masks in every replay. Hooks inside the layers are not
+called, so only training replays.
 """
 
 from __future__ import annotations
@@ -50,7 +51,8 @@ class Replay:
             # parameters remember the stream of the recording; the replay's stream is synchronised
             torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
         self.stack, self.rounding = packing.stack, packing.half
-        self.takes = "inputs_embeds" if packing.embeds else "hidden_states"
+        self.embeds = packing.embeds
+        self.takes = "inputs_embeds" if self.embeds else "hidden_states"
         trained = sum(parameter.nbytes for parameter in self.stack.parameters() if parameter.requires_grad)
         self.most = min(MOST, LIMIT // max(trained, 1))
         self._recorded: dict[tuple[Any, ...], _Recording] = {}
@@ -68,17 +70,18 @@ class Replay:
 
         Args:
             layout: The layout of the batch, filled up.
-            given: The arguments of the stack: `hidden_states` or `inputs_embeds` (`1 tokens width`), for a stack that
-                embeds also `position_ids` (the layout's), and others.
+            given: The arguments of the stack: `hidden_states` (`1 tokens width`), or if it embeds, `inputs_embeds` and
+                `position_ids` (those of the layout); and others.
 
         Raises:
             Unpackable: If another argument is a tensor or a collection, which may differ between calls, or the layers
                 return more than hidden states.
         """
         hidden: Tensor = given[self.takes]
-        rest = {name: value for name, value in given.items() if name not in (self.takes, "position_ids")}
+        copied = (self.takes, "position_ids") if self.embeds else (self.takes,)
+        rest = {name: value for name, value in given.items() if name not in copied}
         if any(isinstance(value, Tensor | tuple | list | dict) for value in rest.values()):
-            raise Unpackable("its layers get more than hidden states and positions")
+            raise Unpackable("its layers get more than hidden states")
         half = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else None
         size = (layout.tokens, len(layout.offsets), layout.longest)
         key = (
@@ -115,7 +118,7 @@ class _Recording:
         own = layout.offsets
         self.offsets = layout.offsets = own.clone()
         self.columns = torch.zeros_like(layout.columns)
-        positions = {"position_ids": self.columns.unsqueeze(0)} if replay.takes == "inputs_embeds" else {}
+        positions = {"position_ids": self.columns.unsqueeze(0)} if replay.embeds else {}
         self.layers = _Layers(replay, {**given, **positions})
         torch.clear_autocast_cache()  # cached rounded weights would tie the recording to earlier computations
         try:
