@@ -218,6 +218,19 @@ def test_several_metrics_of_one_task_have_no_average():
     assert "*46.27*" in text  # as printed
 
 
+def test_a_metric_stands_only_beside_the_tasks_that_have_it():
+    texts = {"sacrebleu": 40.0, "rouge_l": 30.0}
+    options = {"experiment": "generation", "primary": "sacrebleu", "percent": False}
+    written = [
+        record("lora", "e2e", 0, 0, metrics={**texts, "slots": 84.0}, **options),
+        record("lora", "dialogsum", 0, 0, metrics=texts, **options),
+    ]
+    shown = [(column.task, column.metric) for column in build_tables(written)[0].columns]
+    assert shown == [("e2e", "sacrebleu"), ("e2e", "rouge_l"), ("e2e", "slots")] + [
+        ("dialogsum", name) for name in texts
+    ]
+
+
 def test_the_average_is_compared_where_only_it_is_published():
     tables = build_tables([record("lora_drop", task, 0, 0.872) for task in load_experiment("table1").tasks])
     assert "*+1.0*" in to_markdown(tables)

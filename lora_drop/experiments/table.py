@@ -195,11 +195,12 @@ def _columns(records: Sequence[Record], layout: Mapping[str, Any]) -> list[Colum
     titles = {**titles, **{task: record.task_title for task, record in measured.items()}}
     columns = []
     for task, title in titles.items():
-        metrics = layout["metrics"] or [measured[task].primary if task in measured else ""]
-        for metric in metrics:
+        mine = [record for record in records if record.task == task]
+        has = {metric for record in mine for metric in record.metrics}
+        metrics = [metric for metric in layout["metrics"] if metric in has or not has]  # `slots` is E2E's alone
+        for metric in metrics or [measured[task].primary if task in measured else ""]:
             several = len(metrics) > 1
             name, key = (f"{title} {metric}", f"{task}.{metric}") if several else (title, task)
-            mine = [record for record in records if record.task == task]
             columns.append(Column(task, name, metric, key, learnt=not nothing_learnt(mine, metric)))
     return columns
 
