@@ -23,14 +23,13 @@ def train(folder, report=None, epochs=4.0, **settings):
     model = method("adalora", model, rank=4)
     rows = TASKS.get("toy-nli").load(Source(None), "train").select(range(64))
     outcome = fit(
+        ADALORA,
         model,
         encode(rows, tokenizer, 64)[0],
         collator(tokenizer),
         TrainConfig(epochs=epochs, batch_size=8, learning_rate=1e-2, **settings),
         folder,
         seed=0,
-        device=torch.device("cpu"),
-        stepper=ADALORA.stepper,
         report=report or Reporter(),
     )
     return model, outcome

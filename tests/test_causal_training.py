@@ -16,24 +16,23 @@ from lora_drop.training.trainer import fit, warmup_steps
 
 pytestmark = pytest.mark.slow
 
-CPU = torch.device("cpu")
-
 
 def train(folder, rows=48, epochs=1.0, smoothing=0.0, **settings):
     """Train a LoRA on a tiny decoder; returns its weights and what `fit` says."""
     located = locate("tiny:llama")
     tokenizer = load_tokenizer(located, causal=True)
     task = TASKS.get("toy-nlg")
-    model = METHODS.get("lora").build(load_model(located, task, 0, tokenizer), MethodConfig(), 0, None)
+    lora = METHODS.get("lora")
+    model = lora.build(load_model(located, task, 0, tokenizer), MethodConfig(), 0, None)
     encoded, _ = encode_pairs(task.load(Source(None), "train").select(range(rows)), tokenizer, 200)
     outcome = fit(
+        lora,
         model,
         encoded,
         pair_collator(tokenizer),
         TrainConfig(epochs=epochs, batch_size=16, learning_rate=1e-2, select_epoch="last", **settings),
         folder,
         seed=0,
-        device=CPU,
         loss=token_loss(smoothing),
     )
     return {name: weight.detach() for name, weight in model.named_parameters() if weight.requires_grad}, outcome

@@ -13,6 +13,7 @@ from test_packing import gradients, labelled
 from transformers import default_data_collator
 
 from lora_drop.config.schema import TrainConfig
+from lora_drop.registry import METHODS
 from lora_drop.training.packing import Layout, prepare
 from lora_drop.training.packing.attention import Scoring, varlen_attention
 from lora_drop.training.packing.frozen import frozen_layers
@@ -195,7 +196,7 @@ def trained_on_the_gpu(folder, at_a_time):
     batch = labelled(tokenizer, 16)
     rows = Dataset.from_dict({key: value.tolist() for key, value in batch.items()})
     settings = TrainConfig(epochs=2, batch_size=8, device_batch_size=at_a_time, learning_rate=1e-2)
-    fit(model, rows, default_data_collator, settings, folder, seed=0, device=GPU)
+    fit(METHODS.get("lora"), model.to(GPU), rows, default_data_collator, settings, folder, seed=0)
     return [parameter.detach() for parameter in model.parameters() if parameter.requires_grad]
 
 

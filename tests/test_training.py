@@ -18,11 +18,11 @@ from lora_drop.data.sentences import batches, collator, encode
 from lora_drop.errors import UserError
 from lora_drop.interruption import Stopped, stoppable
 from lora_drop.progress import Reporter
-from lora_drop.registry import TASKS
+from lora_drop.registry import METHODS, TASKS
 from lora_drop.tasks.base import Source
 from lora_drop.training.checkpoints import newest
 from lora_drop.training.nested import load_nested, save_nested
-from lora_drop.training.trainer import fit
+from lora_drop.training.trainer import Validation, fit
 from lora_drop.training.way import Way
 
 pytestmark = pytest.mark.slow
@@ -109,7 +109,7 @@ def train(folder, epochs=3.0, seed=0, report=None, best=None, dropout=True, kill
             if report:
                 report.advance(done, total, note)
 
-    def evaluator(current):
+    def metrics(current):
         if steps[0] == 3 * killed_in:
             raise Killed
         if best is not None:
@@ -118,15 +118,14 @@ def train(folder, epochs=3.0, seed=0, report=None, best=None, dropout=True, kill
         return {"accuracy": float(total.abs() % 1)}
 
     outcome = fit(
+        METHODS.get("lora"),
         trained,
         encoded,
         collator(tokenizer),
         config,
         folder,
         seed=seed,
-        device=torch.device("cpu"),
-        evaluator=evaluator,
-        primary="accuracy",
+        validation=Validation(metrics, "accuracy"),
         report=Counted(),
     )
     return {
@@ -404,9 +403,8 @@ def test_divergence_is_said():
     from transformers.trainer_callback import TrainerControl
 
     from lora_drop.training.history import History
-    from lora_drop.training.pace import Pace
 
     with pytest.raises(UserError, match="diverged"):
-        History(Reporter(), 1, 3, None, Pace()).on_log(
+        History(Reporter(), 3, 3, None).on_log(
             TrainingArguments("x", use_cpu=True), TrainerState(epoch=1.0), TrainerControl(), logs={"loss": float("nan")}
         )

@@ -13,7 +13,7 @@ from lora_drop.config.schema import TrainConfig
 from lora_drop.data.sentences import collator, encode
 from lora_drop.files import read_json
 from lora_drop.progress import Reporter, text_of
-from lora_drop.registry import TASKS
+from lora_drop.registry import METHODS, TASKS
 from lora_drop.runs.job import Job
 from lora_drop.runs.pipeline import perform
 from lora_drop.runs.stages import BY_NAME
@@ -94,8 +94,8 @@ def test_the_first_step_of_a_warm_up_counts_and_that_of_training_does_not(tmp_pa
     trained = method("lora", model)
     before = {name: tensor.clone() for name, tensor in trained.state_dict().items()}
     rows, *_ = encode(TASKS.get("toy-nli").load(Source(None), "train").select(range(32)), tokenizer, 64)
-    config, cpu = TrainConfig(batch_size=16, learning_rate=1e-2, warmup_ratio=0.06), torch.device("cpu")
-    fit(trained, rows, collator(tokenizer), config, tmp_path / "checkpoints", seed=0, device=cpu, steps=1)
+    config = TrainConfig(batch_size=16, learning_rate=1e-2, warmup_ratio=0.06)
+    fit(METHODS.get("lora"), trained, rows, collator(tokenizer), config, tmp_path / "checkpoints", seed=0, steps=1)
     for name, tensor in trained.state_dict().items():
         assert torch.equal(tensor, before[name]), name
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
-from functools import partial, reduce
+from functools import reduce
 from operator import add
 from pathlib import Path
 from typing import Any
@@ -87,23 +87,18 @@ def fit(
     part = "warmup" if stage == "score" else stage
     trackers = Trackers(settings.report_to or (), f"{_name(job)}-{part}", job.run.path / "logs" / part)
     way = way or find_way_for(job, model, encoded)
-    loss = job.data.kind.loss(settings.label_smoothing)
-    penalty = partial(method.penalty, model) if method.penalty is not None and loss is not None else None
+    primary = HELD_OUT if settings.select_epoch == "held_out" else job.task.primary
     return trainer.fit(
+        method,
         model,
         encoded,
         job.data.collate,
         settings,
         job.run.checkpoints(stage),
         seed=job.config.seed,
-        device=job.device,
         steps=steps,
-        log_each_step=stage == "score",
-        evaluator=(lambda trained: _scored(job, trained, way)) if evaluated else None,
-        primary=HELD_OUT if settings.select_epoch == "held_out" else job.task.primary,
-        loss=loss,
-        penalty=penalty,
-        stepper=method.stepper,
+        loss=job.data.kind.loss(settings.label_smoothing),
+        validation=trainer.Validation(lambda trained: _scored(job, trained, way), primary) if evaluated else None,
         way=way,
         trackers=trackers,
         report=job.report,

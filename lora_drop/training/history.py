@@ -27,7 +27,7 @@ class Outcome:
     """The epoch of the weights that the model holds."""
     steps: int
     losses: list[float]
-    """Logged losses: one per step with `log_each_step`, else one per `logging_steps` (if set) and one per epoch."""
+    """Logged losses: one per step per `logging_steps` (if set) and one per epoch."""
     computed: str
     """How batches were computed: packed, or padded and the reason."""
 
@@ -38,14 +38,14 @@ class History(TrainerCallback):
     def __init__(
         self,
         report: Reporter,
-        epochs: float,
+        steps: int,
         steps_per_epoch: int,
         save_steps: int | None,
-        pace: Pace,
         stepper: Stepper | None = None,
     ):
-        self.report, self.epochs, self.steps_per_epoch, self.save_steps = report, epochs, steps_per_epoch, save_steps
-        self.pace, self.stepper = pace, stepper
+        self.report, self.steps_per_epoch, self.save_steps, self.stepper = report, steps_per_epoch, save_steps, stepper
+        self.epochs = steps / steps_per_epoch
+        self.pace = Pace()
         self.interrupted = 0
         """Number of the signal that asked training to end; 0 if none did."""
         self.speed = ""

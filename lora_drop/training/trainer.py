@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,16 +30,14 @@ from lora_drop.config.schema import TrainConfig
 from lora_drop.data.batches import LengthGroups, Parts, row_lengths, split_batch
 from lora_drop.data.sentences import Collate
 from lora_drop.interruption import first_signal, raise_for
-from lora_drop.methods.base import Stepper, head_parameters
+from lora_drop.methods.base import Method, head_parameters
 from lora_drop.progress import SILENT, Reporter
 from lora_drop.training.checkpoints import WEIGHTS, Checkpointed, load_trainable, newest, path_of
 from lora_drop.training.history import History, Outcome
 from lora_drop.training.loader import WEIGHT, loader
-from lora_drop.training.pace import Pace
 from lora_drop.training.trackers import Trackers
 from lora_drop.training.way import Way, find_way
 
-Evaluator = Callable[[nn.Module], dict[str, float]]
 SEEDS = 1_000_003
 """Difference between the seeds of consecutive processes."""
 Loss = Callable[..., torch.Tensor]
@@ -48,7 +47,18 @@ Loss = Callable[..., torch.Tensor]
 """
 
 
+@dataclass(frozen=True)
+class Validation:
+    """The evaluation after each epoch."""
+
+    metrics: Callable[[nn.Module], dict[str, float]]
+    """`metrics(model)` returns the values that are recorded."""
+    primary: str
+    """The metric that tells the best epoch: the one with the highest value."""
+
+
 def fit(
+    method: Method,
     model: nn.Module,
     rows: Dataset,
     collate: Collate,
@@ -56,14 +66,9 @@ def fit(
     folder: Path,
     *,
     seed: int,
-    device: torch.device,
     steps: int | None = None,
-    log_each_step: bool = False,
-    evaluator: Evaluator | None = None,
-    primary: str | None = None,
     loss: Loss | None = None,
-    penalty: Callable[[], torch.Tensor] | None = None,
-    stepper: Callable[[nn.Module, int], Stepper] | None = None,
+    validation: Validation | None = None,
     way: Way | None = None,
     trackers: Trackers | None = None,
     report: Reporter = SILENT,
@@ -71,20 +76,16 @@ def fit(
     """Train the trainable parameters of `model` in place. Continue from the last valid checkpoint in `folder`, if any.
 
     Args:
-        model: The model; its parameters with `requires_grad` are trained.
+        method: The method that built the model. Its penalty is added to `loss`, and its stepper works after each step.
+        model: The model, on its device; its parameters with `requires_grad` are trained.
         rows: Tokenised rows (`input_ids`, `labels`, …).
         collate: Makes a batch of rows.
         config: Epochs, learning rate, batch size and all other training settings.
         folder: Folder for checkpoints.
         seed: Seed of the row order and of dropout.
-        device: Device to compute on.
         steps: Exact number of optimizer steps, instead of `config.epochs`.
-        log_each_step: Record the loss of each step. On a GPU this waits for each step to end.
-        evaluator: Called with the model after each epoch; its metrics are recorded.
-        primary: Metric by which the best epoch is kept (highest value), unless `config.select_epoch == "last"`.
         loss: The loss to minimise. None is the model's own, which must be a mean over the examples of a batch.
-        penalty: A penalty on the weights, added to `loss` once per step.
-        stepper: The method's work after each step; see `methods.base.Method`.
+        validation: Evaluation after each epoch. The best epoch is kept, unless `config.select_epoch == "last"`.
         way: How the model is computed; None finds it.
         trackers: Receive losses and metrics.
         report: Receives progress.
@@ -94,52 +95,44 @@ def fit(
         KeyboardInterrupt: After Ctrl-C, once a checkpoint has been written.
         Stopped: After SIGTERM or SIGHUP, once a checkpoint has been written.
     """
-    model.to(device)
-    best = primary if evaluator is not None and config.select_epoch != "last" else None
     way = way or find_way(model, rows, collate, config, loss)
     if way.packing is None and config.packing == "auto":
         report.notice(f"batches are computed {way.padding}")
-    steps_per_epoch = math.ceil(len(rows) / config.batch_size)
     total = steps or steps_of(config, len(rows))
-    log_every = 1 if log_each_step else config.logging_steps
-    arguments = _arguments(config, folder, seed, device, total, log_every, evaluator is not None, best)
-    between = stepper(model, total) if stepper else None
-    pace = Pace()
-    order = LengthGroups(row_lengths(rows), config.batch_size, seed)
-    parts = Parts(order, arguments.per_device_train_batch_size, processes.size(), processes.rank())
-    history = History(report, total / steps_per_epoch, steps_per_epoch, config.save_steps, pace, between)
+    best = validation.primary if validation and config.select_epoch != "last" else None
+    stepper = method.stepper(model, total) if method.stepper else None
+    history = History(report, total, math.ceil(len(rows) / config.batch_size), config.save_steps, stepper)
     trainer = _Trainer(
+        config,
         model=model,
-        args=arguments,
+        args=_arguments(config, folder, seed, way.device, total, validation is not None, best),
         train_dataset=rows,
         eval_dataset=rows,
         data_collator=collate,
-        callbacks=[history],
-        evaluator=evaluator,
         compute_loss_func=loss,
-        stepper=between,
+        penalty=method.penalty,
+        stepper=stepper,
+        history=history,
+        validation=validation,
         way=way,
-        pace=pace,
-        parts=parts,
-        penalty=penalty,
-        head_rate=config.head_learning_rate,
     )
-    trainer.remove_callback(PrinterCallback)  # `History` reports instead
     start = processes.by_first(lambda: newest(folder, report, best=best is not None))
-    if processes.rank():  # the Trainer gave all processes the same seed; different rows need different dropout
-        torch.manual_seed(seed + SEEDS * processes.rank())
     try:
-        _train(trainer, start, history, trackers)
+        _train(trainer, start, trackers)
     finally:
         way.forget()
-    kept = trainer.state.best_global_step if best and trainer.state.best_global_step else trainer.state.global_step
-    if kept != trainer.state.global_step:
+    state = trainer.state
+    kept = state.best_global_step if best and state.best_global_step else state.global_step
+    if kept != state.global_step:
         load_trainable(model, path_of(folder, kept) / WEIGHTS)
-    return history.outcome(trainer.state, kept, str(way))
+    return history.outcome(state, kept, str(way))
 
 
-def _train(trainer: _Trainer, start: Path | None, history: History, trackers: Trackers | None) -> None:
+def _train(trainer: _Trainer, start: Path | None, trackers: Trackers | None) -> None:
     """Train from `start`, or from scratch. On a signal, write a checkpoint and raise KeyboardInterrupt or Stopped."""
+    history = trainer.history
+    if processes.rank():  # the Trainer gave all processes the same seed; different rows need different dropout
+        torch.manual_seed(trainer.args.seed + SEEDS * processes.rank())
     with first_signal(history.interrupt), ExitStack() as last:
         if trackers and trackers.names and processes.rank() == 0:
             last.enter_context(trackers.watching(trainer))
@@ -168,7 +161,6 @@ def _arguments(
     seed: int,
     device: torch.device,
     steps: int,
-    log_every: int | None,
     evaluated: bool,
     best: str | None,
 ) -> TrainingArguments:
@@ -189,8 +181,8 @@ def _arguments(
         use_cpu=device.type == "cpu",
         eval_strategy="epoch" if evaluated else "no",
         save_strategy="epoch",
-        logging_strategy="steps" if log_every else "epoch",
-        logging_steps=log_every or 500,  # transformers' default; unused when logging per epoch
+        logging_strategy="steps" if config.logging_steps else "epoch",
+        logging_steps=config.logging_steps or 500,  # transformers' default; unused when logging per epoch
         logging_nan_inf_filter=False,
         # the Trainer records the best epoch; `fit` loads it, since the Trainer would load it after Ctrl-C, too
         metric_for_best_model=best,
@@ -218,18 +210,17 @@ class _Trainer(Checkpointed):
 
     def __init__(
         self,
+        config: TrainConfig,
         *,
-        evaluator: Evaluator | None,
+        penalty: Callable[[nn.Module], torch.Tensor] | None,
+        history: History,
+        validation: Validation | None,
         way: Way,
-        pace: Pace,
-        parts: Parts,
-        penalty: Callable[[], torch.Tensor] | None,
-        head_rate: float | None,
         **options: Any,
     ):
-        super().__init__(**options)
-        self.evaluator, self.way, self.pace, self.parts, self.penalty = evaluator, way, pace, parts, penalty
-        self.head_rate = head_rate
+        super().__init__(callbacks=[history], **options)
+        self.remove_callback(PrinterCallback)  # `History` reports instead
+        self.config, self.penalty, self.history, self.validation, self.way = config, penalty, history, validation, way
         # A sequence classifier's loss is a mean over its batch and ignores the number of items that the Trainer passes.
         # Without this line the Trainer would not divide by the accumulation steps, and gradients would be that many
         # times too large. `compute_loss_func` gets the number of items regardless of this setting and is not divided.
@@ -237,17 +228,19 @@ class _Trainer(Checkpointed):
 
     def get_train_dataloader(self) -> DataLoaderShard:
         rows: Any = self._remove_unused_columns(self.train_dataset, description="training")
+        order = LengthGroups(row_lengths(rows), self.config.batch_size, self.args.seed)
+        parts = Parts(order, self.args.per_device_train_batch_size, processes.size(), processes.rank())
         summed, pin = self.compute_loss_func is not None, self.args.dataloader_pin_memory
-        return loader(rows, self.data_collator, self.parts, summed, self.args.device, pin)
+        return loader(rows, self.data_collator, parts, summed, self.args.device, pin)
 
     def create_optimizer(self, *options: Any) -> torch.optim.Optimizer:
         optimizer = super().create_optimizer(*options)
-        if self.head_rate is not None:
+        if self.config.head_learning_rate is not None:
             heads = set(head_parameters(self.trained).values())
             for group in list(optimizer.param_groups):
                 head = [parameter for parameter in group["params"] if parameter in heads]
                 group["params"] = [parameter for parameter in group["params"] if parameter not in heads]
-                optimizer.add_param_group({**group, "params": head, "lr": self.head_rate})
+                optimizer.add_param_group({**group, "params": head, "lr": self.config.head_learning_rate})
         return optimizer
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *options: Any, **named: Any) -> Any:
@@ -255,18 +248,20 @@ class _Trainer(Checkpointed):
         loss = super().compute_loss(model, inputs, *options, **named)
         if self.compute_loss_func is None:
             return weight * loss
-        return loss + self.penalty() / self.current_gradient_accumulation_steps if self.penalty else loss
+        if self.penalty is None:
+            return loss
+        return loss + self.penalty(self.trained) / self.current_gradient_accumulation_steps
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *options: Any, **named: Any) -> torch.Tensor:
         # the next replay overwrites this one's gradients, so they cannot be accumulated
         with self.way.step(inputs, learns=self.args.gradient_accumulation_steps == 1):
             loss = super().training_step(model, inputs, *options, **named)
-        self.pace.add(loss, inputs)
+        self.history.pace.add(loss, inputs)
         return loss
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        assert self.evaluator is not None
-        metrics = {f"eval_{name}": value for name, value in self.evaluator(self.trained).items()}
+        assert self.validation is not None
+        metrics = {f"eval_{name}": value for name, value in self.validation.metrics(self.trained).items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics

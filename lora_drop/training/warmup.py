@@ -24,7 +24,8 @@ def warmup_settings(config: Config) -> TrainConfig:
     """Return the settings of the warm-up: those of the final training, except where `warmup` overrides them.
 
     Its learning rate does not ramp up. Hu et al.'s schedule starts at 0, so its first step changes nothing, and the
-    ramp would take a large part of a warm-up of a few steps.
+    ramp would take a large part of a warm-up of a few steps. The loss of each step is recorded, as `doubts` reads them;
+    on a GPU this waits for each step to end.
     """
     warmup, train = config.warmup, config.train
     return replace(
@@ -34,6 +35,7 @@ def warmup_settings(config: Config) -> TrainConfig:
         learning_rate=warmup.learning_rate or train.learning_rate,
         warmup_ratio=0.0,
         warmup_steps=None,
+        logging_steps=1,
     )
 
 

@@ -26,6 +26,7 @@ from bench.subject import Subject
 from lora_drop.data.batches import row_lengths
 from lora_drop.files import digest
 from lora_drop.progress import Reporter
+from lora_drop.registry import METHODS
 from lora_drop.training.trainer import fit, steps_of, warmup_steps
 
 LOSS_TOLERANCE = 0.05
@@ -151,13 +152,13 @@ class Training:
         """Train as a run of this project does; return steps and mean loss."""
         config, data = self.subject.config(self.variant.precision), self.subject.data
         outcome = fit(
+            METHODS.get("lora"),
             model,
             self.rows,
             data.collate,
             replace(config.train, epochs=float(self.epochs)),
             Path(folder),
             seed=config.seed,
-            device=self.subject.device,
             loss=data.kind.loss(0.0),
             report=began,
         )
