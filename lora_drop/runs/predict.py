@@ -159,14 +159,7 @@ def predict(
     """
     given = Path(data)
     to = to or Path(run_dir) / f"predictions-{given.stem}{given.suffix if given.suffix in FORMATS else '.csv'}"
-    if to.is_dir():
-        raise UserError(f"--to {to} is a folder. Name a file in it.")
-    if to.suffix not in FORMATS:
-        raise UserError(f"Predictions cannot be written as {to.name}. Formats: {', '.join(FORMATS)}")
-    if to.resolve() in {path.resolve() for path in local_files(data, split)}:
-        raise UserError(f"--to names a file of the data ({to}), which predictions must not replace. Name another file.")
-    if to.exists() and not _is_ours(to):
-        raise UserError(f"--to {to} exists, and has no predictions. Name another file, or remove it.")
+    _check_target(to, local_files(data, split))
     table = open_split(data, split, source)
     report.doing("loading the model")
     predictor = Predictor(run_dir, device, report)
@@ -174,11 +167,7 @@ def predict(
     facts = read_facts(run_dir)
     if not (facts.trained_as_selected and facts.trained_as_configured):
         report.notice("the run was changed after its training; the predictions are from the model as it was trained")
-    try:
-        to.parent.mkdir(parents=True, exist_ok=True)
-        TemporaryFile(dir=to.parent).close()
-    except OSError as error:
-        raise UserError(f"{to} cannot be written ({error.strerror}). Name another file with --to.") from error
+    _make_room(to)
     labelled = bool(predictor.reading.chat) or predictor.reading.label in table.columns
     began = time.perf_counter()
     report.start("predict")
@@ -188,6 +177,27 @@ def predict(
     report.finish("predict", time.perf_counter() - began, counted(count, "row"))
     compared, metrics = _metrics(predictor, pairs, report) if labelled else (0, {})
     return Predicted(to, count, compared, metrics)
+
+
+def _check_target(to: Path, data: Iterable[Path]) -> None:
+    """Raise UserError unless predictions may be written to a file: a new one, or one of predictions."""
+    if to.is_dir():
+        raise UserError(f"--to {to} is a folder. Name a file in it.")
+    if to.suffix not in FORMATS:
+        raise UserError(f"Predictions cannot be written as {to.name}. Formats: {', '.join(FORMATS)}")
+    if to.resolve() in {path.resolve() for path in data}:
+        raise UserError(f"--to names a file of the data ({to}), which predictions must not replace. Name another file.")
+    if to.exists() and not _is_ours(to):
+        raise UserError(f"--to {to} exists, and has no predictions. Name another file, or remove it.")
+
+
+def _make_room(to: Path) -> None:
+    """Make the folder of a file. Raise UserError if nothing can be written there."""
+    try:
+        to.parent.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=to.parent).close()
+    except OSError as error:
+        raise UserError(f"{to} cannot be written ({error.strerror}). Name another file with --to.") from error
 
 
 def _written(predictor: Predictor, table: Table, to: Path) -> tuple[int, list[Pair], list[str]]:

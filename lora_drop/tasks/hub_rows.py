@@ -53,13 +53,7 @@ class HubRows:
         """
         repo = Repo(self.name, "dataset", check_revision(source.revision or self.revision), self.revision)
         forbidden = forbidden_by(source.offline)
-        expected = (source.data_dir or Path("<data folder>")) / file
-        otherwise = f"Without the Hub: name your own files with --data.{advice}"
-        if file:
-            otherwise = (
-                f"Without the Hub: put the official file at {expected} and name its folder with --data-dir or LORA_DROP_DATA.{advice} "
-                "Tasks that need neither: toy-nli, toy-nlg"
-            )
+        otherwise = _without_the_hub(source, file, advice)
         known = source.known.get(split, {})
         before = self._origin(repo, known.get("commit", ""), self.configuration or known.get("configuration"))
         used = known["commit"] if known and known == before else None
@@ -72,15 +66,9 @@ class HubRows:
                 files = [f"*{self.configuration}*"] if self.configuration else ["*.parquet", "*.csv"]
                 tell_newer(repo, commit, files, "data_revision=", source.report)
         elif forbidden:
-            others = sorted({folder.parts[-3] for commit in commits for folder in self._folders(commit)})
-            choice = (
-                f" This machine has the rows of {', '.join(others)}: name one, as in {self.name}:{others[0]}."
-                if others
-                else ""
-            )
             raise UserError(
                 f"The {split} rows of {self} are not on this machine, and {forbidden} forbids contacting the "
-                f"Hub.{choice} {otherwise}"
+                f"Hub.{self._choice(commits)} {otherwise}"
             )
         else:
             commit, rows = self._fetch(repo, commits, split, otherwise, source.report)
@@ -107,6 +95,13 @@ class HubRows:
         """Return the cache folder of the configuration, which is the default one if none is named."""
         wanted = self.configuration or default_of(configurations(repo, commit))
         return next((folder for folder in self._folders(commit) if folder.parts[-3] == wanted), None)
+
+    def _choice(self, commits: Sequence[str]) -> str:
+        """Return a sentence about the configurations whose rows are on this machine; empty if there are none."""
+        there = sorted({folder.parts[-3] for commit in commits for folder in self._folders(commit)})
+        if not there:
+            return ""
+        return f" This machine has the rows of {', '.join(there)}: name one, as in {self.name}:{there[0]}."
 
     def _cached(self, folder: Path, split: str) -> datasets.Dataset:
         *_, configuration, version, commit = folder.parts
@@ -137,6 +132,17 @@ class HubRows:
                 )
             rows = datasets.load_dataset(repo.name, name=self.configuration, split=split, revision=commit)
         return commit, rows
+
+
+def _without_the_hub(source: Source, file: str, advice: str) -> str:
+    """Return what to do on a machine that cannot reach the Hub, in words."""
+    if not file:
+        return f"Without the Hub: name your own files with --data.{advice}"
+    expected = (source.data_dir or Path("<data folder>")) / file
+    return (
+        f"Without the Hub: put the official file at {expected} and name its folder with --data-dir or LORA_DROP_DATA."
+        f"{advice} Tasks that need neither: toy-nli, toy-nlg"
+    )
 
 
 def configurations(repo: Repo, commit: str) -> MetadataConfigs:

@@ -16,7 +16,7 @@ from lora_drop.files import digest, file_digest
 from lora_drop.pruning.sampling import stratified_sample
 from lora_drop.tasks.base import Source, Task
 from lora_drop.tasks.own import OWN_VERSION
-from lora_drop.tasks.own.chats import Described, described
+from lora_drop.tasks.own.chats import Chat, Described, described
 from lora_drop.tasks.own.columns import chat_reading, find_columns
 from lora_drop.tasks.own.reading import Reading, Survey, place_where, some_places, surprise, survey, with_kind
 from lora_drop.tasks.own.rows import example, features, kept, strata, strata_of_rows
@@ -85,46 +85,27 @@ class OwnData:
             UserError: For anything that cannot be read, naming file, line and column.
         """
         self.data, self.source = data, source
-        chat = None
-        if data.dataset_info is not None:
-            known = described(data.dataset_info, str(data.name))
-            chat, data = known.chat, _at(known, data)
-            source.origins.setdefault(
-                "dataset_info", {"file": str(data.dataset_info), "content": digest(asdict(known))}
-            )
-        self.splits: Splits = find_splits(data, source)
-        train, validation = self.splits.train, self.splits.validation
-        columns = find_columns(data, train) if chat is None else chat_reading(chat, train)
-        surveys = {"train": survey(train, columns)}
-        self.reading: Reading = with_kind(columns, train, surveys["train"])
-        surveys["train"] = self._again(train, columns, surveys["train"])
-        self.doubt = surprise(self.reading, train, surveys["train"].counts) if columns.kind == "auto" else ""
+        located, chat = self._located()
+        self.splits: Splits = find_splits(located, source)
+        train = self.splits.train
+        columns = find_columns(located, train) if chat is None else chat_reading(chat, train)
+        found = survey(train, columns)
+        self.reading: Reading = with_kind(columns, train, found)
+        self.surveys: dict[str, Survey] = {"train": self._again(train, columns, found)}
+        self.doubt = surprise(self.reading, train, self.surveys["train"].counts) if columns.kind == "auto" else ""
         """Why the kind or the labels may not be what is meant; empty if all is as expected."""
         if self.doubt:
             source.report.notice(self.doubt)
-        if validation is not None and data.validation is None and self._has_no_labels(validation):
-            source.report.notice(
-                f"{validation.name} has no column {self.reading.label!r}: a part of the training rows is held out "
-                "instead. To predict its labels: lora-drop predict"
-            )
-            self.splits, validation = replace(self.splits, validation=None), None
-        if validation is not None:
-            for name in filter(None, (*self.reading.columns, self.reading.label)):
-                if name not in validation.columns:
-                    raise UserError(
-                        f"{validation.name} has no column {name!r}, which {train.name} has. Rows to evaluate on need "
-                        "text and label; to predict rows without labels: lora-drop predict. Columns: "
-                        f"{', '.join(validation.columns)}"
-                    )
-            surveys["validation"] = survey(validation, self.reading)
-            self._check_known(validation, surveys["validation"])
-        self.surveys: dict[str, Survey] = surveys
-        self.members = {name: found.used for name, found in surveys.items()}
-        self.texts = {name: found.texts for name, found in surveys.items()}
+        if located.validation is None:
+            self._leave_unlabelled()
+        if self.splits.validation is not None:
+            self.surveys["validation"] = self._surveyed(self.splits.validation)
+        self.members = {name: found.used for name, found in self.surveys.items()}
+        self.texts = {name: found.texts for name, found in self.surveys.items()}
         """Fingerprints of the texts of the rows, by split."""
-        if validation is None:
-            self._hold_out(surveys["train"])
-        for name, found in surveys.items():
+        if self.splits.validation is None:
+            self._hold_out(self.surveys["train"])
+        for name, found in self.surveys.items():
             self._tell(name, found)
         if self.known:
             source.report.notice(
@@ -132,9 +113,44 @@ class OwnData:
                 "has, too: how well they are predicted says little about new texts"
             )
 
-    def _has_no_labels(self, table: Table) -> bool:
-        texts = set(self.reading.columns)
-        return bool(self.reading.label) and self.reading.label not in table.columns and texts <= set(table.columns)
+    def _located(self) -> tuple[DataConfig, Chat | None]:
+        """Return the settings, and how to read conversations. What dataset_info.json says about both is resolved."""
+        data = self.data
+        if data.dataset_info is None:
+            return data, None
+        known = described(data.dataset_info, str(data.name))
+        self.source.origins.setdefault(
+            "dataset_info", {"file": str(data.dataset_info), "content": digest(asdict(known))}
+        )
+        return _at(known, data), known.chat
+
+    def _leave_unlabelled(self) -> None:
+        """Leave out an evaluation table that has the texts but no labels, with a notice."""
+        table, label = self.splits.validation, self.reading.label
+        if (
+            table is not None
+            and label
+            and label not in table.columns
+            and set(self.reading.columns) <= set(table.columns)
+        ):
+            self.source.report.notice(
+                f"{table.name} has no column {label!r}: a part of the training rows is held out instead. To predict "
+                "its labels: lora-drop predict"
+            )
+            self.splits = replace(self.splits, validation=None)
+
+    def _surveyed(self, validation: Table) -> Survey:
+        """Return the survey of the evaluation rows. Raise UserError if they cannot be read as the training rows are."""
+        for name in filter(None, (*self.reading.columns, self.reading.label)):
+            if name not in validation.columns:
+                raise UserError(
+                    f"{validation.name} has no column {name!r}, which {self.splits.train.name} has. Rows to evaluate on "
+                    "need text and label; to predict rows without labels: lora-drop predict. Columns: "
+                    f"{', '.join(validation.columns)}"
+                )
+        found = survey(validation, self.reading)
+        self._check_known(validation, found)
+        return found
 
     def _again(self, table: Table, columns: Reading, found: Survey) -> Survey:
         """Return the survey with labels replaced by class names, which are known by now.
