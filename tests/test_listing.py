@@ -14,7 +14,7 @@ from lora_drop.cli.console import PLAIN, print_table
 from lora_drop.config.files import sealed
 from lora_drop.errors import UserError
 from lora_drop.files import file_digest, read_json, write_json
-from lora_drop.runs.listing import clean, removable
+from lora_drop.runs.cleaning import clean, removable
 
 
 def command(*arguments) -> int:

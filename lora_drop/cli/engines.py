@@ -64,7 +64,7 @@ def engine_of(
         raise UserError("--address and --gpus-per-run are only for --engine ray. Add --engine ray, or leave them out.")
 
     def make(report: GridReporter) -> Engine:
-        from lora_drop.cli.perform import quiet_libraries
+        from lora_drop.cli.libraries import quiet_libraries
         from lora_drop.experiments.engines.local import InProcess, Processes
 
         quiet_libraries(report)

@@ -193,7 +193,7 @@ def _perform(
 
 def _show_plan(planned: list[Planned], results: Results, jobs: int, as_json: bool) -> None:
     from lora_drop.cli.console import ConsoleReporter, err, out, print_rows
-    from lora_drop.cli.perform import quiet_libraries
+    from lora_drop.cli.libraries import quiet_libraries
     from lora_drop.experiments.estimate import estimate, on_several_devices
     from lora_drop.training.environment import neutral_environment
 

@@ -48,7 +48,7 @@ def export(
 
         check_upload(push)
     from lora_drop.cli.console import ConsoleReporter, err
-    from lora_drop.cli.perform import quiet_libraries
+    from lora_drop.cli.libraries import quiet_libraries
 
     url = None
     with ConsoleReporter(err) as reporter:

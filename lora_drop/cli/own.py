@@ -31,7 +31,7 @@ def predict(
 ) -> None:
     """Write a trained run's predictions beside the columns of new rows, and print metrics if the rows have labels."""
     from lora_drop.cli.console import ConsoleReporter, err, out, print_rows
-    from lora_drop.cli.perform import quiet_libraries
+    from lora_drop.cli.libraries import quiet_libraries
     from lora_drop.runs.predict import predict as write_predictions
     from lora_drop.tasks.base import Source
 
@@ -50,8 +50,8 @@ def predict(
 def show_data(given: dict[str, Any]) -> None:
     """Print what is found in the data that options name."""
     from lora_drop.cli.console import ConsoleReporter, err, out, print_rows
+    from lora_drop.cli.libraries import quiet_libraries
     from lora_drop.cli.own_data import as_rows, inspect
-    from lora_drop.cli.perform import quiet_libraries
     from lora_drop.tasks.base import Source
 
     class Looking(ConsoleReporter):

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import sys
-from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from lora_drop import processes
+from lora_drop.cli.libraries import quiet_libraries
 from lora_drop.config.schema import Config
 from lora_drop.files import read_json
 from lora_drop.interruption import at_once
-from lora_drop.progress import SILENT, Reporter
+from lora_drop.progress import Reporter
 from lora_drop.pruning.selection import Scored, Selection, read_scores
 from lora_drop.registry import METHODS, needs_selection
 from lora_drop.runs.job import Job
@@ -46,21 +44,6 @@ class Summary:
         }
         found = {name: part for name, part in parts.items() if part}
         return {**found, "results": self.results, "remarks": self.remarks}
-
-
-def quiet_libraries(report: Reporter = SILENT) -> None:
-    """Let transformers print only errors, and let neither it nor datasets draw bars: the reporter says what matters."""
-    report.doing("starting torch and transformers")
-    with at_once(report.close):
-        import datasets
-        from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    datasets.disable_progress_bars()
-    if "WANDB_MODE" in os.environ:  # transformers then prints to standard output, which is for results
-        with redirect_stdout(sys.stderr):
-            import transformers.integrations.integration_utils  # noqa: F401
 
 
 def perform(

@@ -74,7 +74,7 @@ def _compare(one: Path, other: Path, as_json: bool) -> None:
 
 def _clean(folder: Path, exports: bool, unfinished: bool, yes: bool, as_json: bool) -> None:
     from lora_drop.cli.console import note, out, print_rows
-    from lora_drop.runs.listing import clean, removable
+    from lora_drop.runs.cleaning import clean, removable
 
     found = removable(folder, exports, unfinished)
     total = sum(each.size for each in found)

@@ -39,7 +39,7 @@ def bench(
     from bench.parts import perform
     from bench.subject import Settings
     from lora_drop.cli.console import ConsoleReporter, err
-    from lora_drop.cli.perform import quiet_libraries
+    from lora_drop.cli.libraries import quiet_libraries
     from lora_drop.training.environment import neutral_environment
 
     base_size = base_size or ("tiny:roberta" if quick else "packaged:mpnet-base")
