@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from lora_drop.data.batches import LengthGroups, Parts, split_batch
+from lora_drop.data.batches import LengthGroups, MicroBatches, split_batch
 from lora_drop.errors import UserError
 from lora_drop.pruning.criteria.base import Measured
 
@@ -31,7 +31,7 @@ def test_fewer_rows_than_devices_are_refused():
 def test_all_devices_together_have_each_batch_once_and_wait_for_each_other_as_often(rows, batch, limit, devices):
     order = LengthGroups(lengths(rows), batch, seed=0)
     at_a_time, passes = split_batch(batch, limit, devices)
-    dealt = [Parts(order, at_a_time, devices, device) for device in range(devices)]
+    dealt = [MicroBatches(order, at_a_time, devices, device) for device in range(devices)]
     found = [list(parts) for parts in dealt]
     assert {len(parts) for parts in found} == {len(parts) for parts in dealt} and len(set(map(len, found))) == 1
     expected = list(order)
@@ -52,7 +52,7 @@ def test_all_devices_together_have_each_batch_once_and_wait_for_each_other_as_of
 
 
 def test_parts_of_one_size_weigh_exactly_one():
-    parts = Parts(LengthGroups(lengths(98), 49, seed=0), at_a_time=1)
+    parts = MicroBatches(LengthGroups(lengths(98), 49, seed=0), at_a_time=1)
     assert {part.weight for part in parts} == {1.0}
 
 
@@ -60,7 +60,7 @@ def test_devices_have_alike_numbers_of_tokens_in_a_step():
     tokens = lengths(3200)
     order = LengthGroups(tokens, 32, seed=0)
     sums = [
-        [sum(tokens[row] for row in part.rows) for part in Parts(order, 8, devices=4, device=device)]
+        [sum(tokens[row] for row in part.rows) for part in MicroBatches(order, 8, devices=4, device=device)]
         for device in range(4)
     ]
     spread = [(max(step) - min(step)) / max(step) for step in zip(*sums, strict=True)]

@@ -13,7 +13,7 @@ from lora_drop import processes
 from lora_drop.cli import app as cli
 from lora_drop.errors import UserError
 from lora_drop.files import read_json
-from lora_drop.training.environment import NAMES, SHAPES, TF32, keep_few_shapes, neutral_environment
+from lora_drop.training.environment import CACHED_SHAPES, NAMES, TF32, keep_few_shapes, neutral_environment
 
 pytestmark = pytest.mark.slow
 
@@ -156,7 +156,7 @@ print(memory() - before)
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="there is no oneDNN")
 def test_products_of_earlier_batches_are_not_kept_in_memory(monkeypatch):
-    for name in SHAPES:
+    for name in CACHED_SHAPES:
         monkeypatch.delenv(name, raising=False)
     grown = [
         int(subprocess.run([sys.executable, "-c", MANY_SHAPES, *few], capture_output=True, check=True).stdout)
@@ -166,7 +166,7 @@ def test_products_of_earlier_batches_are_not_kept_in_memory(monkeypatch):
 
 
 def test_a_number_of_kept_products_that_the_user_has_set_stands(monkeypatch):
-    for name in SHAPES:
+    for name in CACHED_SHAPES:
         monkeypatch.setenv(name, "7")
     keep_few_shapes()
-    assert all(os.environ[name] == "7" for name in SHAPES)
+    assert all(os.environ[name] == "7" for name in CACHED_SHAPES)

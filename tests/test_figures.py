@@ -8,7 +8,7 @@ import pytest
 from matplotlib.figure import Figure
 from measured import RESULTS, record
 
-from lora_drop.experiments.agreement import kendall
+from lora_drop.experiments.agreement import between_rows
 from lora_drop.experiments.markdown import to_markdown
 from lora_drop.experiments.plots import OWN, shade
 from lora_drop.experiments.records import read_records
@@ -70,7 +70,7 @@ def test_kendall_is_that_of_the_rankings():
     rows = {"r0.1": scores(0.1, 0.2, 0.3, 0.4), "r0.2": scores(0.1, 0.2, 0.3, 0.4), "r0.3": scores(0.4, 0.3, 0.2, 0.1)}
     records = [record(row, "rte", 0, 0, experiment="figure11", metrics={}, scores=value) for row, value in rows.items()]
     (table,) = build_tables(records)
-    assert kendall(table, "query") == {("0.1", "0.2"): 1.0, ("0.1", "0.3"): -1.0, ("0.2", "0.3"): -1.0}
+    assert between_rows(table, "query") == {("0.1", "0.2"): 1.0, ("0.1", "0.3"): -1.0, ("0.2", "0.3"): -1.0}
 
 
 def test_ablations_are_grey_beside_lora_drop():
@@ -228,7 +228,10 @@ def test_rows_with_other_projections_are_compared_where_they_have_the_same():
         for row, given in zip(rows, scores, strict=True)
     ]
     (table,) = build_tables(runs)
-    assert kendall(table, "value") == {("0.1", "0.3"): pytest.approx(1 / 3)} and len(kendall(table, "query")) == 3
+    assert (
+        between_rows(table, "value") == {("0.1", "0.3"): pytest.approx(1 / 3)}
+        and len(between_rows(table, "query")) == 3
+    )
     assert "| 0.3 | 0.33 | 1.00 |" in to_markdown([table])
     axes = FIGURES.get("ratios").of(table).axes
     assert [len(axis.lines) for axis in axes] == [3, 2] and len(axes[0].figure.legends[0].get_texts()) == 3

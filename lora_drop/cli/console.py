@@ -52,7 +52,7 @@ class ConsoleReporter(Reporter):
         self.shown = self.said = time.monotonic()
         """Times of the last update of the bar and of the last line."""
         self.stage = ""
-        self.measured = Measured()
+        self.speed = Speed()
         self.told: set[str] = set()
         self.signals = ExitStack()
         self.long = LongWork(self._state)
@@ -72,7 +72,7 @@ class ConsoleReporter(Reporter):
     def start(self, stage: str) -> None:
         """Begin a stage; show a bar in a terminal."""
         self.close()
-        self.stage, self.measured = stage, Measured()
+        self.stage, self.speed = stage, Speed()
         self._open()
 
     def doing(self, what: str) -> None:
@@ -87,7 +87,7 @@ class ConsoleReporter(Reporter):
 
     def advance(self, done: int, total: int, note: Note = "") -> None:
         """Move the bar, a few times a second; elsewhere print a line if nothing was printed for long."""
-        self.measured.reach(done, total)
+        self.speed.reach(done, total)
         self.long.end()
         now, last = time.monotonic(), done == total
         if self._open():
@@ -95,12 +95,12 @@ class ConsoleReporter(Reporter):
                 self.bar.update(self.task, completed=done, total=total, description=text_of(note))  # type: ignore[union-attr]
                 self.shown = now
         elif now - self.said > SILENCE_S and not self.quiet:
-            self._state(f"{done:,} of {total:,} {text_of(note)}{self.measured.speed()}")
+            self._state(f"{done:,} of {total:,} {text_of(note)}{self.speed}")
 
     def milestone(self, text: str) -> None:
         """Print the text if there is no bar."""
         if not self._open():
-            self._state(text + self.measured.speed())
+            self._state(f"{text}{self.speed}")
 
     def finish(self, stage: str, seconds: float, note: str) -> None:
         """End a stage, and print its time and result."""
@@ -155,7 +155,7 @@ def progress_bar(console: Console, width: int, *fields: str) -> Progress:
     return Progress(*columns, console=console, transient=True)
 
 
-class Measured:
+class Speed:
     """The speed of a stage since its first report: a resumed stage does not begin at 0."""
 
     def __init__(self) -> None:
@@ -168,7 +168,7 @@ class Measured:
             self.first, self.total, self.began = done, total, time.monotonic()
         self.done = done
 
-    def speed(self) -> str:
+    def __str__(self) -> str:
         """Return the rate and the remaining time as text; empty while there is no rate."""
         seconds = time.monotonic() - self.began
         if self.done <= self.first or not seconds:

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from lora_drop.cli.console import REDRAWN_S, SILENCE_S, ConsoleReporter, Measured, progress_bar
+from lora_drop.cli.console import REDRAWN_S, SILENCE_S, ConsoleReporter, Speed, progress_bar
 from lora_drop.cli.long_work import LongWork
 from lora_drop.progress import GridReporter, Note, Reporter, text_of
 
@@ -68,7 +68,7 @@ class _Row(Reporter):
         self.grid, self.label, self.began = grid, label, time.monotonic()
         self.fields: dict[str, Any] = {"label": label, "place": "", "stage": "begins"}
         self.task: Any = None
-        self.shown, self.measured = 0.0, Measured()
+        self.shown, self.speed = 0.0, Speed()
         if grid.bar is not None:
             self.task = grid.bar.add_task("", total=None, **self.fields)
 
@@ -92,10 +92,10 @@ class _Row(Reporter):
             self.grid.long.begin(what, self._line(what))
 
     def advance(self, done: int, total: int, note: Note = "") -> None:
-        self.measured.reach(done, total)
+        self.speed.reach(done, total)
         self.grid.long.end()
         if self.grid.bar is None:
-            self._state(lambda: f"{done:,} of {total:,} {text_of(note)}{self.measured.speed()}")
+            self._state(lambda: f"{done:,} of {total:,} {text_of(note)}{self.speed}")
         elif time.monotonic() - self.shown > REDRAWN_S or done == total:
             self._update(completed=done, total=total, description=text_of(note))
             self.shown = time.monotonic()

@@ -80,8 +80,8 @@ class LengthGroups(Sampler[int]):
 
 
 @dataclass(frozen=True)
-class Part:
-    """The rows that a device computes at a time."""
+class MicroBatch:
+    """The part of a batch that a device computes at a time."""
 
     rows: list[int]
     weight: float
@@ -89,7 +89,7 @@ class Part:
     stand-in."""
 
 
-class Parts(Sampler[Part]):
+class MicroBatches(Sampler[MicroBatch]):
     """The batches of an epoch, as computed by one of several devices.
 
     The rows of a batch are dealt by length, so that devices have similar numbers of tokens, and each device computes
@@ -105,14 +105,14 @@ class Parts(Sampler[Part]):
         whole, rest = divmod(len(self.sampler), self.sampler.batch_size)
         return whole * self._count(self.sampler.batch_size) + self._count(rest)
 
-    def __iter__(self) -> Iterator[Part]:
+    def __iter__(self) -> Iterator[MicroBatch]:
         rows = iter(self.sampler)
         while batch := list(islice(rows, self.sampler.batch_size)):
             own = [row for place, row in enumerate(batch) if self._takes(place)]
             count = self._count(len(batch))
             for start in range(0, count * self.at_a_time, self.at_a_time):
                 part = own[start : start + self.at_a_time]
-                yield Part(part or batch[-1:], len(part) * count * self.devices / len(batch))
+                yield MicroBatch(part or batch[-1:], len(part) * count * self.devices / len(batch))
 
     def _takes(self, place: int) -> bool:
         """Deal rows in alternating directions (0 1 1 0 0 1 …).

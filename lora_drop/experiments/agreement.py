@@ -12,8 +12,7 @@ import numpy as np
 
 from lora_drop.experiments.records import Record
 from lora_drop.experiments.table import Row, Table
-from lora_drop.pruning.agreement import by_layer
-from lora_drop.pruning.agreement import kendall as tau
+from lora_drop.pruning.agreement import by_layer, kendall
 
 
 def scored(table: Table) -> list[Record]:
@@ -73,20 +72,20 @@ def mean_importances(records: Sequence[Record], projection: str) -> np.ndarray:
     return np.mean(found, axis=0) if found else np.empty(0)
 
 
-def kendall(table: Table, projection: str) -> dict[tuple[str, str], float]:
+def between_rows(table: Table, projection: str) -> dict[tuple[str, str], float]:
     """Return the rank correlation (Kendall's τ-b) of the layers' importances, by the titles of each pair of rows.
 
     Rows without the projection are left out.
     """
     rows = scored_by_row(table, projection)
     means = {title: mean_importances(records, projection) for title, records in rows.items()}
-    return {(one, two): tau(list(means[one]), list(means[two])) for one, two in combinations(means, 2)}
+    return {(one, two): kendall(list(means[one]), list(means[two])) for one, two in combinations(means, 2)}
 
 
 def between_seeds(records: Sequence[Record], projection: str) -> list[float]:
     """Return the rank correlation of the layers' importances for each pair of runs, which differ in their seed."""
     found = [importances_of(record.scores, projection) for record in having(records, projection)]
-    return [tau(one, two) for one, two in combinations(found, 2)]
+    return [kendall(one, two) for one, two in combinations(found, 2)]
 
 
 def retained_alike(records: Sequence[Record], projection: str) -> str:
@@ -134,7 +133,7 @@ def _alike(pairs: Sequence[tuple[Record, Record]], projection: str) -> Alike:
     taus, commons, chances = [], [], []
     for pair in pairs:
         one, two = (importances_of(record.scores, projection) for record in pair)
-        taus.append(tau(one, two))
+        taus.append(kendall(one, two))
         chosen, other = (set(record.selection["projections"][projection]["retained"]) for record in pair)
         both = max(len(chosen) + len(other), 1)
         commons.append(2 * len(chosen & other) / both)

@@ -30,7 +30,7 @@ PATIENCE_S = 6 * 3600.0
 
 
 @dataclass
-class Outcome:
+class GridOutcome:
     """The outcome of a grid."""
 
     performed: list[str] = field(default_factory=list)
@@ -90,7 +90,7 @@ class _Wait:
         )
 
 
-def perform_grid(planned: Sequence[Planned], results: Results, report: GridReporter, engine: Engine) -> Outcome:
+def perform_grid(planned: Sequence[Planned], results: Results, report: GridReporter, engine: Engine) -> GridOutcome:
     """Perform the runs that have no record yet. A run that fails does not stop the others.
 
     Args:
@@ -116,9 +116,9 @@ class _Grid:
         self.todo = deque(range(len(planned)))
         self.waiting: set[int] = set()
         self.waits: dict[int, _Wait] = {}
-        self.outcome = Outcome()
+        self.outcome = GridOutcome()
 
-    def perform(self) -> Outcome:
+    def perform(self) -> GridOutcome:
         while self.todo or self.waiting or self.engine.working:
             self._hand_out()
             if self.engine.working or self.waiting:

@@ -10,8 +10,8 @@ from functools import partial
 from typing import Any
 
 from lora_drop.experiments.agreement import (
+    between_rows,
     between_seeds,
-    kendall,
     projections_of,
     retained_alike,
     scored,
@@ -153,7 +153,7 @@ def _between_rows(table: Table) -> list[str]:
         return []
     text = []
     for projection in projections_of(table.records):
-        names, taus = list(scored_by_row(table, projection)), kendall(table, projection)
+        names, taus = list(scored_by_row(table, projection)), between_rows(table, projection)
         text += [f"Kendall τ between the rows, {projection}:", ""]
         text += ["| | " + " | ".join(map(_literal, names)) + " |", "|---" * (len(names) + 1) + "|"]
         for one in names:

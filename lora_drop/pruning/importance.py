@@ -32,7 +32,7 @@ from lora_drop.pruning.selection import Scored, rescored
 
 
 @runtime_checkable
-class Packing(Protocol):
+class Packer(Protocol):
     """A way to run a batch without padding (`training.packing`)."""
 
     def over(self, batch: Mapping[str, Tensor], whole: bool = False) -> AbstractContextManager[Layout | None]:
@@ -58,7 +58,7 @@ def score(
     criterion: Criterion = OUTPUT,
     per_example: bool = False,
     progress: Callable[[int], None] | None = None,
-    packing: Packing | None = None,
+    packing: Packer | None = None,
     seed: int = 0,
     total: Callable[[Measured], Measured] | None = None,
 ) -> Scores:

@@ -35,7 +35,7 @@ NAMES = (
     *("DNNL_DEFAULT_FPMATH_MODE", "ONEDNN_DEFAULT_FPMATH_MODE", "NVIDIA_TF32_OVERRIDE", TF32),
     *("TRANSFORMERS_SDPA_FORCE_GQA", "XLA_DOWNCAST_BF16", "XLA_USE_BF16"),
 )
-SHAPES = {"LRU_CACHE_CAPACITY": "128", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128"}
+CACHED_SHAPES = {"LRU_CACHE_CAPACITY": "128", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128"}
 """Number of compiled products, one per shape, that torch and oneDNN cache.
 
 A step usually needs fewer, because its layers share shapes.
@@ -49,7 +49,7 @@ def keep_few_shapes() -> None:
     of each kind, and oneDNN the same number, at half a megabyte each: a base-size encoder grew to 7 GB in a thousand
     steps. Values that the user has set are kept.
     """
-    for name, count in SHAPES.items():
+    for name, count in CACHED_SHAPES.items():
         os.environ.setdefault(name, count)
 
 

@@ -8,12 +8,12 @@ import torch
 from accelerate.data_loader import DataLoaderShard
 from torch.utils.data import Dataset
 
-from lora_drop.data.batches import Part, Parts
+from lora_drop.data.batches import MicroBatch, MicroBatches
 from lora_drop.data.completions import IGNORED
 from lora_drop.data.sentences import Collate
 
 WEIGHT = "weight"
-"""Key of the weight in a batch; see `data.batches.Part`."""
+"""Key of the weight in a batch; see `data.batches.MicroBatch`."""
 
 
 class _Rows(Dataset[Any]):
@@ -25,12 +25,12 @@ class _Rows(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitems__(self, part: Part) -> tuple[Part, list[dict]]:
+    def __getitems__(self, part: MicroBatch) -> tuple[MicroBatch, list[dict]]:
         return part, self.rows.__getitems__(part.rows)
 
 
 def loader(
-    rows: Any, collate: Collate, parts: Parts, summed: bool, device: torch.device, pin_memory: bool
+    rows: Any, collate: Collate, parts: MicroBatches, summed: bool, device: torch.device, pin_memory: bool
 ) -> DataLoaderShard:
     """Return the batches of this process. They are already split by process, so accelerate must not split them again.
 
@@ -44,7 +44,7 @@ def loader(
         pin_memory: See torch's DataLoader.
     """
 
-    def batch(given: tuple[Part, list[dict]]) -> dict[str, Any]:
+    def batch(given: tuple[MicroBatch, list[dict]]) -> dict[str, Any]:
         part, chosen = given
         made = dict(collate(chosen))
         if summed and not part.weight:

@@ -27,7 +27,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from lora_drop import processes
 from lora_drop.config.schema import TrainConfig
-from lora_drop.data.batches import LengthGroups, Parts, row_lengths, split_batch
+from lora_drop.data.batches import LengthGroups, MicroBatches, row_lengths, split_batch
 from lora_drop.data.sentences import Collate
 from lora_drop.interruption import first_signal, raise_for
 from lora_drop.methods.base import Method, head_parameters
@@ -229,7 +229,7 @@ class _Trainer(Checkpointed):
     def get_train_dataloader(self) -> DataLoaderShard:
         rows: Any = self._remove_unused_columns(self.train_dataset, description="training")
         order = LengthGroups(row_lengths(rows), self.config.batch_size, self.args.seed)
-        parts = Parts(order, self.args.per_device_train_batch_size, processes.size(), processes.rank())
+        parts = MicroBatches(order, self.args.per_device_train_batch_size, processes.size(), processes.rank())
         summed, pin = self.compute_loss_func is not None, self.args.dataloader_pin_memory
         return loader(rows, self.data_collator, parts, summed, self.args.device, pin)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.figure import Figure as Drawing
 
-from lora_drop.experiments.agreement import kendall, mean_importances, projections_of, scored_by_row
+from lora_drop.experiments.agreement import between_rows, mean_importances, projections_of, scored_by_row
 from lora_drop.experiments.plots import MARKERS, Figure, layer_axis, projection_panels, shade
 from lora_drop.experiments.records import Record
 from lora_drop.experiments.table import Table
@@ -21,7 +21,7 @@ def draw(table: Table, records: list[Record]) -> Drawing:
             values, number = mean_importances(mine, projection), rows.index(title)
             colour, marker = shade(number, len(rows)), MARKERS[number % len(MARKERS)]
             (lines[title],) = axis.plot(values, marker=marker, color=colour, markersize=4, linewidth=1)
-        taus = [tau for tau in kendall(table, projection).values() if not np.isnan(tau)]
+        taus = [tau for tau in between_rows(table, projection).values() if not np.isnan(tau)]
         agreement = f": Kendall τ {np.mean(taus):.2f} on average, at least {min(taus):.2f}" if taus else ""
         axis.set_title(f"{projection}{agreement}", fontsize=10)
         layer_axis(axis, len(values))

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from lora_drop.pruning.adapters import Lora
-    from lora_drop.pruning.importance import Packing
+    from lora_drop.pruning.importance import Packer
 
 PAPER = "output"
 """The paper's criterion, which is assumed for saved scores that name none."""
@@ -30,7 +30,7 @@ class Given:
     """True to also return the value of each example."""
     progress: Callable[[int], None] | None = None
     """Called with the number of examples seen, after each batch."""
-    packing: Packing | None = None
+    packing: Packer | None = None
     """Runs forward passes without padding; None runs the model as it is."""
 
 

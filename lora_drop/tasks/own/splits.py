@@ -23,7 +23,7 @@ NAMES = {
     "test": ("test",),
 }
 """Words that the names of a split's files may begin with."""
-Place = tuple[str, str]
+Location = tuple[str, str]
 """A location of rows: a file, a folder, or a Hub data set; and the split to read from the latter two."""
 
 
@@ -58,7 +58,7 @@ def local_identities(data: DataConfig) -> dict[str, str]:
     return {name: identity_of(paths) for name, paths in files.items() if paths}
 
 
-def _places(data: DataConfig) -> tuple[Place, Place | None]:
+def _places(data: DataConfig) -> tuple[Location, Location | None]:
     """Return the locations of the training and the evaluation rows; None for the latter if they are held out."""
     path, validation = str(data.path), data.validation
     if isinstance(validation, float):
@@ -74,7 +74,7 @@ def _places(data: DataConfig) -> tuple[Place, Place | None]:
     return (path, data.split), (path, held_out) if held_out else None
 
 
-def _named(path: str, validation: str) -> Place:
+def _named(path: str, validation: str) -> Location:
     if Path(validation).suffix.lower() in SUFFIXES:
         return validation, ""
     if Path(path).expanduser().is_file():

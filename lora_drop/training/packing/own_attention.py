@@ -28,9 +28,9 @@ from lora_drop.training.packing.layout import Group, Layout, Unpackable
 if TYPE_CHECKING:
     from lora_drop.training.packing.packed import Packing
 
-Given = tuple[tuple[Any, ...], dict[str, Any]]
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 """Arguments of an attention other than the tokens: positional ones and named ones."""
-Products = dict[nn.Module, tuple[Tensor, ...]]
+Projected = dict[nn.Module, tuple[Tensor, ...]]
 """The output of each projection, split into the rows of each group."""
 
 
@@ -45,7 +45,7 @@ class OwnAttention:
 
     def forget(self) -> None:
         """Release the tensors of the batch."""
-        self._given: list[Given] = []
+        self._given: list[Arguments] = []
         self._packed = self._stub = torch.empty(0)
 
     def forwards(self, packing: Packing) -> Iterator[tuple[nn.Module, Callable[..., Any]]]:
@@ -107,7 +107,7 @@ class OwnAttention:
 class _Reached(Exception):
     """Raised when the stack calls its first attention; holds the arguments other than the tokens."""
 
-    def __init__(self, given: Given):
+    def __init__(self, given: Arguments):
         super().__init__()
         self.given = given
 
@@ -127,25 +127,25 @@ class _Core:
             for name, child in module._modules.items()
         }
 
-    def attend(self, hidden: Tensor, layout: Layout, given: list[Given]) -> tuple[Tensor, Any]:
+    def attend(self, hidden: Tensor, layout: Layout, given: list[Arguments]) -> tuple[Tensor, Any]:
         """Return the result for all tokens, `1 tokens width`, and the other outputs (None if there is no tuple)."""
         self._code.training = self.module.training
         if not self._known:
             self._find_end(hidden, layout, given[0])
-        products: Products = {}
+        products: Projected = {}
         results = [self._run(_Call(hidden, layout, number, products), one) for number, one in enumerate(given)]
         first = results[0]
         whole = [result if isinstance(result, Tensor) else result[0] for result in results]
         return _Join.apply(layout, *whole), None if isinstance(first, Tensor) else first[1:]
 
-    def _run(self, call: _Call, given: Given) -> Any:
+    def _run(self, call: _Call, given: Arguments) -> Any:
         self.call = call
         try:
             return type(self.module).forward(self._code, call.ghost, *given[0], **given[1])
         finally:
             self.call = None  # it holds activations
 
-    def _find_end(self, hidden: Tensor, layout: Layout, given: Given) -> None:
+    def _find_end(self, hidden: Tensor, layout: Layout, given: Arguments) -> None:
         with _Watching() as watching:
             call = _Call(hidden, layout, 0, {}, watching)
             result = self._run(call, given)
@@ -162,7 +162,7 @@ class _Call:
     """A call of an attention's code for one group of rows."""
 
     def __init__(
-        self, hidden: Tensor, layout: Layout, number: int, products: Products, watching: _Watching | None = None
+        self, hidden: Tensor, layout: Layout, number: int, products: Projected, watching: _Watching | None = None
     ):
         self.hidden, self.layout, self.number, self.products = hidden, layout, number, products
         self.ghost = _ghost(hidden, layout.groups[number])
