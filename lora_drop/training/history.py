@@ -27,7 +27,7 @@ class Outcome:
     """The epoch of the weights that the model holds."""
     steps: int
     losses: list[float]
-    """Logged losses: one per step per `logging_steps` (if set) and one per epoch."""
+    """Logged losses: one per `logging_steps` steps if set, else one per epoch."""
     computed: str
     """How batches were computed: packed, or padded and the reason."""
 
