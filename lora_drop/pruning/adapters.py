@@ -93,8 +93,15 @@ class Lora:
 
 
 def bare(name: str) -> str:
-    """Return a module's name without the prefixes of PEFT and of any wrapper around it (torch.compile)."""
+    """Return a module's name without the prefixes of PEFT and of any wrapper around it (torch.compile, DataParallel)."""
     return name.rpartition(PREFIX)[2]
+
+
+def unwrapped(model: nn.Module) -> Any:
+    """Return the PEFT model inside any wrapper (DataParallel, DDP), or a model that has none as it is."""
+    from peft import PeftModel
+
+    return next((module for module in model.modules() if isinstance(module, PeftModel)), model)
 
 
 def product(one: Tensor, two: Tensor) -> Tensor:
@@ -190,7 +197,7 @@ def _refuse_state(name: str, layer: Any, active: list[str]) -> None:
 
 
 def _refuse_config(model: nn.Module, adapter: str) -> None:
-    config = getattr(model, "peft_config", {}).get(adapter)
+    config = getattr(unwrapped(model), "peft_config", {}).get(adapter)
     start = getattr(config, "init_lora_weights", True)
     if start not in KEEPS_W:
         raise UserError(

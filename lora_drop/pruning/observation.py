@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_drop.errors import UserError
-from lora_drop.pruning.adapters import Lora
+from lora_drop.pruning.adapters import Lora, unwrapped
 
 Add = Callable[[str, Tensor], None]
 View = Callable[[Lora, Tensor], Tensor]
@@ -69,7 +69,8 @@ class Observer:
         back into rows.
         """
         self.model, self.layers, self.add, self.view, self.by_example = model, layers, add, view, by_example
-        self.base: Any = getattr(model, "get_base_model", lambda: model)()
+        inner = unwrapped(model)
+        self.base: Any = getattr(inner, "get_base_model", lambda: inner)()
         self.two_stacks = bool(getattr(getattr(self.base, "config", None), "is_encoder_decoder", False))
         self.device = next(model.parameters()).device
         self.tokens = 0

@@ -13,7 +13,7 @@ from typing import Any, cast
 from peft import PeftModel
 
 from lora_drop.errors import UserError, counted, listed
-from lora_drop.pruning.adapters import Lora, bare, loras, unscorable
+from lora_drop.pruning.adapters import Lora, bare, loras, unscorable, unwrapped
 from lora_drop.pruning.places import all_places
 from lora_drop.pruning.selection import Selection
 
@@ -176,7 +176,8 @@ def _check_alike(found: Mapping[str, Lora], names: Sequence[str]) -> None:
 
 def remove(model: PeftModel, names: Sequence[str]) -> None:
     """Remove the active LoRA from these modules, so that the adapter is saved for the others only."""
-    found, configs = loras(model), cast(dict[str, Any], model.peft_config)
+    found, inner = loras(model), unwrapped(model)
+    configs = cast(dict[str, Any], inner.peft_config)
     for name in names:
         layer, config = found[name].layer, configs[found[name].adapter]
         _delete(layer, found[name].adapter)
@@ -184,7 +185,7 @@ def remove(model: PeftModel, names: Sequence[str]) -> None:
             bias = getattr(layer.base_layer, "bias", None)
             if config.bias == "lora_only" and bias is not None:  # it is trained and saved only beside a LoRA
                 bias.requires_grad_(False)
-            model.get_base_model().set_submodule(name, layer.base_layer)
+            inner.get_base_model().set_submodule(name, layer.base_layer)
     for adapter in {found[name].adapter for name in names}:
         configs[adapter].target_modules = _adapted(model, adapter)
 
