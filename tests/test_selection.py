@@ -2,6 +2,7 @@ import json
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -126,11 +127,28 @@ def test_it_survives_json():
         ([1, 2], {"budget": 2}, r"The budget must be in .* but is 2"),
         ([1, 2], {"budget": "half"}, r"The budget must be in .* but is 'half'"),
         ([1, 2], {"threshold": 0.9, "budget": 0.5}, "threshold and budget exclude each other"),
+        ([1, 2], {"threshold": True}, "The threshold must be in .* but is True"),
+        ([1, 2], {"share": "false"}, "share must be True or False, but is 'false'"),
+        ([1, 2], {"share": None}, "share must be True or False, but is None"),
     ],
 )
 def test_wrong_arguments(values, options, text):
     with pytest.raises(UserError, match=text):
         select(rows(query=values), **options)
+
+
+def test_numbers_of_other_libraries_are_saved_as_plain_ones(tmp_path):
+    scored = rows(query=[5, 4, 0.5, 0.5])
+    for given in ({"threshold": np.float32(0.5)}, {"threshold": 1}, {"budget": np.float64(0.5), "share": np.False_}):
+        selection = select(scored, **given)
+        selection.save(tmp_path / "selection.json")
+        assert Selection.load(tmp_path / "selection.json") == selection
+        assert (type(selection.threshold), type(selection.share)) == (float, bool)
+
+
+def test_scores_of_two_models_are_not_mixed():
+    with pytest.raises(UserError, match="two scores of query in layer 0. Give the scores of one model"):
+        select(rows(query=[1, 2]) + rows(query=[2, 1]))
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import math
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -239,8 +240,16 @@ def select(
     strange = [row for row in scored if not math.isfinite(row.importance)]
     if strange:
         raise UserError(f"The importance of {strange[0].name} is {strange[0].importance}: it must be a finite number.")
+    places = [(row.projection, row.layer) for row in scored]
+    twice = [place for place, other in pairwise(places) if place == other]
+    if twice:
+        projection, layer = twice[0]
+        raise UserError(f"There are two scores of {projection} in layer {layer}. Give the scores of one model.")
     if policy not in POLICIES:
         raise UserError(f"Unknown policy {policy!r}. Allowed: {', '.join(POLICIES)}")
+    if share not in (True, False):
+        raise UserError(f"share must be True or False, but is {share!r}.")
+    share = bool(share)  # a NumPy bool cannot be saved as JSON
     if budget is not None:
         if threshold is not None:
             raise UserError(
@@ -269,10 +278,10 @@ def _rows(scored: HasRows | Iterable[Scored]) -> list[Scored]:
 
 
 def _portion(name: str, value: float) -> float:
-    """Return a threshold or budget. Raise UserError unless it is a number in (0, 1]."""
-    if not isinstance(value, Real) or not 0 < value <= 1:
+    """Return a threshold or budget as a float. Raise UserError unless it is a number in (0, 1]."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < value <= 1:
         raise UserError(f"The {name} must be in (0, 1], a number, but is {value!r}.")
-    return value
+    return float(value)
 
 
 def _by_projection(scored: Iterable[Scored]) -> dict[str, dict[int, float]]:
