@@ -9,7 +9,9 @@ from typing import Any
 
 from torch import nn
 
+from lora_drop.errors import UserError
 from lora_drop.pruning import importance
+from lora_drop.pruning.criteria.base import Criterion
 from lora_drop.pruning.observation import a_batch
 from lora_drop.pruning.scores import Scores
 from lora_drop.registry import CRITERIA
@@ -19,7 +21,7 @@ def score(
     model: nn.Module,
     batches: Iterable[Mapping[str, Any]],
     *,
-    criterion: str = "output",
+    criterion: str | Criterion = "output",
     per_example: bool = False,
     progress: bool | Callable[[int], None] = True,
     seed: int = 0,
@@ -31,7 +33,7 @@ def score(
         batches: dicts of tensors as the model's forward takes them (`input_ids`, `attention_mask`, …), with `labels` if
             a decoder reads them, and for the criteria `gradient` and `fisher`. A DataLoader works.
         criterion: output (the paper's: ‖ΔW x‖²), output_relative, gradient, fisher, activation, weight, random, or one
-            added by a plugin or an installed package.
+            added by a plugin or an installed package; or a Criterion itself.
         per_example: True to also keep the value of each example, if the criterion is a mean over examples.
         progress: True to show a bar in a terminal or a notebook, or a function called with the number of examples seen.
         seed: seed of the criterion random.
@@ -45,12 +47,17 @@ def score(
     """
     from tqdm import tqdm
 
-    chosen = CRITERIA.get(criterion)
+    if not isinstance(model, nn.Module) or not isinstance(batches, Iterable):
+        raise UserError(
+            f"score needs a PEFT model and an iterable of batches, but was given a {type(model).__name__} and a "
+            f"{type(batches).__name__}."
+        )
+    chosen = criterion if isinstance(criterion, Criterion) else CRITERIA.get(criterion)
     told = progress if callable(progress) else None
     hidden = (
         bool(told) or not progress or (None if "ipykernel" not in sys.modules else False)
     )  # None hides the bar unless this is a terminal
-    bar = tqdm(batches, desc=f"scoring by {criterion}", unit="batch", disable=hidden, leave=False)
+    bar = tqdm(batches, desc=f"scoring by {chosen.name}", unit="batch", disable=hidden, leave=False)
     scores = importance.score(
         model, map(a_batch, bar), criterion=chosen, per_example=per_example, progress=told, seed=seed
     )

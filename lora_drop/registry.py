@@ -51,7 +51,7 @@ class Registry(Generic[T]):
         if name in self.installed:
             return self.installed[name].load()
         names = self.names()
-        raise UserError(f"Unknown {self.what} {name!r}.{closest(name, names)} Known: {', '.join(names)}")
+        raise UserError(f"Unknown {self.what} {name!r}.{closest(str(name), names)} Known: {', '.join(names)}")
 
     def add(self, name: str, thing: T) -> None:
         """Add an object. Raise UserError if the name is taken, as results must not depend on the order of plugins."""

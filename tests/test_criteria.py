@@ -1,13 +1,16 @@
 """Each criterion against its definition, written out in float64."""
 
+import numpy as np
 import pytest
 import torch
 from models import inputs, trained_lora
 from test_importance import split
 
+import lora_drop
 from lora_drop.errors import UserError
 from lora_drop.pruning.adapters import loras
 from lora_drop.pruning.criteria.activation import explained
+from lora_drop.pruning.criteria.base import Criterion, Measured
 from lora_drop.pruning.importance import score
 from lora_drop.pruning.selection import select
 from lora_drop.pruning.sharing import tie
@@ -228,6 +231,55 @@ def test_no_data_is_said(name):
     model, _ = trained_lora()
     with pytest.raises(UserError, match="no rows"):
         score(model, [], criterion=CRITERIA.get(name))
+
+
+BROKEN = {
+    "returned a dict": lambda given: dict.fromkeys(given.layers, 1.0),
+    "returned a NoneType": lambda given: None,
+    "gave .*layer.0.* no number but NoneType": lambda given: Measured({"x": 1.0}, 1),
+    "gave .*layer.0.* no number but Tensor": lambda given: Measured(dict.fromkeys(given.layers, torch.ones(2)), 1),
+    "has not counted them .* needs reads=False": lambda given: Measured(dict.fromkeys(given.layers, 1.0)),
+}
+
+
+@pytest.mark.parametrize("text", BROKEN)
+def test_a_mistake_in_a_criterion_is_said(text):
+    model, tokenizer = trained_lora()
+    with pytest.raises(UserError, match=f"criterion 'mine' {text}"):
+        lora_drop.score(model, [inputs(tokenizer)], criterion=Criterion("mine", "", BROKEN[text]))
+
+
+@pytest.mark.parametrize("number", [np.float32, torch.tensor])
+def test_a_criterion_may_return_numbers_of_other_libraries(number, tmp_path):
+    def measure(given):
+        return Measured({name: number(float(lora.up.norm())) for name, lora in given.layers.items()})
+
+    model, _ = trained_lora()
+    scores = lora_drop.score(model, [], criterion=Criterion("mine", "", measure, reads=False))
+    scores.save(tmp_path / "scores.json")
+    assert lora_drop.Scores.load(tmp_path / "scores.json") == scores
+    assert {type(row.score) for row in scores.rows} == {float}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (([], None), "a PEFT model and an iterable of batches, but was given a list and a NoneType"),
+        ((torch.nn.Linear(1, 1), 3), "given a Linear and a int"),
+    ],
+)
+def test_what_is_no_model_and_no_data_is_said(arguments, text):
+    with pytest.raises(UserError, match=text):
+        lora_drop.score(*arguments)
+
+
+def test_the_projection_that_was_not_trained_is_named():
+    model, tokenizer = trained_lora()
+    for name, parameter in model.named_parameters():
+        if "value.lora_B" in name:
+            parameter.data.zero_()
+    with pytest.raises(UserError, match="All scores of value are 0: the LoRA was not trained"):
+        score(model, [inputs(tokenizer)])
 
 
 def test_explained_variance_of_known_data():

@@ -29,6 +29,7 @@ from lora_drop.pruning.observation import Add, Layout, Observer, View, examples_
 from lora_drop.pruning.places import all_places
 from lora_drop.pruning.scores import Scores
 from lora_drop.pruning.selection import Scored, rescored
+from lora_drop.registry import CRITERIA
 
 
 @runtime_checkable
@@ -85,6 +86,11 @@ def score(
     """
     layers = numbered(model)
     measured = criterion.measure(Given(model, layers, batches, seed, per_example, progress, packing))
+    if not isinstance(measured, Measured):
+        raise UserError(
+            f"The criterion {criterion.name!r} returned a {type(measured).__name__}. Its function has to return a "
+            "Measured, with a number for each LoRA of given.layers."
+        )
     return _scores(model, layers, total(measured) if total else measured, criterion)
 
 
@@ -148,13 +154,30 @@ def _scores(model: nn.Module, layers: Mapping[str, Lora], measured: Measured, cr
     """Return the measured values as scores in model order, with their importances."""
     places = {place.name: place for place in all_places(model) if place.name in layers}
     if criterion.reads and measured.examples == 0:
-        raise UserError("There is nothing to score: the sample has no rows.")
+        if criterion.name in CRITERIA.own:
+            raise UserError("There is nothing to score: the sample has no rows.")
+        raise UserError(
+            f"The sample has no rows, or the criterion {criterion.name!r} has not counted them (Measured.examples). A "
+            "criterion that reads no rows needs reads=False."
+        )
     unscored = [
         Scored(name, place.projection, place.layer, 0.0, 0.0, layers[name].parameters) for name, place in places.items()
     ]
-    rows = tuple(rescored(unscored, [measured.values[name] for name in places]))
+    rows = tuple(rescored(unscored, [_value(criterion, measured, name) for name in places]))
     left_out = tuple(unscorable(model, layers))
     return Scores(rows, measured.examples, measured.tokens, measured.norms, left_out, criterion.name)
+
+
+def _value(criterion: Criterion, measured: Measured, name: str) -> float:
+    """Return the value of a LoRA. Raise UserError if the criterion has given it none, or no number."""
+    value = measured.values.get(name)
+    try:
+        return float(value)  # type: ignore[arg-type]  # a plugin may return anything
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"The criterion {criterion.name!r} gave {name} no number but {type(value).__name__}. Its Measured needs a "
+            "number for each LoRA, under the name that it has in given.layers."
+        ) from error
 
 
 def numbered(model: nn.Module) -> dict[str, Lora]:

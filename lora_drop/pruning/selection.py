@@ -159,19 +159,21 @@ class Selection:
         return selection_html(self)
 
 
-def normalise(scores: Mapping[int, float]) -> dict[int, float]:
-    """Return I_i = g_i / Σ g for the layers of one projection (paper eq. 4).
+def normalise(scores: Mapping[int, float], projection: str = "") -> dict[int, float]:
+    """Return I_i = g_i / Σ g for the layers of one projection (paper eq. 4), which messages name.
 
     Raise UserError if a score is negative or not finite, or if all are zero (a LoRA that was never trained has B = 0).
     """
+    of = f" of {projection}" if projection else ""
     wrong = {layer: score for layer, score in scores.items() if not (math.isfinite(score) and score >= 0)}
     if wrong:
         raise UserError(
-            f"Scores must be finite and ≥ 0, but are {wrong} (layer: score). Did the warm-up diverge? Lower its learning rate."
+            f"Scores{of} must be finite and ≥ 0, but are {wrong} (layer: score). Did the warm-up diverge? Lower its "
+            "learning rate."
         )
     total = math.fsum(scores.values())
     if total == 0:
-        raise UserError("All scores are 0: the LoRA was not trained (B is still zero). Warm it up before scoring.")
+        raise UserError(f"All scores{of} are 0: the LoRA was not trained (B is still zero). Warm it up before scoring.")
     return {layer: score / total for layer, score in scores.items()}
 
 
@@ -180,7 +182,7 @@ def rescored(scored: Sequence[Scored], scores: Sequence[float]) -> list[Scored]:
     layers: dict[str, dict[int, float]] = {}
     for row, score in zip(scored, scores, strict=True):
         layers.setdefault(row.projection, {})[row.layer] = score
-    shares = {projection: normalise(by_layer) for projection, by_layer in layers.items()}
+    shares = {projection: normalise(by_layer, projection) for projection, by_layer in layers.items()}
     return [
         replace(row, score=score, importance=shares[row.projection][row.layer])
         for row, score in zip(scored, scores, strict=True)

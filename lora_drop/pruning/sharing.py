@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from peft import PeftModel
+from torch import nn
 
 from lora_drop.errors import UserError, counted, listed
 from lora_drop.pruning.adapters import Lora, bare, loras, unscorable, unwrapped
@@ -37,6 +38,8 @@ def share(model: PeftModel, selection: Selection) -> PeftModel:
             (`alpha_pattern`), if layers already share that should not, or if the adapter cannot be shared (see
             `adapters.loras`). The model is then unchanged.
     """
+    if not isinstance(model, nn.Module):
+        raise UserError(f"share needs a PEFT model, but was given a {type(model).__name__}.")
     if not isinstance(selection, Selection):
         raise UserError(
             f"share needs the Selection that lora_drop.select returns, but was given a {type(selection).__name__}. Make one: "
