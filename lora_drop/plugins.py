@@ -11,6 +11,7 @@ from typing import Any
 
 from lora_drop.errors import UserError
 from lora_drop.faults import foreign
+from lora_drop.interruption import Stopped
 from lora_drop.registry import BACKBONES, CRITERIA, FIGURES, METHODS, TASKS, Registry
 
 KINDS: tuple[tuple[Registry[Any], str, str], ...] = (
@@ -39,7 +40,12 @@ def load_plugin(path: str | Path) -> None:
     module = importlib.util.module_from_spec(specification)
     sys.modules[module.__name__] = module  # dataclasses look up their annotations there
     with foreign(f"The plugin {path} cannot be loaded"):
-        specification.loader.exec_module(module)
+        try:
+            specification.loader.exec_module(module)
+        except Stopped:
+            raise
+        except SystemExit as error:  # a script that ends with sys.exit(main())
+            raise UserError(f"The plugin {path} calls sys.exit when it is loaded. Move that under __main__.") from error
     found = list(_things(module))
     if not found:
         raise UserError(f"The plugin {path} defines no {', '.join(name for _, _, name in KINDS)} at its top level.")

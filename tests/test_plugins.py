@@ -258,6 +258,7 @@ def test_an_installed_package_adds_to_a_registry(tmp_path, monkeypatch):
         (None, "is not a Python file"),
         ("import no_such_module", "cannot be loaded: No module named 'no_such_module'"),
         ("def f(:", "cannot be loaded: invalid syntax"),
+        ("import sys; sys.exit(0)", "calls sys.exit when it is loaded"),
     ],
 )
 def test_what_is_no_plugin_is_said(content, text, tmp_path, registries):
