@@ -280,7 +280,7 @@ def test_layers_that_share_already_are_not_shared_otherwise():
 
 
 @pytest.mark.parametrize(
-    ("option", "what"), [("rank_pattern", "widths"), ("alpha_pattern", r"scalings \(alpha / rank\)")]
+    ("option", "what"), [("rank_pattern", "ranks"), ("alpha_pattern", r"scalings \(alpha / rank\)")]
 )
 def test_nothing_is_shared_if_a_projection_cannot_be(option, what):
     uneven = {"layer.3.attention.self.value": 2, "layer.2.attention.self.value": 4}

@@ -34,8 +34,8 @@ def share(model: PeftModel, selection: Selection) -> PeftModel:
 
     Raises:
         UserError: if a layer of the selection has no LoRA, if a layer that was not scored has one, if the LoRAs have
-            another rank than those that were scored, if layers that should share have different widths or scalings
-            (`alpha_pattern`), if layers already share that should not, or if the adapter cannot be shared (see
+            another rank than those that were scored, if layers that should share have different ranks, widths or
+            scalings (`rank_pattern`, `alpha_pattern`), if layers already share that should not, or if the adapter cannot be shared (see
             `adapters.loras`). The model is then unchanged.
     """
     if not isinstance(model, nn.Module):
@@ -167,6 +167,7 @@ def _check_alike(found: Mapping[str, Lora], names: Sequence[str]) -> None:
     for name in names[1:]:
         first, other = found[names[0]], found[name]
         alike = {
+            "ranks": first.rank == other.rank,
             "widths": first.down.shape == other.down.shape and first.up.shape == other.up.shape,
             "scalings (alpha / rank)": first.scaling == other.scaling,
         }
