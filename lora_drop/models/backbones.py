@@ -191,7 +191,10 @@ def resolve_device(name: str) -> torch.device:
     available = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     if name == "auto":
         return torch.device(available)
-    device = torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"There is no device {name!r}. Use --device {available}, or --device auto.") from error
     if device.type not in ("cpu", available):
         raise UserError(f"Device {name} is not available here. Use --device {available}, or --device auto.")
     return device
