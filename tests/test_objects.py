@@ -1,5 +1,6 @@
 """Scores and Selection as objects: shown, kept, turned into PEFT's configuration."""
 
+import json
 import re
 import sys
 from html.parser import HTMLParser
@@ -11,7 +12,7 @@ from peft import LoraConfig, get_peft_model
 import lora_drop
 from lora_drop.errors import UserError
 from lora_drop.pruning.adapters import loras
-from lora_drop.pruning.selection import Layers, Selection
+from lora_drop.pruning.selection import Layers, Selection, read_scores
 from lora_drop.pruning.sharing import ties
 
 
@@ -57,6 +58,36 @@ def test_a_selection_is_kept_and_read_back(scores, tmp_path):
     with pytest.raises(UserError, match="does not hold a selection"):
         scores.save(tmp_path / "scores.json")
         lora_drop.Selection.load(tmp_path / "scores.json")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("layer", "0"), ("score", None), ("importance", "1"), ("parameters", 1.5), ("layer", True)]
+)
+def test_scores_with_a_value_of_another_kind_are_refused(scores, tmp_path, key, value):
+    scores.save(tmp_path / "scores.json")
+    content = json.loads((tmp_path / "scores.json").read_text())
+    content["modules"][0][key] = value
+    (tmp_path / "scores.json").write_text(json.dumps(content))
+    for load in (lora_drop.Scores.load, read_scores):
+        with pytest.raises(UserError, match=f"does not hold scores .*{key} is {value!r}"):
+            load(tmp_path / "scores.json")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("share", "false"),
+        ("trainable_parameters", "9"),
+        ("threshold", None),
+        ("projections", {"query": {"retained": "0", "shared": [], "coverage": 1.0}}),
+        ("projections", {"query": {"retained": [0.0], "shared": [], "coverage": 1.0}}),
+    ],
+)
+def test_a_selection_with_a_value_of_another_kind_is_refused(scores, tmp_path, key, value):
+    content = {**lora_drop.select(scores, 0.5).to_json(), key: value}
+    (tmp_path / "selection.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"does not hold a selection \(TypeError: "):
+        Selection.load(tmp_path / "selection.json")
 
 
 def test_frames_hold_a_row_per_layer(scores):

@@ -91,7 +91,12 @@ class Selection:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Selection:
-        """Return the selection that `to_json` wrote."""
+        """Return the selection that `to_json` wrote. Raise KeyError or TypeError if it is malformed."""
+        _check_kinds(content, {"policy": str, "threshold": Real, "share": bool, "trainable_parameters": int})
+        for layers in content["projections"].values():
+            _check_kinds(layers, {"retained": Sequence, "shared": Sequence, "coverage": Real})
+            for layer in (*layers["retained"], *layers["shared"]):
+                _check_kinds({"layer": layer}, {"layer": int})
         projections = {
             name: Layers(tuple(layers["retained"]), tuple(layers["shared"]), layers["coverage"])
             for name, layers in content["projections"].items()
@@ -199,7 +204,19 @@ class HasRows(Protocol):
 
 def scored_rows(content: Any) -> list[Scored]:
     """Return the rows in the content of a `scores.json`. Raise KeyError or TypeError if it is malformed."""
-    return [Scored(**row) for row in content["modules"]]
+    rows = [Scored(**row) for row in content["modules"]]
+    kinds = {"name": str, "projection": str, "layer": int, "score": Real, "importance": Real, "parameters": int}
+    for row in rows:
+        _check_kinds(vars(row), kinds)
+    return rows
+
+
+def _check_kinds(content: Mapping[str, Any], kinds: Mapping[str, type]) -> None:
+    """Raise TypeError unless the content of a JSON file has values of these types (a bool is no number)."""
+    for key, kind in kinds.items():
+        value = content[key]
+        if not isinstance(value, kind) or isinstance(value, bool) is not (kind is bool):
+            raise TypeError(f"{key} is {value!r}")
 
 
 def read_scores(path: Path) -> list[Scored]:
