@@ -99,5 +99,5 @@ def test_a_device_that_is_not_there():
         pytest.skip("there is a GPU")
     with pytest.raises(UserError, match="Device cuda is not available"):
         resolve_device("cuda")
-    with pytest.raises(UserError, match="There is no device 'gpu'. Use --device cpu"):
+    with pytest.raises(UserError, match=r"There is no device 'gpu'\. Use --device cpu"):
         resolve_device("gpu")

@@ -139,15 +139,15 @@ def test_wrong_arguments(values, options, text):
 
 def test_numbers_of_other_libraries_are_saved_as_plain_ones(tmp_path):
     scored = rows(query=[5, 4, 0.5, 0.5])
-    for given in ({"threshold": np.float32(0.5)}, {"threshold": 1}, {"budget": np.float64(0.5), "share": np.False_}):
-        selection = select(scored, **given)
+    for options in ({"threshold": np.float32(0.5)}, {"threshold": 1}, {"budget": np.float64(0.5), "share": np.False_}):
+        selection = select(scored, **options)
         selection.save(tmp_path / "selection.json")
         assert Selection.load(tmp_path / "selection.json") == selection
         assert (type(selection.threshold), type(selection.share)) == (float, bool)
 
 
 def test_scores_of_two_models_are_not_mixed():
-    with pytest.raises(UserError, match="two scores of query in layer 0. Give the scores of one model"):
+    with pytest.raises(UserError, match=r"two scores of query in layer 0\. Give the scores of one model"):
         select(rows(query=[1, 2]) + rows(query=[2, 1]))
 
 
