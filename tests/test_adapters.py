@@ -323,6 +323,7 @@ def test_new_tokens_are_no_rival_of_a_lora():
         ([tuple(batch().values())], "is tuple"),
         ([{}], "is a dict without"),
         ([{"input_ids": [[5]]}], "is a dict without"),
+        ([{"text": ["good"], "labels": torch.tensor([1])}], "is a dict without tensors of inputs"),
     ],
 )
 def test_what_is_no_batch_is_said(batches, what, criterion):

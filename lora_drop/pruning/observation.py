@@ -219,8 +219,8 @@ def _is_compiled(module: nn.Module) -> bool:
 
 def a_batch(batch: Any) -> Mapping[str, Any]:
     """Return the batch. Raise UserError unless it maps argument names of a model's forward to tensors."""
-    if not isinstance(batch, Mapping) or not any(map(_rows, batch.values())):
-        what = "a dict without tensors" if isinstance(batch, Mapping) else type(batch).__name__
+    if not isinstance(batch, Mapping) or not any(_rows(value) for key, value in batch.items() if key != "labels"):
+        what = "a dict without tensors of inputs" if isinstance(batch, Mapping) else type(batch).__name__
         raise UserError(
             f"A batch is {what}. Give an iterable of batches (a list, a DataLoader), each a dict of the tensors that the model's "
             "forward takes: input_ids, attention_mask, …"
