@@ -238,7 +238,7 @@ BROKEN = {
     "returned a NoneType": lambda given: None,
     "gave .*layer.0.* no number but NoneType": lambda given: Measured({"x": 1.0}, 1),
     "gave .*layer.0.* no number but Tensor": lambda given: Measured(dict.fromkeys(given.layers, torch.ones(2)), 1),
-    "has not counted them .* needs reads=False": lambda given: Measured(dict.fromkeys(given.layers, 1.0)),
+    "has not counted the rows .* needs reads=False": lambda given: Measured(dict.fromkeys(given.layers, 1.0)),
 }
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -29,7 +30,6 @@ from lora_drop.pruning.observation import Add, Layout, Observer, View, examples_
 from lora_drop.pruning.places import all_places
 from lora_drop.pruning.scores import Scores
 from lora_drop.pruning.selection import Scored, rescored
-from lora_drop.registry import CRITERIA
 
 
 @runtime_checkable
@@ -154,11 +154,11 @@ def _scores(model: nn.Module, layers: Mapping[str, Lora], measured: Measured, cr
     """Return the measured values as scores in model order, with their importances."""
     places = {place.name: place for place in all_places(model) if place.name in layers}
     if criterion.reads and measured.examples == 0:
-        if criterion.name in CRITERIA.own:
+        if not any(isinstance(value, Real) and value for value in measured.values.values()):
             raise UserError("There is nothing to score: the sample has no rows.")
         raise UserError(
-            f"The sample has no rows, or the criterion {criterion.name!r} has not counted them (Measured.examples). A "
-            "criterion that reads no rows needs reads=False."
+            f"The criterion {criterion.name!r} has not counted the rows that it read (Measured.examples). One that reads "
+            "no rows needs reads=False."
         )
     unscored = [
         Scored(name, place.projection, place.layer, 0.0, 0.0, layers[name].parameters) for name, place in places.items()
