@@ -1,5 +1,7 @@
 """Importance of the layers on every task, averaged over seeds: one row of cells per task, one block per projection.
 
+Blocks stand side by side, those of a deep model one below the other.
+
 The number in a cell counts the seeds in which LoRA-drop retains the layer. It is taken from the experiment's LoRA-drop
 row with the most runs. The colours show the warm-ups of that row where it has any.
 """
@@ -20,6 +22,10 @@ from lora_drop.experiments.table import Table
 from lora_drop.pruning.picture import plain
 
 
+SIDE_BY_SIDE = 16
+"""Most layers of which blocks stand side by side."""
+
+
 def draw(table: Table, records: list[Record]) -> Drawing:
     """Draw each warm-up once: rows that only select differently share it."""
     by_task = warm_ups_by_task(table)
@@ -27,11 +33,13 @@ def draw(table: Table, records: list[Record]) -> Drawing:
     cells = {name: _means(list(by_task.values()), name) for name in projections}
     layers = max(block.shape[1] for block in cells.values())
     width, height = 0.42 * layers + 1.6, max(0.42 * len(by_task) + 0.9, 1.6)
-    figure, axes = panels(1, len(projections), width=width, height=height, sharey=True)
+    shape = (1, len(projections)) if layers <= SIDE_BY_SIDE else (len(projections), 1)
+    figure, grid = panels(*shape, width=width, height=height, sharey=True)
+    axes = grid.flatten()
     row = row_of_choices(table)
     chosen = [record for record in records if row and record.row == row.name]
     darkest = max(np.nanmax(block) for block in cells.values())
-    for axis, name in zip(axes[0], projections, strict=True):
+    for axis, name in zip(axes, projections, strict=True):
         image = axis.imshow(cells[name], cmap="Blues", vmin=0, vmax=darkest, aspect="auto")
         for down, (title, values) in enumerate(zip(by_task, cells[name], strict=True)):
             _count(axis, down, [record for record in chosen if record.task_title == title], name, values / darkest)
@@ -41,10 +49,11 @@ def draw(table: Table, records: list[Record]) -> Drawing:
         axis.tick_params(length=0)
         axis.spines[:].set_visible(False)
     names = [f"{plain(title)} ({len(mine)})" for title, mine in by_task.items()]
-    axes[0][0].set_yticks(range(len(names)), names, fontsize=9)
+    for axis in grid[:, 0]:
+        axis.set_yticks(range(len(names)), names, fontsize=9)
     if row:
         figure.supxlabel(f"numbers: seeds in which {plain(row.title)} retains the layer", fontsize=8)
-    figure.colorbar(image, ax=list(axes[0]), label="importance", pad=0.01)
+    figure.colorbar(image, ax=list(axes), label="importance", pad=0.01)
     return figure
 
 
