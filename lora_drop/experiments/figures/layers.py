@@ -21,7 +21,6 @@ from lora_drop.experiments.records import Record
 from lora_drop.experiments.table import Table
 from lora_drop.pruning.picture import plain
 
-
 SIDE_BY_SIDE = 16
 """Most layers of which blocks stand side by side."""
 
