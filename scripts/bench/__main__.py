@@ -87,7 +87,8 @@ def _show(result: dict[str, Any]) -> None:
                 f"note: {name}: others kept cores busy in {len(rounds['noisy_rounds'])} of {len(rounds['load'])} rounds"
             )
         for variant, computed in part.get("computed", {}).items():
-            if not variant.startswith(("stock", "grouped")) and not computed.startswith("packed"):
+            slower = not computed.startswith("packed") or "not recorded" in computed
+            if slower and not variant.startswith(("stock", "grouped")):
                 out.print(f"note: {name}, {variant}: {computed}", soft_wrap=True)
     out.print(f"\nFile: {result['file']}", soft_wrap=True)
 
