@@ -10,7 +10,8 @@ from safetensors.torch import save_file
 from lora_drop.config.identity import to_yaml
 from lora_drop.config.schema import Config, MethodConfig
 from lora_drop.files import read_json, write_json, write_text
-from lora_drop.pruning.selection import Scored, normalise, rule_of, select
+from lora_drop.pruning.scores import Scored, Scores, normalise
+from lora_drop.pruning.selection import rule_of, select
 
 WIDTHS = {"query": (32, 32), "value": (32, 48)}
 HEAD = {"base_model.model.classifier.weight": (2, 32), "base_model.model.classifier.bias": (2,)}
@@ -58,9 +59,9 @@ def write_run(folder: Path, rows=None, seed: int = 0, score: float | None = 0.9,
         rows = rows or scores(seed=seed)
         chosen = select(rows, **rule_of(asdict(settings)), seed=seed)
         parameters = chosen.trainable_parameters
-        write_json(folder / "scores.json", {"modules": [asdict(row) for row in rows]})
-        write_json(folder / "selection.json", chosen.to_json())
         (folder / "warmup").mkdir(parents=True, exist_ok=True)
+        Scores(tuple(rows), 90, 900).save(folder / "scores.json")
+        write_json(folder / "selection.json", chosen.to_json())
         write_json(folder / "warmup" / "losses.json", {"losses": list(losses) or [1 - 0.01 * n for n in range(40)]})
         tensors = {name: tensor for row in rows for name, tensor in pair(row).items()} | head()
         save_file(tensors, folder / "warmup" / "adapter_model.safetensors", metadata={"format": "pt"})

@@ -16,7 +16,8 @@ from lora_drop.methods.base import trainable
 from lora_drop.models.backbones import load_model, load_tokenizer, locate
 from lora_drop.pruning import importance
 from lora_drop.pruning.places import find_places
-from lora_drop.pruning.selection import Scored, select
+from lora_drop.pruning.scores import Scored
+from lora_drop.pruning.selection import select
 from lora_drop.pruning.sharing import ties
 from lora_drop.registry import METHODS, TASKS
 

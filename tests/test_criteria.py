@@ -233,6 +233,23 @@ def test_no_data_is_said(name):
         score(model, [], criterion=CRITERIA.get(name))
 
 
+@pytest.mark.parametrize("name", ["output", "output_relative", "activation"])
+def test_padding_alone_is_no_data(name):
+    model, tokenizer = trained_lora()
+    batch = inputs(tokenizer)
+    with pytest.raises(UserError, match="attention_mask is 0 at every token"):
+        score(model, [{**batch, "attention_mask": batch["attention_mask"] * 0}], criterion=CRITERIA.get(name))
+
+
+@pytest.mark.parametrize("name", [name for name in CRITERIA.own if CRITERIA.get(name).reads])
+def test_the_caller_may_be_in_inference_mode(name):
+    model, tokenizer = trained_lora()
+    expected = score(model, [labelled(tokenizer)], criterion=CRITERIA.get(name))
+    with torch.inference_mode():
+        copies = {key: value.clone() for key, value in labelled(tokenizer).items()}
+        assert score(model, [copies], criterion=CRITERIA.get(name)) == expected
+
+
 BROKEN = {
     "returned a dict": lambda given: dict.fromkeys(given.layers, 1.0),
     "returned a NoneType": lambda given: None,

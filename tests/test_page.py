@@ -16,7 +16,8 @@ from safetensors.torch import load, save
 from lora_drop.cli import app as cli
 from lora_drop.files import read_json, write_json
 from lora_drop.pruning.agreement import agreement
-from lora_drop.pruning.selection import Scored, read_scores, select
+from lora_drop.pruning.scores import Scored, Scores
+from lora_drop.pruning.selection import select
 from lora_drop.registry import CRITERIA, METHODS, TITLES
 from lora_drop.report.charts import pareto
 from lora_drop.report.criteria import side_by_side
@@ -82,7 +83,7 @@ class Structure(HTMLParser):
 )
 def test_the_slider_selects_as_stage_3_does_at_a_hundred_thresholds(method, tmp_path):
     run = write_run(tmp_path / "run", scores(17, seed=3, projections=("value", "query")), seed=3, **method)
-    rows = read_scores(run / "scores.json")
+    rows = Scores.load(run / "scores.json").rows
     thresholds = [round(0.01 * number, 2) for number in range(1, 101)]
     page = render([read_facts(run)]).replace(
         "</body>", DRIVER.replace("THRESHOLDS", json.dumps(thresholds)) + "</body>"
@@ -264,7 +265,7 @@ def test_criteria_stand_side_by_side(tmp_path):
     told = text_of(page)
     assert Structure(page) and "Criteria side by side" in told
     assert f"{of_pair['value', 'output', 'gradient']:+.2f}" in told
-    write_json(run / "scores.json", {"modules": [asdict(row) for row in scores(seed=9)]})  # scored again since
+    Scores(tuple(scores(seed=9)), 90, 900).save(run / "scores.json")  # scored again since
     assert "Criteria side by side" not in text_of(render([read_facts(run)]))
 
 

@@ -9,7 +9,8 @@ from matplotlib.patches import Rectangle
 from run_folders import scores
 
 from lora_drop.pruning.picture import importance_figure, save_figure
-from lora_drop.pruning.selection import Scored, select
+from lora_drop.pruning.scores import Scored
+from lora_drop.pruning.selection import select
 
 
 def many(projections: int, layers: int) -> list[Scored]:

@@ -8,7 +8,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from lora_drop.errors import UserError
-from lora_drop.pruning.selection import Scored, Selection, normalise, rule_of, select
+from lora_drop.pruning.scores import Scored, normalise
+from lora_drop.pruning.selection import Selection, rule_of, select
 
 SIZE = 100
 

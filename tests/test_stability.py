@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lora_drop.errors import UserError
-from lora_drop.pruning.selection import Scored, rescored
+from lora_drop.pruning.scores import Scored, rescored
 from lora_drop.pruning.stability import bootstrap
 
 NAMES = [("query", 0), ("query", 1), ("query", 2)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ from lora_drop.config.schema import Config
 from lora_drop.files import read_json
 from lora_drop.interruption import at_once
 from lora_drop.progress import Reporter
-from lora_drop.pruning.selection import Scored, Selection, read_scores
+from lora_drop.pruning.scores import Scored, Scores
+from lora_drop.pruning.selection import Selection
 from lora_drop.registry import METHODS, needs_selection
 from lora_drop.runs.job import Job
 from lora_drop.runs.pipeline import check, perform_all, perform_one, plan, stage_of
@@ -24,7 +26,7 @@ from lora_drop.runs.store import Run
 class Summary:
     """The summary that is printed when the work is done."""
 
-    scored: list[Scored] = field(default_factory=list)
+    scored: Sequence[Scored] = ()
     selection: Selection | None = None
     stability: list[dict[str, Any]] = field(default_factory=list)
     """Rows of `stability.json`, if the importances were bootstrapped."""
@@ -116,21 +118,21 @@ def _profile(run: Run, summary: Summary, stages: list[str]) -> None:
     scored_last = stages[-1] == "score"
     if _whole(run, "select") and _whole(run, "score") and not scored_last:
         summary.selection = Selection.load(run.file("selection.json"))
-        summary.remarks += _plain(summary.selection, read_scores(run.file("scores.json")))
+        summary.remarks += _plain(summary.selection, Scores.load(run.file("scores.json")).rows)
     # after `select` alone, the bootstrap may still be that of another threshold
     stability = run.file("stability.json")
     bootstrapped = run.config.score.bootstrap and (scored_last or stages == ["all"]) and _whole(run, "stability")
     if bootstrapped:
         summary.stability = read_json(stability)["modules"]
     if summary.selection or scored_last:
-        summary.scored = read_scores(run.file("scores.json"))
+        summary.scored = Scores.load(run.file("scores.json")).rows
 
 
 def _whole(run: Run, stage: str) -> bool:
     return run.whole(stage, BY_NAME[stage].outputs)
 
 
-def _plain(selection: Selection, scored: list[Scored]) -> list[str]:
+def _plain(selection: Selection, scored: Sequence[Scored]) -> list[str]:
     """Return a remark if nothing was dropped."""
     if selection.trainable_parameters < sum(row.parameters for row in scored):
         return []

@@ -28,8 +28,7 @@ from lora_drop.pruning.criteria.base import Criterion, Given, Measured
 from lora_drop.pruning.criteria.output import CRITERION as OUTPUT
 from lora_drop.pruning.observation import Add, Layout, Observer, View, examples_in
 from lora_drop.pruning.places import all_places
-from lora_drop.pruning.scores import Scores
-from lora_drop.pruning.selection import Scored, rescored
+from lora_drop.pruning.scores import Scored, Scores, rescored
 
 
 @runtime_checkable
@@ -126,7 +125,7 @@ def observe(
 ) -> tuple[int, int]:
     """Run the model once over the data, without gradients, and call `end()` after each batch; see `Observer`.
 
-    Return the number of examples and the number of real tokens.
+    Return the number of examples and the number of real tokens. Raise UserError if all tokens are padding.
     """
     examples = tokens = 0
     with Observer(given.model, given.layers, add, view, by_example) as observer, torch.no_grad():
@@ -139,6 +138,8 @@ def observe(
             tokens += observer.tokens
             if given.progress:
                 given.progress(examples)
+    if examples and not tokens:
+        raise UserError("There is nothing to score: attention_mask is 0 at every token of the sample.")
     return examples, tokens
 
 

@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from lora_drop.pruning.selection import Scored, Selection, select
+from lora_drop.pruning.scores import Scored
+from lora_drop.pruning.selection import Selection, select
 
 RETAINED: dict[str, Any] = {"color": "#1f4e79"}
 SHARED: dict[str, Any] = {"color": "#d9b38c", "hatch": "///", "edgecolor": "white"}

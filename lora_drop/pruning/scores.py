@@ -1,15 +1,17 @@
-"""The result of stage 2 as an object: the importance of every LoRA. Notebooks display it as a table."""
+"""The result of stage 2: the score and importance of every LoRA (paper eq. 3 and 4), without tensors."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 from lora_drop.errors import UserError, listed
 from lora_drop.pruning.criteria.base import PAPER
-from lora_drop.pruning.selection import Scored, scored_rows
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -17,8 +19,24 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Scored:
+    """One LoRA and its score: a row of `scores.json`.
+
+    `score` is g_i, the mean over the sample of ‖ΔW_i x_i‖²; `importance` is I_i = g_i / Σ g over the layers of the same
+    projection (paper eq. 3 and 4); `parameters` is the size of the pair A, B.
+    """
+
+    name: str
+    projection: str
+    layer: int
+    score: float
+    importance: float
+    parameters: int
+
+
+@dataclass(frozen=True)
 class Scores:
-    """The importance of every LoRA; `rows` in model order."""
+    """The importance of every LoRA; `rows` in model order. Notebooks display it as a table."""
 
     rows: tuple[Scored, ...]
     examples: int
@@ -70,13 +88,69 @@ class Scores:
         """Read scores written by `save`, or a run's `scores.json`. Raise UserError if the file holds no scores."""
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
-            rows = tuple(scored_rows(content))
             left_out, name = tuple(content.get("left_out", ())), content.get("criterion", PAPER)
-            return cls(rows, content["examples"], content["tokens"], content.get("norms"), left_out, name)
+            return cls(_rows(content), content["examples"], content["tokens"], content.get("norms"), left_out, name)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise UserError(f"{path} does not hold scores ({type(error).__name__}: {error}).") from error
+            raise UserError(
+                f"{path} does not hold scores ({type(error).__name__}: {error}). Make a run's again with: lora-drop score --force"
+            ) from error
 
     def _repr_html_(self) -> str:
         from lora_drop.pruning.notebook import scores_html
 
         return scores_html(self)
+
+
+class HasRows(Protocol):
+    """An object with `rows`, one per LoRA, such as `lora_drop.score` returns."""
+
+    @property
+    def rows(self) -> Sequence[Scored]:
+        """Every LoRA with its importance."""
+
+
+def normalise(scores: Mapping[int, float], projection: str = "") -> dict[int, float]:
+    """Return I_i = g_i / Σ g for the layers of one projection (paper eq. 4), which messages name.
+
+    Raise UserError if a score is negative or not finite, or if all are zero (a LoRA that was never trained has B = 0).
+    """
+    of = f" of {projection}" if projection else ""
+    wrong = {layer: score for layer, score in scores.items() if not (math.isfinite(score) and score >= 0)}
+    if wrong:
+        raise UserError(
+            f"Scores{of} must be finite and ≥ 0, but are {wrong} (layer: score). Did the warm-up diverge? Lower its "
+            "learning rate."
+        )
+    total = math.fsum(scores.values())
+    if total == 0:
+        raise UserError(f"All scores{of} are 0: the LoRA was not trained (B is still zero). Warm it up before scoring.")
+    return {layer: score / total for layer, score in scores.items()}
+
+
+def rescored(scored: Sequence[Scored], scores: Sequence[float]) -> list[Scored]:
+    """Return the rows with new scores and the importances that follow from them."""
+    layers: dict[str, dict[int, float]] = {}
+    for row, score in zip(scored, scores, strict=True):
+        layers.setdefault(row.projection, {})[row.layer] = score
+    shares = {projection: normalise(by_layer, projection) for projection, by_layer in layers.items()}
+    return [
+        replace(row, score=score, importance=shares[row.projection][row.layer])
+        for row, score in zip(scored, scores, strict=True)
+    ]
+
+
+def _rows(content: Any) -> tuple[Scored, ...]:
+    """Return the rows in the content of a `scores.json`. Raise KeyError or TypeError if it is malformed."""
+    rows = tuple(Scored(**row) for row in content["modules"])
+    kinds = {"name": str, "projection": str, "layer": int, "score": Real, "importance": Real, "parameters": int}
+    for row in rows:
+        check_kinds(vars(row), kinds)
+    return rows
+
+
+def check_kinds(content: Mapping[str, Any], kinds: Mapping[str, type]) -> None:
+    """Raise TypeError unless the content of a JSON file has values of these types (a bool is no number)."""
+    for key, kind in kinds.items():
+        value = content[key]
+        if not isinstance(value, kind) or isinstance(value, bool) is not (kind is bool):
+            raise TypeError(f"{key} is {value!r}")

@@ -10,13 +10,14 @@ import json
 import math
 import random
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from lora_drop.errors import UserError
+from lora_drop.pruning.scores import HasRows, Scored, check_kinds
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,22 +37,6 @@ def rule_of(method: Mapping[str, Any]) -> dict[str, Any]:
     """Return the rule in the section `method` of a configuration, whose budget overrides its threshold, for `select`."""
     rule = {key: method[key] for key in RULE if key in method}
     return rule if rule.get("budget") is None else {**rule, "threshold": None}
-
-
-@dataclass(frozen=True)
-class Scored:
-    """One LoRA and its score: a row of `scores.json`.
-
-    `score` is g_i, the mean over the sample of ‖ΔW_i x_i‖²; `importance` is I_i = g_i / Σ g over the layers of the same
-    projection (paper eq. 3 and 4); `parameters` is the size of the pair A, B.
-    """
-
-    name: str
-    projection: str
-    layer: int
-    score: float
-    importance: float
-    parameters: int
 
 
 @dataclass(frozen=True)
@@ -92,11 +77,11 @@ class Selection:
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Selection:
         """Return the selection that `to_json` wrote. Raise KeyError or TypeError if it is malformed."""
-        _check_kinds(content, {"policy": str, "threshold": Real, "share": bool, "trainable_parameters": int})
+        check_kinds(content, {"policy": str, "threshold": Real, "share": bool, "trainable_parameters": int})
         for layers in content["projections"].values():
-            _check_kinds(layers, {"retained": Sequence, "shared": Sequence, "coverage": Real})
+            check_kinds(layers, {"retained": Sequence, "shared": Sequence, "coverage": Real})
             for layer in (*layers["retained"], *layers["shared"]):
-                _check_kinds({"layer": layer}, {"layer": int})
+                check_kinds({"layer": layer}, {"layer": int})
         projections = {
             name: Layers(tuple(layers["retained"]), tuple(layers["shared"]), layers["coverage"])
             for name, layers in content["projections"].items()
@@ -162,71 +147,6 @@ class Selection:
         from lora_drop.pruning.notebook import selection_html
 
         return selection_html(self)
-
-
-def normalise(scores: Mapping[int, float], projection: str = "") -> dict[int, float]:
-    """Return I_i = g_i / Σ g for the layers of one projection (paper eq. 4), which messages name.
-
-    Raise UserError if a score is negative or not finite, or if all are zero (a LoRA that was never trained has B = 0).
-    """
-    of = f" of {projection}" if projection else ""
-    wrong = {layer: score for layer, score in scores.items() if not (math.isfinite(score) and score >= 0)}
-    if wrong:
-        raise UserError(
-            f"Scores{of} must be finite and ≥ 0, but are {wrong} (layer: score). Did the warm-up diverge? Lower its "
-            "learning rate."
-        )
-    total = math.fsum(scores.values())
-    if total == 0:
-        raise UserError(f"All scores{of} are 0: the LoRA was not trained (B is still zero). Warm it up before scoring.")
-    return {layer: score / total for layer, score in scores.items()}
-
-
-def rescored(scored: Sequence[Scored], scores: Sequence[float]) -> list[Scored]:
-    """Return the rows with new scores and the importances that follow from them."""
-    layers: dict[str, dict[int, float]] = {}
-    for row, score in zip(scored, scores, strict=True):
-        layers.setdefault(row.projection, {})[row.layer] = score
-    shares = {projection: normalise(by_layer, projection) for projection, by_layer in layers.items()}
-    return [
-        replace(row, score=score, importance=shares[row.projection][row.layer])
-        for row, score in zip(scored, scores, strict=True)
-    ]
-
-
-class HasRows(Protocol):
-    """An object with `rows`, one per LoRA, such as `lora_drop.score` returns."""
-
-    @property
-    def rows(self) -> Sequence[Scored]:
-        """Every LoRA with its importance."""
-
-
-def scored_rows(content: Any) -> list[Scored]:
-    """Return the rows in the content of a `scores.json`. Raise KeyError or TypeError if it is malformed."""
-    rows = [Scored(**row) for row in content["modules"]]
-    kinds = {"name": str, "projection": str, "layer": int, "score": Real, "importance": Real, "parameters": int}
-    for row in rows:
-        _check_kinds(vars(row), kinds)
-    return rows
-
-
-def _check_kinds(content: Mapping[str, Any], kinds: Mapping[str, type]) -> None:
-    """Raise TypeError unless the content of a JSON file has values of these types (a bool is no number)."""
-    for key, kind in kinds.items():
-        value = content[key]
-        if not isinstance(value, kind) or isinstance(value, bool) is not (kind is bool):
-            raise TypeError(f"{key} is {value!r}")
-
-
-def read_scores(path: Path) -> list[Scored]:
-    """Read the rows of a `scores.json`. Raise UserError if the file holds no scores."""
-    try:
-        return scored_rows(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(
-            f"{path} does not hold scores ({error}). Make it again with: lora-drop score --force"
-        ) from error
 
 
 def select(

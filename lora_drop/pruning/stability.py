@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from lora_drop.errors import UserError
-from lora_drop.pruning.selection import Scored, rescored, select
+from lora_drop.pruning.scores import Scored, rescored
+from lora_drop.pruning.selection import select
 
 CONFIDENCE = 0.95
 CHUNK = 100

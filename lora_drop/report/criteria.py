@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from lora_drop.pruning.agreement import by_layer
-from lora_drop.pruning.selection import Scored, Selection, rule_of, select
+from lora_drop.pruning.scores import Scored
+from lora_drop.pruning.selection import Selection, rule_of, select
 from lora_drop.registry import CRITERIA
 from lora_drop.runs.facts import Facts
 

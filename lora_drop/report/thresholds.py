@@ -9,7 +9,8 @@ import math
 from typing import Any
 
 from lora_drop.errors import UserError
-from lora_drop.pruning.selection import BELOW_ONE, Scored, Selection, select
+from lora_drop.pruning.scores import Scored
+from lora_drop.pruning.selection import BELOW_ONE, Selection, select
 from lora_drop.pruning.tensor_names import HALVES, PREFIX, tensor_name
 from lora_drop.runs.facts import Facts, shapes_of
 

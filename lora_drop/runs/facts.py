@@ -18,7 +18,8 @@ from lora_drop.config.identity import OWN, WHERE_KEYS, subject, without
 from lora_drop.config.strict import leaves
 from lora_drop.errors import UserError
 from lora_drop.files import digest, file_digest, read_json
-from lora_drop.pruning.selection import RULE, Scored, Selection, read_scores
+from lora_drop.pruning.scores import Scored, Scores
+from lora_drop.pruning.selection import RULE, Selection
 from lora_drop.registry import TITLES
 from lora_drop.runs.locks import LOCK, is_held
 from lora_drop.runs.store import read_manifest
@@ -135,10 +136,10 @@ class Facts:
             raise UserError(f"{self.path / 'metrics.json'} holds no metrics. {AGAIN}") from error
 
     @cached_property
-    def scored(self) -> list[Scored]:
+    def scored(self) -> tuple[Scored, ...]:
         """The rows of `scores.json`; empty if nothing was scored."""
         path = self.whole("scores.json")
-        return read_scores(path) if path.is_file() else []
+        return Scores.load(path).rows if path.is_file() else ()
 
     @cached_property
     def selection(self) -> Selection | None:

@@ -15,7 +15,8 @@ from lora_drop.models.backbones import load_meta_model
 from lora_drop.models.checks import check_length
 from lora_drop.pruning.importance import numbered
 from lora_drop.pruning.places import all_places
-from lora_drop.pruning.selection import Selection, check_budget, read_scores
+from lora_drop.pruning.scores import Scores
+from lora_drop.pruning.selection import Selection, check_budget
 from lora_drop.registry import METHODS
 from lora_drop.runs.job import Job
 from lora_drop.training.trainer import steps_of
@@ -84,7 +85,7 @@ def _check_counted(job: Job, built: nn.Module) -> None:
 
     The selection would then have counted other parameters than are trained.
     """
-    counted = {row.name: row.parameters for row in read_scores(job.run.file("scores.json"))}
+    counted = {row.name: row.parameters for row in Scores.load(job.run.file("scores.json")).rows}
     for name, pair in numbered(built).items():
         if counted.get(name, pair.parameters) != pair.parameters:
             there = counted[name] * pair.rank // pair.parameters

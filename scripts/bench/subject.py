@@ -18,7 +18,8 @@ from lora_drop.models.backbones import load_meta_model, load_model, locate, reso
 from lora_drop.models.checks import check_length
 from lora_drop.progress import Reporter
 from lora_drop.pruning.places import find_places
-from lora_drop.pruning.selection import Scored, select
+from lora_drop.pruning.scores import Scored
+from lora_drop.pruning.selection import select
 from lora_drop.registry import METHODS, TASKS
 from lora_drop.runs.rows import Data
 from lora_drop.tasks.base import Source

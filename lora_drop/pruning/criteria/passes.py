@@ -89,7 +89,8 @@ def summed_gradients(given: Given) -> Gradients:
 
 
 def _gradients(model: nn.Module, parameters: list[nn.Parameter], inputs: dict[str, Any], shifted: bool) -> Gradients:
-    with torch.enable_grad():
+    with torch.inference_mode(mode=False), torch.enable_grad():  # the caller may be in either
+        inputs = {key: _ordinary(value) for key, value in inputs.items()}
         loss = getattr(model(**inputs), "loss", None)
         if loss is None:
             raise UserError(
@@ -102,6 +103,11 @@ def _gradients(model: nn.Module, parameters: list[nn.Parameter], inputs: dict[st
     mask = inputs.get("attention_mask")
     tokens = int((mask != 0).sum()) if mask is not None else int(inputs.get("input_ids", torch.empty(0)).numel())
     return Gradients(known, examples_in(inputs), tokens)
+
+
+def _ordinary(value: Any) -> Any:
+    """Return a value that autograd may save: a copy of a tensor that was made in inference mode."""
+    return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
 
 
 def _counted(labels: Tensor, shifted: bool) -> int:

@@ -17,10 +17,11 @@ if TYPE_CHECKING:
 def work(job: Job) -> Work:
     """Draw `importance.png`."""
     from lora_drop.pruning.picture import importance_figure, save_figure
-    from lora_drop.pruning.selection import Selection, read_scores
+    from lora_drop.pruning.scores import Scores
+    from lora_drop.pruning.selection import Selection
     from lora_drop.runs.facts import read_facts
 
-    scored = read_scores(job.run.file("scores.json"))
+    scored = Scores.load(job.run.file("scores.json")).rows
     selection = Selection.load(job.run.file("selection.json"))
     rows = read_facts(job.run.path).stability.get("modules", [])
     figure = importance_figure(scored, selection, ", ".join(_title(job)), rows)

@@ -9,7 +9,8 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from lora_drop.files import write_json
-from lora_drop.pruning.selection import RULE, read_scores, rule_of, select
+from lora_drop.pruning.scores import Scores
+from lora_drop.pruning.selection import RULE, rule_of, select
 from lora_drop.runs.stages.base import Stage, Values, Work, digest_of
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def settings(job: Job) -> Values:
 def work(job: Job) -> Work:
     """Write `selection.json`, and remove the picture of an earlier selection."""
     method = job.config.method
-    scored = read_scores(job.run.file("scores.json"))
+    scored = Scores.load(job.run.file("scores.json")).rows
     selection = select(scored, **rule_of(asdict(method)), seed=job.config.seed)
     job.run.forget("picture", ("importance.png",))
     write_json(job.run.file("selection.json"), selection.to_json())

@@ -21,11 +21,12 @@ def settings(job: Job) -> Values:
 
 def work(job: Job) -> Work:
     """Resample the norms and write `stability.json`."""
-    from lora_drop.pruning.selection import RULE, read_scores
+    from lora_drop.pruning.scores import Scores
+    from lora_drop.pruning.selection import RULE
     from lora_drop.pruning.stability import CONFIDENCE, bootstrap
 
     method, resamples = job.config.method, job.config.score.bootstrap
-    scored = read_scores(job.run.file("scores.json"))
+    scored = Scores.load(job.run.file("scores.json")).rows
     norms = {row["name"]: row["norms"] for row in read_json(job.run.file("norms.json"))["modules"]}
     rule: Values = {key: getattr(method, key) for key in RULE}
     rule["seed"] = job.config.seed
