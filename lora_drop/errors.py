@@ -26,6 +26,11 @@ def listed(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3:,} more" if len(names) > 3 else "")
 
 
+def first_three(texts: Sequence[str]) -> str:
+    """Return the first three texts, and a sign if there are others."""
+    return "; ".join(texts[:3]) + ("; …" if len(texts) > 3 else "")
+
+
 def closest(name: str, known: list[str]) -> str:
     """Return `" Did you mean 'X'?"` for the known name nearest to `name`, or an empty string."""
     from difflib import get_close_matches

@@ -65,6 +65,7 @@ def write_run(folder: Path, rows=None, seed: int = 0, score: float | None = 0.9,
         write_json(folder / "warmup" / "losses.json", {"losses": list(losses) or [1 - 0.01 * n for n in range(40)]})
         tensors = {name: tensor for row in rows for name, tensor in pair(row).items()} | head()
         save_file(tensors, folder / "warmup" / "adapter_model.safetensors", metadata={"format": "pt"})
+        write_json(folder / "warmup" / "adapter_config.json", {"r": RANK, "lora_alpha": 2 * RANK, "use_rslora": False})
         stages |= {"score": entry(), "select": entry()}
     if score is not None:
         epochs = [{"epoch": n, "loss": 1 / n, "accuracy": score - 0.1 + n / 20} for n in (1.0, 2.0)]

@@ -51,6 +51,26 @@ def test_it_ends_at_the_budget_and_ranks_differ_between_layers(trained):
     assert len({int(mask.sum()) for mask in masks.values()}) > 1
 
 
+def test_an_overflow_does_not_stay_in_the_averages():
+    """A step in fp16 that the scaler skips leaves infinite gradients."""
+    model, tokenizer = backbone()
+    model = method("adalora", model, rank=4).eval()
+    allocation = ADALORA.stepper(model, 32)
+    batch = {**inputs(tokenizer), "labels": torch.arange(7) % 2}
+    optimizer = torch.optim.AdamW([weight for _, weight in trainable(model)], lr=1e-2)
+    for number in range(1, 33):
+        model(**batch).loss.backward()
+        if number == 9:
+            for _, weight in trainable(model):
+                weight.grad.fill_(torch.inf)
+        else:
+            optimizer.step()
+        allocation.step(number)
+        optimizer.zero_grad()
+    assert all(bool(average.isfinite().all()) for average in allocation.state().values())
+    assert sum(int(mask.sum()) for mask in kept(model).values()) == 8 * 4
+
+
 def test_it_equals_its_formula_in_float64(trained):
     module = trained.eval().get_submodule(VALUE.format(3))
     x = torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(0))

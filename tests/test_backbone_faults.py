@@ -232,6 +232,9 @@ def test_a_folder_is_what_it_computes(folder):
     for path in folder.iterdir():
         os.utime(path, (1, 1))
     assert locate(str(folder)).identity == before
+    (folder / "chat_template.jinja").write_text("{% for turn in messages %}{{ turn.content }}{% endfor %}")
+    assert locate(str(folder)).identity != before
+    (folder / "chat_template.jinja").unlink()
     change_weights(folder, lambda weights: {name: tensor + (tensor.ndim > 1) for name, tensor in weights.items()})
     assert locate(str(folder)).identity != before
 

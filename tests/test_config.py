@@ -50,6 +50,7 @@ def test_all_errors_are_shown_at_once_with_key_value_and_remedy():
     assert "method.threshold = 1.5: must be in the range 0 < value ≤ 1" in text
     assert "train.learning_rate = 'abc': must be a number" in text
     assert "'seed' is not of the form key=value" in text
+    assert "'=3' is not of the form key=value" in message("=3")
 
 
 def test_names_of_task_and_method_are_checked_with_the_rest():
@@ -108,6 +109,8 @@ def test_a_text_of_several_lines_is_printed_as_it_is(text):
 def test_identity_leaves_out_where_a_run_happens():
     config = Config()
     assert config_hash(dataclasses.replace(config, data_dir="/elsewhere", device="cpu")) == config_hash(config)
+    saved = dataclasses.replace(config.train, save_steps=7, logging_steps=3)
+    assert config_hash(dataclasses.replace(config, train=saved)) == config_hash(config)
     assert config_hash(dataclasses.replace(config, seed=1)) != config_hash(config)
 
 

@@ -5,10 +5,11 @@ import json
 import shutil
 from pathlib import Path
 
+import own_data
 import pytest
 import torch
 import yaml
-from edits import edit_config
+from edits import accept_outputs, edit_config
 from hub_server import HubServer, Machine
 from models import inputs
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -289,6 +290,25 @@ def test_a_configuration_hits_exactly_the_retained_modules(language_run, capsys)
         found = yaml.safe_load(capsys.readouterr().out)
         names = found[key].split(",") if form == "llamafactory" else found[key]
         assert set(names) == expected and "tiny:llama" in found.values()
+
+
+def test_own_data_need_no_trained_adapter_for_a_recipe(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    own_data.write(tmp_path / "qa.jsonl", [{"prompt": f"{n} + 1 =", "completion": f" {n + 1}"} for n in range(40)])
+    given = ["-d", "run", "-q", "-b", "tiny:llama", "--data", "qa.jsonl", "-o", "warmup.epochs=1"]
+    assert [command(stage, *given) for stage in ("sample", "score", "select")] == [0, 0, 0]
+    edited = Path("run/warmup/adapter_config.json")
+    for change, lines in (
+        ({"use_rslora": True}, ["peft_use_rslora: true", "\nuse_rslora: true", ", use_rslora=True"]),
+        ({"use_rslora": False, "rank_pattern": {"q_proj": 2}}, None),
+    ):
+        write_json(edited, {**read_json(edited), **change})
+        accept_outputs(Path("run"), "score", "warmup")
+        for number, form in enumerate(("axolotl", "llamafactory", "trl")):
+            capsys.readouterr()
+            assert command("export", "run", "--to", form) == (0 if lines else 2)
+            out, err = capsys.readouterr()
+            assert lines[number] in out if lines else "has a rank_pattern" in err
 
 
 @pytest.mark.parametrize("base", [r"C:\new\model", 'a"b', "x/{y}", "naïve/😀"])

@@ -14,7 +14,7 @@ from transformers import BertForMaskedLM
 from lora_drop.files import read_json
 from lora_drop.models.backbones import locate
 from lora_drop.models.content import sha256_of_all
-from lora_drop.models.hub import loaded_files
+from lora_drop.models.hub import loaded_files, tokenizer_files
 from lora_drop.models.untrained import tiny_config, tiny_tokenizer
 from lora_drop.runs.job import known_sources
 from lora_drop.runs.store import Run
@@ -335,6 +335,7 @@ def test_the_cache_may_hold_links_or_files(template, tmp_path):
     weights = (template / "model.safetensors").read_bytes()
     names = ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
     assert sorted(loaded_files(template)) == names
+    assert tokenizer_files(["chat_template.jinja", "README.md", *names]) == ["chat_template.jinja", *names[2:]]
 
     def content(folder: Path) -> str:
         return sha256_of_all(folder / name for name in names)

@@ -10,6 +10,7 @@ from datasets import Dataset
 from models import backbone, method, trained_lora
 from test_packed_attention import layout_of, plain_attention
 from test_packing import gradients, labelled
+from test_training import half_trained, train
 from transformers import default_data_collator
 
 from lora_drop.config.schema import TrainConfig
@@ -216,6 +217,14 @@ def test_a_run_from_start_to_end(precision, backbone, tmp_path):
     options = [part for key in keys for part in ("-o", key)]
     run = ["run", "--device", "cuda", "-c", "toy/toy-nli", "-b", backbone, "--limit-train", 64, "-d", tmp_path / "run"]
     assert call(*run, *options, "-q") == 0
+
+
+def test_a_training_killed_on_a_cpu_continues_on_a_gpu(tmp_path):
+    half_trained(tmp_path)
+    weights, outcome = train(tmp_path, best=1, save_steps=7, device="cuda")
+    assert (
+        outcome.steps == 9 and outcome.kept_epoch == 1 and all(bool(each.isfinite().all()) for each in weights.values())
+    )
 
 
 @pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="needs bitsandbytes")

@@ -29,6 +29,7 @@ from lora_drop.tasks.own.values import as_label, kind_of, ordered, several
         (["1.5", "2"], "regression"),
         (["1.0", "2.0"], "classification"),  # pandas writes whole numbers so where one is missing
         (["1", "bad"], "classification"),
+        (["1_0", "2_1"], "classification"),
         (["a;b", "a"], "multilabel"),
         ([["a", "b"], []], "multilabel"),
         (["['a', 'b']", "['b']"], "multilabel"),

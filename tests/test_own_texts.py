@@ -224,6 +224,10 @@ def test_a_run_on_conversations_and_what_it_writes(tmp_path, monkeypatch, tokeni
     assert lora_drop("predict", "both", "--data", "c.jsonl", "--to", "out.jsonl", "-q") == 0
     assert len([json.loads(line)["prediction"] for line in Path("out.jsonl").read_text().splitlines()]) == 40
     assert lora_drop("predict", "both", "--data", "c.jsonl", "--to", "out.csv", "-q") == 0
+    blank = [*own_data.chats(3), {"messages": []}, *own_data.chats(2)]
+    own_data.write(tmp_path / "blank.jsonl", blank)
+    assert lora_drop("predict", "both", "--data", "blank.jsonl", "--to", "blank-out.jsonl", "-q") == 0
+    assert len(Path("blank-out.jsonl").read_text().splitlines()) == len(blank)
     talks = [row["messages"] for row in own_data.chats(40)]
     assert [json.loads(row["messages"]) for row in read_csv(Path("out.csv"))] == talks
     capsys.readouterr()

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lora_drop.training.packing import Layout, Unpackable
-from lora_drop.training.packing.attention import GroupedAttention, Scoring, varlen_attention
+from lora_drop.training.packing.attention import GroupedAttention, Scoring, longest_row, varlen_attention
 
 
 def plain_attention(query, key, value, lengths, scaling, causal, window=None, softcap=None):
@@ -79,6 +79,7 @@ def test_attention_by_the_kernel_of_the_device_equals_the_plain_form():
     with pytest.raises(Unpackable, match="soft cap, or a window shorter than a row"):
         varlen_attention(query, key, value, layout_of(lengths), Scoring(0.3, window=5))
     torch.testing.assert_close(varlen_attention(query, key, value, layout_of(lengths), Scoring(0.3, window=6)), out)
+    assert longest_row(query, Scoring(0.3, window=5)) == 5 and longest_row(query, Scoring(0.3)) is None
 
 
 def test_rows_padded_on_either_side_are_laid_out():

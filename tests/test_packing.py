@@ -91,6 +91,22 @@ def test_other_architectures_are_packed_without_being_known(kind):
     assert_equal_paths(model, labelled(tokenizer, 9), packing)
 
 
+def test_a_batch_with_rows_longer_than_the_device_can_compute_is_padded():
+    model, tokenizer = backbone("tiny:bert")
+    rows = Dataset.from_list([{key: value.tolist() for key, value in inputs(tokenizer, 1).items()}] * 3)
+    rows = Dataset.from_dict({key: [value[0] for value in rows[key]] for key in rows.column_names})
+    way = find_way(model, rows, default_data_collator, TrainConfig(), learns=False)
+    batch = inputs(tokenizer, 5)
+    longest = int(batch["attention_mask"].sum(1).max())
+    with torch.no_grad():
+        expected = model.eval()(**batch).logits
+        for limit, packs in ((None, True), (longest, True), (longest - 1, False)):
+            way.packing.longest = limit
+            with way.step(batch) as layout:
+                assert (layout is not None) == packs
+                torch.testing.assert_close(model(**batch).logits, expected)
+
+
 def decoder(rows=8):
     located = locate("tiny:llama")
     tokenizer, task = load_tokenizer(located, causal=True), TASKS.get("toy-nlg")

@@ -312,6 +312,13 @@ def test_a_compact_file_is_offered_where_layers_share(tmp_path):
         assert ("--to compact" in page) == offered
 
 
+def test_the_snippet_is_of_the_lora_that_was_scored(tmp_path):
+    run = write_run(tmp_path / "run", rank=16)
+    for rslora, told in ((False, "LoraConfig(r=4, lora_alpha=8, target_modules=["), (True, "8, use_rslora=True, ")):
+        write_json(run / "warmup" / "adapter_config.json", {"r": 4, "lora_alpha": 8, "use_rslora": rslora})
+        assert told in text_of(render([read_facts(run)]))
+
+
 def test_layers_in_a_row_are_told_as_spans():
     assert words.spans([0, 3, 4, 5, 7, 8]) == "0, 3 to 5, 7, 8" and words.spans([]) == "" and words.spans([2]) == "2"
 

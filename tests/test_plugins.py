@@ -21,6 +21,7 @@ from lora_drop.files import read_json
 from lora_drop.models.backbones import load_meta_model, locate
 from lora_drop.plugins import load_plugin
 from lora_drop.registry import BACKBONES, CRITERIA, FIGURES, METHODS, SELECTING, TASKS, Registry
+from lora_drop.runs.store import Run
 
 PLUGIN = """
 from __future__ import annotations
@@ -107,13 +108,16 @@ def plugin(tmp_path, registries):
 def test_a_plugins_task_method_and_backbone_run_from_start_to_end(plugin, tmp_path, capsys):
     chosen = ["task=mine", "method.name=small_lora", "backbone=narrow:bert", "train.epochs=1"]
     chosen += ["method.options.factor=2"]
-    command = ["run", "-d", str(tmp_path / "run"), "--device", "cpu", "--quiet", "--json"]
+    command = ["run", "-d", str(tmp_path / "run"), "--device", "cpu", "--quiet", "--json", "--compare", "lora"]
     with pytest.raises(SystemExit) as end:
         cli.main(["--plugin", str(plugin), *command, *(part for each in chosen for part in ("-o", each))])
     assert end.value.code == 0
     said = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert said["results"][0]["method"] == "Small LoRA" and said["results"][0]["n"] == 10
     assert said["results"][0]["parameters"] == 2 * 2 * 16 * (16 + 16)  # layers, projections, rank, widths
+    assert said["results"][1]["parameters"] == 2 * 2 * 8 * (16 + 16)
+    as_lora = [*chosen[:1], "method.name=lora", *chosen[2:4]]
+    assert Run(tmp_path / "run" / "compare" / "lora").config == load_config([], as_lora)
 
 
 @pytest.mark.slow

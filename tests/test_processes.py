@@ -3,6 +3,7 @@
 import io
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ from multiprocessing import Pipe
 
 import psutil
 import pytest
+from filelock import FileLock
 from grids import TEXTS, command, perform, planned
 from rich.console import Console
 
@@ -24,10 +26,10 @@ from lora_drop.experiments.engines import local
 from lora_drop.experiments.engines.local import InProcess
 from lora_drop.experiments.one_run import perform_run, run_directory
 from lora_drop.experiments.records import read_records
-from lora_drop.files import read_json
+from lora_drop.files import read_json, write_json
 from lora_drop.progress import GridReporter, Relay, Reporter
 from lora_drop.runs import locks
-from lora_drop.runs.locks import Busy, hold, is_held
+from lora_drop.runs.locks import Busy, Owner, hold, is_held
 
 slow = pytest.mark.slow
 posix = pytest.mark.skipif(os.name == "nt", reason="processes are not stopped on Windows")
@@ -299,3 +301,15 @@ def until(true, seconds=100):
     while not true():
         assert time.monotonic() - began < seconds, "it did not come to pass"
         time.sleep(0.02)
+
+
+def test_waiting_for_a_lock_that_is_free_is_not_in_vain(tmp_path):
+    """Its holder was killed while the run waits for its next attempt."""
+    lock, gone = tmp_path / "lock", subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    lock.touch()
+    write_json(tmp_path / "lock.owner", Owner(gone.pid, socket.gethostname(), time.time())._asdict())
+    wait = engine._Wait(lock, since=time.monotonic() - 1e6)
+    assert not wait.vain
+    with FileLock(lock):
+        assert wait.vain

@@ -27,7 +27,7 @@ from lora_drop.files import read_json
 from lora_drop.progress import SILENT, GridReporter
 from lora_drop.runs import models
 from lora_drop.runs.job import Job
-from lora_drop.runs.pipeline import turn_digest
+from lora_drop.runs.pipeline import adopt, turn_digest
 from lora_drop.runs.stages import BY_NAME
 from lora_drop.runs.store import Run
 
@@ -187,6 +187,10 @@ def test_decoding_settings_are_compared_on_one_training(tmp_path):
     files = [run_directory(run, tmp_path / "runs") / "predictions.jsonl" for run in runs]
     texts = [[json.loads(line)["prediction"] for line in path.read_text().splitlines()] for path in files]
     assert all(second.startswith(first) for first, second in zip(*texts, strict=True)) and texts[0] != texts[1]
+    one, other = (Run(run_directory(run, tmp_path / "runs"), run.config) for run in runs)
+    other.enter("train", {**other.entry("train"), "inputs": "of another adapter"})
+    job = Job(other, SILENT, others=lambda: [one])
+    assert adopt(job, BY_NAME["train"]) and not job.run.entry("eval") and not job.run.file("metrics.json").exists()
 
 
 def test_a_limit_above_the_rows_there_are_is_none(tmp_path):

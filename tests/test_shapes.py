@@ -1,10 +1,13 @@
 """What does not fit together is refused on shapes alone: before a directory is there."""
 
 import json
+import re
 import shutil
 
 import pytest
 import torch
+from models import backbone
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from lora_drop.cli.app import main
@@ -35,6 +38,7 @@ def adapters(tmp_path_factory):
         ("bias", "bias", "lora_only"),
         ("lora_bias", "lora_bias", True),
         ("tokens", "trainable_token_indices", [3]),
+        ("rslora", "use_rslora", True),
     )
     for name, key, value in others:
         shutil.copytree(whole, folder / name)
@@ -113,6 +117,23 @@ def test_an_adapter_of_a_wider_model_is_named_as_one(adapters, tmp_path, capsys)
     options = ["-b", "tiny:roberta", "-o", f"train.start_from={wide}", "-o", "method.name=lora"]
     assert command("run", folder, *options) == 2
     assert "is an adapter of another backbone" in capsys.readouterr().err and not folder.exists()
+
+
+def test_the_alpha_that_is_asked_for_is_the_one_that_fits(adapters, tmp_path, capsys):
+    """Of an rsLoRA, whose scaling is alpha by the root of the rank."""
+    options = ["-b", "tiny:roberta", "-o", f"train.start_from={adapters['rslora']}", "-o", "method.name=lora"]
+    assert command("run", tmp_path / "run", *options) == 2
+    asked = re.search(r"method\.alpha=(\S+)", " ".join(capsys.readouterr().err.split()))[1]
+    assert float(asked) == pytest.approx(16 * 8**0.5, rel=1e-5)
+    assert command("run", tmp_path / "run", *options, "-o", f"method.alpha={asked}") == 0
+
+
+def test_an_adapter_with_all_biases_is_scored(tmp_path):
+    """PEFT saves those of the head under several names."""
+    config = LoraConfig(r=4, bias="all", init_lora_weights=False, target_modules=["query"], task_type="SEQ_CLS")
+    get_peft_model(backbone("tiny:roberta")[0], config).save_pretrained(tmp_path / "all", save_embedding_layers=False)
+    assert command("score", tmp_path / "run", "-b", "tiny:roberta", "--adapter", str(tmp_path / "all")) == 0
+    assert len(read_json(tmp_path / "run" / "scores.json")["modules"]) == 4
 
 
 def test_an_adapter_with_another_module_than_a_head_is_no_start(adapters, tmp_path, capsys):

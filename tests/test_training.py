@@ -3,6 +3,7 @@ import shutil
 import signal
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from lora_drop.interruption import Stopped, stoppable
 from lora_drop.progress import Reporter
 from lora_drop.registry import METHODS, TASKS
 from lora_drop.tasks.base import Source
-from lora_drop.training.checkpoints import newest
+from lora_drop.training.checkpoints import RANDOM, Checkpointed, newest
 from lora_drop.training.nested import load_nested, save_nested
 from lora_drop.training.trainer import Validation, fit
 from lora_drop.training.way import Way
@@ -40,8 +41,9 @@ def test_every_epoch_visits_every_row_once(lengths, batch_size, seed):
     groups = LengthGroups(lengths, batch_size, seed)
     first = list(groups)
     assert sorted(first) == list(range(len(lengths)))
-    if len(lengths) >= batch_size:
-        assert max(lengths[index] for index in first[:batch_size]) == max(lengths) or len(lengths) % batch_size
+    if len(lengths) > batch_size:
+        others = first[: (len(lengths) - 1) // batch_size * batch_size]  # all but the last batch, which stays last
+        assert max(lengths[index] for index in first[:batch_size]) == max(lengths[index] for index in others)
     groups.set_epoch(1)
     assert sorted(groups) == sorted(first)
     groups.set_epoch(0)
@@ -86,7 +88,9 @@ def test_an_input_that_fits_exactly_is_not_cut(pair):
     assert encode(rows, tokenizer, whole[3])[1] == 0
 
 
-def train(folder, epochs=3.0, seed=0, report=None, best=None, dropout=True, killed_in=0, count=48, **settings):
+def train(
+    folder, epochs=3.0, seed=0, report=None, best=None, dropout=True, killed_in=0, count=48, device="cpu", **settings
+):
     """Train a tiny LoRA on 48 rows (or so) in three steps an epoch; returns its weights and what `fit` says.
 
     The metric is a number that depends on the weights, or is highest in epoch `best`; in the evaluation of epoch
@@ -97,7 +101,7 @@ def train(folder, epochs=3.0, seed=0, report=None, best=None, dropout=True, kill
         for module in model.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
-    trained = method("lora", model, seed=seed)
+    trained = method("lora", model, seed=seed).to(device)
     rows = TASKS.get("toy-nli").load(Source(None), "train").select(range(count))
     encoded, *_ = encode(rows, tokenizer, 64)
     config = TrainConfig(epochs=epochs, batch_size=16, learning_rate=1e-2, **settings)
@@ -323,6 +327,13 @@ def half_trained(folder):
     with pytest.raises(Killed):
         train(folder, best=1, save_steps=7, report=Kill())
     assert [path.name for path in sorted(folder.iterdir())] == ["checkpoint-3", "checkpoint-7"]
+
+
+def test_a_checkpoint_written_on_a_cpu_leaves_a_gpu_its_seed(tmp_path):
+    half_trained(tmp_path)
+    on_a_gpu = SimpleNamespace(args=SimpleNamespace(device=torch.device("cuda")))
+    Checkpointed._load_rng_state(on_a_gpu, str(tmp_path / "checkpoint-7"))
+    assert torch.equal(torch.get_rng_state(), load_nested(tmp_path / "checkpoint-7" / RANDOM)["cpu"])
 
 
 @pytest.mark.parametrize("which", ["checkpoint-7", "checkpoint-3"])

@@ -12,6 +12,7 @@ from datasets import Dataset
 
 from lora_drop.config.identity import as_yaml
 from lora_drop.config.schema import Config, DataConfig
+from lora_drop.errors import first_three
 from lora_drop.tasks.base import Source
 from lora_drop.tasks.own.task import OwnData
 
@@ -137,8 +138,7 @@ def as_rows(found: dict[str, Any]) -> list[dict[str, Any]]:
     rows.append(("repeated texts", _counted(found["repeated"])))
     for key, name in (("empty", "rows without text"), ("unlabelled", "rows without label")):
         places = found[key]
-        more = "; …" if len(places) > 3 else ""
-        rows.append((name, f"{len(places):,}" + (f" ({'; '.join(places[:3])}{more})" if places else "")))
+        rows.append((name, f"{len(places):,}" + (f" ({first_three(places)})" if places else "")))
     if found["doubt"]:
         rows.append(("check", found["doubt"]))
     return [{"": name, "found": value} for name, value in rows]

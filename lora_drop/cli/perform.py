@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lora_drop import processes
 from lora_drop.cli.libraries import quiet_libraries
+from lora_drop.config.identity import to_dict
+from lora_drop.config.loading import from_dict
 from lora_drop.config.schema import Config
 from lora_drop.files import read_json
 from lora_drop.interruption import at_once
@@ -76,12 +78,19 @@ def _checked(
     """Check the runs and return them, the one of the directory first. Writes nothing."""
     for name in compare:
         METHODS.get(name)  # a wrong name must not show up only after the first training
-    others = {name: replace(config, method=replace(config.method, name=name)) for name in compare}
+    others = {name: _with_method(config, name) for name in compare}
     runs = [Run(run_dir, config), *(Run(run_dir / "compare" / name, other) for name, other in others.items())]
     jobs = [Job(run, report, force) for run in runs]
     for job in jobs:
         _check(job, stages)
     return jobs
+
+
+def _with_method(config: Config, name: str) -> Config:
+    """Return the configuration with another method, and with the options that this one declares, at their defaults."""
+    values = to_dict(config)
+    method = {key: value for key, value in values["method"].items() if key != "options"}
+    return from_dict({**values, "method": {**method, "name": name}})
 
 
 def _summary(runs: list[Run], stages: list[str], report: Reporter) -> Summary:

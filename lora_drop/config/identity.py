@@ -26,8 +26,9 @@ OWN = "own"
 HUB = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?::(?P<configuration>[\w.-]+))?(?:@(?P<revision>\S+))?")
 """Pattern of a `data.path` on the Hub, rather than on this computer."""
 
-WHERE_KEYS = ("data_dir", "device", "offline", "train.report_to", "train.logging_steps")
-"""Keys that say where a run happens and how it is tracked, not what it computes. A run's identity leaves them out."""
+WHERE_KEYS = ("data_dir", "device", "offline", "train.report_to", "train.logging_steps", "train.save_steps")
+"""Keys that say where a run happens and how it is tracked and saved, not what it computes. A run's identity leaves them
+out."""
 
 
 def subject(task: str, data: Mapping[str, Any]) -> str:
@@ -53,6 +54,7 @@ def what_is_computed(config: Config) -> dict[str, Any]:
         section, key = dotted.split(".")
         if found[section][key] == meant:
             del found[section][key]
+    found["train"]["save_steps"] = None  # so that older identities, which had it, stay valid
     return found
 
 

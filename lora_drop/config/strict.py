@@ -101,7 +101,7 @@ def key_of(override: str) -> str:
 def apply_override(into: dict[str, Any], override: str, errors: list[str], root: type) -> None:
     """Put one `dotted.key=value` over `into`, with the value parsed according to the type of that field of `root`."""
     key, separator, text = override.partition("=")
-    if not separator:
+    if not (separator and key.strip()):
         errors.append(f"{override!r} is not of the form key=value (example: train.epochs=3)")
         return
     if key.count(".") > DEEPEST:

@@ -41,8 +41,8 @@ def row_lengths(rows: Dataset) -> list[int]:
 class LengthGroups(Sampler[int]):
     """Row order of an epoch: batches of similar lengths, which need little padding, in random order.
 
-    The first epoch begins with the longest batch, so that running out of memory shows at once. The order depends only
-    on seed and epoch.
+    The first epoch begins with the longest of the full batches, so that running out of memory shows at once. The order
+    depends only on seed and epoch.
     """
 
     def __init__(self, lengths: list[int], batch_size: int, seed: int):

@@ -70,6 +70,8 @@ class _Wait:
     @property
     def vain(self) -> bool:
         """True if waiting longer is pointless."""
+        if not is_held(self.lock):
+            return False
         holder = owner(self.lock)
         state = holder.state if holder else "elsewhere"
         return state != "running" and self.seconds > (PATIENCE_S if state == "elsewhere" else NAMED_AFTER_S)

@@ -46,6 +46,8 @@ def axolotl(source: ExportedRun) -> str:
         "lora_target_modules": found["target_modules"],
         "sequence_len": source.run.config.train.max_length,
     }
+    content |= {"peft_use_rslora": True} if found["use_rslora"] else {}
+    content |= {"revision_of_model": source.revision} if source.revision else {}
     return f"# {ALONE}\n# Add your data sets and hyper-parameters.\n{as_yaml(content, LONG)}"
 
 
@@ -63,6 +65,8 @@ def llamafactory(source: ExportedRun) -> str:
         "lora_target": ",".join(found["target_modules"]),
         "cutoff_len": source.run.config.train.max_length,
     }
+    content |= {"use_rslora": True} if found["use_rslora"] else {}
+    content |= {"model_revision": source.revision} if source.revision else {}
     return f"# {ALONE}\n# Add your data sets and hyper-parameters.\n{as_yaml(content, LONG)}"
 
 
@@ -77,18 +81,27 @@ def trl(source: ExportedRun) -> str:
         rank=found["r"],
         alpha=found["lora_alpha"],
         dropout=found["lora_dropout"],
+        rslora=", use_rslora=True" if found["use_rslora"] else "",
+        revision=f", revision={words.quoted(source.revision)}" if source.revision else "",
         modules=modules,
         selection=selection,
     )
 
 
 def _of_a_language_model(source: ExportedRun, what: str) -> dict[str, Any]:
-    if source.task.kind != "generation":
+    """Return `lora_config`. Raises UserError if a recipe cannot say it, or if it is not for a language model."""
+    found = lora_config(source)
+    if found["task_type"] == "SEQ_CLS":
         raise UserError(
             f"{what} trains language models, but {source.facts.subject} needs no generated texts. Use --to config, "
             "for PEFT."
         )
-    return lora_config(source)
+    for key in ("rank_pattern", "alpha_pattern"):
+        if found.get(key):
+            raise UserError(
+                f"The scored adapter has a {key}, which the configuration of {what} cannot say. Use --to config, for PEFT."
+            )
+    return found
 
 
 TRL = '''"""LoRA-drop in TRL: retained layers have a LoRA of their own, the others of a projection share one."""
@@ -104,9 +117,9 @@ MODULES = [
 {modules}]
 SELECTION = lora_drop.Selection.from_json(json.loads({selection}))
 
-model = AutoModelForCausalLM.from_pretrained({base})
+model = AutoModelForCausalLM.from_pretrained({base}{revision})
 config = LoraConfig(
-    r={rank}, lora_alpha={alpha}, lora_dropout={dropout}, target_modules=MODULES, task_type="CAUSAL_LM"
+    r={rank}, lora_alpha={alpha}, lora_dropout={dropout}{rslora}, target_modules=MODULES, task_type="CAUSAL_LM"
 )
 model = lora_drop.share(get_peft_model(model, config), SELECTION)
 trainer = SFTTrainer(model=model, train_dataset=...)  # your rows; no peft_config: the model has its adapter

@@ -69,6 +69,9 @@ class Allocation:
 
     def step(self, number: int) -> None:
         """Update the importances from the gradients and set pruned singular values to 0."""
+        for parameter in self.adalora.parameters():
+            if parameter.grad is not None:  # a step that fp16's scaler skips: inf would stay in the averages for good
+                parameter.grad.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
         self.adalora.update_and_allocate(number)
 
     def state(self) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ This module also builds, saves and loads the adapters of every other method base
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -86,6 +87,10 @@ def save(model: nn.Module, folder: Path) -> None:
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
+COPY = re.compile(r"\.(modules_to_save|original_module)(?=\.)")
+"""Part of the names under which PEFT also saves a head's biases with bias="all"."""
+
+
 def load(backbone: PreTrainedModel, folder: Path) -> PeftModel:
     """Build the adapter described by `folder` and load its weights."""
     model = wrapped(backbone, folder)
@@ -138,11 +143,11 @@ def fill(model: PeftModel, folder: Path, weights: dict[str, Tensor] | None = Non
         raise UserError(f"{folder} holds no adapter for this model: {first_line(error)}") from error
     learnt = {name for name, tensor in model.named_parameters(remove_duplicate=False) if tensor.requires_grad}
     missing = [name for name in outcome.missing_keys if name in learnt]
-    if missing or outcome.unexpected_keys:
-        name = (missing or outcome.unexpected_keys)[0]
+    unexpected = [name for name in outcome.unexpected_keys if not (COPY.search(name) and COPY.sub("", name) in weights)]
+    if missing or unexpected:
         raise UserError(
-            f"{folder} does not fit this model: {len(missing)} tensors missing, {len(outcome.unexpected_keys)} "
-            f"unexpected (such as {name})."
+            f"{folder} does not fit this model: {len(missing)} tensors missing, {len(unexpected)} unexpected (such as "
+            f"{(missing or unexpected)[0]})."
         )
     return weights
 

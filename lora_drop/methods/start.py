@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -125,10 +126,10 @@ def _take_pair(group: list[tuple[str, Lora]], weights: dict[str, Tensor], config
         raise UserError(
             f"{folder} is an adapter of another backbone: {name} has the widths {theirs} there and {ours} here."
         )
-    if first[0].shape != lora.down.shape or scaling != lora.scaling:
+    if first[0].shape != lora.down.shape or not math.isclose(scaling, lora.scaling, rel_tol=1e-5):
         raise UserError(
             f"{folder} has rank {len(first[0])} and scaling {scaling:g} in {name}, this run rank {lora.rank} and scaling "
-            f"{lora.scaling:g}. Set method.rank and method.alpha to the adapter's ({config.r} and {config.lora_alpha})."
+            f"{lora.scaling:g}. Set method.rank={config.r} and method.alpha={scaling * config.r:g} to match the adapter."
         )
     if not all(
         torch.equal(one, other) for pair in pairs for one, other in zip(first, pair, strict=True) if other is not None

@@ -26,10 +26,13 @@ from lora_drop.progress import Reporter
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 TOKENIZER = re.compile(
     r"tokenizer.*\.json|special_tokens_map\.json|added_tokens\.json|.*vocab.*\.(json|txt)|merges\.txt|dict\.txt|tekken\.json|byte_maps\.json"
-    r"|emoji\.json|word_.*\.json|normalizer\.json|.*\.(model|codes|tiktoken|tokenizer)"
+    r"|emoji\.json|word_.*\.json|normalizer\.json|chat_template\.jinja|.*\.(model|codes|tiktoken|tokenizer)"
 )
 """File names of transformers' tokenizers."""
-SAME_WITH_ANY_READER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+SAME_WITH_ANY_READER = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    "chat_template.jinja",
+)
 """If there is a tokenizer.json, these decide the tokens, and every program that loads the tokenizer fetches them."""
 OTHERWISE = "Without the Hub: a packaged backbone (packaged:minilm-l6) or a folder."
 

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import shlex
 
+from lora_drop.files import read_json
 from lora_drop.runs import words
 from lora_drop.runs.facts import Facts
+
+UNUSUAL = ("use_rslora", "rank_pattern", "alpha_pattern", "lora_bias")
+"""Settings of a LoRA that decide ΔW and that only adapters trained elsewhere have."""
 
 
 def snippets(run: Facts) -> list[tuple[str, str]]:
@@ -29,16 +33,16 @@ def at_threshold(run: Facts) -> str:
 
 
 def peft_config(run: Facts) -> str:
-    """Return Python code for a PEFT LoRA on the retained modules. Sharing needs `lora_drop.share`."""
-    method = run.config["method"]
-    rank = method["rank"] or 8
+    """Return Python code for a PEFT LoRA like the scored one, on the retained modules. Sharing needs `lora_drop.share`."""
+    stored = read_json(run.whole("warmup/adapter_config.json"))
+    more = "".join(f", {key}={stored[key]!r}" for key in UNUSUAL if stored.get(key))
     lines = [f"    {words.quoted(name)}," for name in run.retained_modules]
     return "\n".join(
         [
             "from peft import LoraConfig",
             "",
             "# the retained layers alone; lora_drop.share(model, selection) also lets the others share one",
-            f"config = LoraConfig(r={rank}, lora_alpha={method['alpha'] or 2 * rank:g}, target_modules=[",
+            f"config = LoraConfig(r={stored['r']}, lora_alpha={stored['lora_alpha']:g}{more}, target_modules=[",
             *lines,
             "])",
         ]

@@ -257,8 +257,9 @@ def read_facts(path: str | Path) -> Facts:
 def training_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of a nested configuration that a trained model depends on, by dotted key."""
     found = leaves(config)
-    passing = (*SELECTED, *WHERE_KEYS, "train.save_steps")
-    return {key: value for key, value in found.items() if key.startswith(TRAINED) and key not in passing}
+    return {
+        key: value for key, value in found.items() if key.startswith(TRAINED) and key not in (*SELECTED, *WHERE_KEYS)
+    }
 
 
 def with_compared(run: Facts) -> list[Facts]:

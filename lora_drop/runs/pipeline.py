@@ -193,6 +193,8 @@ def adopt(job: Job, stage: Stage) -> bool:
         if other is not job.run:
             for name in stage.outputs:
                 job.run.copy(other.file(name), name)
+            if stage.name == "train":  # an evaluation of an earlier adapter
+                job.run.forget("eval", BY_NAME["eval"].outputs)
             job.run.enter(stage.name, {"shared_from": other.path.name, **entry})
         job.run.remove_checkpoints(stage.name)  # left by this run's own killed attempt
         return True

@@ -37,6 +37,8 @@ from lora_drop.tasks.own.tables import Placed, Row, Table
 from lora_drop.tasks.own.values import Label, as_text, number, several
 from lora_drop.training.way import Way, find_way
 
+NOTHING_ASKED = [{"role": "user", "content": ""}]
+"""The turns of a blank conversation: chat templates refuse one without turns."""
 AT_A_TIME = 4096
 """Rows held in memory at a time."""
 FORMATS = (".csv", ".tsv", ".jsonl")
@@ -108,7 +110,7 @@ class Predictor:
             self.reading.check_cells(place, row)
         if self.reading.chat is not None:
             turns = [asked_and_answered(self.reading.conversation(place, row))[0] for place, row in rows]
-            return Dataset.from_dict({"asked": [json.dumps(asked) for asked in turns]})
+            return Dataset.from_dict({"asked": [json.dumps(asked or NOTHING_ASKED) for asked in turns]})
         texts = [self.reading.text(row) for _, row in rows]
         if self.task.kind == "generation":
             return Dataset.from_dict({"prompt": [text[0] for text in texts]})

@@ -150,7 +150,8 @@ class Checkpointed(Trainer):
         if checkpoint is not None:
             stored = load_nested(Path(checkpoint) / STATE)
             for name, each in self._states().items():
-                each.load_state_dict(stored[name])
+                if name in stored:  # a CPU has no scaler
+                    each.load_state_dict(stored[name])
 
     def _load_scaler(self, checkpoint: str | None) -> None:
         """Do nothing: the scaler is loaded with the optimizer."""
@@ -174,5 +175,5 @@ class Checkpointed(Trainer):
         random.setstate(states["python"])
         np.random.set_state(states["numpy"])
         torch.set_rng_state(states["cpu"])
-        if self.args.device.type == "cuda":
+        if self.args.device.type == "cuda" and "cuda" in states:  # if a CPU wrote it, the GPU keeps its seed
             torch.cuda.set_rng_state(states["cuda"], self.args.device)

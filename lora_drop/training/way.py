@@ -51,13 +51,13 @@ class Way:
 
         Args:
             batch: The inputs that the model is called with. None allows calls of any shape, as in decoding, and packs
-                nothing.
+                nothing; neither is a batch packed with rows longer than the packing can compute (`Packing.fits`).
             whole: Compute and return every token in every layer, even if not all are read.
             learns: True for a training step; see `Packing.over`.
         """
         with ExitStack() as undo:
             undo.enter_context(self.products.applied())
-            if self.packing is not None and batch is not None:
+            if self.packing is not None and batch is not None and self.packing.fits(batch):
                 yield undo.enter_context(self.packing.over(batch, whole, learns))
             else:
                 undo.enter_context(ready(self.frozen, self.rounding))

@@ -62,7 +62,7 @@ def _policy(record: Record) -> str:
 
 def _points(group: Choices, policy: str) -> list[tuple[float, float]]:
     """Return importance and score of the runs with a policy, the score as the distance from the group's mean."""
-    scores = {id(record): record.unit * (kept_score(record) or 0.0) for record in group}
+    scores = {id(record): record.unit * score for record in group if (score := kept_score(record)) is not None}
     mean = fmean(scores.values())
     return [(importance(record), scores[id(record)] - mean) for record in group if _policy(record) == policy]
 

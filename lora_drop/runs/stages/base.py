@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from lora_drop.config.identity import WHERE_KEYS
 from lora_drop.files import file_digest
 from lora_drop.pruning.criteria.base import PAPER
 from lora_drop.registry import CRITERIA
@@ -26,7 +27,7 @@ Work = tuple[str, Values]
 
 HELD_OUT = "held_out"
 """Key, among the metrics of an epoch, of the primary metric on the rows held out of training."""
-NO_INPUTS = ("save_steps", "report_to", "logging_steps")
+NO_INPUTS = tuple(key.removeprefix("train.") for key in WHERE_KEYS)
 """Training settings that change no result."""
 
 

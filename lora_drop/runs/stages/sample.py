@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from lora_drop.errors import first_three
 from lora_drop.files import write_json
 from lora_drop.runs.stages.base import Stage, Values, Work, rows_of
 
@@ -25,9 +26,9 @@ def work(job: Job) -> Work:
     size = max(1, round(ratio * len(rows)))
     drawn = stratified_sample(job.task.strata(rows), size, job.config.seed)
     if drawn.absent:
-        some = "; ".join(drawn.absent[:3]) + ("; …" if len(drawn.absent) > 3 else "")
         job.report.notice(
-            f"{len(drawn.absent)} of {len(drawn.strata)} strata are too small for a row of the sample ({some})"
+            f"{len(drawn.absent)} of {len(drawn.strata)} strata are too small for a row of the sample "
+            f"({first_three(drawn.absent)})"
         )
     strata = {name: {"population": total, "sample": taken} for name, (total, taken) in drawn.strata.items()}
     content = {"task": job.task.name, "seed": job.config.seed, "ratio": ratio, "population": len(rows)}

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from statistics import mean, pstdev
 from typing import Any
 
-from lora_drop.errors import UserError
+from lora_drop.errors import UserError, first_three
 from lora_drop.tasks.files import HALF
 from lora_drop.tasks.own.chats import Chat, Messages, asked_and_answered
 from lora_drop.tasks.own.tables import Row, Table
@@ -181,7 +181,7 @@ def survey(table: Table, reading: Reading) -> Survey:
 
 def some_places(places: Sequence[str], what: str, split: str = "") -> str:
     """Return a phrase with the number of rows that have `what`, and the places of the first ones."""
-    first = "; ".join(places[:3]) + ("; …" if len(places) > 3 else "")
+    first = first_three(places)
     some = f"{len(places):,} {split} row".replace("  ", " ")
     return f"{some} has {what} ({first})" if len(places) == 1 else f"{some}s have {what} ({first})"
 

@@ -57,7 +57,9 @@ def several(label: Label | None) -> tuple[str, ...]:
 
 
 def number(label: Label | None) -> float | None:
-    """Return a label as a finite number; None if it is not one."""
+    """Return a label as a finite number; None if it is not one (1_0 is a name, though Python reads it as 10)."""
+    if isinstance(label, str) and "_" in label:
+        return None
     try:
         value = float(label)  # type: ignore[arg-type]  # a tuple is a TypeError
     except (TypeError, ValueError):

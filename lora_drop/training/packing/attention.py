@@ -153,21 +153,25 @@ def varlen_attention(query: Tensor, key: Tensor, value: Tensor, layout: Layout, 
     """Compute attention over rows of different lengths with torch's kernel for the device (used on GPUs).
 
     Shapes are those of `GroupedAttention`. Raises Unpackable for scores that the kernels do not support: a soft cap, or
-    a window shorter than a row where flash attention is not available.
+    rows longer than `longest_row`.
     """
-    windowed = scoring.window is not None and scoring.window < layout.longest
-    flash = _has_flash(query)
-    if scoring.softcap is not None or (windowed and not flash):
+    limit = longest_row(query, scoring)
+    if scoring.softcap is not None or (limit is not None and limit < layout.longest):
         raise Unpackable(
             "its attention has a soft cap, or a window shorter than a row, which this device's kernels have not"
         )
-    if flash:
+    if _has_flash(query):
         return _flash(query, key, value, layout, scoring)
     shared = query.shape[1] // key.shape[1]
     if shared > 1:
         key, value = (tensor.repeat_interleave(shared, dim=1) for tensor in (key, value))
     efficient = query.device.type == "cuda" and torch.version.hip is None and query.shape[-1] % 8 == 0
     return (_efficient if efficient else _nested)(query, key, value, layout, scoring)
+
+
+def longest_row(query: Tensor, scoring: Scoring) -> int | None:
+    """Return the most tokens of a row that `varlen_attention` can compute: only flash attention has windows."""
+    return None if _has_flash(query) else scoring.window
 
 
 def _has_flash(query: Tensor) -> bool:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from lora_drop.training.packing.attention import GroupedAttention, Scoring, varlen_attention
+from lora_drop.training.packing.attention import GroupedAttention, Scoring, longest_row, varlen_attention
 from lora_drop.training.packing.dropout import dropout_forward
 from lora_drop.training.packing.frozen import Frozen, Half, ready
 from lora_drop.training.packing.layout import Layout, Unpackable
@@ -70,6 +70,8 @@ class Packing:
         self.frozen, self.half = frozen or {}, Half()
         self.replay: Replay | None = None
         """Recordings of the layers for training on a GPU."""
+        self.longest: int | None = None
+        """The most tokens of a row that this device can compute, if the model's attention limits it."""
         self.layout: Layout | None = None
         self.trimming: _Trimming | None = None
         """Active from the last attention to the end of the stack."""
@@ -80,6 +82,13 @@ class Packing:
         """Return a description of the computation."""
         trimmed = f", last layer only for the {READ[self.reads]}" if self.trims else ""
         return f"packed{trimmed}" + "; layers replayed as CUDA graphs in training" * bool(self.replay)
+
+    def fits(self, batch: Mapping[str, Tensor]) -> bool:
+        """Return True if no row of a batch is longer than this device can compute."""
+        if self.longest is None:
+            return True
+        mask = batch.get("attention_mask")
+        return int(batch["input_ids"].shape[1] if mask is None else mask.sum(1).max()) <= self.longest
 
     @contextmanager
     def over(self, batch: Mapping[str, Tensor], whole: bool = False, learns: bool = False) -> Iterator[Layout]:
@@ -258,6 +267,7 @@ def packed_attention(
             read_only = last and packing.layout.one_each
             out = GroupedAttention.apply(q, k, v, packing.layout, scoring, read_only)
         else:
+            packing.longest = longest_row(q, scoring) or packing.longest  # one window in a model
             out = varlen_attention(q, k, v, packing.layout, scoring)
     if last:
         packing.begin_trimming()
