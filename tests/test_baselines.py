@@ -1,5 +1,7 @@
 """Sparse Adapter, VeRA and Tied-LoRA against plain float64 references."""
 
+import math
+
 import pytest
 import torch
 from models import backbone, inputs, method
@@ -240,3 +242,48 @@ def test_sparse_adapter_is_a_plain_peft_adapter_that_stays_sparse(tmp_path):
     (tmp_path / "sparse_adapter.safetensors").unlink()
     with pytest.raises(UserError, match="which weights are pruned"):
         METHODS.get("sparse_adapter").load(backbone()[0], tmp_path)
+
+
+@pytest.mark.parametrize("name", ["tied_lora", "vera", "sparse_adapter", "lora"])
+def test_another_seed_gives_other_initial_weights(name):
+    def weights(seed):
+        model = method(name, backbone()[0], seed=seed, rank=8)
+        return torch.cat(
+            [
+                each.detach().flatten()
+                for key, each in model.state_dict().items()
+                if any(part in key for part in ("tied.A", "vera_A", "lora_A"))
+            ]
+        )
+
+    assert torch.equal(weights(1), weights(1)) and not torch.equal(weights(1), weights(2))
+
+
+def test_tied_lora_keeps_its_scaling_and_drops_inputs_in_training(tmp_path):
+    model, tokenizer = randomised("tied_lora", rank=4, alpha=20, dropout=0.5)
+    METHODS.get("tied_lora").save(model, tmp_path)
+    loaded = METHODS.get("tied_lora").load(backbone()[0], tmp_path)
+    assert torch.equal(logits(loaded, inputs(tokenizer)), logits(model, inputs(tokenizer)))
+    module, x = model.get_submodule(QUERY.format(0)), torch.randn(2, 5, 32)
+    assert torch.equal(module.eval()(x), module(x)) and not torch.equal(module.train()(x), module(x))
+    assert method("tied_lora", backbone()[0], rank=4).get_submodule(QUERY.format(0)).scaling == 2  # alpha 2r, as LoRA's
+
+
+def test_tied_lora_starts_as_a_lora():
+    """Kaiming's uniform with a = √5: within ±1/√inputs."""
+    tied = method("tied_lora", backbone()[0], rank=56).get_submodule(QUERY.format(0)).tied
+    bound = 1 / math.sqrt(tied.A.shape[1])
+    assert 0.95 * bound < tied.A.abs().max() <= bound
+
+
+def test_sparse_adapter_draws_both_halves_alike_and_remembers_its_ratio(tmp_path):
+    model = method("sparse_adapter", backbone()[0], keep_ratio=0.3)
+    for half in ("lora_A", "lora_B"):
+        values = torch.cat([each.detach().flatten() for name, each in trainable(model) if half in name])
+        assert float(values.std()) == pytest.approx(0.02, rel=0.1) and abs(float(values.mean())) < 0.002
+    assert METHODS.get("sparse_adapter").examples == 320
+    batch = inputs(backbone()[1])
+    METHODS.get("sparse_adapter").prepare(model, [{**batch, "labels": torch.arange(7) % 2}])
+    METHODS.get("sparse_adapter").save(model, tmp_path)
+    loaded = METHODS.get("sparse_adapter").load(backbone()[0], tmp_path)
+    assert METHODS.get("sparse_adapter").count(loaded) == METHODS.get("sparse_adapter").count(model)

@@ -74,3 +74,19 @@ def test_means_over_shares_of_the_examples_add_up():
     assert both.values == {"a": 3.0, "b": 2.5} and (both.examples, both.tokens) == (4, 35)
     assert both.norms == {"a": [1.0, 2.0, 3.0, 6.0], "b": [3.0, 3.0, 3.0, 1.0]}
     assert (one + Measured()).values == (Measured() + one).values == one.values  # a process without a batch
+
+
+def test_the_order_of_batches_follows_seed_and_epoch():
+    def order(seed, epoch, lengths):
+        groups = LengthGroups(lengths, 4, seed)
+        groups.set_epoch(epoch)
+        return list(groups)
+
+    alike, mixed = [5] * 403, [1 + number % 50 for number in range(403)]
+    orders = [order(seed, epoch, alike) for seed in (0, 1) for epoch in (0, 1)]
+    assert len(set(map(tuple, orders))) == 4 and orders[0] != sorted(orders[0])
+    assert order(0, 2, alike) != order(1, 1, alike) and order(1, 0, alike) != order(0, 1, alike)
+    longest = [max(mixed[row] for row in order(0, epoch, mixed)[:4]) for epoch in range(8)]
+    assert longest[0] == 50 and min(longest[1:]) < 50  # only the first epoch begins with the longest batch
+    firsts = [mixed[row] for row in order(0, 1, mixed)[:200:4]]
+    assert firsts != sorted(firsts, reverse=True)

@@ -57,6 +57,13 @@ def test_a_claim_is_in_the_report_and_drawn():
     assert "Claims" not in to_markdown([bare]) and FIGURES.get("claims").of(bare) is None
 
 
+def test_a_claim_that_nothing_decides_is_named():
+    """At chance, a column takes no part in any verdict."""
+    text = to_markdown([claimed((0.0,) * 6, base=0.5)])
+    assert "Not judged, because no two runs" in text and "compare it: A is better than B." in text
+    assert "Not judged" not in to_markdown([claimed((1.0,) * 6)])
+
+
 def test_a_claim_is_judged_again_on_rows_that_have_chosen_nothing():
     table = claimed((1.0, 2.0, 1.5, 1.0, 2.0, 1.2))
     lower = {("lora", "mrpc"): 0.70, ("lora", "rte"): 0.60, ("lora_drop", "mrpc"): 0.69, ("lora_drop", "rte"): 0.60}
@@ -116,3 +123,46 @@ def test_mistakes_in_claims_are_said(tmp_path):
     path.write_text(rows + "claims: {x: {says: s, row: [a], against: b}}\n")
     with pytest.raises(UserError, match=r"claims\.x\.row = \['a'\]: must be one of"):
         load_experiment(str(path))
+
+
+def test_one_task_decides_no_claim_however_close_its_seeds_are():
+    runs = [
+        record(row, "mrpc", seed, score) for row, score in (("lora", 0.80), ("lora_drop", 0.82)) for seed in range(3)
+    ]
+    claim = {"says": "x", "row": "lora_drop", "against": "lora"}
+    layout = {**load_experiment("table1").layout, "claims": {"one": claim}}
+    spread = [
+        replace(
+            each,
+            layout=layout,
+            metrics={"accuracy": each.metrics["accuracy"] + each.seed**2 / 1000 * (each.row == "lora")},
+        )
+        for each in runs
+    ]
+    (found,) = judge(build_tables(spread)[0])
+    assert found.mean.here[0] > 0 and found.verdict == "undecided"
+
+
+def test_rows_that_score_exactly_alike_decide_nothing():
+    """LoRA-drop that drops nothing is plain LoRA: all differences are 0, and so is the width of the interval."""
+    (found,) = judge(claimed((0.0,) * 6))
+    assert found.mean.here == (0.0, 0.0) and found.verdict == "undecided"
+
+
+def test_differences_of_texts_are_in_their_own_unit():
+    runs = [replace(each, percent=False) for each in claimed((1.0, 2.0, 1.5, 1.0, 2.0, 1.2)).records]
+    (found,) = judge(build_tables(runs)[0])
+    assert found.differences["mrpc"] == pytest.approx([0.010, 0.015, 0.020])
+
+
+def test_a_claim_compares_the_epochs_that_were_kept():
+    """Neither the best epochs nor, on held-out rows, the last ones."""
+
+    def kept_first(each):
+        shift = each.row == "lora_drop"
+        epochs = [{"epoch": 1.0, "held_out": 0.6 + 0.1 * shift}, {"epoch": 2.0, "held_out": 0.9}]
+        return replace(each, kept_epoch=1.0, epochs=epochs, best={"epoch": 2, "score": 0.95}, select_epoch="last")
+
+    (found,) = judge(build_tables([kept_first(each) for each in claimed((1.0,) * 6).records])[0])
+    assert found.differences["rte"] == pytest.approx([1.0] * 3)
+    assert found.held_out.differences["rte"] == pytest.approx([10.0] * 3)

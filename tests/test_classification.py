@@ -3,12 +3,13 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from models import backbone
 from scipy import stats
 from sklearn import metrics
 
 from lora_drop.data.sentences import collator, encode
 from lora_drop.errors import UserError
-from lora_drop.evaluation.classifier import evaluate_classifier
+from lora_drop.evaluation.classifier import evaluate_classifier, predict
 from lora_drop.evaluation.metrics.classification import constant_baseline, evaluate_predictions
 from lora_drop.registry import TASKS
 
@@ -84,3 +85,31 @@ def test_the_baseline_is_the_score_of_the_most_frequent_label():
     assert constant_baseline(TASKS.get("stsb"), [0.0, 2.5, 5.0]) == {"spearman": 0.0, "pearson": 0.0}
     found = constant_baseline(TASKS.get("mnli"), [0, 0, 1], ["matched", "mismatched", "mismatched"])
     assert found == {"accuracy": pytest.approx(2 / 3), "accuracy_matched": 1.0, "accuracy_mismatched": 0.5}
+
+
+def test_a_correlation_with_constant_references_is_0_and_a_small_spread_is_a_ranking():
+    assert evaluate_predictions(TASKS.get("stsb"), [0.0, 1.0, 2.0], [3.0, 3.0, 3.0]) == {
+        "spearman": 0.0,
+        "pearson": 0.0,
+    }
+    assert evaluate_predictions(TASKS.get("stsb"), [2.500, 2.501, 2.502], [0.0, 1.0, 2.0])["spearman"] == pytest.approx(
+        1
+    )
+
+
+def test_the_metric_that_chooses_epochs_is_the_papers():
+    found = {name: TASKS.get(name).primary for name in TASKS.own if not name.startswith("toy")}
+    accuracy = dict.fromkeys(("rte", "mrpc", "sst2", "qnli", "mnli", "qqp"), "accuracy")
+    texts = dict.fromkeys(("e2e", "dart", "dialogsum"), "sacrebleu")
+    assert found == {**accuracy, **texts, "cola": "matthews_correlation", "stsb": "spearman"}
+
+
+def test_outputs_of_rows_come_in_their_order_whatever_their_length():
+    model, tokenizer = backbone()
+    rows = Dataset.from_dict({"text": ["a", "a much longer text", "b c"], "label": [0, 1, 0]})
+    encoded, *_ = encode(rows, tokenizer, 32)
+    whole = predict(model.train(), encoded, collator(tokenizer), 2)
+    alone = [predict(model, encoded.select([row]), collator(tokenizer), 1)[0] for row in range(3)]
+    assert model.training and all(
+        one.tolist() == pytest.approx(two.tolist(), abs=1e-5) for one, two in zip(whole, alone, strict=True)
+    )

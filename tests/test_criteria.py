@@ -321,3 +321,14 @@ def test_a_criterion_is_the_same_without_padding(kind, name):
     stock, packed = (score(model, [batch], criterion=CRITERIA.get(name), packing=given) for given in (None, packing))
     assert [row.score for row in packed.rows] == pytest.approx([row.score for row in stock.rows], rel=1e-4)
     assert stock.tokens == packed.tokens
+
+
+def test_the_relative_output_ignores_the_bias_of_the_frozen_matrix():
+    model, tokenizer = trained_lora("tiny:bert")
+    batch, criterion = inputs(tokenizer), CRITERIA.get("output_relative")
+    last = [row.name for row in score(model, [batch]).rows][-1]  # its output moves no other layer's input
+    before = {row.name: row.score for row in score(model, [batch], criterion=criterion).rows}[last]
+    with torch.no_grad():
+        model.get_base_model().get_submodule(last).base_layer.bias.fill_(3.0)
+    after = {row.name: row.score for row in score(model, [batch], criterion=criterion).rows}[last]
+    assert after == pytest.approx(before, rel=1e-5)

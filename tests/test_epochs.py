@@ -50,3 +50,22 @@ def test_optimism_is_the_mean_difference_over_seeds_and_needs_several():
 
 def test_what_was_not_learnt_says_nothing_of_optimism():
     assert optimism(build_tables([held(seed, 0.53, 0.50) for seed in range(6)])[0]) == ""
+
+
+def test_optimism_is_measured_from_the_best_epoch_whichever_is_kept():
+    epochs = [{"epoch": 1.0, "accuracy": 0.8}, {"epoch": 2.0, "accuracy": 0.79}]
+    runs = [
+        record(
+            "lora",
+            "rte",
+            seed,
+            0.78,
+            best={"epoch": 1, "score": 0.80},
+            last={"epoch": 2, "score": 0.78},
+            held_out={"epoch": 2, "score": 0.78},
+            epochs=epochs,
+            select_epoch="last",
+        )
+        for seed in range(2)
+    ]
+    assert "scores 2.0 points above" in optimism(build_tables(runs)[0])

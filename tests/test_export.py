@@ -383,6 +383,7 @@ def test_a_decoder_is_merged_too(language_run, tmp_path):
     assert command("train", "-d", language_run, "-q", "-o", "train.epochs=1") == 0
     assert command("export", language_run, "--to", "merged", "--out", tmp_path / "m") == 0
     model, whole = AutoModelForCausalLM.from_pretrained(tmp_path / "m"), lora_drop.load_run(language_run, "cpu")[0]
+    assert AutoTokenizer.from_pretrained(tmp_path / "m").padding_side == "left"  # as generation needs
     tokens = {"input_ids": torch.arange(5, 25)[None]}
     with torch.no_grad():
         torch.testing.assert_close(model(**tokens).logits, whole(**tokens).logits)

@@ -8,7 +8,7 @@ import pytest
 from matplotlib.figure import Figure
 from measured import RESULTS, record
 
-from lora_drop.experiments.agreement import between_rows
+from lora_drop.experiments.agreement import between_rows, retained_alike, seeds_and_tasks
 from lora_drop.experiments.markdown import to_markdown
 from lora_drop.experiments.plots import OWN, shade
 from lora_drop.experiments.records import read_records
@@ -265,3 +265,17 @@ def test_a_smaller_report_removes_the_figures_of_a_larger_one_and_nothing_else(t
     assert (
         sorted(left) == sorted([*mine, *(name for name in ours if "-2" not in name)]) and left.items() >= mine.items()
     )
+
+
+def test_agreement_of_seeds_and_of_tasks_beside_chance():
+    def run(task, seed, values, retained):
+        rows = [{"projection": "query", "layer": layer, "score": value, "importance": value} for layer, value in values]
+        kept = {"projections": {"query": {"retained": retained, "shared": []}}}
+        return record("lora_drop", task, seed, 0.8, selection=kept, scores=rows)
+
+    up, down = [(3, 0.4), (0, 0.1), (1, 0.2), (2, 0.3)], [(0, 0.4), (1, 0.3), (2, 0.2), (3, 0.1)]
+    runs = {"a": [run("a", 0, up, [2, 3]), run("a", 1, up, [3])], "b": [run("b", 0, down, [0, 3])]}
+    same, other = seeds_and_tasks(runs, "query")
+    assert (same.tau, same.common, same.chance) == pytest.approx((1, 2 / 3, 2 * 2 * 1 / 4 / 3))
+    assert (other.tau, other.common) == pytest.approx((-1, (2 / 4 + 2 / 3) / 2))
+    assert retained_alike(runs["a"], "query") == "1.0 of 1.5"

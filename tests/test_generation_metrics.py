@@ -242,3 +242,8 @@ def test_wrong_calls_are_named():
         score("rouge_l", PREDICTIONS, REFERENCES[:3])
     with pytest.raises(UserError, match="Item 2 has no reference"):
         score("rouge_l", ["a", "b"], [["a"], []])
+
+
+def test_e2e_bleu_is_0_where_no_four_words_are_shared():
+
+    assert score_texts(["e2e_bleu"], ["a b c x"], [["a b c d"]]).metrics["e2e_bleu"] == 0

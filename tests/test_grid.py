@@ -66,6 +66,12 @@ def test_a_tiny_backbone_gets_toy_data_unless_tasks_are_named():
     assert {run.config.task for run in expand(experiment, Choice(backbone="tiny:roberta", tasks=["rte"]))} == {"rte"}
 
 
+def test_what_is_asked_for_twice_is_run_once():
+    experiment = load_experiment("table1")
+    once, twice = (expand(experiment, Choice(tasks=["rte"] * n, rows=["lora"], seeds=[0] * n)) for n in (1, 2))
+    assert len(once) == len(twice) == 1
+
+
 def test_rows_are_chosen_by_name():
     experiment = load_experiment("table1")
     rows = [run.row for run in expand(experiment, Choice(tasks=["rte"], seeds=[0], rows=["lora_drop", "full"]))]
@@ -106,6 +112,10 @@ def test_every_sample_ratio_of_figure11_takes_the_same_number_of_steps():
         ("rows: {a: {}}\ntasks: [rte]\ntask_set: {rt: {}}", "Did you mean 'rte'"),
         ("rows: {a: {}}\ntasks: [rte]\nclaims: {x: {says: 5, row: a, against: a}}", "says = 5: must be a text"),
         ("rows: {a: {}}\ntasks: [rte]\nclaims: {x: {says: y, row: a, against: b}}", "must be one of a"),
+        ("rows: {a: {}}\ntasks: [rte]\nclaims: {x: {says: y, row: a, against: a}}", "row and against are both a"),
+        ("rows: {a: {}}\ntasks: [rte, rte]", "tasks: 'rte' is there twice"),
+        ("rows: {a: {}}\ntasks: [rte]\nseeds: [0, 1, 0]", "seeds: 0 is there twice"),
+        ("rows: {a: {title: A}, b: {title: A}}\ntasks: [rte]", "titles of rows: 'A' is there twice"),
     ],
 )
 def test_mistakes_in_an_experiment_are_told(content, message, tmp_path):

@@ -11,6 +11,8 @@ from edits import edit_config, edit_stages
 from hub_server import HubServer, Machine
 from transformers import BertForMaskedLM
 
+from lora_drop.export.card import card
+from lora_drop.export.source import ExportedRun
 from lora_drop.files import read_json
 from lora_drop.models.backbones import locate
 from lora_drop.models.content import sha256_of_all
@@ -120,6 +122,7 @@ def test_it_is_fetched_once(hub, machine, name, run, tmp_path):
     assert f"{name}, commit {first[:12]}: 4 files" in done.err and not skipped(done)
     assert sources(tmp_path) == {"backbone": {"hub": name, "revision": "main", "commit": first}}
     assert read_json(tmp_path / "run" / "adapter" / "adapter_config.json")["base_model_name_or_path"] == name
+    assert card(ExportedRun.open(tmp_path / "run"), "peft", "").count(f'revision="{first}"') == 1
     assert len(hub.asked("GET .*(resolve|_large)")) == 4  # no README, and nothing twice
     hub.requests.clear()
     assert skipped(machine(*run, "--offline")) == STAGES and hub.asked() == []

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 from measured import cells, record
 
+from lora_drop.errors import UserError
 from lora_drop.evaluation.metrics.classification import constant_baseline
 from lora_drop.experiments.agreement import warm_ups_by_task
 from lora_drop.experiments.grid import load_experiment
@@ -246,3 +247,34 @@ def test_derived_cells_are_marked_and_other_papers_stand_apart():
     assert "| BitFit |  | 81.5 | 92.7 | 90.8 | 62 | 93.7 | 91.8 |  |  | arXiv 2505.18738, Table 1 |" in text
     toy = build_tables([record("full", "toy-nli", 0, 0.8, task_title="toy-nli", backbone="tiny:roberta")])
     assert "Others on" not in to_markdown(toy)
+
+
+def test_two_results_of_a_cell_are_refused_also_if_their_configurations_differ():
+    with pytest.raises(UserError, match="There are two results for lora, rte, seed 0"):
+        build_tables([record("lora", "rte", 0, 0.8), record("lora", "rte", 0, 0.7, config_hash="other")])
+
+
+def test_parameters_and_retained_layers_are_means_over_seeds_and_then_over_tasks():
+    def run(task, seed, size, count):
+        chosen = {"projections": {"query": {"retained": list(range(count)), "shared": []}}}
+        return record(
+            "t0.90", task, seed, 0.8, experiment="table6", selection=chosen, parameters={"adapter": size, "head": 1}
+        )
+
+    (found,) = build_tables([run("rte", 0, 100, 2), run("rte", 1, 100, 2), run("cola", 0, 400, 5)])
+    (row,) = [row for row in found.rows if row.cells]
+    assert (row.parameters, row.head, row.retained) == (250, 1, {"query": 3.5})
+
+
+def test_one_limited_seed_limits_the_cell_and_more_than_asked_for_is_no_limit():
+    runs = [record("lora", "rte", seed, 0.8, limited={"train": 9} if seed == 1 else {}) for seed in range(3)]
+    assert cells(build_tables(runs))["lora", "rte"].flags == "r"
+    more = [record("lora", "rte", seed, 0.8, deviations={"train.epochs": [10, 20]}) for seed in range(4)]
+    assert cells(build_tables(more))["lora", "rte"].flags == ""
+
+
+def test_the_best_epoch_is_shown_beside_the_primary_metric_alone():
+    written = record("lora", "dialogsum", 0, 20.0, experiment="table2", metrics={"sacrebleu": 20.0, "rouge_l": 10.0},
+                     primary="sacrebleu", percent=False)  # fmt: skip
+    found = cells(build_tables([written]))
+    assert found["lora", "dialogsum.sacrebleu"].best == 20.0 and found["lora", "dialogsum.rouge_l"].best is None

@@ -76,3 +76,28 @@ def test_slopes_are_in_the_report_also_on_held_out_rows_and_drawn():
 def test_runs_that_nothing_is_compared_with_have_no_slope():
     alone = table(chosen("threshold", "rte", 0, 0.7, 0.8))
     assert FIGURES.get("retained").of(alone) is None and "Does the score rise" not in to_markdown([alone])
+
+
+def test_the_setting_with_the_most_policies_is_compared_whichever_comes_first():
+    other = chosen("threshold", "rte", 0, 0.9, 0.1, budget=0.3)
+    (group,) = choices(table(other, *three("rte", 0, (0.76, 0.70, 0.64))))
+    assert {each.row for each in group} == {"threshold 0.5", "random 0.5", "inverse 0.5"}
+
+
+def test_runs_that_differ_in_sharing_too_are_not_compared():
+    one, other = chosen("threshold", "rte", 0, 0.7, 0.8), chosen("inverse", "rte", 0, 0.6, 0.2)
+    other = replace(other, config={**other.config, "method": {**other.config["method"], "share": False}})
+    assert choices(table(one, other)) == []
+
+
+def test_slopes_need_a_task_in_which_something_was_learnt_and_a_score_of_every_run():
+    at_chance = three("rte", 0, (0.53, 0.52, 0.51))
+    assert choices(table(*at_chance)) == []
+    runs = three("rte", 0, (0.76, 0.70, 0.64))
+    some = [replace(each, epochs=[{"epoch": 3, "held_out": 0.7}]) for each in runs[:2]]
+    assert slopes(choices(table(*some, runs[2])), lambda each: next((e["held_out"] for e in each.epochs), None)) is None
+
+
+def test_slopes_of_texts_are_in_their_own_unit():
+    runs = [replace(each, percent=False) for each in three("rte", 0, (0.76, 0.70, 0.64))]
+    assert slopes(choices(table(*runs))).mean.value == pytest.approx(0.02)

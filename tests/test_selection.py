@@ -177,3 +177,50 @@ def test_what_is_no_scores_is_said(given):
 def test_nothing_to_select_from():
     with pytest.raises(UserError, match="no scores"):
         select([])
+
+
+def test_a_sum_that_is_the_threshold_but_for_rounding_meets_it():
+    assert select(rows(query=[7, 2, 1]), 0.9).projections["query"].retained == (0, 1)  # 0.7 + 0.2 = 0.8999999999999999
+
+
+def test_coverage_is_that_of_the_layers_that_are_retained():
+    scored = rows(query=[4, 1, 3, 2])
+    covered = {
+        policy: select(scored, 0.5, policy=policy).projections["query"].coverage
+        for policy in ("threshold", "inverse", "top", "bottom")
+    }
+    assert covered == pytest.approx({"threshold": 0.7, "inverse": 0.3, "top": 0.5, "bottom": 0.5})
+
+
+def test_random_layers_depend_on_the_seed_and_differ_between_projections():
+    scored = rows(query=[1] * 12, value=[1] * 12)
+    found = [select(scored, 0.5, policy="random", seed=seed).projections for seed in range(5)]
+    assert found[0] == select(scored, 0.5, policy="random", seed=0).projections
+    assert len({each["query"].retained for each in found}) > 1
+    assert any(each["query"].retained != each["value"].retained for each in found)
+
+
+def test_ties_of_the_least_important_go_to_the_lower_layer():
+    assert select(rows(query=[1, 1, 1, 1]), 0.5, policy="inverse").projections["query"].retained == (0, 1)
+
+
+def test_parameters_are_those_of_each_projection():
+    """As where keys and values have fewer heads than queries."""
+    scored = [
+        replace(row, parameters=10 if row.projection == "value" else SIZE)
+        for row in rows(query=[8, 1, 1], value=[4, 4, 2])
+    ]
+    assert select(scored, 0.8).trainable_parameters == 2 * SIZE + 3 * 10
+    found = select(scored, budget=0.7)  # of 330: 231
+    assert found.trainable_parameters == 230 and found.projections["query"].retained == (0,)
+
+
+def test_a_budget_without_share_counts_no_shared_pair():
+    scored = rows(query=[4, 3, 2, 1])
+    assert select(scored, budget=0.5, share=False).projections["query"].retained == (0, 1)
+    assert select(scored, budget=0.5).projections["query"].retained == (0,)
+
+
+def test_a_selection_by_another_policy_survives_json():
+    selection = select(rows(query=[1, 5, 3, 1]), 0.8, policy="inverse", share=False)
+    assert Selection.from_json(selection.to_json()) == selection

@@ -57,3 +57,15 @@ def test_layers_are_retained_by_the_policy():
 def test_nothing_to_resample_is_refused(examples, resamples):
     with pytest.raises(UserError, match="Cannot resample"):
         bootstrap(rows([1, 1, 1]), {f"query.{layer}": [1.0] * examples for layer in range(3)}, resamples)
+
+
+def test_resamples_follow_seed_and_number_and_a_budget_knows_what_is_shared():
+    data = np.random.default_rng(0).gamma(1.0, 1.0, size=(3, 50))
+    norms = {f"query.{layer}": data[layer].tolist() for layer in range(3)}
+    scored = rows(data.mean(axis=1).tolist())
+    one, other = (bootstrap(scored, norms, 150, threshold=1.0, seed=seed) for seed in (0, 1))
+    assert [entry["retained"] for entry in one] == [1, 1, 1] and one != other  # 150: a chunk and a half
+    shared, none = (bootstrap(scored, norms, 20, budget=0.7, share=share) for share in (True, False))
+    assert [sum(entry["retained"] for entry in each) for each in (shared, none)] == pytest.approx([1, 2])
+    drawn = [bootstrap(scored, norms, 10, threshold=0.3, policy="random", seed=seed) for seed in range(4)]
+    assert len({tuple(entry["retained"] for entry in each) for each in drawn}) > 1

@@ -167,6 +167,11 @@ def _mistakes(experiment: Experiment, packaged: bool) -> list[str]:
         for name in names
         if name not in allowed
     ]
+    titles = [str(row.get("title", name)) for name, row in experiment.rows.items()]
+    for key, values in (("tasks", experiment.tasks), ("seeds", experiment.seeds), ("the titles of rows", titles)):
+        twice = [value for number, value in enumerate(values) if value in values[:number]]
+        if twice:
+            errors.append(f"{key}: {twice[0]!r} is there twice")
     given = {**experiment.set, **experiment.task_set.get(OWN, {})}
     if OWN in experiment.tasks and not given.keys() & {"data.path", "data.dataset_info"}:
         errors.append("tasks = 'own' means your own data: name the file with set: {data.path: FILE}")
@@ -190,8 +195,8 @@ def expand(experiment: Experiment, choice: Choice) -> list[Planned]:
     _check_metrics(experiment)
     planned = [
         _planned(experiment, row, task, seed, choice)
-        for task in tasks
-        for seed in (choice.seeds or experiment.seeds)
+        for task in dict.fromkeys(tasks)
+        for seed in dict.fromkeys(choice.seeds or experiment.seeds)
         for row in rows
     ]
     # a key that changes no run is not an override; one that does has the same value in all of the command's runs

@@ -95,6 +95,8 @@ def mistakes_of_claim(place: str, claim: Mapping[str, Any], rows: list[str]) -> 
         for key in ("row", "against")
         if key in claim and claim[key] not in rows
     ]
+    if claim.get("row") in rows and claim.get("row") == claim.get("against"):
+        errors.append(f"{place}: row and against are both {claim['row']}: name the row to compare it with")
     margin = claim.get("margin", 0)
     if isinstance(margin, bool) or not isinstance(margin, (int, float)) or not 0 <= margin <= 100:
         errors.append(f"{place}.margin = {margin!r}: must be in points, a number from 0 to 100")

@@ -34,6 +34,8 @@ def card(source: ExportedRun, target: str, said: str) -> str:
     labels = "" if generates else f", num_labels={task.outputs}"
     if not generates and target != "merged" and source.replaces_head:
         labels += ", ignore_mismatched_sizes=True"
+    if source.revision:
+        labels += f", revision={words.quoted(source.revision)}"
     base = source.base if target != "merged" else source.known or f"the folder `{source.run.config.backbone}`"
     loading = LOADING[target].format(auto=auto, base=words.quoted(base), labels=labels)
     head = as_yaml(_front(source, target))

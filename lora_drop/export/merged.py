@@ -44,6 +44,7 @@ def merged(source: ExportedRun, folder: Path) -> str:
         model.config.label2id = {label: index for index, label in enumerate(task.labels)}
     if task.kind != "generation":  # so that truncation is the same as in training
         tokenizer.model_max_length = min(tokenizer.model_max_length, config.train.max_length)
+    tokenizer.init_kwargs["padding_side"] = tokenizer.padding_side  # transformers saves it from there alone
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))

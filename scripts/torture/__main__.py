@@ -86,6 +86,10 @@ def main() -> None:
     parser.add_argument("--runs", help="only these runs, separated by commas; the first one is damaged")
     parser.add_argument("--parts", default=",".join(PARTS), help="only these parts, separated by commas (%(default)s)")
     given = parser.parse_args()
+    for names, known in ((given.parts, PARTS), (given.runs or "", runs.RUNS)):
+        for name in filter(None, names.split(",")):
+            if name not in known:
+                parser.error(f"{name!r} must be one of {', '.join(known)}")
     parts = [part for name in given.parts.split(",") for part in PARTS[name]]
     began, found = time.monotonic(), []
     with tempfile.TemporaryDirectory(prefix="torture-", dir=MEMORY if os.access(MEMORY, os.W_OK) else None) as folder:

@@ -127,7 +127,7 @@ def wait(process: int, log: Path, seconds: float = 240.0) -> Ended:
         if done:
             return Ended(os.waitstatus_to_exitcode(status), log.read_text(errors="replace"))
         time.sleep(0.005)
-    os.kill(process, signal.SIGKILL)
+    os.killpg(process, signal.SIGKILL)  # it leads its own session: its children, too
     os.waitpid(process, 0)
     return Ended(HUNG, log.read_text(errors="replace"))
 

@@ -59,9 +59,9 @@ class DartBleu(TextMetric):
     description = "BLEU as DART's evaluation (multi-bleu.perl, three references)"
 
     def _compute(self, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
-        texts = [_bytewise(text if self.as_written else dart_form(text)) for text in predictions]
+        texts = [_bytewise(text) if self.as_written else dart_form(text) for text in predictions]
         blanks = [""] * DART_REFERENCES
-        padded = [[_bytewise(dart_form(text)) for text in [*given, *blanks][:DART_REFERENCES]] for given in references]
+        padded = [[dart_form(text) for text in [*given, *blanks][:DART_REFERENCES]] for given in references]
         bleu = sacrebleu.BLEU(tokenize="none", smooth_method="none", force=True)
         score, signature = _corpus_bleu(bleu, texts, padded)
         form = "as-written" if self.as_written else "tokenised-lower-cased"
