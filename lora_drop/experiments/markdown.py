@@ -73,15 +73,22 @@ def _epochs(table: Table) -> list[str]:
 
 
 def claims(table: Table) -> list[str]:
-    """Return the lines of the table of claims; empty if no claim was measured."""
+    """Return the lines of the table of claims, and of those that nothing decides; empty if there is no claim."""
     verdicts = judge(table)
-    open_ones = [
-        claim["says"] for claim in table.claims.values() if claim["says"] not in {found.text for found in verdicts}
-    ]
-    lacking = "Not judged, because no two runs of one task and seed, in which something was learnt, compare it: "
-    told_open = [f"{lacking}{_literal('; '.join(open_ones))}.", ""] if open_ones and table.records else []
+    lines = [*_table_of_claims(verdicts), *_not_judged(table, verdicts)]
+    return ["### Claims", "", *lines] if lines else []
+
+
+def _not_judged(table: Table, verdicts: Sequence[Verdict]) -> list[str]:
+    judged = {found.text for found in verdicts}
+    others = [claim["says"] for claim in table.claims.values() if claim["says"] not in judged]
+    why = "Not judged, because no two runs of one task and seed, in which something was learnt, compare it"
+    return [f"{why}: {_literal('; '.join(others))}.", ""] if others else []
+
+
+def _table_of_claims(verdicts: Sequence[Verdict]) -> list[str]:
     if not verdicts:
-        return ["### Claims", "", *told_open] if told_open else []
+        return []
     checked = any(found.held_out for found in verdicts)
     head = ["claim", "compared", "difference", "95 %, these tasks", "95 %, others", "pairs (tasks)", "verdict"]
     head += [*["on held-out rows", "95 %, these tasks", "verdict"] * checked, "seeds to decide"]
@@ -99,7 +106,7 @@ def claims(table: Table) -> list[str]:
             "others for each seed. "
         )
     told += "Seeds to decide: so many of each task would, if mean and spreads stay what they are."
-    return ["### Claims", "", *_markdown_table(head, body), told, "", *told_open]
+    return [*_markdown_table(head, body), told, ""]
 
 
 def _judged(found: Verdict, checked: bool) -> list[str]:

@@ -32,7 +32,7 @@ def draw(table: Table, _: list[Record]) -> Drawing | None:
         return None
     tasks = list(dict.fromkeys(group[0].task_title for group in groups))
     policies = [name for name in NAMES if any(name == _policy(record) for group in groups for record in group)]
-    figure, axes = task_panels(len(tasks), 3.0, "points from the mean of its seed")
+    figure, axes = task_panels(len(tasks), 3.0, "points from the seed's mean")
     shown = {}
     for axis, task in zip(axes, tasks, strict=True):
         mine = [group for group in groups if group[0].task_title == task]
