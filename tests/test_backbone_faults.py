@@ -331,7 +331,7 @@ def test_training_starts_from_an_adapter(folder, tmp_path, capsys):
     [
         (["method.name=lora", "train.start_from=nowhere"], "neither a PEFT adapter nor a run"),
         (["method.name=vera", "train.start_from={first}"], "train.start_from is for lora and lora_drop"),
-        (["method.name=lora", "method.rank=4", "train.start_from={first}"], "Set method.rank and method.alpha"),
+        (["method.name=lora", "method.rank=4", "train.start_from={first}"], "Set method.rank=8 and method.alpha=16"),
     ],
 )
 def test_what_cannot_be_started_from_is_said(options, text, folder, tmp_path, capsys):

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from lora_drop.config.identity import WHERE_KEYS
 from lora_drop.files import file_digest
 from lora_drop.pruning.criteria.base import PAPER
 from lora_drop.registry import CRITERIA
@@ -27,8 +26,6 @@ Work = tuple[str, Values]
 
 HELD_OUT = "held_out"
 """Key, among the metrics of an epoch, of the primary metric on the rows held out of training."""
-NO_INPUTS = tuple(key.removeprefix("train.") for key in WHERE_KEYS)
-"""Training settings that change no result."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +112,10 @@ def training(job: Job, train: TrainConfig, *unused: str) -> Values:
 
     An adapter that it starts from is identified by its content, not by its name.
     """
-    settings = {key: value for key, value in asdict(train).items() if key not in (*unused, *NO_INPUTS)}
+    from lora_drop.config.identity import WHERE_KEYS
+
+    without_effect = [key.removeprefix("train.") for key in WHERE_KEYS]
+    settings = {key: value for key, value in asdict(train).items() if key not in (*unused, *without_effect)}
     for key in ("held_out", "head_learning_rate"):  # earlier versions did not have these keys
         if not settings.get(key):
             settings.pop(key, None)
