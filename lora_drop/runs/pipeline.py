@@ -15,6 +15,7 @@ from lora_drop.provenance import commit, other_versions, peak_memory_mb, release
 from lora_drop.runs.job import Job
 from lora_drop.runs.stages import BY_NAME, STAGES
 from lora_drop.runs.stages.base import Stage
+from lora_drop.runs.stages.evaluate import forget as forget_evaluation
 
 MEMORY = (
     "Lower train.device_batch_size (in an evaluation, eval.batch_size) or train.max_length, or set "
@@ -193,8 +194,8 @@ def adopt(job: Job, stage: Stage) -> bool:
         if other is not job.run:
             for name in stage.outputs:
                 job.run.copy(other.file(name), name)
-            if stage.name == "train":  # an evaluation of an earlier adapter
-                job.run.forget("eval", BY_NAME["eval"].outputs)
+            if stage.name == "train":
+                forget_evaluation(job.run)
             job.run.enter(stage.name, {"shared_from": other.path.name, **entry})
         job.run.remove_checkpoints(stage.name)  # left by this run's own killed attempt
         return True

@@ -12,6 +12,7 @@ from lora_drop.runs.stages.base import Stage, Values, Work, common_settings, dig
 if TYPE_CHECKING:
     from lora_drop.evaluation.base import Evaluation
     from lora_drop.runs.job import Job
+    from lora_drop.runs.store import Run
 
 
 def settings(job: Job) -> Values:
@@ -54,6 +55,11 @@ def _write(job: Job, result: Evaluation) -> None:
     lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in result.predictions]
     write_text(job.run.file("predictions.jsonl"), "".join(lines))
     write_json(job.run.file("metrics.json"), content)
+
+
+def forget(run: Run) -> None:
+    """Remove a run's evaluation, since the adapter that it was of is about to change."""
+    run.forget(STAGE.name, STAGE.outputs)
 
 
 STAGE = Stage(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from lora_drop import processes
 from lora_drop.files import write_folder, write_json
 from lora_drop.runs.stages.base import Stage, Values, Work, common_settings, digest_of, rows_of, training, weights
+from lora_drop.runs.stages.evaluate import forget as forget_evaluation
 
 if TYPE_CHECKING:
     from torch import nn
@@ -52,7 +53,7 @@ def work(job: Job) -> Work:
     if method.prepare is not None:
         method.prepare(model.to(job.device), job.data.some_batches(method.examples))
     parameters = method.count(model)
-    processes.by_first(lambda: job.run.forget("eval", ("metrics.json", "predictions.jsonl")))
+    processes.by_first(lambda: forget_evaluation(job.run))
     evaluated = job.scored_each_epoch
     outcome = models.fit(job, "train", method, model, job.data.train.encoded, config.train, evaluated=evaluated)
     processes.by_first(lambda: _write(job, model))
