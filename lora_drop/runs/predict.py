@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import json
-import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from tempfile import TemporaryFile
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -24,16 +21,16 @@ from lora_drop.evaluation.classifier import predict as classify
 from lora_drop.evaluation.generator import generate
 from lora_drop.evaluation.kinds import get_kind
 from lora_drop.evaluation.perplexity import NAME as PERPLEXITY
-from lora_drop.files import csv_cell, replacing
 from lora_drop.progress import SILENT, Reporter
 from lora_drop.runs.facts import read_facts
 from lora_drop.runs.load import load_run, trained_task
+from lora_drop.runs.prediction_file import FORMATS, check_target, make_room, writing
 from lora_drop.runs.store import Run
 from lora_drop.tasks.base import Source, Task
 from lora_drop.tasks.own.chats import asked_and_answered
 from lora_drop.tasks.own.reading import Reading, some_places
 from lora_drop.tasks.own.splits import local_files, open_split
-from lora_drop.tasks.own.tables import Placed, Row, Table
+from lora_drop.tasks.own.tables import Placed, Table
 from lora_drop.tasks.own.values import Label, as_text, number, several
 from lora_drop.training.way import Way, find_way
 
@@ -41,7 +38,6 @@ NOTHING_ASKED = [{"role": "user", "content": ""}]
 """The turns of a blank conversation: chat templates refuse one without turns."""
 AT_A_TIME = 4096
 """Rows held in memory at a time."""
-FORMATS = (".csv", ".tsv", ".jsonl")
 Pair = tuple[Any, Label | None]
 """A row's prediction and its label."""
 
@@ -161,7 +157,7 @@ def predict(
     """
     given = Path(data)
     to = to or Path(run_dir) / f"predictions-{given.stem}{given.suffix if given.suffix in FORMATS else '.csv'}"
-    _check_target(to, local_files(data, split))
+    check_target(to, local_files(data, split))
     table = open_split(data, split, source)
     report.doing("loading the model")
     predictor = Predictor(run_dir, device, report)
@@ -169,7 +165,7 @@ def predict(
     facts = read_facts(run_dir)
     if not (facts.trained_as_selected and facts.trained_as_configured):
         report.notice("the run was changed after its training; the predictions are from the model as it was trained")
-    _make_room(to)
+    make_room(to)
     labelled = bool(predictor.reading.chat) or predictor.reading.label in table.columns
     began = time.perf_counter()
     report.start("predict")
@@ -181,27 +177,6 @@ def predict(
     return Predicted(to, count, compared, metrics)
 
 
-def _check_target(to: Path, data: Iterable[Path]) -> None:
-    """Raise UserError unless predictions may be written to a file: a new one, or one of predictions."""
-    if to.is_dir():
-        raise UserError(f"--to {to} is a folder. Name a file in it.")
-    if to.suffix not in FORMATS:
-        raise UserError(f"Predictions cannot be written as {to.name}. Formats: {', '.join(FORMATS)}")
-    if to.resolve() in {path.resolve() for path in data}:
-        raise UserError(f"--to names a file of the data ({to}), which predictions must not replace. Name another file.")
-    if to.exists() and not _is_ours(to):
-        raise UserError(f"--to {to} exists, and has no predictions. Name another file, or remove it.")
-
-
-def _make_room(to: Path) -> None:
-    """Make the folder of a file. Raise UserError if nothing can be written there."""
-    try:
-        to.parent.mkdir(parents=True, exist_ok=True)
-        TemporaryFile(dir=to.parent).close()
-    except OSError as error:
-        raise UserError(f"{to} cannot be written ({error.strerror}). Name another file with --to.") from error
-
-
 def _written(predictor: Predictor, table: Table, to: Path) -> tuple[int, list[Pair], list[str]]:
     """Write the predictions for a table.
 
@@ -210,8 +185,7 @@ def _written(predictor: Predictor, table: Table, to: Path) -> tuple[int, list[Pa
     """
     pairs: list[Pair] = []
     blank: list[str] = []
-    with replacing(to) as temporary, _opened(temporary) as file:
-        writer = _Writer(file, to.suffix, table.columns, predictor.reading.labels)
+    with writing(to, table.columns, predictor.reading.labels) as writer:
         for rows in _chunks(table.rows()):
             found = predictor.predict(rows)
             for (place, row), each in zip(rows, found, strict=True):
@@ -224,65 +198,10 @@ def _written(predictor: Predictor, table: Table, to: Path) -> tuple[int, list[Pa
     return len(pairs) + len(blank), pairs, blank
 
 
-def _is_ours(path: Path) -> bool:
-    """Return True for a file of predictions, which new ones may replace, and for an empty one."""
-    with path.open(encoding="utf-8", errors="replace") as file:
-        first = file.readline()
-    return not first or re.search(r'(^|[,\t"])prediction([,\t"]|$)', first.rstrip()) is not None
-
-
-def _opened(path: Path) -> TextIO:
-    """Open a file of predictions. Half a character in a column that the run does not read is written as its escape."""
-    return path.open("w", encoding="utf-8", errors="backslashreplace", newline="")
-
-
 def _chunks(rows: Iterable[Placed]) -> Iterator[list[Placed]]:
     rows = iter(rows)
     while chunk := list(islice(rows, AT_A_TIME)):
         yield chunk
-
-
-class _Writer:
-    """Writes one row at a time: all columns of the data, then the prediction and scores."""
-
-    def __init__(self, file: TextIO, suffix: str, columns: Sequence[str], labels: Sequence[str]):
-        self.columns, self.labels = columns, labels
-        self.file, dialect = file, {".csv": "excel", ".tsv": "excel-tab"}.get(suffix)
-        self.table = csv.writer(file, dialect, lineterminator="\n") if dialect else None
-        probabilities = [f"P({name})" for name in self.labels] if self.table else ["scores"]
-        ours = ["prediction", *(["score", *probabilities] if self.labels else [])]
-        self.names = beside(columns, ours)
-        if self.table:
-            self.table.writerow(map(csv_cell, [*self.names.values(), *ours]))
-
-    def write(self, row: Row, found: dict[str, Any]) -> None:
-        if self.table is None:
-            given = {shown: row.get(name) for name, shown in self.names.items()}
-            self.file.write(json.dumps({**given, **found}, ensure_ascii=False, default=str) + "\n")
-            return
-        prediction = found["prediction"]
-        cells = [_cell(prediction) if isinstance(prediction, (list, str)) else prediction]
-        if self.labels:
-            cells += [f"{value:.6g}" for value in (found["score"], *found["scores"].values())]
-        cells = [*(_cell(row.get(name)) for name in self.columns), *cells]
-        self.table.writerow([csv_cell(str(each)) for each in cells])
-
-
-def beside(names: Sequence[str], ours: Sequence[str]) -> dict[str, str]:
-    """Return an output name for each column of the data that does not clash with the columns `ours` of predictions."""
-    found: dict[str, str] = {}
-    for name in names:
-        shown = name
-        while shown in ours or shown in found.values() or (shown != name and shown in names):
-            shown = f"given_{shown}"
-        found[name] = shown
-    return found
-
-
-def _cell(value: Any) -> str:
-    """Return a value as the text of a CSV cell: a list of names as `a;b`, turns of a conversation as JSON."""
-    names = isinstance(value, list) and all(isinstance(item, str) for item in value)
-    return ";".join(value) if names else as_text(value)
 
 
 def _metrics(predictor: Predictor, rows: Sequence[Pair], report: Reporter) -> tuple[int, dict[str, float]]:
