@@ -222,6 +222,10 @@ def test_an_adapter_trained_elsewhere_is_profiled(tmp_path, capsys):
     with pytest.raises(SystemExit) as end:
         cli.main([str(each) for each in ["score", *options]])
     assert end.value.code == 2 and "Name it: --backbone NAME" in capsys.readouterr().err
+    config.write_text(json.dumps({**read_json(config), "base_model_name_or_path": "o/bert", "revision": "a" * 40}))
+    with pytest.raises(SystemExit) as end:
+        cli.main([str(each) for each in ["score", *options, "--offline"]])
+    assert end.value.code == 2 and f"o/bert@{'a' * 40}" in capsys.readouterr().err
     command("score", *options, "-o", "backbone=tiny:bert", "--criterion", "output,weight")
     said, told = capsys.readouterr()
     assert "Kendall" in said and "output, weight" in said
@@ -230,6 +234,10 @@ def test_an_adapter_trained_elsewhere_is_profiled(tmp_path, capsys):
     assert content["left_out"] == ["bert.pooler.dense"]
     assert content["rank"] == 4 and "layer   3" in said
     assert {row["projection"] for row in content["modules"]} >= {"query", "key", "value", "intermediate.dense"}
+    (tmp_path / "adapter" / "README.md").write_text("A model card is no part of the adapter.")
+    command("score", *options, "-o", "backbone=tiny:bert", "--criterion", "output,weight")
+    told = " ".join(capsys.readouterr().err.split())
+    assert "score skipped" in told, told
     command("select", "-d", tmp_path / "run", "--budget", "0.5", "-q")
     assert read_json(tmp_path / "run" / "selection.json")["trainable_parameters"] > 0
 

@@ -119,6 +119,13 @@ def test_the_compact_form_holds_what_is_shared_once(run, folder, tmp_path, capsy
     model, whole = lora_drop.load_adapter(plain(folder), tmp_path / "c"), lora_drop.load_run(run, "cpu")[0]
     assert torch.equal(logits(model, folder), logits(whole, folder))
     assert ties(model) == ties(whole) != []
+    torch.manual_seed(7)
+    wanted = torch.rand(1)
+    another = plain(folder)
+    for load, *given in ((lora_drop.load_adapter, another, tmp_path / "c"), (lora_drop.load_run, run, "cpu")):
+        torch.manual_seed(7)
+        load(*given)
+        assert torch.rand(1) == wanted  # what a script trains next has the script's seed
     learnt = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert learnt == {name for name, parameter in whole.named_parameters() if parameter.requires_grad}
 

@@ -12,7 +12,7 @@ from pyarrow import parquet
 from test_hub import FAST, skipped, sources
 
 from lora_drop.cli import app as cli
-from lora_drop.files import read_json
+from lora_drop.files import file_digest, read_json
 from lora_drop.tasks.glue import official_score
 
 pytestmark = pytest.mark.slow
@@ -217,7 +217,8 @@ def test_a_run_says_where_its_rows_came_from(hub, machine, official, tmp_path):
 
     assert skipped(machine(*run, "--data-dir", official)) == {"train", "eval"}  # the same rows
     assert not skipped(machine(*run, "--data-dir", official, "--force"))
-    assert sources(tmp_path)["train"] == {"file": "glue/RTE/train.tsv"}
+    file = "glue/RTE/train.tsv"
+    assert sources(tmp_path)["train"] == {"file": file, "content": file_digest(official / file)}
 
 
 def test_cached_rows_are_kept_until_others_are_named(hub, machine, sample, tmp_path):

@@ -3,7 +3,12 @@ import torch
 from models import backbone, inputs, randomise_b, trained_lora
 from peft import LoraConfig, get_peft_model
 from torch import nn
-from transformers import BartConfig, BartForSequenceClassification
+from transformers import (
+    BartConfig,
+    BartForSequenceClassification,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
+)
 
 from lora_drop.errors import UserError
 from lora_drop.pruning.adapters import loras
@@ -207,3 +212,33 @@ def test_shapes_are_checked():
         token_gram(torch.ones(3, 4))
     with pytest.raises(Exception, match="example_norms"):
         example_norms(torch.ones(2, 3, 4), torch.ones(5, 5))
+
+
+def test_a_single_row_of_text_and_image_has_its_score():
+    """Its patches are several, and its image one: neither is one per row, so the row cannot simply be repeated."""
+    text = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    rope = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10000.0}
+    sight = {"depth": 1, "embed_dim": 32, "hidden_size": 32, "num_heads": 2, "patch_size": 4, "spatial_merge_size": 2}
+    config = Qwen2VLConfig(
+        text_config={**text, "vocab_size": 200, "num_key_value_heads": 2, "rope_parameters": rope},
+        vision_config={**sight, "mlp_ratio": 2, "temporal_patch_size": 2},
+        **{"image_token_id": 150, "video_token_id": 151, "vision_start_token_id": 152, "vision_end_token_id": 153},
+    )
+    torch.manual_seed(0)
+    modules = r".*language_model.*(q_proj|v_proj)"
+    model = get_peft_model(Qwen2VLForConditionalGeneration(config), LoraConfig(r=2, target_modules=modules))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter)
+    ids = torch.tensor([[5, 6, 152, 150, 150, 150, 150, 153, 7, 8]])
+    row = {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "mm_token_type_ids": (ids == 150).long(),
+        "pixel_values": torch.randn(16, 3 * 2 * 4 * 4),
+        "image_grid_thw": torch.tensor([[1, 4, 4]]),
+    }
+    twice = {name: torch.cat([value, value]) for name, value in row.items()}
+    one, two = score(model, [row]), score(model, [twice])
+    assert (one.examples, one.tokens) == (1, 10)
+    assert [each.score for each in one.rows] == pytest.approx([each.score for each in two.rows], rel=1e-5)

@@ -208,3 +208,13 @@ def test_a_manifest_of_an_older_format_may_be_damaged_too(stages, tmp_path, caps
     assert command("runs", tmp_path) == 0
     told = capsys.readouterr()
     assert "is damaged" in told.err and "toy-nli" in told.out
+
+
+def test_a_score_whose_evaluation_was_forgotten_is_not_shown(tmp_path, capsys):
+    """A run that was killed while it dropped an old evaluation has the file, but no stage that made it."""
+    run = write_run(tmp_path / "a", score=0.75)
+    manifest = read_json(run / "run.json")
+    del manifest["stages"]["eval"]
+    write_json(run / "run.json", manifest)
+    assert command("runs", tmp_path, "--json") == 0
+    assert [row["score"] for row in json.loads(capsys.readouterr().out)] == [None]

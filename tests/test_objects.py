@@ -2,6 +2,7 @@
 
 import json
 import re
+import resource
 import sys
 from html.parser import HTMLParser
 
@@ -14,6 +15,8 @@ from lora_drop.errors import UserError
 from lora_drop.pruning.adapters import loras
 from lora_drop.pruning.selection import Layers, Selection
 from lora_drop.pruning.sharing import ties
+
+LIMIT = resource.getrlimit(resource.RLIMIT_FSIZE)
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +52,22 @@ def test_scores_are_kept_and_read_back(scores, tmp_path):
     (tmp_path / "list.json").write_text("[1]")
     with pytest.raises(UserError, match="does not hold scores"):
         lora_drop.Scores.load(tmp_path / "list.json")
+
+
+def test_a_full_disk_leaves_the_file_that_was_there(scores, tmp_path):
+    kept = lora_drop.select(scores, 0.5)
+    scores.save(tmp_path / "scores.json"), kept.save(tmp_path / "selection.json")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, LIMIT[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            scores.save(tmp_path / "scores.json")
+        with pytest.raises(OSError, match="File too large"):
+            lora_drop.select(scores, 0.9).save(tmp_path / "selection.json")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, LIMIT)
+    assert lora_drop.Scores.load(tmp_path / "scores.json") == scores
+    assert lora_drop.Selection.load(tmp_path / "selection.json") == kept
+    assert {path.name for path in tmp_path.iterdir()} == {"scores.json", "selection.json"}
 
 
 def test_a_selection_is_kept_and_read_back(scores, tmp_path):

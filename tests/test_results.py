@@ -1,8 +1,10 @@
-"""Results of older versions: performed again, or kept if so asked; those that do not say their versions count."""
+"""Results that count: those of the same rows and of today's versions; older ones if so asked."""
 
+import shutil
 from dataclasses import asdict, replace
 
 import pytest
+from small_files import write_small_files
 
 from lora_drop.config.identity import config_hash, to_dict
 from lora_drop.errors import UserError
@@ -13,6 +15,7 @@ from lora_drop.experiments.results import Results
 from lora_drop.files import read_json, write_json
 from lora_drop.registry import CRITERIA, METHODS, TASKS
 from lora_drop.runs.stages import BY_NAME
+from lora_drop.tasks.base import Source
 
 STAGES = ("sample", "score", "select", "picture", "train", "eval")
 
@@ -46,6 +49,27 @@ def test_a_result_of_todays_versions_is_done(planned, tmp_path):
     assert not results.has(planned) and results.notices([planned]) == []
     store(results, planned)
     assert results.has(planned) and results.notices([planned]) == []
+
+
+def test_a_result_is_of_the_rows_that_the_official_file_had(tmp_path):
+    """A folder may hold a part of the rows, under the same names as the whole."""
+    part, whole = tmp_path / "part", tmp_path / "whole"
+    write_small_files(part, train=16)
+    write_small_files(whole)
+    found = {folder: Source.resolve(str(folder)) for folder in (part, whole)}
+    for source in found.values():
+        TASKS.get("rte").load(source, "train")
+    choice = Choice(backbone="tiny:bert", tasks=["rte"], seeds=[0], rows=["t0.90"])
+    runs = {
+        folder: expand(load_experiment("table6"), replace(choice, flags={"data_dir": str(folder)}))[0]
+        for folder in found
+    }
+    results = Results(tmp_path / "results")
+    known = {"train": {"sources": found[part].origins}}
+    store(results, runs[part], stages={name: known.get(name, {}) for name in STAGES})
+    assert results.has(runs[part]) and not results.has(runs[whole])
+    shutil.rmtree(part / "glue")  # the rows come from elsewhere now, and nothing is known against them
+    assert results.has(runs[part])
 
 
 @pytest.mark.parametrize(

@@ -44,3 +44,20 @@ def test_a_model_in_a_wrapper_is_shared(shares):
     assert sum(each.numel() for name, each in model.named_parameters() if "lora_" in name) == (
         selection.trainable_parameters
     )
+
+
+def test_a_layer_of_ones_own_is_named():
+    """PEFT takes a class for modules that it does not know; nobody else can say what its ΔW is."""
+    from peft.tuners.lora import Linear
+
+    class Own(nn.Linear):
+        pass
+
+    class OwnLora(Linear):
+        pass
+
+    config, plain = LoraConfig(**BASE), bert()
+    config._register_custom_module({Own: OwnLora})
+    plain.bert.encoder.layer[0].attention.self.query = Own(32, 32)
+    with pytest.raises(UserError, match="The adapter is OwnLora"):
+        lora_drop.score(get_peft_model(plain, config), [batch()])

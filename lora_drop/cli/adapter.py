@@ -29,7 +29,9 @@ def named(adapter: str, task: str | None, given: Mapping[str, Any], run_dir: Pat
         base = content.get("base_model_name_or_path") if isinstance(content, dict) else None
         if not isinstance(base, str) or not base:
             raise UserError(f"{folder} does not name the model that it was trained on. Name it: --backbone NAME")
-        overrides.append(f"backbone={base}")
+        revision = content.get("revision")
+        pinned = isinstance(revision, str) and revision and not Path(base).expanduser().is_dir()
+        overrides.append(f"backbone={base}@{revision}" if pinned else f"backbone={base}")
     return {**given, "overrides": overrides}
 
 

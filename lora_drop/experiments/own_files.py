@@ -1,4 +1,4 @@
-"""Compare the user's files that a result was made from with the files that exist now."""
+"""Compare the files on this machine that a result was made from with the files that exist now."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 from lora_drop.config.schema import Config
 from lora_drop.errors import UserError
 from lora_drop.files import file_digest
-from lora_drop.methods.folder import adapter_folder
+from lora_drop.methods.folder import adapter_folder, adapter_identity
+from lora_drop.registry import TASKS
 from lora_drop.runs.job import named_adapters
 
 
@@ -34,11 +35,15 @@ def files_changed(stages: Mapping[str, Mapping[str, Any]], config: Config) -> bo
 
 
 def _data(config: Config) -> dict[str, str]:
-    if not config.data.given:
-        return {}
-    from lora_drop.tasks.own.task import own_contents  # here, as it imports datasets
+    from lora_drop.tasks.base import Source  # here, as they import datasets
+    from lora_drop.tasks.own.task import own_contents
 
-    return own_contents(config.data)
+    if config.data.given:
+        return own_contents(config.data)
+    folder = Source.resolve(config.data_dir, revision=config.data_revision).data_dir
+    official = TASKS.get(config.task).files if folder else {}
+    paths = {split: folder / name for split, name in official.items()}
+    return {split: file_digest(path) for split, path in paths.items() if path.is_file()}
 
 
 def _backbone(config: Config) -> dict[str, str]:
@@ -51,4 +56,4 @@ def _backbone(config: Config) -> dict[str, str]:
 
 def _adapters(config: Config) -> dict[str, str]:
     there = {key: name for key, name in named_adapters(config).items() if Path(name).expanduser().exists()}
-    return {key: file_digest(adapter_folder(name, key)) for key, name in there.items()}
+    return {key: adapter_identity(adapter_folder(name, key)) for key, name in there.items()}

@@ -1,13 +1,19 @@
-"""Find the folder of a saved adapter, without importing torch."""
+"""Find and identify the folder of a saved adapter, without importing torch."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from lora_drop.errors import UserError
+from lora_drop.files import digest, file_digest
 
 COMPACT = "lora_drop.safetensors"
 """The weights of an adapter in the compact form (`compact.py`)."""
+
+
+def adapter_identity(folder: Path) -> str:
+    """Return a hash of an adapter's configuration and weights. A model card or checkpoints beside them do not count."""
+    return digest([file_digest(folder / name) for name in ("adapter_config.json", "adapter_model.safetensors")])
 
 
 def adapter_folder(path: str, key: str = "train.start_from") -> Path:

@@ -25,6 +25,7 @@ from lora_drop.pruning.places import Place, find_places
 from lora_drop.pruning.selection import Selection
 from lora_drop.pruning.sharing import arrange, tie, ties
 from lora_drop.pruning.tensor_names import HALVES, tensor_name
+from lora_drop.randomness import random_state_kept
 
 
 def build(backbone: PreTrainedModel, config: MethodConfig, seed: int, selection: Selection | None) -> nn.Module:
@@ -62,7 +63,8 @@ def load_adapter(model: PreTrainedModel, folder: str | Path) -> PeftModel:
             "The model already has an adapter, whose layers share nothing. Give the plain pretrained model: "
             "load_adapter adds the adapter and ties the layers that share."
         )
-    return load(model, Path(folder))
+    with random_state_kept():
+        return load(model, Path(folder))
 
 
 def load(backbone: PreTrainedModel, folder: Path) -> PeftModel:

@@ -126,7 +126,7 @@ def loras(model: nn.Module) -> dict[str, Lora]:
         for name, module in model.named_modules()
         if isinstance(module, BaseTunerLayer) and not type(module).__module__.startswith("peft.tuners.trainable_tokens")
     }
-    others = sorted({type(layer).__module__.split(".")[2] for layer in tuned.values() if not _is_lora(layer)})
+    others = sorted({_family(layer) for layer in tuned.values() if not _is_lora(layer)})
     if others:
         raise UserError(
             f"The adapter is {', '.join(others)}. Layers are scored and shared by their LoRA: use PEFT's LoraConfig."
@@ -171,6 +171,12 @@ def unscorable(model: nn.Module, scorable: Container[str]) -> dict[str, int]:
 
 def _is_lora(layer: Any) -> bool:
     return type(layer).__module__.startswith("peft.tuners.lora")
+
+
+def _family(layer: Any) -> str:
+    """Return the kind of an adapter's layer: PEFT's name for it, or its class if it is not PEFT's."""
+    parts = type(layer).__module__.split(".")
+    return parts[2] if parts[:2] == ["peft", "tuners"] else type(layer).__name__
 
 
 def _refuse_state(name: str, layer: Any, active: list[str]) -> None:

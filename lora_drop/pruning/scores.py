@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from lora_drop.errors import UserError, listed
+from lora_drop.pruning import saved
 from lora_drop.pruning.criteria.base import PAPER
 
 if TYPE_CHECKING:
@@ -81,19 +81,14 @@ class Scores:
             "norms": self.norms,
             "modules": [asdict(row) for row in self.rows],
         }
-        Path(path).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        saved.write(path, content)
 
     @classmethod
     def load(cls, path: str | Path) -> Scores:
         """Read scores written by `save`, or a run's `scores.json`. Raise UserError if the file holds no scores."""
-        try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
+        with saved.reading(path, "scores", " Make a run's again with: lora-drop score --force") as content:
             left_out, name = tuple(content.get("left_out", ())), content.get("criterion", PAPER)
             return cls(_rows(content), content["examples"], content["tokens"], content.get("norms"), left_out, name)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise UserError(
-                f"{path} does not hold scores ({type(error).__name__}: {error}). Make a run's again with: lora-drop score --force"
-            ) from error
 
     def _repr_html_(self) -> str:
         from lora_drop.pruning.notebook import scores_html

@@ -6,7 +6,6 @@ retained; the others will share one LoRA.
 
 from __future__ import annotations
 
-import json
 import math
 import random
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_drop.errors import UserError
+from lora_drop.pruning import saved
 from lora_drop.pruning.scores import HasRows, Scored, check_kinds
 
 if TYPE_CHECKING:
@@ -92,15 +92,13 @@ class Selection:
 
     def save(self, path: str | Path) -> None:
         """Write the selection as JSON, in the format of a run's `selection.json`; `load` reads it."""
-        Path(path).write_text(json.dumps(self.to_json(), indent=2) + "\n", encoding="utf-8")
+        saved.write(path, self.to_json())
 
     @classmethod
     def load(cls, path: str | Path) -> Selection:
         """Read a selection written by `save`, or a run's `selection.json`. Raise UserError if the file holds none."""
-        try:
-            return cls.from_json(json.loads(Path(path).read_text(encoding="utf-8")))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise UserError(f"{path} does not hold a selection ({type(error).__name__}: {error}).") from error
+        with saved.reading(path, "a selection") as content:
+            return cls.from_json(content)
 
     def to_frame(self) -> DataFrame:
         """Return a pandas DataFrame with a row per layer and projection; `lora` is retained, shared or none."""

@@ -119,8 +119,8 @@ class Facts:
 
     @cached_property
     def metrics(self) -> dict[str, Any]:
-        """The content of `metrics.json`; empty before the evaluation."""
-        return self._json("metrics.json")
+        """The content of `metrics.json`; empty before the evaluation, and if it is no longer of this adapter."""
+        return self._json("metrics.json") if "eval" in self.stages else {}
 
     @property
     def primary(self) -> str:

@@ -15,8 +15,7 @@ from lora_drop import processes
 from lora_drop.config.identity import subject
 from lora_drop.config.schema import Config
 from lora_drop.errors import UserError
-from lora_drop.files import file_digest
-from lora_drop.methods.folder import adapter_folder
+from lora_drop.methods.folder import adapter_folder, adapter_identity
 from lora_drop.progress import SILENT, Reporter
 from lora_drop.registry import CRITERIA, METHODS, TASKS, needs_selection
 from lora_drop.runs.store import Run
@@ -146,7 +145,7 @@ class Job:
                 found[key] = known[-1]
             else:
                 folder = adapter_folder(name, key)
-                found[key] = {"folder": str(folder), "content": file_digest(folder)}
+                found[key] = {"folder": str(folder), "content": adapter_identity(folder)}
         return found
 
     @cached_property

@@ -14,6 +14,7 @@ from lora_drop.errors import UserError
 from lora_drop.files import read_json
 from lora_drop.models.backbones import load_model, load_tokenizer, locate, resolve_device
 from lora_drop.models.base import Backbone
+from lora_drop.randomness import random_state_kept
 from lora_drop.registry import METHODS, TASKS
 from lora_drop.runs.job import Job, known_sources
 from lora_drop.runs.store import Run
@@ -45,10 +46,11 @@ def load_run(path: str | Path, device: str = "auto") -> tuple[torch.nn.Module, P
     backbone = locate(config.backbone, config.offline, config.quantization, known=known)
     check_weights(run, backbone)
     tokenizer = load_tokenizer(backbone, causal=task.kind == "generation")
-    with _without_advice():
-        plain = load_model(backbone, task, config.seed, tokenizer, chosen)
-    model = METHODS.get(config.method.name).load(plain, adapter)
-    return model.to(chosen).eval(), tokenizer
+    with random_state_kept():
+        with _without_advice():
+            plain = load_model(backbone, task, config.seed, tokenizer, chosen)
+        model = METHODS.get(config.method.name).load(plain, adapter).to(chosen)
+    return model.eval(), tokenizer
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from tempfile import TemporaryFile
 from typing import Any, TextIO
 
 from lora_drop.errors import UserError
-from lora_drop.files import csv_cell, replacing
+from lora_drop.files import csv_cell, replacing, write_through
 from lora_drop.tasks.own.tables import Row
 from lora_drop.tasks.own.values import as_text
 
@@ -53,11 +54,10 @@ def writing(path: Path, columns: Sequence[str], labels: Sequence[str]) -> Iterat
 
     Half a character in a column that the run does not read is written as its escape.
     """
-    with (
-        replacing(path) as temporary,
-        temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file,
-    ):
-        yield Writer(file, path.suffix, columns, labels)
+    with replacing(path) as temporary:
+        with temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+            yield Writer(file, path.suffix, columns, labels)
+        write_through(temporary)
 
 
 class Writer:
@@ -76,7 +76,7 @@ class Writer:
     def write(self, row: Row, found: dict[str, Any]) -> None:
         """Write a row of the data with its `prediction` and, for labels, `score` and `scores` (`Predictor.predict`)."""
         if self.table is None:
-            given = {shown: row.get(name) for name, shown in self.names.items()}
+            given = {shown: _in_json(row.get(name)) for name, shown in self.names.items()}
             self.file.write(json.dumps({**given, **found}, ensure_ascii=False, default=str) + "\n")
             return
         prediction = found["prediction"]
@@ -96,6 +96,15 @@ def _beside(names: Sequence[str], ours: Sequence[str]) -> dict[str, str]:
             shown = f"given_{shown}"
         found[name] = shown
     return found
+
+
+def _in_json(value: Any) -> Any:
+    """Return a value with null for NaN (a missing number of a table) and infinity, which JSON does not have."""
+    if isinstance(value, dict):
+        return {key: _in_json(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_in_json(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _cell(value: Any) -> str:

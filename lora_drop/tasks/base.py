@@ -45,7 +45,7 @@ class Source:
     report: Reporter = SILENT
     """Receives notices about unexpected origins of rows and about newer commits."""
     origins: dict[str, dict[str, str]] = field(default_factory=dict, compare=False)
-    """Origin of the rows read, by split: the `file` in the data folder, or `hub` with `commit`."""
+    """Origin of the rows read, by split: `file` (in the data folder) and `content` (its hash), or `hub` and `commit`."""
 
     @classmethod
     def resolve(cls, data_dir: str | None, offline: bool = False, revision: str | None = None, **others: Any) -> Source:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from lora_drop.errors import UserError
+from lora_drop.files import file_digest
 from lora_drop.tasks.base import Source
 
 T = TypeVar("T")
@@ -30,7 +31,7 @@ def official_file(source: Source, name: str, split: str, hub: str, advice: str =
         return None
     path = source.data_dir / name
     if path.is_file():
-        source.origins[split] = {"file": name}
+        source.origins[split] = {"file": name, "content": file_digest(path)}
         return path
     hint = _elsewhere(source.data_dir, name)
     if source.named:

@@ -1,0 +1,36 @@
+"""The file of predictions: a row of the data, then what the model says of it."""
+
+import json
+
+import pytest
+
+from lora_drop.runs.prediction_file import check_target, writing
+
+
+def constant(name):
+    raise ValueError(f"{name} is not JSON")
+
+
+def test_a_missing_number_is_null_in_json(tmp_path):
+    """Tables have NaN for it, which JSON does not know."""
+    row = {"text": "a", "price": float("nan"), "sizes": [1.0, float("inf")], "of": {"one": float("nan")}}
+    with writing(tmp_path / "out.jsonl", tuple(row), ()) as writer:
+        writer.write(row, {"prediction": "x"})
+    (line,) = (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()
+    told = json.loads(line, parse_constant=constant)
+    assert told == {"text": "a", "price": None, "sizes": [1.0, None], "of": {"one": None}, "prediction": "x"}
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl"])
+def test_a_file_appears_when_it_is_whole_and_may_then_be_replaced(suffix, tmp_path):
+    path = tmp_path / f"out{suffix}"
+    with pytest.raises(KeyboardInterrupt), writing(path, ("text",), ("no", "yes")) as writer:
+        writer.write({"text": "a"}, {"prediction": "no", "score": 0.75, "scores": {"no": 0.75, "yes": 0.25}})
+        raise KeyboardInterrupt
+    assert not list(tmp_path.iterdir())
+    for text in ("a", "b"):
+        check_target(path, [])
+        with writing(path, ("text",), ("no", "yes")) as writer:
+            writer.write({"text": text}, {"prediction": "no", "score": 0.75, "scores": {"no": 0.75, "yes": 0.25}})
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+    assert '"b"' in path.read_text() if suffix == ".jsonl" else "\nb" in path.read_text()
