@@ -54,9 +54,8 @@ def score(
         )
     chosen = criterion if isinstance(criterion, Criterion) else CRITERIA.get(criterion)
     told = progress if callable(progress) else None
-    hidden = (
-        bool(told) or not progress or (None if "ipykernel" not in sys.modules else False)
-    )  # None hides the bar unless this is a terminal
+    unless_seen = False if "ipykernel" in sys.modules else None  # None hides the bar unless this is a terminal
+    hidden = bool(told) or not progress or unless_seen
     bar = tqdm(batches, desc=f"scoring by {chosen.name}", unit="batch", disable=hidden, leave=False)
     scores = importance.score(
         model, map(a_batch, bar), criterion=chosen, per_example=per_example, progress=told, seed=seed

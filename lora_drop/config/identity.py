@@ -81,7 +81,6 @@ def to_yaml(config: Config) -> str:
 
 def as_yaml(values: Any, width: int = 80) -> str:
     """Return YAML, in lines of about `width` characters, that reads back as the same plain values, for any texts."""
-    readable = json.dumps(
-        values, ensure_ascii=False
-    ).isprintable()  # escaped otherwise: YAML reads U+0085, for example, as a line end
+    # other texts are escaped: YAML reads U+0085, for example, as a line end
+    readable = json.dumps(values, ensure_ascii=False).isprintable()
     return str(yaml.safe_dump(values, sort_keys=False, allow_unicode=readable, width=width))

@@ -64,7 +64,7 @@ def get_kind(task: Task) -> Kind:
     return _GENERATOR if task.kind == "generation" else _CLASSIFIER
 
 
-def _told(rows: Dataset, what: str, counts: Mapping[str, int]) -> list[str]:
+def _notices(rows: Dataset, what: str, counts: Mapping[str, int]) -> list[str]:
     """Return one notice for each nonzero count of affected rows."""
     return [f"{count:,} of {len(rows):,} {what} {text}" for text, count in counts.items() if count]
 
@@ -93,7 +93,7 @@ def _encode_sentences(rows: Dataset, tokenizer: PreTrainedTokenizerBase, config:
         f"inputs are longer than train.max_length={limit} and were cut": cut,
         "inputs are empty for this tokenizer and were replaced by its end-of-text token": empty,
     }
-    return encoded, _told(rows, what, counts)
+    return encoded, _notices(rows, what, counts)
 
 
 def _chats(rows: Dataset) -> bool:
@@ -113,7 +113,7 @@ def _encode_pairs(rows: Dataset, tokenizer: PreTrainedTokenizerBase, config: Con
         f"prompts were cut at their beginning: train.max_length={limit}": prompts,
         f"completions alone are longer and were cut at their end: train.max_length={limit}": completions,
     }
-    return encoded, _told(rows, what, counts)
+    return encoded, _notices(rows, what, counts)
 
 
 def _encode_prompts(rows: Dataset, tokenizer: PreTrainedTokenizerBase, config: Config, what: str) -> Encoded:
@@ -126,7 +126,7 @@ def _encode_prompts(rows: Dataset, tokenizer: PreTrainedTokenizerBase, config: C
 
     encoded, (prompts,) = _in_parts(rows, some)
     told = f"prompts were cut at their beginning: train.max_length - generation.max_new_tokens = {limit}"
-    return encoded, _told(rows, what, {told: prompts})
+    return encoded, _notices(rows, what, {told: prompts})
 
 
 def _smoothed_loss(smoothing: float) -> Loss | None:

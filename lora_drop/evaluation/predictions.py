@@ -100,9 +100,7 @@ def read_outputs(task: Task, path: Path, rows: Dataset) -> Outputs:
     ):
         return Outputs(_from_challenge(path, text, meaning_representations(list(rows["prompt"]))), as_written=True)
     lines = text.split("\n")  # not splitlines: a text may contain U+2028
-    if lines[-1] == "" and len(lines) != len(
-        rows
-    ):  # the empty last line is the end of the file, not an empty prediction
+    if lines[-1] == "" and len(lines) != len(rows):  # the end of the file, not an empty prediction
         lines.pop()
     return Outputs([line.strip() for line in lines], as_written=True)
 
@@ -153,9 +151,8 @@ def _from_challenge(path: Path, text: str, expected: Sequence[str]) -> list[str]
     cells = [(number, line.strip("\r\n").split(separator)) for number, line in lines]
     if cells and re.match(r"\s*[\"']?MR\b", cells[0][1][0], re.IGNORECASE):
         cells = cells[1:]
-    complete = len(cells) == len(
-        expected
-    )  # otherwise the caller reports both numbers, which is more helpful than the first MR that differs
+    # otherwise the caller reports both numbers, which is more helpful than the first MR that differs
+    complete = len(cells) == len(expected)
     outputs = []
     for position, (number, row) in enumerate(cells):
         if len(row) != 2:

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +56,15 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+class _Call(NamedTuple):
+    """The call of a module that is running."""
+
+    name: str
+    lora: Lora
+    x: Tensor
+    in_decoder: bool
+
+
 class Observer:
     """Hooks on every LoRA of a model, which is in eval mode meanwhile.
 
@@ -76,7 +85,7 @@ class Observer:
         self.tokens = 0
         """Real tokens of the last batch."""
         self._constant: dict[str, set[int]] | None = None
-        self._inside: tuple[str, Lora, Tensor, bool] | None = None
+        self._inside: _Call | None = None
         """The running module: its name, LoRA and input, and True if it is in the decoder of an encoder-decoder. None
         while other values than the batch's tokens are computed (`packing.own_attention` computes positions without
         hooks)."""
@@ -135,12 +144,8 @@ class Observer:
         self._adds = False
         try:
             self.model(**twice)
-        except (
-            RuntimeError,
-            ValueError,
-            IndexError,
-        ):  # it has inputs that are not one per row, such as an image's patches
-            return {}
+        except (RuntimeError, ValueError, IndexError):
+            return {}  # some inputs are not one per row, such as an image's patches
         return {
             name: {call for call, counted in enumerate(calls) if not counted} for name, calls in self._calls.items()
         }
@@ -173,7 +178,7 @@ class Observer:
 
         def observe(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             x: Tensor = args[0] if args else kwargs["x"]
-            self._inside = name, lora, x, in_decoder
+            self._inside = _Call(name, lora, x, in_decoder)
             if view is not None:
                 self._take(self._inside, view(lora, x))
 
@@ -184,11 +189,11 @@ class Observer:
 
     def _projected(self, _projector: nn.Module, _args: tuple[Any, ...], z: Tensor) -> None:
         if self._inside is not None:
-            self._take(self._inside, self._inside[1].completed(z))
+            self._take(self._inside, self._inside.lora.completed(z))
 
-    def _take(self, inside: tuple[str, Lora, Tensor, bool], z: Tensor) -> None:
-        """Record a call of the running module, and add its values if they belong to the batch's tokens."""
-        name, _, x, in_decoder = inside
+    def _take(self, call: _Call, z: Tensor) -> None:
+        """Record a call of a module, and add its values if they belong to the batch's tokens."""
+        name, _, x, in_decoder = call
         constant = self._rows == 1 and len(self._calls[name]) in (self._constant or {}).get(name, ())
         real = None if constant else self._real(z, x, in_decoder)
         self._calls[name].append(real is not None)

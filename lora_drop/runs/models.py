@@ -107,9 +107,11 @@ def fit(
 
 def _scored(job: Job, model: nn.Module, way: Way) -> dict[str, float]:
     """Return the metrics on the evaluation rows and, if rows are held out, the primary metric on those."""
-    metrics = dict(evaluate(job, model, way, _told(job)).metrics)
+    metrics = dict(evaluate(job, model, way, _shown_progress(job)).metrics)
     if job.config.train.held_out:
-        metrics[HELD_OUT] = evaluate(job, model, way, _told(job), part=job.data.held_out).metrics[job.task.primary]
+        metrics[HELD_OUT] = evaluate(job, model, way, _shown_progress(job), part=job.data.held_out).metrics[
+            job.task.primary
+        ]
     return metrics
 
 
@@ -119,7 +121,7 @@ def _name(job: Job) -> str:
     return f"{path.parents[1].name}-{path.name}" if path.parent.name == "compare" else path.name
 
 
-def _told(job: Job) -> Callable[[int, int], None]:
+def _shown_progress(job: Job) -> Callable[[int, int], None]:
     """Return a progress callback for an evaluation between epochs, which leaves the bar to the training."""
     return lambda done, total: job.report.doing(f"evaluating: {done:,} of {total:,} rows")
 

@@ -31,7 +31,7 @@ class Part:
     def __init__(self, name: str, read: Callable[[], Dataset], encode: Callable[[Part], Encoded]):
         """Store `read`, which returns the rows, `encode`, which returns their tokens and notices, and their `name`."""
         self.name, self._read, self._encode = name, read, encode
-        self.told: list[str] = []
+        self.notices: list[str] = []
         """Notices about what was cut or left out in tokenisation."""
 
     @cached_property
@@ -47,7 +47,7 @@ class Part:
     @cached_property
     def encoded(self) -> Dataset:
         """The tokenised rows."""
-        encoded, self.told = self._encode(self)
+        encoded, self.notices = self._encode(self)
         return encoded
 
 
@@ -123,7 +123,7 @@ class Data:
         return {
             "data": {part: self.parts[part].digest for part in parts},
             "limited": {part: rows[part] for part in parts if rows[part] != whole[part]},
-            "cut": {part: self.parts[part].told for part in parts if self.parts[part].told},
+            "cut": {part: self.parts[part].notices for part in parts if self.parts[part].notices},
         }
 
     def some_batches(self, examples: int) -> Iterator[dict[str, torch.Tensor]]:

@@ -18,7 +18,7 @@ from importlib.metadata import version
 from types import ModuleType
 
 from lora_drop.errors import UserError
-from lora_drop.evaluation.metrics.text_metric import TextMetric, mean
+from lora_drop.evaluation.metrics.text_metric import TextMetric, mean_percent
 
 
 class CharBleu4(TextMetric):
@@ -35,7 +35,7 @@ class CharBleu4(TextMetric):
             for prediction, given in zip(predictions, references, strict=True)
         ]
         self.signatures = {"char_bleu4": f"references:first|tok:char|smooth:method3|items:mean|nltk:{version('nltk')}"}
-        return {"char_bleu4": mean(scores)}
+        return {"char_bleu4": mean_percent(scores)}
 
 
 class RougeChineseL(TextMetric):
@@ -55,7 +55,7 @@ class RougeChineseL(TextMetric):
             scores.append(0.0 if empty else float(rouge.get_scores(*texts)[0]["rouge-l"]["f"]))
         versions = "|".join(f"{package}:{version(package)}" for package in ("jieba", "rouge-chinese"))
         self.signatures = {"rouge_chinese_l": f"references:first|tok:jieba|items:mean|{versions}"}
-        return {"rouge_chinese_l": mean(scores)}
+        return {"rouge_chinese_l": mean_percent(scores)}
 
 
 def paper_package(name: str) -> ModuleType:

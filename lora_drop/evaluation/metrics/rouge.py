@@ -9,7 +9,7 @@ from typing import ClassVar
 from rouge_score.rouge_scorer import RougeScorer
 
 from lora_drop.evaluation.metrics.penn_treebank import penn_tokens
-from lora_drop.evaluation.metrics.text_metric import TextMetric, mean
+from lora_drop.evaluation.metrics.text_metric import TextMetric, mean_percent
 
 COCO_BETA = 1.2
 
@@ -32,8 +32,8 @@ class RougeL(TextMetric):
         common = f"stemmer:no|items:mean|rouge_score:{version('rouge_score')}"
         self.signatures = {"rouge_l": f"references:best|{common}", "rouge_l_mean": f"references:mean|{common}"}
         return {
-            "rouge_l": mean([max(item) for item in scores]),
-            "rouge_l_mean": mean([sum(item) / len(item) for item in scores]),
+            "rouge_l": mean_percent([max(item) for item in scores]),
+            "rouge_l_mean": mean_percent([sum(item) / len(item) for item in scores]),
         }
 
 
@@ -49,7 +49,7 @@ class RougeStem(TextMetric):
         scores = [scorer.score(given[0], prediction) for prediction, given in zip(predictions, references, strict=True)]
         signature = f"references:first|stemmer:porter|items:mean|rouge_score:{version('rouge_score')}"
         self.signatures = dict.fromkeys(self.names, signature)
-        return {f"{kind}_stem": mean([item[kind].fmeasure for item in scores]) for kind in kinds}
+        return {f"{kind}_stem": mean_percent([item[kind].fmeasure for item in scores]) for kind in kinds}
 
 
 class E2eRougeL(TextMetric):
@@ -70,7 +70,7 @@ class E2eRougeL(TextMetric):
         self.signatures = {
             "e2e_rouge_l": "protocol:e2e-challenge|references:max-precision,max-recall|beta:1.2|tok:ptb-3.4.1|items:mean"
         }
-        return {"e2e_rouge_l": mean(scores)}
+        return {"e2e_rouge_l": mean_percent(scores)}
 
 
 def coco_rouge_l(prediction: Sequence[str], references: Sequence[Sequence[str]]) -> float:

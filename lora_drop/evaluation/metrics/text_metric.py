@@ -47,6 +47,6 @@ class TextMetric(InMemory):
         return evaluate.MetricInfo(description=self.description, citation="", features=features)
 
 
-def mean(values: Sequence[float]) -> float:
+def mean_percent(values: Sequence[float]) -> float:
     """Return the mean of one or more fractions, as a percentage."""
     return 100 * sum(values) / len(values)

@@ -97,7 +97,7 @@ def work(job: Job) -> Work:
         job.report.notice(scores.notice)
     for doubt in doubts(warm.losses, constant) if warm.losses else ():
         job.report.notice(doubt)
-    note, facts = _told(warm, scores)
+    note, facts = _note_and_facts(warm, scores)
     facts |= {"precision": config.train.precision, "warmup_made_from": made_from, "constant_loss": constant}
     return note, facts
 
@@ -112,7 +112,7 @@ def _write(job: Job, warm: Warm, scores: Any) -> None:
     write_json(job.run.file("scores.json"), models.scores_content(job, warm.model, scores))
 
 
-def _told(warm: Warm, scores: Any) -> Work:
+def _note_and_facts(warm: Warm, scores: Any) -> Work:
     from lora_drop.training.warmup import first_and_last
 
     seen = f" on {counted(scores.examples, 'example')}, {counted(scores.tokens, 'token')}" if scores.examples else ""
