@@ -10,7 +10,7 @@ from models import trained_lora
 from test_pipeline import SMALL, Told, run
 
 from lora_drop.cli import app as cli
-from lora_drop.cli.perform import perform
+from lora_drop.cli.perform import perform_stages
 from lora_drop.config.identity import config_hash, to_dict
 from lora_drop.config.loading import from_dict, load_config
 from lora_drop.errors import UserError
@@ -39,7 +39,7 @@ def copy(scored, tmp_path) -> Path:
 
 def at(folder, *overrides, stages=("score",)) -> Told:
     told = Told()
-    perform(folder, load_config([], [*SMALLEST, *overrides]), list(stages), False, told, [])
+    perform_stages(folder, load_config([], [*SMALLEST, *overrides]), list(stages), False, told, [])
     return told
 
 

@@ -14,7 +14,7 @@ from models import randomise_b
 from test_pipeline import Told
 
 import lora_drop
-from lora_drop.cli.perform import perform
+from lora_drop.cli.perform import perform_stages
 from lora_drop.config.loading import load_config
 from lora_drop.config.schema import MethodConfig
 from lora_drop.data.completions import encode_pairs, pair_collator
@@ -47,7 +47,7 @@ SMALL = [
 
 def run(folder, *overrides, force=False, stages=("all",), compare=()):
     told = Told()
-    summary = perform(folder, load_config([], [*SMALL, *overrides]), list(stages), force, told, list(compare))
+    summary = perform_stages(folder, load_config([], [*SMALL, *overrides]), list(stages), force, told, list(compare))
     return told, summary
 
 

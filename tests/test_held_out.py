@@ -2,7 +2,7 @@
 
 import pytest
 
-from lora_drop.cli.perform import perform
+from lora_drop.cli.perform import perform_stages
 from lora_drop.config.identity import config_hash
 from lora_drop.config.loading import from_dict, load_config
 from lora_drop.errors import UserError
@@ -40,7 +40,7 @@ def test_the_epoch_that_is_kept_is_the_best_on_the_rows_held_out(tmp_path):
     table = tmp_path / "table.csv"
     table.write_text("\n".join(["text,label", *rows]))
     own = [*SMALL, f"data.path={table}", "data.validation=0.25", "train.select_epoch=held_out", "train.epochs=5"]
-    perform(tmp_path / "run", load_config([], own), ["all"], False, SILENT, [])
+    perform_stages(tmp_path / "run", load_config([], own), ["all"], False, SILENT, [])
     trained, metrics = (read_json(tmp_path / "run" / name) for name in ("run.json", "metrics.json"))
     trained, primary = trained["stages"]["train"], metrics["primary"]
     best = max(trained["epochs"], key=lambda entry: entry["held_out"])
@@ -57,7 +57,7 @@ def test_choosing_by_rows_that_are_not_held_out_is_refused():
 @pytest.mark.parametrize("settings", [["train.held_out=0.99", "limit.train=40"], ["limit.train=1"]])
 def test_rows_of_which_none_is_left_to_train_on_are_refused_before_work_starts(settings, tmp_path):
     with pytest.raises(UserError, match=r"train\.held_out=0\.\d+ of \d+ training rows leaves none to train on"):
-        perform(tmp_path / "run", load_config([], [*SMALL, *settings]), ["all"], False, SILENT, [])
+        perform_stages(tmp_path / "run", load_config([], [*SMALL, *settings]), ["all"], False, SILENT, [])
     assert not (tmp_path / "run").exists()
 
 

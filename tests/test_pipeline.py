@@ -14,7 +14,7 @@ import yaml
 
 import lora_drop
 from lora_drop.cli.app import main
-from lora_drop.cli.perform import perform
+from lora_drop.cli.perform import perform_stages
 from lora_drop.config.loading import load_config
 from lora_drop.errors import UserError
 from lora_drop.files import digest, file_digest, read_json
@@ -71,7 +71,7 @@ class Told(Reporter):
 
 def run(folder, *overrides, force=False, stages=("all",), compare=()):
     told = Told()
-    summary = perform(folder, load_config([], [*SMALL, *overrides]), list(stages), force, told, list(compare))
+    summary = perform_stages(folder, load_config([], [*SMALL, *overrides]), list(stages), force, told, list(compare))
     return told, summary
 
 
@@ -287,7 +287,7 @@ def test_an_abandoned_retraining_does_not_change_what_is_said_of_the_old_adapter
                 raise SystemExit
 
     with pytest.raises(SystemExit):
-        perform(folder, load_config([], [*SMALL, "method.rank=16"]), ["all"], False, Kill(), [])
+        perform_stages(folder, load_config([], [*SMALL, "method.rank=16"]), ["all"], False, Kill(), [])
     _, summary = run(folder)
     assert summary.results[0]["parameters"] == _trained(finished)["trainable_parameters"]["adapter"]
     assert contents(folder) == contents(finished)

@@ -66,7 +66,7 @@ def reproduce(
     kept.check(planned)
     if dry_run:
         _show_plan(planned, kept, jobs, given["as_json"])
-    elif not _perform(planned, runs, kept, make, given["quiet"], given["as_json"]):
+    elif not _perform_and_show(planned, runs, kept, make, given["quiet"], given["as_json"]):
         raise typer.Exit(1)
 
 
@@ -155,7 +155,7 @@ def _write_tables(results: Path, experiments: list[str], figures: bool, given: d
             out.print(f"Files: {folder}\n", soft_wrap=True)
 
 
-def _perform(
+def _perform_and_show(
     planned: list[Planned],
     runs: Path,
     results: Results,

@@ -50,7 +50,7 @@ class Summary:
         return {**found, "results": self.results, "remarks": self.remarks}
 
 
-def perform(
+def perform_stages(
     run_dir: Path, config: Config, stages: list[str], force: bool, report: Reporter, compare: list[str], first: str = ""
 ) -> Summary:
     """Perform stages in a run directory, then the same for the methods to compare.

@@ -29,7 +29,7 @@ def _stage(name: str, help_text: str) -> Callable[..., None]:
 
     @options(*RUN)
     def command(run_dir: RunDir, **given: Any) -> None:
-        _perform(run_dir, [name], given)
+        _perform_and_print(run_dir, [name], given)
 
     command.__doc__ = help_text
     return command
@@ -51,11 +51,11 @@ def score(
     if adapter is None and task is not None:
         raise UserError("--task is only for --adapter. Without --adapter, set it in the configuration: -o task=NAME")
     if adapter is None:
-        _perform(run_dir, ["score"], given)
+        _perform_and_print(run_dir, ["score"], given)
         return
     from lora_drop.cli.adapter import named
 
-    _perform(run_dir, ["sample", "score"], named(adapter, task, given, run_dir))
+    _perform_and_print(run_dir, ["sample", "score"], named(adapter, task, given, run_dir))
 
 
 @options("config", "overrides", "data_dir", "limit_eval", *WHERE)
@@ -84,7 +84,7 @@ def evaluate(
         raise UserError("Give either --run-dir (a trained run) or both --task and --predictions (a file to score).")
     else:
         named = [f"eval.split={split}"] if split is not None else []
-        _perform(run_dir, ["eval"], {**given, "overrides": [*(given["overrides"] or []), *named]})
+        _perform_and_print(run_dir, ["eval"], {**given, "overrides": [*(given["overrides"] or []), *named]})
 
 
 def _score_file(task: str, predictions: Path, split: str | None, given: dict[str, Any]) -> None:
@@ -123,7 +123,7 @@ def run(
     """Run all five stages: sample, score, select, train, eval. Finished stages are skipped, killed ones continued."""
     if run_dir is None and not (given["data"] or given["name"]):
         raise UserError("Name the folder of the run with --run-dir DIR.")
-    _perform(run_dir or own_run_dir(given), ["all"], given, compare or [])
+    _perform_and_print(run_dir or own_run_dir(given), ["all"], given, compare or [])
 
 
 _WITH_OPTIONS_OF_THEIR_OWN: dict[str, Callable[..., None]] = {"score": score, "eval": evaluate}
@@ -135,13 +135,15 @@ STAGE_COMMANDS = {
 """The command of each stage that has one, by its name."""
 
 
-def _perform(run_dir: Path, stages: list[str], given: dict[str, Any], compare: list[str] | None = None) -> None:
+def _perform_and_print(
+    run_dir: Path, stages: list[str], given: dict[str, Any], compare: list[str] | None = None
+) -> None:
     from lora_drop.cli.console import ConsoleReporter, err, out, print_agreement, print_profile, print_rows
-    from lora_drop.cli.perform import perform
+    from lora_drop.cli.perform import perform_stages
 
     config = configuration(given, run_dir)
     with ConsoleReporter(err, given["quiet"]) as reporter:
-        summary = perform(
+        summary = perform_stages(
             run_dir, config, stages, given["force"], reporter, compare or [], _unasked(config, given, run_dir)
         )
     for remark in summary.remarks:

@@ -107,7 +107,7 @@ def perform_grid(planned: Sequence[Planned], results: Results, report: GridRepor
     for text in results.notices(planned):
         report.notice(text)
     with engine:
-        return _Grid(planned, results, report, engine).perform()
+        return _Grid(planned, results, report, engine).run()
 
 
 class _Grid:
@@ -120,7 +120,7 @@ class _Grid:
         self.waits: dict[int, _Wait] = {}
         self.outcome = GridOutcome()
 
-    def perform(self) -> GridOutcome:
+    def run(self) -> GridOutcome:
         while self.todo or self.waiting or self.engine.working:
             self._hand_out()
             if self.engine.working or self.waiting:

@@ -153,7 +153,7 @@ class RayCluster:
             self.gpus = 1 if found.get("GPU") else 0
         elif self.gpus > found.get("GPU", 0):
             self.report.notice(f"the cluster has {found.get('GPU', 0):g} GPUs now; runs wait for {self.gpus:g}")
-        self.task = self.ray.remote(_perform)
+        self.task = self.ray.remote(_on_a_node)
         # on this node, which must stay alive anyway; another node may be lost
         here = self.ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
             self.ray.get_runtime_context().get_node_id(), soft=False
@@ -185,7 +185,7 @@ class _Board:
         return said
 
 
-def _perform(number: int, run: Planned, setup: _Setup, board: Any) -> End:
+def _on_a_node(number: int, run: Planned, setup: _Setup, board: Any) -> End:
     """Perform a run on this node."""
     report = Relay(lambda said: board.tell.remote(number, said))
     report.at(_node())
