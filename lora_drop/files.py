@@ -51,6 +51,16 @@ def write_text(path: Path, text: str) -> None:
     sync_folder(path.parent)
 
 
+def check_writable(folder: Path, option: str) -> None:
+    """Raise UserError unless a folder, or the one in which it will be made, can be written to. Writes nothing."""
+    absolute = folder.expanduser().absolute()
+    there = next(path for path in (absolute, *absolute.parents) if os.path.lexists(path))
+    if not there.is_dir():
+        raise UserError(f"{there} is not a folder. Name another with {option}.")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"{there} cannot be written to. Name another folder with {option}.")
+
+
 def write_through(path: Path) -> None:
     """Wait until the content of a file is on the disk."""
     with path.open("r+b") as stream:  # Windows syncs only writable files

@@ -56,8 +56,9 @@ def test_a_record_of_the_first_format_says_of_each_stage_what_it_said_of_all(tmp
     told = {"versions": {"torch": "2.8"}, "device": "cuda", "threads": 2, "data": {"train": "d"}, "weights": "w"}
     stages = {"train": {"seconds": 1.0, "commit": "own"}, "eval": {"seconds": 2.0}}
     git = {"commit": "last", "dirty": True}
-    write_json(tmp_path / "a.json", {**today, **told, "git": git, "stages": stages, "version": 1})
-    (read,) = read_records(tmp_path)
+    folder = tmp_path / "table1" / "FacebookAI-roberta-base"
+    write_json(folder / "a.json", {**today, **told, "git": git, "stages": stages, "version": 1})
+    (read,) = read_records(folder)
     assert read.stages["train"] == {**told, "limited": {"train": 9}, "seconds": 1.0, "commit": "own"}
     assert read.stages["eval"] == {**told, "limited": {"train": 9}, "seconds": 2.0, "commit": "last+altered"}
     assert read == replace(record("lora", "rte", 0, 0.7, limited={"train": 9}), stages=read.stages)

@@ -218,3 +218,16 @@ def test_a_score_whose_evaluation_was_forgotten_is_not_shown(tmp_path, capsys):
     write_json(run / "run.json", manifest)
     assert command("runs", tmp_path, "--json") == 0
     assert [row["score"] for row in json.loads(capsys.readouterr().out)] == [None]
+
+
+def test_a_run_that_has_lost_its_records_is_named(tmp_path, capsys):
+    for name in ("ok", "a", "b"):
+        write_run(tmp_path / name)
+    (tmp_path / "a" / "run.json").unlink(), (tmp_path / "b" / "config.yaml").unlink()
+    (tmp_path / "mine").mkdir(), (tmp_path / "mine" / "config.yaml").write_text("a: 1")
+    assert command("runs", tmp_path, "--json") == 0
+    out, err = capsys.readouterr()
+    assert [row["run"] for row in json.loads(out)] == ["ok"]
+    told = " ".join(err.split())
+    assert f"{tmp_path / 'a'} has no run.json" in told and f"{tmp_path / 'b'} has no config.yaml" in told
+    assert "mine" not in told

@@ -115,6 +115,11 @@ def test_a_test_file_without_labels_is_not_evaluated_on(tmp_path):
     assert any(
         "test.csv has no column 'stars': a part of the training rows is held out" in text for text in notices.texts
     )
+    own_data.write(tmp_path / "test.csv", [{**row, "stars": ""} for row in bare])
+    notices = own_data.Notices()
+    assert len(rows(read(tmp_path, notices, text=("review",), label="stars"), "validation")) == 8
+    assert any("test.csv has no label in 'stars': a part of the" in text for text in notices.texts)
+    own_data.write(tmp_path / "test.csv", bare)
     said = error(tmp_path, text=("review",), label="stars", validation="test")
     assert "test.csv has no column 'stars', which" in said and "lora-drop predict" in said
 

@@ -69,6 +69,20 @@ def test_a_number_that_is_none_among_numbers_is_found(tmp_path):
     assert "For free text use --kind generation" in error(words)
 
 
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json"])
+def test_a_key_that_is_there_twice_is_refused(name, tmp_path):
+    """One of its values would be lost without a word."""
+    rows = [json.dumps({"text": f"t{n}", "label": "ab"[n % 2]}) for n in range(20)]
+    rows.append('{"text": "late", "label": "a", "label": "b"}')
+    path = tmp_path / name
+    path.write_text("\n".join(rows) if name.endswith("l") else f"[{', '.join(rows)}]")
+    message = error(path)
+    assert (
+        "the key 'label' is there twice" in message
+        and f"{path}, from line {21 if name.endswith('l') else 1}" in message
+    )
+
+
 def test_whole_numbers_that_a_missing_one_has_made_floats_are_classes(tmp_path):
     lines = "".join(f"t{n},{n % 2}.0\n" for n in range(20))
     data = OwnData(DataConfig(path=str(csv_file(tmp_path, f"text,label\n{lines}t,\n"))), Source(None, offline=True))

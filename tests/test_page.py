@@ -369,3 +369,15 @@ def test_an_adapter_without_parameters_is_drawn(tmp_path):
     runs = [read_facts(write_run(tmp_path / "own")), read_facts(write_run(tmp_path / "lora", name="lora"))]
     runs[1].stages["train"]["trainable_parameters"]["adapter"] = 0
     assert "with 0 parameters" in pareto(words.compared(runs))
+
+
+def test_a_copy_of_a_run_is_no_further_seed(tmp_path):
+    run, copy = write_run(tmp_path / "a", score=0.75), tmp_path / "b"
+    shutil.copytree(run, copy)
+    (row,) = words.compared([read_facts(run), read_facts(copy)])
+    assert row.seeds == "0" and row.deviation is None
+    said = text_of(render([read_facts(run), read_facts(copy)]))
+    assert f"it has the configuration and the seed of {run}, so only that one is counted" in said
+    other = write_run(tmp_path / "c", score=0.8, seed=1)
+    (row,) = words.compared([read_facts(run), read_facts(copy), read_facts(other)])
+    assert row.seeds == "0, 1" and row.scores == [0.75, 0.8]

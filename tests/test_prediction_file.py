@@ -1,10 +1,14 @@
 """The file of predictions: a row of the data, then what the model says of it."""
 
 import json
+import resource
 
 import pytest
 
+from lora_drop.errors import UserError
 from lora_drop.runs.prediction_file import check_target, writing
+
+LIMIT = resource.getrlimit(resource.RLIMIT_FSIZE)
 
 
 def constant(name):
@@ -34,3 +38,25 @@ def test_a_file_appears_when_it_is_whole_and_may_then_be_replaced(suffix, tmp_pa
             writer.write({"text": text}, {"prediction": "no", "score": 0.75, "scores": {"no": 0.75, "yes": 0.25}})
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
     assert '"b"' in path.read_text() if suffix == ".jsonl" else "\nb" in path.read_text()
+
+
+def test_files_of_a_run_are_not_replaced(tmp_path):
+    (tmp_path / "config.yaml").touch()
+    path = tmp_path / "predictions.jsonl"
+    path.write_text('{"id": "0", "prediction": "no"}\n')
+    with pytest.raises(UserError, match="is a file of the run itself"):
+        check_target(path, [])
+    check_target(tmp_path / "predictions-new.jsonl", [])
+
+
+def test_a_full_disk_is_said_of_the_file(tmp_path):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, LIMIT[1]))
+    try:
+        with (
+            pytest.raises(UserError, match=r"out\.csv cannot be written \(File too large\)"),
+            writing(tmp_path / "out.csv", ("text",), ()) as writer,
+        ):
+            writer.write({"text": "x" * 1000}, {"prediction": "y"})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, LIMIT)
+    assert not list(tmp_path.iterdir())

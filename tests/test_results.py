@@ -164,9 +164,39 @@ def test_a_folder_without_a_table_stops_no_other(planned, tmp_path):
     other = tmp_path / "other" / "tiny-bert"
     other.mkdir(parents=True)
     for name in ("a", "b"):
-        write_json(other / f"{name}.json", read_json(path))
+        write_json(other / f"{name}.json", {**read_json(path), "experiment": "other"})
     told = []
     assert list(report(tmp_path, figures=False, tell=told.append)) == [path.parent]
     assert len(told) == 1 and "There are two results for t0.90" in told[0]
     with pytest.raises(UserError, match="There are two results"):
         report(tmp_path, ["other"], figures=False, tell=told.append)
+
+
+def test_seeds_of_a_row_have_one_configuration(planned, tmp_path):
+    """An experiment's file may be edited between two seeds, whose mean would then be of nothing."""
+    results = Results(tmp_path)
+    path = store(results, planned)
+    later = replace(planned, config=replace(planned.config, seed=1))
+    results.check([later])
+    edited = replace(later, config=replace(later.config, train=replace(later.config.train, epochs=7.0)))
+    with pytest.raises(UserError, match=r"seed 0, with another configuration: train.epochs is .* there, 7.0 now"):
+        results.check([edited])
+    store(results, edited)
+    with pytest.raises(UserError, match=r"several configurations: at seed 0 train.epochs is .*, at seed 1 7.0"):
+        report(tmp_path, figures=False)
+    assert path.is_file()
+
+
+@pytest.mark.parametrize(
+    "changes", [{"experiment": "table1"}, {"backbone": "tiny:llama"}], ids=["experiment", "backbone"]
+)
+def test_a_result_in_the_folder_of_another_experiment_or_backbone_is_left_out(changes, planned, tmp_path):
+    path = store(Results(tmp_path), planned)
+    content = read_json(path)
+    changed = {**content, **changes, "seed": 1, "config": {**content["config"], "seed": 1}}
+    changed["config"]["backbone"] = changed["backbone"]
+    write_json(path.with_name("stray.json"), changed)
+    told = []
+    ((table,),) = report(tmp_path, figures=False, tell=told.append).values()
+    assert [record.seed for record in table.records] == [0]
+    assert len(told) == 1 and "stray.json is a result of" in told[0] and "Move it to" in told[0]

@@ -13,6 +13,7 @@ from lora_drop.cli.engines import Address, Gpus, Jobs, Shard, engine_of, part_of
 from lora_drop.cli.engines import Name as EngineName
 from lora_drop.cli.options import flags, options
 from lora_drop.errors import UserError
+from lora_drop.files import check_writable
 
 if TYPE_CHECKING:
     from lora_drop.experiments.engines.base import Engine
@@ -60,10 +61,16 @@ def reproduce(
         _list(given["as_json"])
         return
     asked = given["config"] or [], given["overrides"] or [], flags(given)
-    choice = Choice(backbone, _split(tasks), _split(methods), _numbers(seeds), *asked)
+    choice = Choice(
+        backbone, _split("--tasks", tasks), _split("--methods", methods), _numbers("--seeds", seeds), *asked
+    )
     make = engine_of(engine, runs, jobs, address, gpus_per_run)
     planned, kept = part_of(expand(load_experiment(experiment), choice), shard), Results(results, keep_old)
     kept.check(planned)
+    if not dry_run:
+        check_writable(results, "--results")
+        if engine == "local":  # else the runs may be on other machines
+            check_writable(runs, "--runs")
     if dry_run:
         _show_plan(planned, kept, jobs, given["as_json"])
     elif not _perform_and_show(planned, runs, kept, make, given["quiet"], given["as_json"]):
@@ -259,12 +266,17 @@ def _show_tables(tables: list[Table]) -> None:
             out.print(line, soft_wrap=True)
 
 
-def _split(text: str | None) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()] if text else []
+def _split(option: str, text: str | None) -> list[str]:
+    parts = [part.strip() for part in (text or "").split(",") if part.strip()]
+    if text is not None and not parts:
+        raise UserError(
+            f"{option} is empty. A shell variable may be unset. Give at least one, or leave the option out for all."
+        )
+    return parts
 
 
-def _numbers(text: str | None) -> list[int]:
+def _numbers(option: str, text: str | None) -> list[int]:
     try:
-        return [int(part) for part in _split(text)]
+        return [int(part) for part in _split(option, text)]
     except ValueError as error:
         raise UserError(f"--seeds {text}: seeds are whole numbers separated by commas, such as 0,1,2.") from error

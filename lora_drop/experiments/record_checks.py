@@ -53,8 +53,11 @@ def _inside(content: dict[str, Any]) -> str:
         return fault
     if content.get("metrics") and content.get("primary") not in content["metrics"]:
         return "its primary metric is not among its metrics"
-    if content["config"].get("task") != content["task"] or content["config"].get("seed") != content["seed"]:
-        return "task and seed are not those of its config"
+    config = content["config"]
+    if any(config.get(key) != content[key] for key in ("task", "seed", "backbone")):
+        return "task, seed and backbone are not those of its config"
+    if isinstance(config.get("method"), dict) and config["method"].get("name", content["method"]) != content["method"]:
+        return "method is not that of its config"
     for name in ("best", "last", "held_out"):
         if content.get(name) and "score" not in content[name]:
             return f"{name} lacks score"

@@ -5,14 +5,15 @@ Tables and figures are made from these files alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lora_drop.config.identity import OWN, config_hash, what_is_computed
+from lora_drop.config.loading import from_dict
 from lora_drop.errors import UserError
-from lora_drop.experiments.grid import Planned, title_of
+from lora_drop.experiments.grid import Planned, slug, title_of
 from lora_drop.experiments.record_checks import MODULE, fault_of
 from lora_drop.files import read_json
 from lora_drop.pruning.criteria.base import PAPER
@@ -213,17 +214,41 @@ def _trained(run: Run) -> dict[str, Any]:
 def read_records(folder: Path, tell: Callable[[str], None] | None = None) -> list[Record]:
     """Read the results of one experiment on one backbone, in the order of their file names.
 
-    A file that is not a record of this version is left out and reported to `tell`; without `tell`, raises UserError.
+    A file that is not a record of this version, or not of this experiment and backbone, is left out and reported to
+    `tell`; without `tell`, raises UserError.
     """
     records = []
     for path in sorted(folder.glob("*.json")):
         try:
-            records.append(Record(**read_record(path)))
+            record = Record(**read_record(path))
+            _check_place(path, record)
+            records.append(record)
         except UserError as error:
             if tell is None:
                 raise
             tell(f"left out: {error}")
     return records
+
+
+def _check_place(path: Path, record: Record) -> None:
+    """Raise UserError if a record lies in the folder of another experiment or backbone: it would be averaged there."""
+    backbone, experiment = path.parent.name, path.parent.parent.name
+    if (record.experiment, slug(record.backbone)) != (experiment, backbone):
+        raise UserError(
+            f"{path} is a result of {record.experiment} on {record.backbone}, and lies among those of {experiment} on "
+            f"{backbone}. Move it to {record.experiment}/{slug(record.backbone)}."
+        )
+
+
+def settings_today(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a record's configuration with today's defaults, or unchanged if it has a key that no longer exists.
+
+    A key that did not exist when the record was written has today's default, so that records of any age compare.
+    """
+    try:
+        return what_is_computed(from_dict(record["config"]))
+    except UserError:
+        return dict(record["config"])
 
 
 def read_record(path: Path) -> dict[str, Any]:

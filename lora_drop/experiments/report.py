@@ -51,7 +51,7 @@ def report(
     if not found:
         raise UserError(f"{results} holds no results. Make some with: lora-drop reproduce EXPERIMENT")
     written: dict[Path, list[Table]] = {}
-    fault: UserError | None = None
+    faults: list[UserError] = []
     for folder in found:
         if (experiments and folder.parent.name not in experiments) or (backbones and folder.name not in backbones):
             continue
@@ -60,16 +60,19 @@ def report(
         except UserError as error:
             if tell is None:
                 raise
-            tell(str(error))
-            fault = error
+            faults.append(error)
             continue
         written[folder] = tables
-        for name, render in TEXTS.items():
+        for name, render in TEXTS.items() if tables else ():  # else each record was left out
             write_text(folder / name, render(tables))
         if figures:
             draw(tables, folder)
-    if fault and not written:
-        raise fault
+    last = faults.pop() if faults and not written else None
+    for fault in faults:
+        assert tell is not None  # else it was raised
+        tell(str(fault))
+    if last:
+        raise last
     return written
 
 

@@ -8,13 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from lora_drop.config.identity import criterion_of, what_is_computed
-from lora_drop.config.loading import from_dict
-from lora_drop.config.schema import Config
 from lora_drop.config.strict import leaves
 from lora_drop.errors import UserError
 from lora_drop.experiments.grid import Planned, slug
 from lora_drop.experiments.own_files import files_changed
-from lora_drop.experiments.records import read_record, versions_of
+from lora_drop.experiments.records import read_record, settings_today, versions_of
 from lora_drop.files import write_json
 
 
@@ -55,15 +53,15 @@ class Results:
 
     def check(self, planned: Sequence[Planned]) -> None:
         """Raise UserError if a run has a result of another configuration, since a table has room for only one."""
-        others = [(run, path, content) for run in planned for path, content in self._others(run)]
+        others = [found for run in planned for found in self._others(run)]
         if not others:
             return
         run, path, content = others[0]
-        there, here = leaves(_today(content["config"])), leaves(what_is_computed(run.config))
-        keys = [key for key in {**there, **here} if there.get(key) != here.get(key)]
+        there, here = leaves(settings_today(content)), leaves(what_is_computed(run.config))
+        keys = [key for key in {**there, **here} if key != "seed" and there.get(key) != here.get(key)]
         differ = [f"{key} is {there.get(key)} there, {here.get(key)} now" for key in keys[:3]] + ["…"] * (len(keys) > 3)
         raise UserError(
-            f"{path} has the result of {run.row}, {run.config.task}, seed {run.config.seed}, with another "
+            f"{path} has the result of {run.row}, {run.config.task}, seed {content['seed']}, with another "
             f"configuration: {'; '.join(differ)}{f' ({len(others)} such results)' if others[1:] else ''}. A table can "
             f"show only one of them: move the old result out of {path.parent}, or name another folder for the new one "
             "with --results."
@@ -97,36 +95,31 @@ class Results:
 
     def _equal(self, planned: Planned) -> Iterator[tuple[Path, dict[str, Any]]]:
         for path, content in self._alike(planned):
-            if _same(content["config"], planned.config) and not files_changed(content["stages"], planned.config):
+            same = settings_today(content) == what_is_computed(planned.config)
+            if same and not files_changed(content["stages"], planned.config):
                 yield path, content
 
-    def _others(self, planned: Planned) -> Iterator[tuple[Path, dict[str, Any]]]:
-        """Yield the records that would share a cell of a table with the run's own record."""
-        for path, content in self._alike(planned):
-            replaced = path == self.path(planned) or _same(content["config"], planned.config)
-            if not replaced and (content["row"], content["overrides"]) == (planned.row, planned.overrides):
-                yield path, content
+    def _others(self, planned: Planned) -> Iterator[tuple[Planned, Path, dict[str, Any]]]:
+        """Yield the records of another configuration in the run's cell of the table, of any seed, with the run."""
+        mine = what_is_computed(planned.config)
+        for path, content in self._alike(planned, seed="*"):
+            same = settings_today(content) == {**mine, "seed": content["seed"]}
+            asked = (content["row"], content["task"], content["overrides"])
+            if (
+                not same
+                and path != self.path(planned)
+                and asked == (planned.row, planned.config.task, planned.overrides)
+            ):
+                yield planned, path, content
 
-    def _alike(self, planned: Planned) -> Iterator[tuple[Path, dict[str, Any]]]:
-        """Yield the records of the same row, task and seed, in the order of their names."""
-        pattern = f"{slug(planned.row)}-{slug(planned.config.task)}-s{planned.config.seed}-*.json"
+    def _alike(self, planned: Planned, seed: str = "") -> Iterator[tuple[Path, dict[str, Any]]]:
+        """Yield the records of the same row, task and seed (or of those that a pattern names), by their names."""
+        pattern = f"{slug(planned.row)}-{slug(planned.config.task)}-s{seed or planned.config.seed}-*.json"
         for path in sorted(self.path(planned).parent.glob(pattern)):
             try:
                 yield path, read_record(path)
             except UserError:  # named in `notices`; the run is performed, and its record takes the place of this one
                 continue
-
-
-def _same(stored: dict[str, Any], config: Config) -> bool:
-    return _today(stored) == what_is_computed(config)
-
-
-def _today(stored: dict[str, Any]) -> dict[str, Any]:
-    """Return a record's configuration with today's defaults, or unchanged if it has a key that no longer exists."""
-    try:
-        return what_is_computed(from_dict(stored))
-    except UserError:
-        return stored
 
 
 def _older(content: dict[str, Any]) -> list[str]:

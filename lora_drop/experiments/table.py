@@ -8,10 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lora_drop.config.strict import leaves
 from lora_drop.errors import UserError
 from lora_drop.experiments.learnt import nothing_learnt
 from lora_drop.experiments.published import load_published
-from lora_drop.experiments.records import Record
+from lora_drop.experiments.records import Record, settings_today
 
 FLAGS = {"r": "fewer rows", "e": "fewer epochs", "s": "fewer seeds"}
 """Marks of a number that is based on less than the experiment asks for."""
@@ -116,6 +117,7 @@ def build_tables(records: Sequence[Record]) -> list[Table]:
     """
     groups: dict[str, list[Record]] = {}
     _refuse_doubles(records)
+    _refuse_mixtures(records)
     for record in records:
         groups.setdefault(json.dumps(record.overrides, sort_keys=True), []).append(record)
     return [_table(groups[key]) for key in sorted(groups, key=lambda key: (len(key), key))]
@@ -128,10 +130,27 @@ def _refuse_doubles(records: Sequence[Record]) -> None:
         key = (record.row, record.task, record.seed, json.dumps(record.overrides, sort_keys=True))
         other = seen.setdefault(key, record)
         if other is not record:
+            copied = other.config_hash == record.config_hash
+            why = "one is a copy" if copied else f"of the configurations {other.config_hash} and {record.config_hash}"
             raise UserError(
-                f"There are two results for {record.row}, {record.task}, seed {record.seed} of {record.experiment}: "
-                f"those with {other.config_hash} and {record.config_hash} in their file names. "
-                "One is of an older configuration: remove it."
+                f"There are two results for {record.row}, {record.task}, seed {record.seed} of {record.experiment} on "
+                f"{record.backbone}: {why}. Remove one of them."
+            )
+
+
+def _refuse_mixtures(records: Sequence[Record]) -> None:
+    """Raise UserError for results of one cell that differ in more than the seed: their mean would be of nothing."""
+    first: dict[Any, tuple[Record, dict[str, Any]]] = {}
+    for record in records:
+        key = (record.row, record.task, json.dumps(record.overrides, sort_keys=True))
+        settings = leaves({**settings_today(vars(record)), "seed": None, "evaluated": record.split})
+        other, known = first.setdefault(key, (record, settings))
+        keys = [name for name in {**known, **settings} if known.get(name) != settings.get(name)]
+        if keys:
+            raise UserError(
+                f"The results for {record.row}, {record.task} of {record.experiment} on {record.backbone} are of several "
+                f"configurations: at seed {other.seed} {keys[0]} is {known.get(keys[0])}, at seed {record.seed} "
+                f"{settings.get(keys[0])}. Move those of one configuration elsewhere."
             )
 
 

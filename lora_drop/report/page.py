@@ -71,11 +71,17 @@ def _topics(runs: Sequence[Facts]) -> list[dict[str, Any]]:
                 "rows": rows,
                 "pareto": pareto(rows) if len(rows) > 1 else "",
                 "profiles": [_profile(run) for run in mine if run.selection is not None and run.scored],
-                "doubts": [(run, doubt) for run in mine for doubt in words.doubted(run)],
+                "doubts": [(run, doubt) for run in mine for doubt in (*words.doubted(run), *_repeated(run, mine))],
                 "curves": [(run, _curves(run)) for run in mine],
             }
         )
     return found
+
+
+def _repeated(run: Facts, runs: Sequence[Facts]) -> list[str]:
+    """Return a doubt about a run that only repeats another."""
+    other = words.repetitions(runs).get(run.path)
+    return [f"it has the configuration and the seed of {other.path}, so only that one is counted"] if other else []
 
 
 def _alike(one: Facts, other: Facts) -> bool:

@@ -27,6 +27,8 @@ from lora_drop.runs.store import read_manifest
 TRAINED = ("task", "seed", "backbone", "quantization", "limit.train", "train.", "method.")
 SELECTED = ("method.threshold", "method.budget", "method.policy", "method.share")
 """Settings of the selection; the selection itself is compared instead."""
+MADE = ("sample.json", "scores.json", "selection.json", "metrics.json", "adapter")
+"""Outputs by which a run directory is known that has lost its records."""
 AGAIN = "`lora-drop run` with the same directory makes it again."
 
 
@@ -271,6 +273,15 @@ def find_runs(folder: Path) -> list[Path]:
     """Return the run directories at or below a folder, sorted by path, including those inside another run."""
     found = [path.parent for path in folder.rglob("run.json") if (path.parent / "config.yaml").is_file()]
     return sorted(found, key=lambda path: path.parts)
+
+
+def halves(folder: Path) -> list[tuple[Path, str]]:
+    """Return the run directories at or below a folder that have lost `run.json` or `config.yaml`, with its name."""
+    lost = []
+    for name, other in (("run.json", "config.yaml"), ("config.yaml", "run.json")):
+        found = [path.parent for path in folder.rglob(other) if not (path.parent / name).exists()]
+        lost += [(path, name) for path in found if any((path / made).exists() for made in MADE)]
+    return sorted(lost)
 
 
 def differences(one: Facts, other: Facts) -> dict[str, tuple[Any, Any]]:

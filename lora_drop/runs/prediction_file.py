@@ -14,6 +14,7 @@ from typing import Any, TextIO
 
 from lora_drop.errors import UserError
 from lora_drop.files import csv_cell, replacing, write_through
+from lora_drop.runs.store import OUTPUTS, RECORDS
 from lora_drop.tasks.own.tables import Row
 from lora_drop.tasks.own.values import as_text
 
@@ -26,6 +27,10 @@ def check_target(to: Path, data: Iterable[Path]) -> None:
         raise UserError(f"--to {to} is a folder. Name a file in it.")
     if to.suffix not in FORMATS:
         raise UserError(f"Predictions cannot be written as {to.name}. Formats: {', '.join(FORMATS)}")
+    if to.name in (*OUTPUTS, *RECORDS) and (to.parent / "config.yaml").is_file():
+        raise UserError(
+            f"--to {to} is a file of the run itself, which predictions must not replace. Name another file."
+        )
     if to.resolve() in {path.resolve() for path in data}:
         raise UserError(f"--to names a file of the data ({to}), which predictions must not replace. Name another file.")
     if to.exists() and not _is_ours(to):
@@ -54,10 +59,15 @@ def writing(path: Path, columns: Sequence[str], labels: Sequence[str]) -> Iterat
 
     Half a character in a column that the run does not read is written as its escape.
     """
-    with replacing(path) as temporary:
-        with temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
-            yield Writer(file, path.suffix, columns, labels)
-        write_through(temporary)
+    try:
+        with replacing(path) as temporary:
+            with temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+                yield Writer(file, path.suffix, columns, labels)
+            write_through(temporary)
+    except OSError as error:
+        if error.filename is not None:  # another file, which it names
+            raise
+        raise UserError(f"{path} cannot be written ({error.strerror}). Name another file with --to.") from error
 
 
 class Writer:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
@@ -66,14 +67,23 @@ class Compared:
 def compared(runs: Sequence[Facts]) -> list[Compared]:
     """Return the evaluated runs of one task and backbone as rows; settings distinguish rows of the same method.
 
-    A run that was configured anew after its training is left out, since its settings are not those of its scores.
+    A run that was configured anew after its training is left out, since its settings are not those of its scores. Of
+    runs with the same seed, the first one counts: the others repeat it.
     """
+    repeated = repetitions(runs)
     groups: dict[str, list[Facts]] = {}
     for run in runs:
-        if run.metrics and run.parameters and run.trained_as_configured:
+        if run.metrics and run.parameters and run.trained_as_configured and run.path not in repeated:
             groups.setdefault(run.group, []).append(run)
     found = [sorted(group, key=lambda run: run.seed) for group in groups.values()]
     return [Compared(_title(group[0], [other[0] for other in found]), tuple(group)) for group in found]
+
+
+def repetitions(runs: Sequence[Facts]) -> dict[Path, Facts]:
+    """Return, by its path, each run with the configuration and the seed of an earlier one, such as a copy, and that one."""
+    first: dict[tuple[str, int], Facts] = {}
+    earlier = {run.path: first.setdefault((run.group, run.seed), run) for run in runs if run.metrics}
+    return {path: run for path, run in earlier.items() if path != run.path}
 
 
 def _title(run: Facts, others: Sequence[Facts]) -> str:

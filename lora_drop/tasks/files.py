@@ -160,12 +160,24 @@ def read_json_list(path: Path) -> Iterator[tuple[int, Any]]:
 def parse_json(path: Path, text: str, first_line: int = 1) -> Any:
     """Return the value of a JSON text that begins at `first_line` of a file. Raises UserError naming the line."""
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_with_distinct_keys)
     except json.JSONDecodeError as error:
         line = first_line + error.lineno - 1
         raise UserError(f"{path}, line {line}: not JSON ({error.msg} at column {error.colno})") from error
-    except (ValueError, RecursionError) as error:  # a number with thousands of digits, or thousands of brackets
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # a key twice, a number with thousands of digits, thousands of brackets
         raise UserError(f"{path}, from line {first_line}: not JSON that can be read ({error})") from error
+
+
+def _with_distinct_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object's pairs as a dict. Raises ValueError for a key that is there twice: one value would be lost."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} is there twice")
+    return found
 
 
 def some(path: Path, rows: Iterable[T]) -> list[T]:

@@ -22,7 +22,7 @@ from lora_drop.tasks.own.reading import Reading, Survey, place_where, some_place
 from lora_drop.tasks.own.rows import example, features, kept, strata, strata_of_rows
 from lora_drop.tasks.own.splits import Splits, find_splits, local_identities
 from lora_drop.tasks.own.tables import Table
-from lora_drop.tasks.own.values import Label, number, several
+from lora_drop.tasks.own.values import Label, missing, number, several
 
 T = TypeVar("T")
 SHARE, MOST = 0.2, 2000
@@ -127,17 +127,19 @@ class OwnData:
     def _leave_unlabelled(self) -> None:
         """Leave out an evaluation table that has the texts but no labels, with a notice."""
         table, label = self.splits.validation, self.reading.label
-        if (
-            table is not None
-            and label
-            and label not in table.columns
-            and set(self.reading.columns) <= set(table.columns)
-        ):
-            self.source.report.notice(
-                f"{table.name} has no column {label!r}: a part of the training rows is held out instead. To predict "
-                "its labels: lora-drop predict"
-            )
-            self.splits = replace(self.splits, validation=None)
+        if table is None or not label or not set(self.reading.columns) <= set(table.columns):
+            return
+        if label not in table.columns:
+            lacks = f"no column {label!r}"
+        elif all(missing(row.get(label)) for _, row in table.rows()):
+            lacks = f"no label in {label!r}"
+        else:
+            return
+        self.source.report.notice(
+            f"{table.name} has {lacks}: a part of the training rows is held out instead. To predict its labels: "
+            "lora-drop predict"
+        )
+        self.splits = replace(self.splits, validation=None)
 
     def _surveyed(self, validation: Table) -> Survey:
         """Return the survey of the evaluation rows. Raise UserError if they cannot be read as the training rows are."""
