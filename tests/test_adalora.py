@@ -126,6 +126,25 @@ def test_smoothed_labels_are_trained_with_the_regulariser(tmp_path):
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
+@pytest.mark.parametrize("limit", [None, 2])
+def test_the_regulariser_counts_once_a_step_however_a_batch_is_split(limit, tmp_path):
+    """Also in the last batch of an epoch, which has fewer parts. Here it is all of the loss, and does not change."""
+    model, tokenizer = backbone()
+    model = method("adalora", model, rank=4)
+    outcome = fit(
+        ADALORA,
+        model,
+        encode(TASKS.get("toy-nli").load(Source(None), "train").select(range(12)), tokenizer, 64)[0],
+        collator(tokenizer),
+        TrainConfig(epochs=4.0, batch_size=8, device_batch_size=limit, learning_rate=1e-12, weight_decay=0.0),
+        tmp_path,
+        seed=0,
+        loss=lambda outputs, labels, num_items_in_batch: outputs.logits.sum() * 0,
+    )
+    penalty = ADALORA.penalty(model).item()
+    assert penalty > 0.1 and [entry["loss"] for entry in outcome.epochs] == pytest.approx([penalty] * 4, rel=1e-4)
+
+
 def test_too_few_steps_to_prune_in_are_refused(tmp_path):
     with pytest.raises(UserError, match="cannot prune in 1 steps"):
         train(tmp_path, epochs=0.1)

@@ -269,6 +269,21 @@ def test_tied_lora_keeps_its_scaling_and_drops_inputs_in_training(tmp_path):
     assert method("tied_lora", backbone()[0], rank=4).get_submodule(QUERY.format(0)).scaling == 2  # alpha 2r, as LoRA's
 
 
+@pytest.mark.parametrize("name", ["lora", "adalora", "vera", "sparse_adapter", "tied_lora"])
+def test_dropout_drops_inputs_of_the_update_alone_and_only_in_training(name):
+    """Of an input with a single element, the update is 0 or, to make up for that, 1 / (1 − p) times as large."""
+    model, _ = randomised(name, rank=8, dropout=0.75)
+    module = dict(model.named_modules())[("" if name == "tied_lora" else "base_model.model.") + QUERY.format(1)]
+    x = torch.zeros(200, 32).index_fill(1, torch.tensor(5), 1.0)
+    with torch.no_grad():
+        plain, whole = module.base_layer(x), module.eval()(x)
+        update, dropped = whole - plain, module.train()(x) - plain
+    assert update.abs().max() > 1e-3
+    kept = dropped.abs().sum(1) > 1e-6
+    assert 20 < int(kept.sum()) < 80  # a quarter of 200
+    torch.testing.assert_close(dropped[kept], 4 * update[kept], rtol=1e-3, atol=1e-5)
+
+
 def test_tied_lora_starts_as_a_lora():
     """Kaiming's uniform with a = √5: within ±1/√inputs."""
     tied = method("tied_lora", backbone()[0], rank=56).get_submodule(QUERY.format(0)).tied

@@ -90,3 +90,22 @@ def test_the_order_of_batches_follows_seed_and_epoch():
     assert longest[0] == 50 and min(longest[1:]) < 50  # only the first epoch begins with the longest batch
     firsts = [mixed[row] for row in order(0, 1, mixed)[:200:4]]
     assert firsts != sorted(firsts, reverse=True)
+
+
+def test_the_rows_of_a_batch_are_others_in_each_epoch():
+    """Also where no two rows have the same length: they are sorted in parts of the epoch alone."""
+
+    def batches(epoch):
+        groups = LengthGroups(list(range(3200)), 32, seed=0)
+        groups.set_epoch(epoch)
+        order = list(groups)
+        return {frozenset(order[start : start + 32]) for start in range(0, 3200, 32)}
+
+    assert len(batches(1) & batches(2)) < 5
+
+
+def test_a_smaller_last_batch_has_the_shortest_rows():
+    groups = LengthGroups([7, 3, 10, 1, 9, 5, 2, 8, 6, 4], 4, seed=0)
+    for epoch in range(5):
+        groups.set_epoch(epoch)
+        assert {groups.lengths[row] for row in list(groups)[8:]} == {1, 2}

@@ -9,6 +9,7 @@ from lora_drop.errors import UserError
 from lora_drop.experiments.claims import judge
 from lora_drop.experiments.grid import load_experiment
 from lora_drop.experiments.markdown import to_markdown
+from lora_drop.experiments.means import seeds_to_tell
 from lora_drop.experiments.table import build_tables
 from lora_drop.registry import FIGURES
 
@@ -116,7 +117,7 @@ def test_mistakes_in_claims_are_said(tmp_path):
         UserError, match=r"claims\.x\.row = 'c': must be one of a, b(.|\n)*claims\.y: needs says, row and"
     ):
         load_experiment(str(path))
-    for margin in ("small", "-1", "true", ".nan"):
+    for margin in ("small", "-1", "100.5", "true", ".nan"):
         path.write_text(rows + f"claims: {{x: {{says: s, row: a, against: b, margin: {margin}}}}}\n")
         with pytest.raises(UserError, match=r"claims\.x\.margin = .*a number from 0 to 100"):
             load_experiment(str(path))
@@ -166,3 +167,15 @@ def test_a_claim_compares_the_epochs_that_were_kept():
     (found,) = judge(build_tables([kept_first(each) for each in claimed((1.0,) * 6).records])[0])
     assert found.differences["rte"] == pytest.approx([1.0] * 3)
     assert found.held_out.differences["rte"] == pytest.approx([10.0] * 3)
+
+
+def test_the_seeds_that_would_decide_a_claim_are_those_that_its_margin_needs():
+    (found,) = judge(claimed((-0.8, -0.3, 0.4, -0.1, -0.6, 0.2), margin=0.5))
+    assert found.verdict == "undecided"
+    assert found.seeds == seeds_to_tell(found.differences, -0.5) != seeds_to_tell(found.differences, 0.0)
+
+
+def test_a_claim_compares_the_primary_metric_whichever_comes_first():
+    runs = [replace(each, metrics={"f1": 0.9, **each.metrics}) for each in claimed((1.0,) * 6).records]
+    (found,) = judge(build_tables(runs)[0])
+    assert found.differences["rte"] == pytest.approx([1.0] * 3)

@@ -11,6 +11,7 @@ from lora_drop.data.sentences import collator, encode
 from lora_drop.errors import UserError
 from lora_drop.evaluation.classifier import evaluate_classifier, predict
 from lora_drop.evaluation.metrics.classification import constant_baseline, evaluate_predictions
+from lora_drop.evaluation.metrics.several import constant_several, evaluate_several
 from lora_drop.registry import TASKS
 
 
@@ -85,6 +86,35 @@ def test_the_baseline_is_the_score_of_the_most_frequent_label():
     assert constant_baseline(TASKS.get("stsb"), [0.0, 2.5, 5.0]) == {"spearman": 0.0, "pearson": 0.0}
     found = constant_baseline(TASKS.get("mnli"), [0, 0, 1], ["matched", "mismatched", "mismatched"])
     assert found == {"accuracy": pytest.approx(2 / 3), "accuracy_matched": 1.0, "accuracy_mismatched": 0.5}
+
+
+SEVERAL = ("f1_micro", "f1_macro", "accuracy")
+
+
+def test_metrics_of_several_labels_a_row_equal_their_definitions():
+    """Of the labels: 2 right, 1 too many, 2 missed; 1 right; and one that no row has or gets, whose F1 is 0."""
+    actual = [[1, 1, 0], [1, 0, 0], [1, 0, 0], [1, 0, 0], [0, 0, 0]]
+    given = [[1, 1, 0], [1, 0, 0], [0, 0, 0], [0, 0, 0], [1, 0, 0]]
+    one = 2 * 2 / (2 * 2 + 1 + 2)
+    found = evaluate_several(SEVERAL, given, actual)
+    assert list(found) == list(SEVERAL)
+    assert found == pytest.approx({"f1_micro": 2 * 3 / (2 * 3 + 1 + 2), "f1_macro": (one + 1) / 3, "accuracy": 2 / 5})
+    assert evaluate_several(["accuracy"], given, actual) == {"accuracy": found["accuracy"]}
+
+
+@pytest.mark.parametrize(
+    ("actual", "constant"),
+    [
+        ([[1, 1, 0], [1, 1, 0], [1, 0, 1]], [1, 1, 0]),  # what more than half of the rows have
+        ([[1, 0, 0], [1, 1, 0], [0, 1, 0], [1, 0, 1]], [1, 0, 0]),  # not what exactly half of them have
+        ([[1, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0, 0]], [1, 0, 0]),  # else the most frequent label
+        ([[1, 1, 0]] * 5 + [[1, 0, 0]] * 5 + [[0, 1, 0]] * 6 + [[0, 0, 1]] * 3, [1, 1, 0]),  # 10 and 11 of 19
+    ],
+)
+def test_the_baseline_of_several_labels_a_row_is_what_most_rows_have(actual, constant):
+    assert constant_several(SEVERAL, actual) == evaluate_several(SEVERAL, [constant] * len(actual), actual)
+    for other in ([1] * len(constant), [0] * len(constant), constant[::-1]):
+        assert constant_several(SEVERAL, actual) != evaluate_several(SEVERAL, [other] * len(actual), actual)
 
 
 def test_a_correlation_with_constant_references_is_0_and_a_small_spread_is_a_ranking():

@@ -103,6 +103,28 @@ def test_settings_of_a_checkpoint_do_not_leak(writer):
     assert not decoding_config(GREEDY, tokenizer).do_sample
 
 
+@pytest.mark.parametrize("beams", [2, 5])
+def test_settings_of_beams_are_those_asked_for_and_greedy_decoding_has_none(writer, beams):
+    _, tokenizer, _ = writer
+    found = decoding_config(GenerationConfig(num_beams=beams, max_new_tokens=7, length_penalty=0.3), tokenizer)
+    assert (found.num_beams, found.length_penalty, found.early_stopping) == (beams, 0.3, False)
+    greedy = decoding_config(GenerationConfig(num_beams=1, max_new_tokens=7, length_penalty=0.3), tokenizer)
+    assert greedy.num_beams == 1 and greedy.to_diff_dict().keys().isdisjoint({"length_penalty", "early_stopping"})
+    for settings in (found, greedy):
+        assert settings.max_new_tokens == 7
+        assert (settings.eos_token_id, settings.pad_token_id) == (tokenizer.eos_token_id, tokenizer.pad_token_id)
+
+
+def test_texts_are_written_without_dropout_also_by_a_model_in_training(writer):
+    model, tokenizer, encoded = writer
+    prompts, dropping = encoded.select([0, 3, 4]), copy.deepcopy(model)
+    for module in dropping.modules():
+        for dropout in getattr(module, "lora_dropout", {}):
+            module.lora_dropout[dropout] = torch.nn.Dropout(0.9)
+    expected = generate(model, prompts, tokenizer, GREEDY, 3)
+    assert generate(dropping.train(), prompts, tokenizer, GREEDY, 3) == expected and dropping.training
+
+
 class Killed(Exception):
     pass
 

@@ -209,3 +209,43 @@ def test_braces_that_mean_nothing_are_part_of_the_name_of_a_configuration(tmp_pa
     path.write_text("rows: {a: {}}\ntasks: [rte]\nconfig: 'glue/{tsk}'")
     with pytest.raises(UserError, match=re.escape("glue/{tsk}")):
         expand(load_experiment(str(path)), Choice())
+
+
+def test_keys_of_a_task_win_over_those_of_all_and_a_rows_over_both(tmp_path):
+    (tmp_path / "mine.yaml").write_text(
+        "config: 'glue/{task}'\nbackbone: tiny:bert\ntasks: [rte, mrpc]\nseeds: [0]\n"
+        "set: {train.epochs: 3, train.batch_size: 16, train.weight_decay: 0.3}\n"
+        "task_set: {rte: {train.epochs: 5, train.batch_size: 8}}\n"
+        "rows: {a: {title: A}, b: {title: B, train.batch_size: 4, train.weight_decay: 0.4}}\n"
+    )
+    experiment = load_experiment(str(tmp_path / "mine.yaml"))
+
+    def settings(choice):
+        runs = expand(experiment, choice)
+        assert {run.config.backbone for run in runs} == {"tiny:bert"}
+        trains = {(run.row, run.config.task): run.config.train for run in runs}
+        return {place: (train.epochs, train.batch_size, train.weight_decay) for place, train in trains.items()}
+
+    mrpc = {("a", "mrpc"): (3, 16, 0.3), ("b", "mrpc"): (3, 4, 0.4)}
+    rte = {("a", "rte"): (5, 8, 0.3), ("b", "rte"): (5, 4, 0.4)}
+    assert settings(Choice(tasks=["rte", "mrpc"])) == mrpc | rte
+    flags = Choice(tasks=["rte"], flags={"train.epochs": 7, "train.batch_size": None})
+    assert settings(flags) == {("a", "rte"): (7, 8, 0.3), ("b", "rte"): (7, 4, 0.4)}
+    assert [run.overrides for run in expand(experiment, flags)] == [{"train.epochs": 7}] * 2
+    assert expand(experiment, flags)[0].deviations == {"train.epochs": [5, 7]}
+
+
+def test_a_tiny_decoder_writes_toy_texts_and_own_data_stay(tmp_path):
+    assert {run.config.task for run in expand(load_experiment("table2"), Choice(backbone="tiny:llama"))} == {"toy-nlg"}
+    own = "tasks: [own]\nmetrics: [f1_macro]\ntask_set: {own: {data.path: r.csv}}\nrows: {a: {title: A}}\nseeds: [0]\n"
+    (tmp_path / "mine.yaml").write_text(own)
+    (run,) = expand(load_experiment(str(tmp_path / "mine.yaml")), Choice(backbone="tiny:bert"))
+    assert (run.config.task, run.config.data.path) == ("own", "r.csv")
+
+
+def test_layers_are_scored_again_after_training_only_where_they_were_scored_before():
+    asked = Choice(tasks=["rte"], seeds=[0], rows=["lora", "lora_drop"], overrides=["score.trained=true"])
+    assert {run.row: run.last_stage for run in expand(load_experiment("table1"), asked)} == {
+        "lora": "eval",
+        "lora_drop": "trained",
+    }

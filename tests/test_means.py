@@ -50,3 +50,15 @@ def test_so_many_seeds_would_tell_a_mean_from_a_bound():
     assert seeds_to_tell(values, 1.0) > seeds_to_tell(values, -3.0)
     assert seeds_to_tell(values, 1.9) is None  # more than a hundred
     assert seeds_to_tell({"a": [1.0], "b": [2.0]}, 0.0) is None
+
+
+def test_the_seeds_that_would_tell_are_counted_from_two_to_a_hundred_on_both_sides_of_the_mean():
+    values = {"a": [1.0, 2.0, 3.0], "b": [0.0, 2.0, 4.0]}
+
+    def half(count):
+        degrees = (5 / count) ** 2 / (17 / count**2 / (count - 1))
+        return stats.t.ppf(0.975, degrees) * np.sqrt(5 / count) / 2
+
+    for count, told in ((2, 2), (7, 7), (100, 100), (101, None)):
+        for side in (-1, 1):
+            assert seeds_to_tell(values, 2 + side * 1.0001 * half(count)) == told

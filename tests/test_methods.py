@@ -3,8 +3,10 @@ import json
 import pytest
 import torch
 from models import backbone, inputs, method, randomise_b
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
+from test_adapters import BASE, batch, bert, fill
 
+import lora_drop
 from lora_drop.errors import UserError
 from lora_drop.methods.base import count_parameters
 from lora_drop.pruning.adapters import loras
@@ -198,3 +200,60 @@ def test_unknown_method():
     assert set(METHODS.names()) >= {"full", "lora", "lora_drop"}
     with pytest.raises(UserError, match="Did you mean 'lora_drop'"):
         METHODS.get("loradrop")
+
+
+@pytest.mark.parametrize("place", ["intermediate", "output"])
+def test_layers_of_different_widths_share_nothing(place):
+    """The last layer is wider inside: there the first of these projections puts out more, and the second takes in more."""
+    model = bert()
+    model.bert.encoder.layer[3].intermediate.dense = torch.nn.Linear(32, 48)
+    model.bert.encoder.layer[3].output.dense = torch.nn.Linear(48, 32)
+    modules = [f"layer.{layer}.{place}.dense" for layer in range(4)]
+    model = fill(get_peft_model(model, LoraConfig(**{**BASE, "target_modules": modules})))
+    (projection,) = {row.projection for row in lora_drop.score(model, [batch()]).rows}
+    chosen = Selection("threshold", 0.9, True, {projection: Layers((1,), (0, 2, 3), 0.9)}, 0)
+    with pytest.raises(UserError, match="different widths"):
+        lora_drop.share(model, chosen)
+    assert ties(model) == []
+
+
+def test_the_shared_lora_is_that_of_the_lowest_layer():
+    model = fill(get_peft_model(bert(), LoraConfig(**BASE)))
+    chosen = lora_drop.select(lora_drop.score(model, [batch()]), threshold=0.2)
+    first = {name: lora.down.clone() for name, lora in loras(model).items()}
+    lora_drop.share(model, chosen)
+    for projection, layers in chosen.projections.items():
+        assert len(layers.shared) > 1
+        names = [f"bert.encoder.layer.{layer}.attention.self.{projection}" for layer in sorted(layers.shared)]
+        assert all(torch.equal(loras(model)[name].down, first[names[0]]) for name in names)
+
+
+def test_biases_that_are_all_trained_are_still_trained_where_a_layer_loses_its_lora():
+    model = fill(get_peft_model(bert(), LoraConfig(**BASE, bias="all")))
+    learnt = {name.replace(".base_layer", "") for name, each in model.named_parameters() if each.requires_grad}
+    lora_drop.share(model, lora_drop.select(lora_drop.score(model, [batch()]), threshold=0.5, share=False))
+    now = {name.replace(".base_layer", "") for name, each in model.named_parameters() if each.requires_grad}
+    assert {name for name in learnt if "lora_" not in name} == {name for name in now if "lora_" not in name}
+
+
+def test_an_adapter_that_is_not_active_is_no_lora_outside_the_layers():
+    """Warnings are errors: none names its LoRA on the embeddings."""
+    model = fill(get_peft_model(bert(), LoraConfig(**BASE)))
+    model.add_adapter("other", LoraConfig(**{**BASE, "target_modules": ["word_embeddings"]}))
+    scores = lora_drop.score(model, [batch()])
+    lora_drop.share(model, lora_drop.select(scores, threshold=0.5))
+    assert scores.left_out == () and len(ties(model)) == 2
+
+
+@pytest.mark.parametrize(
+    "start", [True, False, "gaussian", "eva", "orthogonal", "pissa_niter_4", "corda", "loftq", "lora_ga"]
+)
+def test_an_adapter_whose_start_has_moved_a_part_of_the_weights_is_not_scored(start):
+    model = fill(get_peft_model(bert(), LoraConfig(**BASE)))
+    expected = lora_drop.score(model, [batch()]).rows
+    model.peft_config["default"].init_lora_weights = start  # as the configuration of a saved adapter says
+    if start in (True, False, "gaussian", "eva", "orthogonal"):
+        assert lora_drop.score(model, [batch()]).rows == expected
+    else:
+        with pytest.raises(UserError, match=f"was initialised with '{start}', which moves a part of W"):
+            lora_drop.score(model, [batch()])

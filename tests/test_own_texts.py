@@ -12,15 +12,16 @@ from own_data import error, read, rows
 from test_own_runs import lora_drop, read_csv
 from torch.nn import functional
 
-from lora_drop.config.schema import DataConfig
+from lora_drop.config.schema import DataConfig, TrainConfig
 from lora_drop.data.chats import encode_chats, encode_questions
-from lora_drop.data.completions import IGNORED
+from lora_drop.data.completions import IGNORED, pair_collator
 from lora_drop.errors import UserError
 from lora_drop.evaluation.perplexity import perplexity
 from lora_drop.models.backbones import load_model, load_tokenizer, locate
 from lora_drop.registry import TASKS
 from lora_drop.tasks.base import Source
 from lora_drop.tasks.own.task import OwnData
+from lora_drop.training.way import find_way
 
 TEMPLATE = (
     "{{ bos_token }}{% for turn in messages %}<{{ turn.role }}>{{ turn.content }}"
@@ -197,6 +198,28 @@ def test_perplexity_is_that_of_all_answers(tokenizer):
         count += int((targets != IGNORED).sum())
     for size in (1, 2):
         assert perplexity(model, encoded, tokenizer, size) == pytest.approx(math.exp(total / count), rel=1e-5)
+
+
+def test_perplexity_is_measured_in_the_way_given_without_dropout_and_of_a_diverged_model_not_at_all(tokenizer):
+    model = load_model(locate("tiny:llama"), TASKS.get("toy-nlg"), 0, tokenizer)
+    encoded, _ = encode_chats(chat_rows(TALK, TALK[:2]), tokenizer, 200)
+    plain = perplexity(model, encoded, tokenizer, 2)
+    for layer in model.model.layers:
+        layer.mlp = torch.nn.Sequential(layer.mlp, torch.nn.Dropout(0.9))
+    assert perplexity(model.train(), encoded, tokenizer, 2) == plain and model.training
+    half = TrainConfig(precision="bf16", packing="never")
+    way = find_way(model, None, pair_collator(tokenizer), half, learns=False)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = perplexity(model, encoded, tokenizer, 2)
+    assert perplexity(model, encoded, tokenizer, 2, way) == pytest.approx(expected, rel=1e-4) != plain
+    head = model.get_output_embeddings().weight
+    with torch.no_grad():
+        head.mul_(1e6)
+    assert perplexity(model, encoded, tokenizer, 2) == math.exp(700)  # and no overflow
+    with torch.no_grad():
+        head[7, 0] = torch.nan
+    with pytest.raises(UserError, match="predicts NaN: its training diverged"):
+        perplexity(model, encoded, tokenizer, 2)
 
 
 @pytest.mark.slow

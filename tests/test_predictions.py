@@ -1,6 +1,7 @@
 import json
 
 import pytest
+from scipy.stats import pearsonr
 
 from lora_drop.errors import UserError
 from lora_drop.evaluation.metrics.bleu import dart_form
@@ -93,6 +94,7 @@ def test_an_empty_last_prediction_is_a_prediction(tmp_path, small_e2e):
     [
         ("short.txt", "A\nB\nC\nD\n", r"short\.txt holds 4 predictions, but the test split of e2e has 3 items.*testset_w_refs\.csv"),
         ("a.tsv", "MR\toutput\nname[B]\tB\nname[B]\tB\nname[B]\tB\n", r"a\.tsv, line 2: the MR is 'name\[B\]', but item 1 .* is 'name\[A\]"),
+        ("price.tsv", "MR\toutput\nname[A], area[x]\tA\nname[B]\tB\nname[C], price[£25]\tC\n", r"tsv, line 4: the MR is .*25\]', but item 3"),
         ("two.tsv", "MR\toutput\nname[A], area[x]\tA\nname[C], price[£20]\tC\n", r"two\.tsv holds 2 predictions, but .* has 3 items"),
         ("b.tsv", "MR\toutput\nname[A], area[x]\tA\tB\n", r"b\.tsv, line 2: 3 cells where MR and output are expected"),
         ("c.jsonl", '{"prediction": "a"}\n{"text": "b"}\n', r"c\.jsonl, line 2: there is no text under 'prediction'"),
@@ -105,6 +107,48 @@ def test_an_empty_last_prediction_is_a_prediction(tmp_path, small_e2e):
 def test_mistakes_in_prediction_files(tmp_path, small_e2e, name, content, message):
     with pytest.raises(UserError, match=message):
         score_predictions(e2e.TASK, write(tmp_path / name, content), small_e2e, "test")
+
+
+def test_a_systems_texts_are_compared_as_they_are_and_a_models_in_the_form_of_the_references(tmp_path, small_e2e):
+    """DART's references are lower-cased and tokenised."""
+    objects = "\n".join(json.dumps({"prediction": text}) for text in PERFECT)
+    rows = e2e.TASK.load(small_e2e, "test")
+    table = "MR\toutput\nname[A], area[x]\tA is in x.\nname[B]\tB is there.\nname[C], price[£20]\tC costs £20.\n"
+    files = {"a.txt": "\n".join(PERFECT), "b.jsonl": objects, "c.tsv": table}
+    read = {name: read_outputs(e2e.TASK, write(tmp_path / name, content), rows) for name, content in files.items()}
+    assert {name: found.as_written for name, found in read.items()} == {"a.txt": True, "b.jsonl": False, "c.tsv": True}
+
+    text = "Hawaii Five-O's episode, in 1982."
+    items = [{"tripleset": [["a", "b", "c"]], "annotations": [{"source": "e2e", "text": text}]}]
+    path = tmp_path / dart.FILES["test"]
+    path.parent.mkdir(parents=True)
+    write(path, json.dumps(items))
+    scores = {}
+    for name, content in {"x.txt": text, "y.jsonl": json.dumps({"prediction": text}), "z.txt": dart_form(text)}.items():
+        found = score_predictions(dart.TASK, write(tmp_path / name, content), Source(tmp_path, offline=True), "test")
+        scores[name] = found["metrics"]["dart_bleu"]
+    assert scores["x.txt"] < 40 and [scores[name] for name in ("y.jsonl", "z.txt")] == pytest.approx([100, 100])
+
+
+def test_halves_of_a_split_are_scored_apart_also_from_a_file(tmp_path):
+    (tmp_path / "glue" / "MNLI").mkdir(parents=True)
+    for half, labels in (("matched", ["neutral", "entailment"]), ("mismatched", ["neutral"] * 3)):
+        lines = ["index\tsentence1\tsentence2\tgold_label", *(f"0\ta\tb\t{label}" for label in labels)]
+        write(tmp_path / f"glue/MNLI/dev_{half}.tsv", "\n".join(lines) + "\n")
+    path = write(tmp_path / "labels.txt", "neutral\nneutral\nneutral\nneutral\nentailment\n")
+    objects = [json.dumps({"prediction": f" {label}\n"}) for label in path.read_text().split()]
+    for file in (path, write(tmp_path / "labels.jsonl", "\n".join(objects))):
+        found = score_predictions(TASKS.get("mnli"), file, Source(tmp_path, offline=True), "validation")["metrics"]
+        assert found == pytest.approx({"accuracy": 3 / 5, "accuracy_matched": 1 / 2, "accuracy_mismatched": 2 / 3})
+
+
+def test_accents_that_were_garbled_are_repaired_and_quotes_undoubled_in_quoted_cells_alone(tmp_path, small_e2e):
+    given = (
+        "MR\toutput\nname[A], area[x]\tA CafÃ© or cafã©.\n"
+        '"name[B]"\t"B is ""there""."\nname[C], price[£20]\tC ""costs"" £20.\n'
+    )
+    expected = ["A Café or café.", 'B is "there".', 'C ""costs"" £20.']
+    assert outputs(tmp_path, small_e2e, "out.tsv", given) == expected
 
 
 def test_missing_file_and_unknown_split(tmp_path, small_e2e):
@@ -121,6 +165,20 @@ def test_labels_are_scored_too(tmp_path):
     assert result["metrics"] == {"accuracy": 1.0}
     with pytest.raises(UserError, match=r"prediction 1: unknown label 'entails'\. Did you mean 'entailment'"):
         score_predictions(task, write(tmp_path / "labels.txt", "\n".join(["entails", *labels[1:]])), Source(None))
+
+
+def test_scores_are_numbers_of_the_file_or_refused(tmp_path):
+    header = "\t".join(("index", "sentence1", "sentence2", "score"))
+    (tmp_path / "glue" / "STS-B").mkdir(parents=True)
+    write(tmp_path / "glue/STS-B/dev.tsv", "\n".join([header, "0\ta\tb\t0.5", "1\ta\tb\t2", "2\ta\tb\t4.25", ""]))
+    source, task = Source(tmp_path, offline=True), TASKS.get("stsb")
+    objects = "\n".join(json.dumps({"prediction": value}) for value in (1.5, 3, " 4 "))
+    for name, content in (("a.txt", "1.5\n3\n4"), ("a.jsonl", objects)):
+        found = score_predictions(task, write(tmp_path / name, content), source)["metrics"]
+        assert found == pytest.approx({"spearman": 1.0, "pearson": pearsonr([1.5, 3, 4], [0.5, 2, 4.25]).statistic})
+    for wrong in ("much", "nan", ""):
+        with pytest.raises(UserError, match=f"prediction 2: '{wrong}' is not a number"):
+            score_predictions(task, write(tmp_path / "b.txt", f"1\n{wrong}\n4"), source)
 
 
 def test_toy_nlg_answers_score_100(tmp_path):

@@ -80,6 +80,9 @@ def test_the_average_leaves_out_what_was_not_learnt():
         ({"metrics": {"matthews_correlation": 0.07}, "examples": 1043}, True),
         ({"metrics": {"spearman": -0.4}, "examples": 1500}, False),
         ({"metrics": {"sacrebleu": 0.0}}, True),
+        ({"metrics": {"f1": 0.81}, "baseline": {"f1": 0.81}}, True),  # its standard error is not known
+        ({"metrics": {"matthews_correlation": 0.2}, "examples": 101}, False),  # at the bound
+        ({"metrics": {"matthews_correlation": 0.25}, "examples": 101}, True),
     ],
 )
 def test_when_nothing_was_learnt(changes, learnt):
@@ -278,3 +281,20 @@ def test_the_best_epoch_is_shown_beside_the_primary_metric_alone():
                      primary="sacrebleu", percent=False)  # fmt: skip
     found = cells(build_tables([written]))
     assert found["lora", "dialogsum.sacrebleu"].best == 20.0 and found["lora", "dialogsum.rouge_l"].best is None
+
+
+def test_rows_have_the_titles_of_the_layout_with_most_rows():
+    layout = load_experiment("table1").layout
+    old = {**layout, "rows": {"lora": "an older title"}}
+    for records in ([record("lora", "rte", 0, 0.7, layout=old), record("full", "rte", 0, 0.8)],) * 2:
+        titles = {row.name: row.title for row in build_tables(records)[0].rows}
+        assert titles["lora"] == layout["rows"]["lora"] != "an older title"
+        records.reverse()
+
+
+def test_a_column_that_the_average_leaves_out_does_not_flag_it():
+    tasks = load_experiment("table1").tasks
+    runs = [record("lora", task, seed, 0.8) for task in tasks if task != "rte" for seed in range(3)]
+    limited = [record("lora", "rte", seed, 0.5, limited={"train": 9}) for seed in range(3)]
+    (row,) = [row for row in build_tables([*runs, *limited])[0].rows if row.cells]
+    assert row.average == pytest.approx(80) and row.average_flags == "" and row.cells["rte"].flags == "r"

@@ -1,20 +1,24 @@
 """Results that count: those of the same rows and of today's versions; older ones if so asked."""
 
+import json
 import shutil
 from dataclasses import asdict, replace
 
 import pytest
+from run_folders import scores, write_run
 from small_files import write_small_files
 
-from lora_drop.config.identity import config_hash, to_dict
+from lora_drop.config.identity import config_hash, to_dict, what_is_computed
 from lora_drop.errors import UserError
 from lora_drop.experiments.grid import Choice, expand, load_experiment
-from lora_drop.experiments.records import Record, versions_of
+from lora_drop.experiments.records import Record, gather, read_record, read_records, versions_of
 from lora_drop.experiments.report import report
 from lora_drop.experiments.results import Results
 from lora_drop.files import read_json, write_json
+from lora_drop.pruning.scores import Scores
 from lora_drop.registry import CRITERIA, METHODS, TASKS
 from lora_drop.runs.stages import BY_NAME
+from lora_drop.runs.store import Run
 from lora_drop.tasks.base import Source
 
 STAGES = ("sample", "score", "select", "picture", "train", "eval")
@@ -128,6 +132,29 @@ def test_asked_for_in_another_way_only_a_result_that_counts_is_joined(planned, t
     assert read_json(results.path(other))["overrides"] == other.overrides
 
 
+def test_a_result_that_stands_in_the_table_already_is_not_replaced_by_that_of_another_one(planned, tmp_path):
+    results = Results(tmp_path)
+    other = replace(planned, overrides={"train.weight_decay": 0.2}, deviations={"train.weight_decay": [0.1, 0.2]})
+    kept = [store(results, run, examples=number) for number, run in enumerate((planned, other))]
+    for run in (planned, other):
+        results.join(run)
+    assert [read_json(path)["examples"] for path in kept] == [0, 1]
+    kept[1].unlink()
+    results.join(other)
+    joined = read_json(kept[1])
+    assert (joined["overrides"], joined["deviations"], joined["examples"]) == (other.overrides, other.deviations, 0)
+
+
+def test_a_new_result_takes_the_place_of_an_equal_one_in_its_own_table_alone(planned, tmp_path):
+    results, other = Results(tmp_path), replace(planned, overrides={"train.weight_decay": 0.2})
+    elsewhere = store(results, other)
+    path = store(results, planned)
+    older = path.rename(path.with_name(path.name.replace(config_hash(planned.config), "0" * 12)))
+    content = read_json(older)
+    results.write(planned, {**content, "examples": 7})
+    assert not older.exists() and elsewhere.exists() and read_json(path)["examples"] == 7
+
+
 def test_a_record_that_knows_no_criterion_is_of_the_papers_first_version(planned, tmp_path, monkeypatch):
     results = Results(tmp_path)
     made_by = {name: version for name, version in versions().items() if not name.startswith("criterion")}
@@ -200,3 +227,81 @@ def test_a_result_in_the_folder_of_another_experiment_or_backbone_is_left_out(ch
     ((table,),) = report(tmp_path, figures=False, tell=told.append).values()
     assert [record.seed for record in table.records] == [0]
     assert len(told) == 1 and "stray.json is a result of" in told[0] and "Move it to" in told[0]
+
+
+def test_a_record_is_gathered_from_the_stages_of_its_experiment(tmp_path):
+    """The run has more of them. Epochs differ in which is kept, the best, the last, and the best on held-out rows."""
+    asked = Choice(backbone="tiny:bert", seeds=[0], rows=["t0.90"], overrides=["score.criterion=gradient"])
+    (planned,) = expand(load_experiment("table6"), asked)
+    folder = write_run(tmp_path / "run")
+    stages = read_json(folder / "run.json")["stages"]
+    names = ("epoch", "accuracy", "held_out")
+    epochs = [dict(zip(names, each, strict=True)) for each in ((1.0, 0.7, 0.9), (2.0, 0.8, 0.6), (3.0, 0.75, 0.8))]
+    stages["train"] |= {"epochs": epochs, "select_epoch": "last", "kept_epoch": 2.5, "limited": {"train": 80}}
+    stages["eval"]["limited"], stages["score"]["warmup_steps"] = {"eval": 40}, 7
+    stages |= dict.fromkeys(("norms", "stability", "trained"), stages["select"])
+    write_json(folder / "sample.json", {"size": 24})
+    write_json(folder / "stability.json", {"draws": 3})
+    norms = {"projection": "query", "layer": 1, "norms": [1 / 3, 2e-7 / 3]}
+    write_json(folder / "norms.json", {"modules": [{**norms, "name": "a"}]})
+    Scores(tuple(scores(seed=1)), 90, 900).save(folder / "scores_trained.json")
+    write_json(folder / "metrics.json", {**read_json(folder / "metrics.json"), "signatures": {"accuracy": "plain"}})
+    run = Run(folder, planned.config)
+    for name, entry in stages.items():
+        run.enter(name, entry)
+
+    whole = gather(planned, run, list(stages))
+    assert (whole.best, whole.last) == ({"epoch": 2, "score": 0.8}, {"epoch": 3, "score": 0.75})
+    assert whole.held_out == {"epoch": 1, "score": 0.7} and (whole.kept_epoch, whole.select_epoch) == (2.5, "last")
+    assert (whole.metrics, whole.baseline) == ({"accuracy": 0.9}, {"accuracy": 0.5}) and whole.epochs == epochs
+    assert whole.signatures == {"accuracy": "plain"} and whole.percent
+    assert (whole.split, whole.examples) == ("validation", 400)
+    assert whole.config == what_is_computed(planned.config) and whole.config_hash == config_hash(planned.config)
+    assert whole.limited == {"train": 80, "eval": 40} and (whole.sampled, whole.warmup_steps) == (24, 7)
+    keys = ("projection", "layer", "score", "importance")
+    for found, expected in ((whole.scores, scores(seed=0)), (whole.trained_scores, scores(seed=1))):
+        assert found == [{key: getattr(row, key) for key in keys} for row in expected]
+    assert whole.norms == [{**norms, "norms": [0.333333, 6.66667e-08]}] and whole.stability == {"draws": 3}
+    assert whole.made_by.keys() >= {"criterion gradient", "method lora_drop", "stage norms"}
+    assert (whole.overrides, whole.deviations) == (planned.overrides, planned.deviations) and whole.overrides
+
+    ended = gather(planned, run, ["sample", "score"])
+    assert ended.stages.keys() == {"sample", "score"} and "method lora_drop" not in ended.made_by
+    assert ended.scores == whole.scores and not (ended.metrics or ended.norms or ended.stability or ended.selection)
+
+
+@pytest.mark.parametrize(
+    ("changes", "own"),
+    [
+        ({}, True),
+        ({"policy": "random"}, False),
+        ({"share": False}, False),
+        ({"policy": "threshold", "share": True}, True),
+    ],
+)
+def test_ablations_and_other_methods_are_not_lora_drop_as_in_the_paper(changes, own, planned, tmp_path):
+    config = {"task": "toy-nli", "seed": 0, "backbone": "tiny:bert", "method": changes}
+    record = read_records(store(Results(tmp_path), planned, config=config).parent)
+    assert [each.own for each in record] == [own] and not replace(record[0], method="lora").own
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"metrics": {"accuracy": 0.5}, "primary": "f1"}, "its primary metric is not among its metrics"),
+        ({"seed": 5}, "task, seed and backbone are not those of its config"),
+        ({"held_out": {"epoch": 1.0}}, "held_out lacks score"),
+        ({"trained_scores": [{"projection": "query", "layer": 0, "score": 1.0}]}, "trained_scores lacks"),
+        ({"selection": {"projections": {"query": {"retained": [1]}}}}, "query lacks retained or shared"),
+        ({"metrics": {"accuracy": float("inf")}}, "metrics is not what it should be"),
+        ({"metrics": {"accuracy": True}}, "metrics is not what it should be"),
+        ({"examples": True}, "examples is not what it should be"),
+        ({"kept_epoch": 10**400}, "kept_epoch is not what it should be"),
+    ],
+)
+def test_a_record_with_a_value_that_cannot_be_is_refused_by_name(changes, fault, planned, tmp_path):
+    path = store(Results(tmp_path), planned)
+    assert read_record(path)["seed"] == 0
+    path.write_text(json.dumps({**read_json(path), **changes}))
+    with pytest.raises(UserError, match=fault):
+        read_records(path.parent)
