@@ -72,8 +72,8 @@ def compared(runs: Sequence[Facts]) -> list[Compared]:
     """
     repeated = repetitions(runs)
     groups: dict[str, list[Facts]] = {}
-    for run in runs:
-        if run.metrics and run.parameters and run.trained_as_configured and run.path not in repeated:
+    for run in filter(_comparable, runs):
+        if run.path not in repeated:
             groups.setdefault(run.group, []).append(run)
     found = [sorted(group, key=lambda run: run.seed) for group in groups.values()]
     return [Compared(_title(group[0], [other[0] for other in found]), tuple(group)) for group in found]
@@ -82,8 +82,12 @@ def compared(runs: Sequence[Facts]) -> list[Compared]:
 def repetitions(runs: Sequence[Facts]) -> dict[Path, Facts]:
     """Return, by its path, each run with the configuration and the seed of an earlier one, such as a copy, and that one."""
     first: dict[tuple[str, int], Facts] = {}
-    earlier = {run.path: first.setdefault((run.group, run.seed), run) for run in runs if run.metrics}
+    earlier = {run.path: first.setdefault((run.group, run.seed), run) for run in filter(_comparable, runs)}
     return {path: run for path, run in earlier.items() if path != run.path}
+
+
+def _comparable(run: Facts) -> bool:
+    return bool(run.metrics and run.parameters and run.trained_as_configured)
 
 
 def _title(run: Facts, others: Sequence[Facts]) -> str:
