@@ -17,7 +17,7 @@ from lora_drop.config.identity import to_dict
 from lora_drop.config.loading import from_dict, load_config
 from lora_drop.config.schema import Config
 from lora_drop.errors import first_line
-from lora_drop.experiments.grid import Choice, expand, load_experiment
+from lora_drop.experiments.grid import Choice, expand, load_experiment, slug
 from lora_drop.experiments.report import report
 from lora_drop.files import read_json, write_json
 from lora_drop.runs.store import Run
@@ -139,7 +139,8 @@ def test_odd_titles_and_backbones_are_drawn_and_tabulated_as_they_are(tmp_path):
         content = read_json(path)
         content["layout"]["rows"] = dict.fromkeys(content["layout"]["rows"], title)
         content["layout"]["figures"] = ["tradeoff", "importance", "ratios"]
-        write_json(tmp_path / "smollm2" / "x" / path.name, {**content, "backbone": "my/$x$ [y]"})
+        content["backbone"] = content["config"]["backbone"] = "my/$x$ [y]"
+        write_json(tmp_path / "smollm2" / slug(content["backbone"]) / path.name, content)
     (folder,) = report(tmp_path, ["smollm2"])
     assert r"| a\|b \*c\* $d$ 50% {e} \[f](g) \\h \`i\` _j_ ~k^l |" in (folder / "table.md").read_text(encoding="utf-8")
     latex = r"a|b *c* \$d\$ 50\% \{e\} [f](g) \textbackslash{}h `i` \_j\_ \textasciitilde{}k\textasciicircum{}l & "
