@@ -15,7 +15,7 @@ from lora_drop.errors import UserError
 REMEDIES = {
     errno.ENOSPC: "Make room there, or name a folder on another disk. The same command continues.",
     errno.EDQUOT: "Make room there, or name a folder on another disk. The same command continues.",
-    errno.EFBIG: "A limit (ulimit -f), or the file system, allows no file of this size. Raise it, or name another disk.",
+    errno.EFBIG: "A limit (ulimit -f), or the file system, does not allow files of this size. Raise it, or name another disk.",
     errno.EROFS: "Name a folder that can be written to.",
     errno.EACCES: "Change its permissions, or name another.",
     errno.EPERM: "Change its permissions, or name another.",

@@ -52,11 +52,11 @@ def write_text(path: Path, text: str) -> None:
 
 
 def check_writable(folder: Path, option: str) -> None:
-    """Raise UserError unless a folder, or the one in which it will be made, can be written to. Writes nothing."""
-    absolute = folder.expanduser().absolute()
+    """Raise UserError unless a folder, or else its nearest existing parent, can be written to. Writes nothing."""
+    absolute = folder.absolute()
     there = next(path for path in (absolute, *absolute.parents) if os.path.lexists(path))
     if not there.is_dir():
-        raise UserError(f"{there} is not a folder. Name another with {option}.")
+        raise UserError(f"{there} is not a folder. Name a folder with {option}.")
     if not os.access(there, os.W_OK | os.X_OK):
         raise UserError(f"{there} cannot be written to. Name another folder with {option}.")
 

@@ -10,12 +10,15 @@ import torch
 
 @contextmanager
 def random_state_kept() -> Iterator[None]:
-    """Restore the random state of the CPU, and of the GPU in use, after a block that seeds it.
+    """Restore the random state of the CPU, and of the GPUs if they are in use, after a block that seeds it.
 
-    A model that is loaded into a script must not decide the script's dropout and order of rows.
+    A model that is loaded into a script must not decide the script's dropout and order of rows. A seed that was given
+    to a GPU alone, before its first use, is replaced by that of the CPU.
     """
     used = torch.cuda.is_initialized()
-    with torch.random.fork_rng([torch.cuda.current_device()] if used else []):
-        yield
-    if not used:  # the block's seed would become the GPU's when it is first used, or has already become it
-        torch.cuda.manual_seed_all(torch.initial_seed())
+    try:
+        with torch.random.fork_rng(range(torch.cuda.device_count()) if used else []):
+            yield
+    finally:
+        if not used:  # the block's seed would become the GPUs' when they are first used, or has already become it
+            torch.cuda.manual_seed_all(torch.initial_seed())

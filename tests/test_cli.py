@@ -201,8 +201,8 @@ def test_a_run_ends_with_a_machine_readable_line(tmp_path):
         (["reproduce", "table1", "--seeds", ""], "--seeds is empty"),
         (["reproduce", "table1", "--tasks", " ,"], "--tasks is empty"),
         (["reproduce", "table1", "--methods", ","], "--methods is empty"),
-        (["reproduce", "table1", "--results", __file__], "is not a folder. Name another with --results"),
-        (["reproduce", "table1", "--runs", f"{__file__}/deep"], "is not a folder. Name another with --runs"),
+        (["reproduce", "table1", "--results", __file__], "is not a folder. Name a folder with --results"),
+        (["reproduce", "table1", "--runs", f"{__file__}/deep"], "is not a folder. Name a folder with --runs"),
         (["run", "-d", "x", "-o", "sample.ratio=2"], "must be in the range 0 < value ≤ 1"),
     ],
 )

@@ -223,8 +223,10 @@ def test_a_score_whose_evaluation_was_forgotten_is_not_shown(tmp_path, capsys):
 def test_a_run_that_has_lost_its_records_is_named(tmp_path, capsys):
     for name in ("ok", "a", "b"):
         write_run(tmp_path / name)
+        config = tmp_path / name / "config.yaml"
+        config.write_text(sealed(config.read_text()))
     (tmp_path / "a" / "run.json").unlink(), (tmp_path / "b" / "config.yaml").unlink()
-    (tmp_path / "mine").mkdir(), (tmp_path / "mine" / "config.yaml").write_text("a: 1")
+    (tmp_path / "mine" / "adapter").mkdir(parents=True), (tmp_path / "mine" / "config.yaml").write_text("a: 1")
     assert command("runs", tmp_path, "--json") == 0
     out, err = capsys.readouterr()
     assert [row["run"] for row in json.loads(out)] == ["ok"]

@@ -1,8 +1,9 @@
 """Scores and Selection as objects: shown, kept, turned into PEFT's configuration."""
 
+import errno
 import json
+import os
 import re
-import resource
 import sys
 from html.parser import HTMLParser
 
@@ -15,8 +16,6 @@ from lora_drop.errors import UserError
 from lora_drop.pruning.adapters import loras
 from lora_drop.pruning.selection import Layers, Selection
 from lora_drop.pruning.sharing import ties
-
-LIMIT = resource.getrlimit(resource.RLIMIT_FSIZE)
 
 
 @pytest.fixture(scope="module")
@@ -54,17 +53,20 @@ def test_scores_are_kept_and_read_back(scores, tmp_path):
         lora_drop.Scores.load(tmp_path / "list.json")
 
 
-def test_a_full_disk_leaves_the_file_that_was_there(scores, tmp_path):
+def full(_descriptor):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_full_disk_leaves_the_file_that_was_there(scores, tmp_path, monkeypatch):
     kept = lora_drop.select(scores, 0.5)
     scores.save(tmp_path / "scores.json"), kept.save(tmp_path / "selection.json")
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100, LIMIT[1]))
-    try:
-        with pytest.raises(OSError, match="File too large"):
-            scores.save(tmp_path / "scores.json")
-        with pytest.raises(OSError, match="File too large"):
-            lora_drop.select(scores, 0.9).save(tmp_path / "selection.json")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, LIMIT)
+    monkeypatch.setattr(os, "fsync", full)
+    for other, name in (
+        (lora_drop.Scores(scores.rows[:1], 1, 1), "scores"),
+        (lora_drop.select(scores, 0.9), "selection"),
+    ):
+        with pytest.raises(OSError, match="No space left"):
+            other.save(tmp_path / f"{name}.json")
     assert lora_drop.Scores.load(tmp_path / "scores.json") == scores
     assert lora_drop.Selection.load(tmp_path / "selection.json") == kept
     assert {path.name for path in tmp_path.iterdir()} == {"scores.json", "selection.json"}

@@ -78,7 +78,7 @@ def test_a_key_that_is_there_twice_is_refused(name, tmp_path):
     path.write_text("\n".join(rows) if name.endswith("l") else f"[{', '.join(rows)}]")
     message = error(path)
     assert (
-        "the key 'label' is there twice" in message
+        "an object has the key 'label' twice" in message
         and f"{path}, from line {21 if name.endswith('l') else 1}" in message
     )
 

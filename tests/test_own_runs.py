@@ -284,6 +284,14 @@ def test_a_grid_over_own_data(folder, capsys):
     assert "own data" in table and "LoRA-drop" in table
     planned, results = expand(load_experiment("grid.yaml"), Choice()), Results(folder / "results")
     assert [results.has(run) for run in planned] == [True]
+    lines = (folder / "r.csv").read_bytes()
+    (folder / "r.csv").write_bytes(lines.replace(b"\n", b"\r\n"))  # the same rows, which is found out once
+    trained = (folder / "results").rglob("*.json")
+    before = [read_json(path)["stages"]["train"]["seconds"] for path in trained]
+    for has in (False, True):
+        assert [results.has(run) for run in planned] == [has]
+        assert lora_drop(*command) == 0
+    assert [read_json(path)["stages"]["train"]["seconds"] for path in (folder / "results").rglob("*.json")] == before
     own_data.write(folder / "r.csv", own_data.reviews(64))  # other rows are another result
     assert [results.has(run) for run in planned] == [False]
     (folder / "grid.yaml").write_text(GRID.replace("  data.path: r.csv\n", ""))

@@ -377,7 +377,7 @@ def test_a_copy_of_a_run_is_no_further_seed(tmp_path):
     (row,) = words.compared([read_facts(run), read_facts(copy)])
     assert row.seeds == "0" and row.deviation is None
     said = text_of(render([read_facts(run), read_facts(copy)]))
-    assert f"it has the configuration and the seed of {run}, so only that one is counted" in said
+    assert f"it has the configuration and the seed of {run}, so only the latter is counted" in said
     other = write_run(tmp_path / "c", score=0.8, seed=1)
     (row,) = words.compared([read_facts(run), read_facts(copy), read_facts(other)])
     assert row.seeds == "0, 1" and row.scores == [0.75, 0.8]

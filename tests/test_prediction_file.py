@@ -1,14 +1,13 @@
 """The file of predictions: a row of the data, then what the model says of it."""
 
+import errno
 import json
-import resource
+import os
 
 import pytest
 
 from lora_drop.errors import UserError
 from lora_drop.runs.prediction_file import check_target, writing
-
-LIMIT = resource.getrlimit(resource.RLIMIT_FSIZE)
 
 
 def constant(name):
@@ -49,14 +48,19 @@ def test_files_of_a_run_are_not_replaced(tmp_path):
     check_target(tmp_path / "predictions-new.jsonl", [])
 
 
-def test_a_full_disk_is_said_of_the_file(tmp_path):
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100, LIMIT[1]))
-    try:
-        with (
-            pytest.raises(UserError, match=r"out\.csv cannot be written \(File too large\)"),
-            writing(tmp_path / "out.csv", ("text",), ()) as writer,
-        ):
-            writer.write({"text": "x" * 1000}, {"prediction": "y"})
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, LIMIT)
+def test_a_full_disk_is_said_of_the_file(tmp_path, monkeypatch):
+    def full(_descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with (
+        pytest.raises(UserError, match=r"out\.csv cannot be written \(No space left on device\)"),
+        writing(tmp_path / "out.csv", ("text",), ()) as writer,
+    ):
+        writer.write({"text": "x"}, {"prediction": "y"})
     assert not list(tmp_path.iterdir())
+
+
+def test_a_failure_of_something_else_is_not_said_of_the_file(tmp_path):
+    with pytest.raises(ConnectionError), writing(tmp_path / "out.csv", ("text",), ()):
+        raise ConnectionError("the Hub is gone")

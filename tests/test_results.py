@@ -209,7 +209,7 @@ def test_seeds_of_a_row_have_one_configuration(planned, tmp_path):
     with pytest.raises(UserError, match=r"seed 0, with another configuration: train.epochs is .* there, 7.0 now"):
         results.check([edited])
     store(results, edited)
-    with pytest.raises(UserError, match=r"several configurations: at seed 0 train.epochs is .*, at seed 1 7.0"):
+    with pytest.raises(UserError, match=r"several configurations: train.epochs is .* at seed 0, and 7.0 at seed 1"):
         report(tmp_path, figures=False)
     assert path.is_file()
 
@@ -226,7 +226,7 @@ def test_a_result_in_the_folder_of_another_experiment_or_backbone_is_left_out(ch
     told = []
     ((table,),) = report(tmp_path, figures=False, tell=told.append).values()
     assert [record.seed for record in table.records] == [0]
-    assert len(told) == 1 and "stray.json is a result of" in told[0] and "Move it to" in told[0]
+    assert len(told) == 1 and "stray.json is a result of" in told[0] and "Move it there" in told[0]
 
 
 def test_a_record_is_gathered_from_the_stages_of_its_experiment(tmp_path):

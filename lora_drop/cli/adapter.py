@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,9 @@ from lora_drop.config.loading import load_config
 from lora_drop.errors import UserError
 from lora_drop.files import read_json
 from lora_drop.methods.folder import adapter_folder
+
+HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
+"""A model on the Hub without a revision: `bert-base-uncased`, `org/name`."""
 
 
 def named(adapter: str, task: str | None, given: Mapping[str, Any], run_dir: Path) -> dict[str, Any]:
@@ -30,7 +34,7 @@ def named(adapter: str, task: str | None, given: Mapping[str, Any], run_dir: Pat
         if not isinstance(base, str) or not base:
             raise UserError(f"{folder} does not name the model that it was trained on. Name it: --backbone NAME")
         revision = content.get("revision")
-        pinned = isinstance(revision, str) and revision and not Path(base).expanduser().is_dir()
+        pinned = isinstance(revision, str) and revision and HUB_ID.fullmatch(base) and not Path(base).is_dir()
         overrides.append(f"backbone={base}@{revision}" if pinned else f"backbone={base}")
     return {**given, "overrides": overrides}
 

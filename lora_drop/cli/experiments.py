@@ -68,8 +68,9 @@ def reproduce(
     planned, kept = part_of(expand(load_experiment(experiment), choice), shard), Results(results, keep_old)
     kept.check(planned)
     if not dry_run:
-        check_writable(results, "--results")
-        if engine == "local":  # else the runs may be on other machines
+        for folder in {kept.path(run).parent for run in planned}:
+            check_writable(folder, "--results")
+        if engine == "local" and not all(map(kept.has, planned)):  # else no run is made, or none on this machine
             check_writable(runs, "--runs")
     if dry_run:
         _show_plan(planned, kept, jobs, given["as_json"])
@@ -270,7 +271,7 @@ def _split(option: str, text: str | None) -> list[str]:
     parts = [part.strip() for part in (text or "").split(",") if part.strip()]
     if text is not None and not parts:
         raise UserError(
-            f"{option} is empty. A shell variable may be unset. Give at least one, or leave the option out for all."
+            f"{option} is empty (is a shell variable unset?). Name at least one, or leave the option out for all."
         )
     return parts
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lora_drop.config.schema import Config
 from lora_drop.errors import UserError
-from lora_drop.files import file_digest
 from lora_drop.methods.folder import adapter_folder, adapter_identity
 from lora_drop.registry import TASKS
 from lora_drop.runs.job import named_adapters
@@ -35,15 +35,15 @@ def files_changed(stages: Mapping[str, Mapping[str, Any]], config: Config) -> bo
 
 
 def _data(config: Config) -> dict[str, str]:
-    from lora_drop.tasks.base import Source  # here, as they import datasets
+    from lora_drop.tasks.files import official_content  # here, as they import datasets
     from lora_drop.tasks.own.task import own_contents
 
     if config.data.given:
         return own_contents(config.data)
-    folder = Source.resolve(config.data_dir, revision=config.data_revision).data_dir
-    official = TASKS.get(config.task).files if folder else {}
-    paths = {split: folder / name for split, name in official.items()}
-    return {split: file_digest(path) for split, path in paths.items() if path.is_file()}
+    named = config.data_dir or (None if config.data_revision else os.environ.get("LORA_DROP_DATA"))
+    official = TASKS.get(config.task).files if named else {}
+    paths = {split: Path(str(named)).expanduser() / name for split, name in official.items()}
+    return {split: official_content(path) for split, path in paths.items() if path.is_file()}
 
 
 def _backbone(config: Config) -> dict[str, str]:

@@ -220,24 +220,12 @@ def read_records(folder: Path, tell: Callable[[str], None] | None = None) -> lis
     records = []
     for path in sorted(folder.glob("*.json")):
         try:
-            record = Record(**read_record(path))
-            _check_place(path, record)
-            records.append(record)
+            records.append(Record(**read_record(path)))
         except UserError as error:
             if tell is None:
                 raise
             tell(f"left out: {error}")
     return records
-
-
-def _check_place(path: Path, record: Record) -> None:
-    """Raise UserError if a record lies in the folder of another experiment or backbone: it would be averaged there."""
-    backbone, experiment = path.parent.name, path.parent.parent.name
-    if (record.experiment, slug(record.backbone)) != (experiment, backbone):
-        raise UserError(
-            f"{path} is a result of {record.experiment} on {record.backbone}, and lies among those of {experiment} on "
-            f"{backbone}. Move it to {record.experiment}/{slug(record.backbone)}."
-        )
 
 
 def settings_today(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -252,7 +240,11 @@ def settings_today(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """Return the content of a record's file in today's format. Raises UserError if it is not one."""
+    """Return the content of a record's file in today's format.
+
+    Raises UserError if it is not a record, or lies in the folder of another experiment or backbone, whose tables it
+    would distort.
+    """
     content = read_json(path)
     try:
         content = _upgraded(content)
@@ -263,6 +255,12 @@ def read_record(path: Path) -> dict[str, Any]:
         raise UserError(
             f"{path} is not a result of this version of lora-drop: {fault}. "
             "Remove it, and repeat the run with lora-drop reproduce."
+        )
+    place = f"{content['experiment']}/{slug(content['backbone'])}"
+    if f"{path.absolute().parent.parent.name}/{path.absolute().parent.name}" != place:
+        raise UserError(
+            f"{path} is a result of {content['experiment']} on {content['backbone']}, but lies in another folder than "
+            f"{place}. Move it there, or out of the results."
         )
     return content
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from lora_drop.config.identity import criterion_of, what_is_computed
 from lora_drop.config.strict import leaves
-from lora_drop.errors import UserError
+from lora_drop.errors import UserError, counted
 from lora_drop.experiments.grid import Planned, slug
 from lora_drop.experiments.own_files import files_changed
 from lora_drop.experiments.records import read_record, settings_today, versions_of
@@ -63,7 +63,7 @@ class Results:
         raise UserError(
             f"{path} has the result of {run.row}, {run.config.task}, seed {content['seed']}, with another "
             f"configuration: {'; '.join(differ)}{f' ({len(others)} such results)' if others[1:] else ''}. A table can "
-            f"show only one of them: move the old result out of {path.parent}, or name another folder for the new one "
+            f"show only one of them: move the old result out of {self.folder}, or name another folder for the new one "
             "with --results."
         )
 
@@ -73,6 +73,11 @@ class Results:
         old = [contents for contents in found if contents and all(map(_older, contents))]
         unknown = [contents for contents in found if contents and not any(each.get("made_by") for each in contents)]
         told = [f"not counted: {fault}" for fault in self._faults(planned)]
+        changed = sum(not equal and any(self._same(run)) for run, equal in zip(planned, found, strict=True))
+        if changed:
+            told.append(
+                f"{counted(changed, 'result')} made from other data or models than there are now: performed again"
+            )
         if old:
             versions = "; ".join(dict.fromkeys(text for contents in old for each in contents for text in _older(each)))
             fate = "they are kept" if self.keep_old else "these runs are performed again, unless --keep-old is given"
@@ -94,9 +99,15 @@ class Results:
         return [content for content in whole if self.keep_old or not _older(content)]
 
     def _equal(self, planned: Planned) -> Iterator[tuple[Path, dict[str, Any]]]:
+        for path, content in self._same(planned):
+            if not files_changed(content["stages"], planned.config):
+                yield path, content
+
+    def _same(self, planned: Planned) -> Iterator[tuple[Path, dict[str, Any]]]:
+        """Yield the records of the run's configuration, also those that were made from other files."""
+        wanted = what_is_computed(planned.config)
         for path, content in self._alike(planned):
-            same = settings_today(content) == what_is_computed(planned.config)
-            if same and not files_changed(content["stages"], planned.config):
+            if settings_today(content) == wanted:
                 yield path, content
 
     def _others(self, planned: Planned) -> Iterator[tuple[Planned, Path, dict[str, Any]]]:

@@ -131,7 +131,8 @@ def _refuse_doubles(records: Sequence[Record]) -> None:
         other = seen.setdefault(key, record)
         if other is not record:
             copied = other.config_hash == record.config_hash
-            why = "one is a copy" if copied else f"of the configurations {other.config_hash} and {record.config_hash}"
+            hashes = f"with {other.config_hash} and {record.config_hash} in their file names"
+            why = f"one is a copy of the other ({record.config_hash})" if copied else hashes
             raise UserError(
                 f"There are two results for {record.row}, {record.task}, seed {record.seed} of {record.experiment} on "
                 f"{record.backbone}: {why}. Remove one of them."
@@ -139,18 +140,19 @@ def _refuse_doubles(records: Sequence[Record]) -> None:
 
 
 def _refuse_mixtures(records: Sequence[Record]) -> None:
-    """Raise UserError for results of one cell that differ in more than the seed: their mean would be of nothing."""
+    """Raise UserError for results of one cell that differ in more than the seed: their mean would be meaningless."""
     first: dict[Any, tuple[Record, dict[str, Any]]] = {}
     for record in records:
-        key = (record.row, record.task, json.dumps(record.overrides, sort_keys=True))
-        settings = leaves({**settings_today(vars(record)), "seed": None, "evaluated": record.split})
+        # those that end before the evaluation have no split
+        key = (record.row, record.task, json.dumps(record.overrides, sort_keys=True), bool(record.metrics))
+        settings = leaves({**settings_today(vars(record)), "seed": None, "the evaluated split": record.split})
         other, known = first.setdefault(key, (record, settings))
         keys = [name for name in {**known, **settings} if known.get(name) != settings.get(name)]
         if keys:
             raise UserError(
-                f"The results for {record.row}, {record.task} of {record.experiment} on {record.backbone} are of several "
-                f"configurations: at seed {other.seed} {keys[0]} is {known.get(keys[0])}, at seed {record.seed} "
-                f"{settings.get(keys[0])}. Move those of one configuration elsewhere."
+                f"The results for {record.row}, {record.task} of {record.experiment} on {record.backbone} mix several "
+                f"configurations: {keys[0]} is {known.get(keys[0])} at seed {other.seed}, and {settings.get(keys[0])} at "
+                f"seed {record.seed}. Move the results of one of them to another results folder."
             )
 
 

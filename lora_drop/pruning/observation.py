@@ -144,8 +144,11 @@ class Observer:
         self._adds = False
         try:
             self.model(**twice)
-        except (RuntimeError, ValueError, IndexError):
-            return {}  # some inputs are not one per row, such as an image's patches
+        except (RuntimeError, ValueError, IndexError) as error:
+            one_each = all(_rows(value) in (0, 1) for value in inputs.values())
+            if one_each or isinstance(error, torch.OutOfMemoryError):
+                raise
+            return {}  # some inputs are not one per row, such as an image's patches, and cannot be repeated like this
         return {
             name: {call for call, counted in enumerate(calls) if not counted} for name, calls in self._calls.items()
         }

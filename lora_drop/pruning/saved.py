@@ -13,12 +13,18 @@ from lora_drop.errors import UserError
 
 
 def write(path: str | Path, content: Any) -> None:
-    """Write a file so that a full disk leaves the old one as it was: temporary file, fsync, rename."""
-    path = Path(path).absolute()
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """Write a file so that a full disk leaves the old one as it was: temporary file, fsync, rename.
+
+    (`lora_drop.files` can do the same for runs, but this folder stands on its own.)
+    """
+    path, text = Path(path).resolve(), json.dumps(content, indent=2) + "\n"
+    if path.exists() and not path.is_file():  # a device or a pipe, or an error
+        path.write_text(text, encoding="utf-8")
+        return
+    temporary = path.with_name(f".{os.getpid()}.tmp")
     try:
         with temporary.open("w", encoding="utf-8", newline="\n") as file:
-            file.write(json.dumps(content, indent=2) + "\n")
+            file.write(text)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

@@ -61,7 +61,7 @@ def _topics(runs: Sequence[Facts]) -> list[dict[str, Any]]:
             mine.append(run)
     found = []
     for mine in topics:
-        rows = words.compared(mine)
+        rows, repeated = words.compared(mine), words.repetitions(mine)
         found.append(
             {
                 "task": _name(mine[0], [topic[0] for topic in topics]),
@@ -71,17 +71,18 @@ def _topics(runs: Sequence[Facts]) -> list[dict[str, Any]]:
                 "rows": rows,
                 "pareto": pareto(rows) if len(rows) > 1 else "",
                 "profiles": [_profile(run) for run in mine if run.selection is not None and run.scored],
-                "doubts": [(run, doubt) for run in mine for doubt in (*words.doubted(run), *_repeated(run, mine))],
+                "doubts": [
+                    *((run, doubt) for run in mine for doubt in words.doubted(run)),
+                    *((run, _repeats(repeated[run.path])) for run in mine if run.path in repeated),
+                ],
                 "curves": [(run, _curves(run)) for run in mine],
             }
         )
     return found
 
 
-def _repeated(run: Facts, runs: Sequence[Facts]) -> list[str]:
-    """Return a doubt about a run that only repeats another."""
-    other = words.repetitions(runs).get(run.path)
-    return [f"it has the configuration and the seed of {other.path}, so only that one is counted"] if other else []
+def _repeats(other: Facts) -> str:
+    return f"it has the configuration and the seed of {other.path}, so only the latter is counted"
 
 
 def _alike(one: Facts, other: Facts) -> bool:

@@ -275,13 +275,21 @@ def find_runs(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: path.parts)
 
 
-def halves(folder: Path) -> list[tuple[Path, str]]:
-    """Return the run directories at or below a folder that have lost `run.json` or `config.yaml`, with its name."""
-    lost = []
-    for name, other in (("run.json", "config.yaml"), ("config.yaml", "run.json")):
-        found = [path.parent for path in folder.rglob(other) if not (path.parent / name).exists()]
-        lost += [(path, name) for path in found if any((path / made).exists() for made in MADE)]
-    return sorted(lost)
+def halves(folder: Path) -> list[str]:
+    """Return a sentence for each run directory at or below a folder that has lost `run.json` or `config.yaml`."""
+    unnamed = [path.parent for path in folder.rglob("run.json") if not (path.parent / "config.yaml").exists()]
+    unlisted = [
+        path.parent
+        for path in folder.rglob("config.yaml")
+        if not (path.parent / "run.json").exists() and SEAL.encode() in path.read_bytes()
+    ]
+    lost = [(path, "config.yaml", "Give its configuration with -c FILE to make it again.") for path in unnamed]
+    lost += [(path, "run.json", AGAIN) for path in unlisted]
+    return [
+        f"{path} has no {name}, so its files cannot be identified. {advice}"
+        for path, name, advice in sorted(lost)
+        if any((path / made).exists() for made in MADE)
+    ]
 
 
 def differences(one: Facts, other: Facts) -> dict[str, tuple[Any, Any]]:

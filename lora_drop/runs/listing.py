@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_drop.errors import UserError
-from lora_drop.runs.facts import AGAIN, Facts, differences, find_runs, halves, read_facts
+from lora_drop.runs.facts import Facts, differences, find_runs, halves, read_facts
 from lora_drop.runs.words import shown, spans
 
 Rows = list[dict[str, Any]]
@@ -23,9 +23,7 @@ def read_all(folder: Path) -> tuple[list[Facts], list[str]]:
             found.append(read_facts(path))
         except UserError as error:
             damaged.append(str(error))
-    damaged += [
-        f"{path} has no {name}, so it is not known what its files are. {AGAIN}" for path, name in halves(folder)
-    ]
+    damaged += halves(folder)
     if not found and not damaged:
         raise UserError(f"{folder} holds no run. Make one with: lora-drop run --run-dir {folder}/NAME")
     return found, damaged

@@ -41,7 +41,7 @@ def load_run(path: str | Path, device: str = "auto") -> tuple[torch.nn.Module, P
     config, adapter, chosen = run.config, run.require("adapter", "train"), resolve_device(device)
     if not run.entry("train"):
         raise UserError(
-            f"{run.path / 'run.json'} does not say that {adapter} was trained. Put it back, or train again with: lora-drop train"
+            f"{run.path / 'run.json'} has no record of a training. Restore it, or train again with: lora-drop train"
         )
     if not run.whole("train", ("adapter",)):
         raise UserError(f"{adapter} has changed since the stage train wrote it. Train it again with: lora-drop train")
@@ -119,6 +119,6 @@ def trained_task(run: Run) -> Task:
     path = run.require("adapter", "train") / TASK_FILE
     if not path.is_file():
         raise UserError(
-            f"{path}, which says how rows are read, is missing. Put it back, or train again with: lora-drop train"
+            f"{path}, which says how rows are read, is missing. Restore it, or train again with: lora-drop train"
         )
     return stored_task(read_json(path), config.data.metric)

@@ -166,11 +166,24 @@ def _unchanged(job: Job, stage: Stage, key: str) -> bool:
     if job.force or entry.get("inputs") != key or not run.whole(stage.name, stage.outputs):
         return False
     run.remove_checkpoints(stage.name)  # a kill may have left them
+    _note_files(job, stage, entry)
     report.skip(stage.name, f"unchanged ({entry['note']})")
     others = other_versions(entry["versions"])
     if others and stage.rows(job):
         report.notice(f"{stage.name} was done with {others}; its outputs are kept. To repeat it here: --force")
     return True
+
+
+def _note_files(job: Job, stage: Stage, entry: dict[str, Any]) -> None:
+    """Record the content of files that have changed without changing a row, for example in their line ends."""
+    known, now = entry.get("sources", {}), job.source.origins
+    changed = {
+        name: now[name]
+        for name, origin in known.items()
+        if "content" in origin and "content" in now.get(name, {}) and now[name] != origin
+    }
+    if changed:
+        job.run.enter(stage.name, {**entry, "sources": {**known, **changed}})
 
 
 def _enter(job: Job, stage: Stage, key: str, note: str, facts: dict[str, Any]) -> None:

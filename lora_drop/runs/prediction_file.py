@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import math
 import re
@@ -19,6 +20,8 @@ from lora_drop.tasks.own.tables import Row
 from lora_drop.tasks.own.values import as_text
 
 FORMATS = (".csv", ".tsv", ".jsonl")
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+"""Failures of writing to an open file."""
 
 
 def check_target(to: Path, data: Iterable[Path]) -> None:
@@ -57,7 +60,7 @@ def _is_ours(path: Path) -> bool:
 def writing(path: Path, columns: Sequence[str], labels: Sequence[str]) -> Iterator[Writer]:
     """Write a file of predictions, which appears under its name when it is complete.
 
-    Half a character in a column that the run does not read is written as its escape.
+    A lone surrogate in a column that the run does not read is written as its escape.
     """
     try:
         with replacing(path) as temporary:
@@ -65,7 +68,7 @@ def writing(path: Path, columns: Sequence[str], labels: Sequence[str]) -> Iterat
                 yield Writer(file, path.suffix, columns, labels)
             write_through(temporary)
     except OSError as error:
-        if error.filename is not None:  # another file, which it names
+        if error.errno not in NO_ROOM or error.filename is not None:  # of another file, or of no file
             raise
         raise UserError(f"{path} cannot be written ({error.strerror}). Name another file with --to.") from error
 

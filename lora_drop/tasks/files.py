@@ -6,7 +6,9 @@ import csv
 import io
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,7 +33,7 @@ def official_file(source: Source, name: str, split: str, hub: str, advice: str =
         return None
     path = source.data_dir / name
     if path.is_file():
-        source.origins[split] = {"file": name, "content": file_digest(path)}
+        source.origins[split] = {"file": name, "content": official_content(path)}
         return path
     hint = _elsewhere(source.data_dir, name)
     if source.named:
@@ -41,6 +43,17 @@ def official_file(source: Source, name: str, split: str, hub: str, advice: str =
         )
     source.report.notice(f"{path} does not exist: the {split} rows are on the Hub ({hub}).{hint}")
     return None
+
+
+def official_content(path: Path) -> str:
+    """Return a hash of a file's content."""
+    found = path.stat()
+    return _hashed(path.absolute(), found.st_size, found.st_mtime_ns)
+
+
+@cache
+def _hashed(path: Path, _size: int, _changed: int) -> str:
+    return file_digest(path)
 
 
 def _elsewhere(folder: Path, name: str) -> str:
@@ -160,24 +173,28 @@ def read_json_list(path: Path) -> Iterator[tuple[int, Any]]:
 def parse_json(path: Path, text: str, first_line: int = 1) -> Any:
     """Return the value of a JSON text that begins at `first_line` of a file. Raises UserError naming the line."""
     try:
-        return json.loads(text, object_pairs_hook=_with_distinct_keys)
+        return DISTINCT.decode(text)
+    except _RepeatedKey as error:
+        raise UserError(f"{path}, from line {first_line}: an object has the key {str(error)!r} twice") from error
     except json.JSONDecodeError as error:
         line = first_line + error.lineno - 1
         raise UserError(f"{path}, line {line}: not JSON ({error.msg} at column {error.colno})") from error
-    except (
-        ValueError,
-        RecursionError,
-    ) as error:  # a key twice, a number with thousands of digits, thousands of brackets
+    except (ValueError, RecursionError) as error:  # a number with thousands of digits, or thousands of brackets
         raise UserError(f"{path}, from line {first_line}: not JSON that can be read ({error})") from error
 
 
+class _RepeatedKey(Exception):
+    """A key that an object has twice, so that one of its values would be lost."""
+
+
 def _with_distinct_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return an object's pairs as a dict. Raises ValueError for a key that is there twice: one value would be lost."""
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} is there twice")
+        raise _RepeatedKey(Counter(name for name, _ in pairs).most_common(1)[0][0])
     return found
+
+
+DISTINCT = json.JSONDecoder(object_pairs_hook=_with_distinct_keys)
 
 
 def some(path: Path, rows: Iterable[T]) -> list[T]:

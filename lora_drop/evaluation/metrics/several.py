@@ -23,7 +23,7 @@ def evaluate_several(names: Sequence[str], predictions: Rows, references: Rows) 
 def constant_several(names: Sequence[str], references: Rows) -> dict[str, float]:
     """Return the scores of predicting the same labels for every row.
 
-    These are the labels that more than half of the rows have, or the most frequent ones if there are none.
+    These are the labels that more than half of the rows have, or, if there are none, the most frequent label or labels.
     """
     actual = np.asarray(references)
     share = actual.mean(axis=0)

@@ -131,7 +131,7 @@ class OwnData:
             return
         if label not in table.columns:
             lacks = f"no column {label!r}"
-        elif all(missing(row.get(label)) for _, row in table.rows()):
+        elif self.reading.kind != "multilabel" and all(missing(row.get(label)) for _, row in table.rows()):
             lacks = f"no label in {label!r}"
         else:
             return
