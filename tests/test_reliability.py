@@ -172,6 +172,7 @@ def test_a_folder_of_others_is_left_alone(tmp_path):
         (OSError(errno.EROFS, "", "/x"), "Read-only file system"),
         (OSError(errno.ENAMETOOLONG, "", "/x"), "shorter name"),
         (SafetensorError("I/O error: No space left on device (os error 28)"), "No space left on device"),
+        (SafetensorError("I/O error: File too large (os error 27)"), r"does not allow files of this size\. Raise it"),
         (MemoryError(), r"Out of memory\. Lower train\.device_batch_size"),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), "Out of memory"),
         (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), "Out of memory"),
