@@ -8,10 +8,11 @@ import pytest
 from measured import RESULTS, record
 
 from lora_drop.errors import UserError
-from lora_drop.experiments.grid import experiment_names, load_experiment
+from lora_drop.experiments.grid import Choice, expand, experiment_names, load_experiment
 from lora_drop.experiments.published import load_published
 from lora_drop.experiments.records import read_records
 from lora_drop.experiments.report import TEXTS, report
+from lora_drop.experiments.results import Results
 from lora_drop.experiments.table import build_tables
 from lora_drop.files import write_json
 
@@ -113,3 +114,9 @@ def test_the_readme_tells_what_the_tables_say():
     )
     for parts in zip(mean, here, elsewhere, strict=True):
         assert any(line.endswith(f"| {'; '.join(parts)} |") for line in told)
+
+
+@pytest.mark.parametrize("name", sorted({folder.parent.name for folder in FOLDERS} & set(experiment_names())))
+def test_an_experiment_adds_to_its_committed_results(name):
+    """Its file says today what they were made with; otherwise `reproduce` would refuse to go on."""
+    Results(RESULTS).check(expand(load_experiment(name), Choice()))
