@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -35,14 +34,14 @@ def files_changed(stages: Mapping[str, Mapping[str, Any]], config: Config) -> bo
 
 
 def _data(config: Config) -> dict[str, str]:
-    from lora_drop.tasks.files import official_content  # here, as they import datasets
+    from lora_drop.tasks.base import data_folder  # here, as they import datasets
+    from lora_drop.tasks.files import official_content
     from lora_drop.tasks.own.task import own_contents
 
     if config.data.given:
         return own_contents(config.data)
-    named = config.data_dir or (None if config.data_revision else os.environ.get("LORA_DROP_DATA"))
-    official = TASKS.get(config.task).files if named else {}
-    paths = {split: Path(str(named)).expanduser() / name for split, name in official.items()}
+    folder = data_folder(config.data_dir, config.data_revision)
+    paths = {split: folder / name for split, name in TASKS.get(config.task).files.items()} if folder else {}
     return {split: official_content(path) for split, path in paths.items() if path.is_file()}
 
 

@@ -275,7 +275,7 @@ def find_runs(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: path.parts)
 
 
-def halves(folder: Path) -> list[str]:
+def lost_records(folder: Path) -> list[str]:
     """Return a sentence for each run directory at or below a folder that has lost `run.json` or `config.yaml`."""
     unnamed = [path.parent for path in folder.rglob("run.json") if not (path.parent / "config.yaml").exists()]
     unlisted = [

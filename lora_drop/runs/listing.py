@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_drop.errors import UserError
-from lora_drop.runs.facts import Facts, differences, find_runs, halves, read_facts
+from lora_drop.runs.facts import Facts, differences, find_runs, lost_records, read_facts
 from lora_drop.runs.words import shown, spans
 
 Rows = list[dict[str, Any]]
@@ -23,7 +23,7 @@ def read_all(folder: Path) -> tuple[list[Facts], list[str]]:
             found.append(read_facts(path))
         except UserError as error:
             damaged.append(str(error))
-    damaged += halves(folder)
+    damaged += lost_records(folder)
     if not found and not damaged:
         raise UserError(f"{folder} holds no run. Make one with: lora-drop run --run-dir {folder}/NAME")
     return found, damaged

@@ -25,6 +25,12 @@ from lora_drop.errors import UserError
 from lora_drop.progress import SILENT, Reporter
 
 
+def data_folder(data_dir: str | None, revision: str | None) -> Path | None:
+    """Return the given folder, else $LORA_DROP_DATA unless a revision of the Hub is given, else None."""
+    folder = data_dir or (None if revision else os.environ.get("LORA_DROP_DATA"))
+    return Path(folder).expanduser() if folder else None
+
+
 @dataclass(frozen=True)
 class Source:
     """The source of rows: a folder with the official files, else the Hub.
@@ -58,12 +64,11 @@ class Source:
                 f"data_dir={data_dir} and data_revision={revision} exclude each other: rows come from files, or from a "
                 "revision of the Hub. Leave one out (-o data_dir=null or -o data_revision=null)."
             )
-        folder = data_dir or (None if revision else os.environ.get("LORA_DROP_DATA"))
-        place = Path(folder).expanduser() if folder else None
+        place = data_folder(data_dir, revision)
         if place and not place.is_dir():
             origin = "data_dir" if data_dir else "LORA_DROP_DATA"
             raise UserError(
-                f"The data folder {folder} does not exist (named by {origin}). Create it or name another with --data-dir."
+                f"The data folder {place} does not exist (named by {origin}). Create it or name another with --data-dir."
             )
         return cls(place, offline, named=bool(data_dir), revision=revision, **others)
 
