@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from bench import __main__ as benchmark
-from bench import training
+from bench import comparisons, training
 from bench.commands import measure_commands
 from bench.comparisons import GROUPED_16, OURS, OURS_16, STOCK, measure_scoring, measure_training
 from bench.figure import speeds
@@ -66,6 +66,18 @@ def test_the_share_is_that_of_the_stages_of_a_real_run(subject):
     assert found["numbers"]["share"]["median"] == pytest.approx(spent / (spent + found["seconds_of_training"]))
     assert list(found["seconds_of_stages"]) == ["sample", "score", "select"]
     assert found["numbers"]["select"]["median"] == found["rounds"]["seconds"]["select"][0] > 0
+
+
+def test_a_precision_that_the_machine_lacks_is_not_measured(subject, monkeypatch):
+    reason = "this CPU has no instructions for bf16"
+    monkeypatch.setattr(comparisons, "why_slow", lambda device, precision: reason if precision == "bf16" else "")
+    monkeypatch.setattr(subject, "settings", replace(SETTINGS, quick=False))
+    trained = measure_training(subject, [STOCK, OURS, OURS_16], rounds=1)
+    scored = measure_scoring(subject, rounds=1)
+    found = {"small": trained, "score": scored}
+    lost = [claim.row(found) for claim in CLAIMS if claim.part in found and "bf16" in claim.number]
+    assert len(lost) == 5 and {row["not_measured"] for row in lost} == {reason}
+    assert "ours fp32 / stock fp32" in trained["numbers"] and "score / forward fp32" in scored["numbers"]
 
 
 def test_what_is_missing_is_marked_as_not_measured(tmp_path, capsys, monkeypatch):

@@ -10,6 +10,7 @@ import time
 import weakref
 
 import pytest
+import torch
 from grids import TEXTS, command, perform, planned
 
 from lora_drop.cli import app as cli
@@ -24,12 +25,13 @@ from lora_drop.experiments.records import read_records
 from lora_drop.experiments.report import report
 from lora_drop.experiments.results import Results
 from lora_drop.files import read_json
-from lora_drop.progress import SILENT, GridReporter
+from lora_drop.progress import SILENT, GridReporter, Reporter
 from lora_drop.runs import models
 from lora_drop.runs.job import Job
 from lora_drop.runs.pipeline import adopt, turn_digest
 from lora_drop.runs.stages import BY_NAME
 from lora_drop.runs.store import Run
+from lora_drop.training.way import why_slow
 
 pytestmark = pytest.mark.slow
 
@@ -339,10 +341,21 @@ def test_every_kind_of_run_is_timed(name, model, rows, tmp_path, monkeypatch):
     """With fewer rows than a timed step computes, and a warm-up of fewer steps."""
     few = ["limit.train=12", "limit.eval=3", "warmup.epochs=0.3", "generation.max_new_tokens=4"]
     monkeypatch.chdir(tmp_path)
-    found = list(estimate(planned(name, *few, backbone=f"tiny:{model}"), lambda *_: None))
+    found = list(estimate(planned(name, *few, backbone=f"tiny:{model}"), SILENT))
     assert [entry.reason for entry in found] == [""] * rows
     assert all(entry.seconds > 0 and entry.disk_mb > 0 and entry.peak_disk_mb > entry.disk_mb for entry in found)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_precision_that_the_machine_lacks_is_told_before_the_hours_are_spent():
+    class Told(Reporter):
+        def notice(self, text):
+            notices.append(text)
+
+    notices: list[str] = []
+    list(estimate(planned("figure2", "train.precision=fp16"), Told()))
+    told = [text for text in notices if "train.precision=fp32" in text]
+    assert bool(told) is bool(why_slow(torch.device("cpu"), "fp16"))
 
 
 def test_each_criterion_is_timed_once_for_a_warm_up(monkeypatch):
@@ -355,10 +368,10 @@ def test_each_criterion_is_timed_once_for_a_warm_up(monkeypatch):
     monkeypatch.setattr(estimation, "_time_scoring", time_scoring)
     runs = planned("criteria")
     asked = list(dict.fromkeys(run.config.score.criterion for run in runs))
-    found = list(estimate(runs, lambda *_: None))
+    found = list(estimate(runs, SILENT))
     assert [entry.reason for entry in found] == [""] * len(runs) and timed == asked and len(asked) > 5
     timed.clear()
-    list(estimate(planned("figure2", "score.compare=[weight,fisher]"), lambda *_: None))
+    list(estimate(planned("figure2", "score.compare=[weight,fisher]"), SILENT))
     assert timed == ["output", "output", "weight", "fisher"]  # the second is for the norms of examples
 
 
@@ -375,7 +388,7 @@ def test_runs_that_differ_in_the_criterion_alone_take_turns_at_their_warm_up(tmp
 
 def test_the_estimate_of_a_warm_up_grows_with_its_steps():
     def seconds(*overrides):
-        (entry,) = estimate(planned("figure2", "train.batch_size=32", *overrides), lambda *_: None)
+        (entry,) = estimate(planned("figure2", "train.batch_size=32", *overrides), SILENT)
         return entry.seconds
 
     seconds()  # whatever is slow the first time

@@ -213,7 +213,7 @@ def _show_plan(planned: list[Planned], results: Results, jobs: int, as_json: boo
         reporter.start("timing")
         with neutral_environment(reporter):
             todo = [run for run in planned if run.name not in done]
-            estimates = list(estimate(todo, reporter.advance))
+            estimates = list(estimate(todo, reporter))
     several = on_several_devices(todo, estimates, jobs)
     if as_json:
         entries = [{"run": run.name, "done": run.name in done} for run in planned]

@@ -64,26 +64,26 @@ class Estimate:
     """The reason why it could not be timed."""
 
 
-def estimate(todo: Sequence[Planned], progress: Callable[[int, int], None]) -> Iterator[Estimate]:
+def estimate(todo: Sequence[Planned], report: Reporter) -> Iterator[Estimate]:
     """Time a few steps for each row and task of the runs that are left. Only temporary files are written."""
     groups: dict[tuple[str, str], list[Planned]] = {}
     for planned in todo:
         groups.setdefault((planned.row, planned.config.task), []).append(planned)
     shared: set[str] = set()
     for number, ((row, task), group) in enumerate(groups.items()):
-        progress(number, len(groups))
+        report.advance(number, len(groups))
         release_memory()
         try:
             with tempfile.TemporaryDirectory() as folder:
-                seconds, disk, peak = _measure(group[0], Path(folder), shared)
+                seconds, disk, peak = _measure(group[0], Path(folder), shared, _Clock(report))
             yield Estimate(row, task, len(group), seconds, disk, peak)
         except (UserError, RuntimeError, OSError) as error:  # such as too little memory, which a dry run should reveal
             yield Estimate(row, task, len(group), None, None, None, first_line(error))
 
 
-def _measure(planned: Planned, folder: Path, shared: set[str]) -> tuple[float, float, float]:
+def _measure(planned: Planned, folder: Path, shared: set[str], clock: _Clock) -> tuple[float, float, float]:
     """Return seconds, MB left and MB of checkpoints of one run; work in `shared` was done by an earlier run."""
-    config, clock = planned.config, _Clock()
+    config = planned.config
     job = Job(Run(folder, config), clock)
     job.check()
     clock.device = job.device
@@ -178,9 +178,14 @@ class _Enough(Exception):
 class _Clock(Reporter):
     """Records the time at which each training step ends, and stops the training after STEPS counted ones."""
 
-    def __init__(self) -> None:
+    def __init__(self, report: Reporter) -> None:
+        self.report = report
         self.times: list[float] = []
         self.device = torch.device("cpu")
+
+    def notice(self, text: str) -> None:
+        """Pass a notice on."""
+        self.report.notice(text)
 
     def now(self) -> float:
         """Return the time once all pending work of the device is done."""

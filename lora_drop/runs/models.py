@@ -35,7 +35,7 @@ from lora_drop.runs.rows import Part
 from lora_drop.runs.stages.base import HELD_OUT
 from lora_drop.training import trainer
 from lora_drop.training.trackers import Trackers
-from lora_drop.training.way import Way, find_way
+from lora_drop.training.way import Way, find_way, why_slow
 
 
 def load_backbone(job: Job) -> PreTrainedModel:
@@ -133,6 +133,12 @@ def sampled(job: Job) -> Dataset:
 
 def find_way_for(job: Job, model: nn.Module, encoded: Dataset | None, learns: bool = True) -> Way:
     """Return the way to compute the model on tokenised training rows; see `training.way.find_way`."""
+    slow = why_slow(job.device, job.config.train.precision)
+    if slow:
+        faster = "fp32" if job.device.type == "cpu" else "fp16"
+        job.report.notice(
+            f"{slow}, which makes it far slower than {faster}. To change that: -o train.precision={faster}"
+        )
     job.report.doing("trying ways to compute the model")
     model.to(job.device)
     loss = job.data.kind.loss(0.0) if learns else None

@@ -16,11 +16,13 @@ from lora_drop.data.batches import row_lengths, split_batch
 from lora_drop.data.sentences import Collate
 from lora_drop.training.environment import keep_few_shapes
 from lora_drop.training.packing import Layout, Packing, prepare
-from lora_drop.training.packing.frozen import Frozen, Half, frozen_layers, multiplies_bf16, ready
+from lora_drop.training.packing.frozen import Frozen, Half, frozen_layers, multiplies_bf16, multiplies_fp16, ready
 from lora_drop.training.products import Products, find_products
 
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 """Half-precision types, by their name in `train.precision`."""
+BF16_CAPABILITY = 8
+"""CUDA's compute capability (major) since which GPUs multiply bf16; older ones do it in fp32, with conversions."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,17 @@ def _may_replay(device: torch.device, config: TrainConfig) -> bool:
     """Return True if each training step is a single pass on one GPU, without activation checkpointing."""
     alone = processes.size() == 1 and not config.gradient_checkpointing
     return device.type == "cuda" and alone and split_batch(config.batch_size, config.device_batch_size)[1] == 1
+
+
+def why_slow(device: torch.device, precision: str) -> str:
+    """Return the reason why half precision saves no time on a device, but costs some; empty if that is not so."""
+    if device.type == "cpu":
+        fast = {"bf16": multiplies_bf16, "fp16": multiplies_fp16}
+        slow = precision in fast and not fast[precision]()
+    else:
+        old = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] < BF16_CAPABILITY
+        slow = old and precision == "bf16"
+    return f"this {'CPU' if device.type == 'cpu' else 'GPU'} has no instructions for {precision}" if slow else ""
 
 
 def autocast(device: torch.device, half: torch.dtype | None) -> torch.autocast | nullcontext[None]:

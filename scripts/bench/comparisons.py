@@ -18,7 +18,7 @@ from bench.training import Training, Variant, check_fair
 from lora_drop.data.sentences import batches
 from lora_drop.pruning import importance
 from lora_drop.pruning.adapters import loras
-from lora_drop.training.way import HALF, Way, find_way
+from lora_drop.training.way import HALF, Way, find_way, why_slow
 
 STOCK, SWITCHED, GROUPED, OURS = Variant("stock"), Variant("stock", switched=True), Variant("grouped"), Variant("ours")
 STOCK_16, GROUPED_16, OURS_16 = (Variant(side, "bf16") for side in ("stock", "grouped", "ours"))
@@ -44,9 +44,9 @@ def measure_training(
     Raises:
         UnfairComparison: if the variants did not do the same work.
     """
-    reason = why_no_switch() if any(one.switched for one in variants) else ""
-    absent = {str(one): reason for one in variants if one.switched and reason}
-    trainings = {str(one): Training(subject, one, epochs) for one in variants if str(one) not in absent}
+    absent = {str(one): why for one in variants if (why := why_absent(one, subject))}
+    variants = [one for one in variants if str(one) not in absent]
+    trainings = {str(one): Training(subject, one, epochs) for one in variants}
     rows, tokens = len(subject.lengths), sum(subject.lengths)
     at_a_time = tokens * min(rows, subject.setup.train.batch_size) // rows
     products = {
@@ -81,11 +81,21 @@ def measure_training(
     }
 
 
+def why_absent(variant: Variant, subject: Subject) -> str:
+    """Return the reason why a variant cannot be measured on this machine; empty if it can."""
+    return why_no_switch() if variant.switched else why_no_time(variant.precision, subject)
+
+
+def why_no_time(precision: str, subject: Subject) -> str:
+    """Return the reason why this machine is far too slow in a precision; empty if it is not."""
+    return "" if subject.settings.quick else why_slow(subject.device, precision)
+
+
 def measure_scoring(subject: Subject, rounds: int, limit: float = math.inf) -> dict[str, Any]:
     """Measure `importance.score` against a plain forward pass over the same batches, in eval mode, without gradients.
 
-    Both are measured in fp32 and bf16, padded and packed; the worse of the two ratios is the number of a precision.
-    When packed, the forward pass computes every token in every layer, as scoring needs it.
+    Both are measured in fp32 and, where the machine multiplies it, bf16, padded and packed; the worse of the two ratios
+    is the number of a precision. When packed, the forward pass computes every token in every layer, as scoring needs it.
     """
     rows = subject.rows.select(range(min(len(subject.rows), SCORED_ROWS)))
     model = with_values(subject.lora()).eval()
@@ -93,7 +103,8 @@ def measure_scoring(subject: Subject, rounds: int, limit: float = math.inf) -> d
     inputs = [{name: one.to(subject.device) for name, one in batch.items() if name != "labels"} for batch in found]
     actions: dict[str, Action] = {}
     computed = {}
-    for precision in ("fp32", "bf16"):
+    slow = {precision: why_no_time(precision, subject) for precision in ("fp32", "bf16")}
+    for precision in [name for name, why in slow.items() if not why]:
         train, loss = subject.config(precision).train, subject.data.kind.loss(0.0)
         packed = find_way(model, rows, subject.data.collate, train, loss)
         padded = find_way(model, rows, subject.data.collate, replace(train, packing="never"), loss)
@@ -110,7 +121,14 @@ def measure_scoring(subject: Subject, rounds: int, limit: float = math.inf) -> d
         each = {name: measured.ratio(name.replace("forward", "score"), name) for name in plain}
         worst = max(each.values(), key=lambda one: one["median"])
         numbers |= {f"score / {name}": one for name, one in each.items()} | {f"score / forward {precision}": worst}
-    return {"rows": len(rows), "numbers": numbers, "computed": computed, "rounds": measured.to_json()}
+    absent = {f"forward {precision}": why for precision, why in slow.items() if why}
+    return {
+        "rows": len(rows),
+        "numbers": numbers,
+        "absent": absent,
+        "computed": computed,
+        "rounds": measured.to_json(),
+    }
 
 
 def with_values(model: nn.Module) -> nn.Module:

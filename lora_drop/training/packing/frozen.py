@@ -33,6 +33,11 @@ def multiplies_bf16() -> bool:
     return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
+def multiplies_fp16() -> bool:
+    """Return True if oneDNN supports fp16 products on this CPU, as few do."""
+    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
+
+
 class Frozen:
     """The weight and bias of a linear layer that is not trained, prepared for the product."""
 
