@@ -4,6 +4,7 @@ import pytest
 import torch
 from models import backbone, inputs, method, randomise_b
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
 from test_adapters import BASE, batch, bert, fill
 
 import lora_drop
@@ -102,6 +103,21 @@ def test_saved_keys_are_exactly_plain_loras(tmp_path):
     keys = [set(load_file(tmp_path / name / "adapter_model.safetensors")) for name in ("lora", "lora_drop")]
     assert keys[0] == keys[1]
     assert not (tmp_path / "lora" / "README.md").exists()
+
+
+@pytest.mark.parametrize(("given", "scaling"), [({"alpha": 20}, 5.0), ({}, 2.0)])
+@pytest.mark.parametrize("name", ["lora", "lora_drop", "adalora"])
+def test_rank_alpha_and_dropout_are_those_of_the_configuration(name, given, scaling):
+    chosen = selection() if name == "lora_drop" else None
+    model = method(name, backbone()[0], chosen, rank=4, dropout=0.25, **given)
+    layers = [layer for layer in model.modules() if isinstance(layer, LoraLayer)]
+    assert len(layers) == 8
+    for layer in layers:
+        assert layer.lora_dropout["default"].p == 0.25
+        if name != "adalora":  # which begins with more than the rank, and divides by what it has left
+            assert (layer.r["default"], layer.scaling["default"]) == (4, scaling)
+        else:
+            assert layer.lora_alpha["default"] == 4 * scaling
 
 
 def test_everything_retained_is_plain_lora():
