@@ -354,7 +354,7 @@ def test_a_precision_that_the_machine_lacks_is_told_before_the_hours_are_spent()
 
     notices: list[str] = []
     list(estimate(planned("figure2", "train.precision=fp16"), Told()))
-    told = [text for text in notices if "train.precision=fp32" in text]
+    told = [text for text in notices if text.startswith("train.precision=fp16: ")]
     assert bool(told) is bool(why_slow(torch.device("cpu"), "fp16"))
 
 

@@ -135,10 +135,7 @@ def find_way_for(job: Job, model: nn.Module, encoded: Dataset | None, learns: bo
     """Return the way to compute the model on tokenised training rows; see `training.way.find_way`."""
     slow = why_slow(job.device, job.config.train.precision)
     if slow:
-        faster = "fp32" if job.device.type == "cpu" else "fp16"
-        job.report.notice(
-            f"{slow}, which makes it far slower than {faster}. To change that: -o train.precision={faster}"
-        )
+        job.report.notice(f"train.precision={job.config.train.precision}: {slow}")
     job.report.doing("trying ways to compute the model")
     model.to(job.device)
     loss = job.data.kind.loss(0.0) if learns else None

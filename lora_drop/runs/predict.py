@@ -32,7 +32,7 @@ from lora_drop.tasks.own.reading import Reading, some_places
 from lora_drop.tasks.own.splits import local_files, open_split
 from lora_drop.tasks.own.tables import Placed, Table
 from lora_drop.tasks.own.values import Label, as_text, number, several
-from lora_drop.training.way import Way, find_way
+from lora_drop.training.way import Way, find_way, why_slow
 
 NOTHING_ASKED = [{"role": "user", "content": ""}]
 """The turns of a blank conversation: chat templates refuse one without turns."""
@@ -88,6 +88,9 @@ class Predictor:
         collate, size = collator(self.tokenizer), self.config.eval.batch_size
         writes = self.task.kind == "generation"
         if self.way is None:
+            slow = why_slow(next(self.model.parameters()).device, self.config.train.precision)
+            if slow:
+                self.report.notice(f"the run was trained in {self.config.train.precision}: {slow}")
             self.way = find_way(self.model, None if writes else encoded, collate, self.config.train, learns=False)
         if not writes:
             return self._named(classify(self.model, encoded, collate, size, self.way, self._progress))

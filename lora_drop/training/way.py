@@ -130,14 +130,14 @@ def _may_replay(device: torch.device, config: TrainConfig) -> bool:
 
 
 def why_slow(device: torch.device, precision: str) -> str:
-    """Return the reason why half precision saves no time on a device, but costs some; empty if that is not so."""
+    """Return the reason why a half precision costs time on a device instead of saving it; empty if it saves time."""
     if device.type == "cpu":
         fast = {"bf16": multiplies_bf16, "fp16": multiplies_fp16}
-        slow = precision in fast and not fast[precision]()
+        slow, name, better = precision in fast and not fast[precision](), "CPU", "fp32"
     else:
         old = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] < BF16_CAPABILITY
-        slow = old and precision == "bf16"
-    return f"this {'CPU' if device.type == 'cpu' else 'GPU'} has no instructions for {precision}" if slow else ""
+        slow, name, better = old and precision == "bf16", "GPU", "fp16"
+    return f"this {name} has no instructions for {precision}, so it is far slower than {better}" if slow else ""
 
 
 def autocast(device: torch.device, half: torch.dtype | None) -> torch.autocast | nullcontext[None]:
