@@ -48,6 +48,16 @@ def test_the_tradeoff_names_every_row():
     assert {text.get_text() for axis in figure.axes for text in axis.texts} == {"Full-FT"} == {measured[0]}
 
 
+def test_the_key_of_the_claims_names_the_marks_that_are_drawn():
+    key = {}
+    for experiment, backbone in (("mpnet", "mpnet-base"), ("minilm", "minilm-l6")):
+        folder = RESULTS / experiment / f"packaged-{backbone}"
+        (axis,) = FIGURES.get("claims").of(build_tables(read_records(folder))[0]).axes
+        key[experiment] = axis.get_xlabel().replace("\n", " ")
+    for mark, nowhere_held_out in {"thick": True, "strokes": True, "dotted": True, "grey": False}.items():
+        assert f"{mark}: " in key["mpnet"] and (f"{mark}: " in key["minilm"]) is nowhere_held_out
+
+
 @pytest.mark.parametrize("name", ["tradeoff", "curves"])
 def test_a_legend_of_long_titles_is_inside_the_picture(name):
     figure = FIGURES.get(name).of(build_tables(read_records(RESULTS / "mpnet" / "packaged-mpnet-base"))[0])

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from textwrap import fill
 from typing import Any
 
 from matplotlib.figure import Figure as Drawing
 
-from lora_drop.experiments.claims import judge
+from lora_drop.experiments.claims import Verdict, judge
 from lora_drop.experiments.means import Mean
 from lora_drop.experiments.plots import DARK, LIGHT, Figure, panels
 from lora_drop.experiments.records import Record
@@ -36,12 +38,20 @@ def draw(table: Table, records: list[Record]) -> Drawing:
     names = [f"{plain(found.row)}\nagainst {plain(found.against)}" for found in reversed(verdicts)]
     axis.set_yticks(range(len(verdicts)), names, fontsize=8)
     axis.set_ylim(-0.6, len(verdicts) - 0.4)
-    axis.set_xlabel(
-        "difference in points (thick: 95 % interval on these tasks; thin: on others; strokes: pairs;\n"
-        "grey: the same runs on the rows held out; dotted: the margin of the claim)",
-        fontsize=9,
-    )
+    axis.set_xlabel(_key(verdicts), fontsize=9)
     return figure
+
+
+def _key(verdicts: Sequence[Verdict]) -> str:
+    """Return what the marks mean, for those that are drawn."""
+    marks = {
+        "thick: 95 % interval on these tasks": any(found.mean.here is not None for found in verdicts),
+        "thin: on others": any(found.mean.elsewhere is not None for found in verdicts),
+        "strokes: pairs": True,
+        "grey: the same runs on the rows held out": any(found.held_out is not None for found in verdicts),
+        "dotted: the margin of the claim": any(found.margin is not None for found in verdicts),
+    }
+    return fill(f"difference in points ({'; '.join(mark for mark, drawn in marks.items() if drawn)})", width=100)
 
 
 def _interval(axis: Any, mean: Mean, height: float, marker: str, colour: str) -> None:
