@@ -51,7 +51,7 @@ def _key(verdicts: Sequence[Verdict]) -> str:
         "grey: the same runs on the rows held out": any(found.held_out is not None for found in verdicts),
         "dotted: the margin of the claim": any(found.margin is not None for found in verdicts),
     }
-    return fill(f"difference in points ({'; '.join(mark for mark, drawn in marks.items() if drawn)})", width=100)
+    return fill(f"difference in points ({'; '.join(mark for mark, drawn in marks.items() if drawn)})", width=92)
 
 
 def _interval(axis: Any, mean: Mean, height: float, marker: str, colour: str) -> None:
