@@ -87,8 +87,8 @@ def why_absent(variant: Variant, subject: Subject) -> str:
 
 
 def why_no_time(precision: str, subject: Subject) -> str:
-    """Return the reason why this machine is far too slow in a precision; empty if it is not."""
-    return "" if subject.settings.quick else why_slow(subject.device, precision)
+    """Return the reason why this CPU would take hours in a precision; empty if it would not, and on a GPU."""
+    return "" if subject.settings.quick or subject.device.type != "cpu" else why_slow(subject.device, precision)
 
 
 def measure_scoring(subject: Subject, rounds: int, limit: float = math.inf) -> dict[str, Any]:
