@@ -15,8 +15,7 @@ from lora_drop.training.packing.frozen import (
     Half,
     frozen_forward,
     frozen_layers,
-    multiplies_bf16,
-    multiplies_fp16,
+    multiplies,
 )
 from lora_drop.training.products import STOCK, Products, choose, find_products
 
@@ -132,18 +131,18 @@ def test_a_frozen_layer_has_the_product_and_gradient_of_float64(shape, bias, ord
     torch.testing.assert_close(found.double(), weights.double() @ layer.weight.double(), rtol=1e-6, atol=1e-6)
 
 
-def test_half_precision_without_instructions_has_a_reason_to_be_slow(monkeypatch):
+def test_half_precision_without_instructions_has_a_reason_to_be_slower(monkeypatch):
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
     assert way.why_slow(cpu, "fp32") == ""
-    assert ("bf16" in way.why_slow(cpu, "bf16")) is not multiplies_bf16()
-    assert ("fp16" in way.why_slow(cpu, "fp16")) is not multiplies_fp16()
+    for name, half in way.HALF.items():
+        assert (name in way.why_slow(cpu, name)) is not multiplies(half)
     for capability, reasons in {(7, 5): ["bf16"], (8, 0): []}.items():  # a T4, an A100
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, known=capability: known)
         found = [precision for precision in ("fp32", "fp16", "bf16") if way.why_slow(gpu, precision)]
         assert found == reasons
 
 
-@pytest.mark.skipif(not multiplies_bf16(), reason="oneDNN has no products of bf16 for this CPU")
+@pytest.mark.skipif(not multiplies(torch.bfloat16), reason="oneDNN has no products of bf16 for this CPU")
 @pytest.mark.parametrize("ordered", [True, False])
 def test_a_frozen_layer_in_bf16_is_that_of_autocast(ordered):
     torch.manual_seed(0)

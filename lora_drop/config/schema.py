@@ -137,7 +137,7 @@ class TrainConfig:
     precision: str = one_of("fp32", "fp32", "bf16", "fp16")
     """Precision of the forward and backward pass; trained weights stay in fp32."""
     products: str = one_of("auto", "auto", "stock")
-    """Matrix products in fp32 on a CPU: by the fastest equally exact way (auto), or by torch's default (stock);
+    """Matrix products on a CPU: by the fastest equally exact way (auto), or by torch's default (stock);
     run.json records the choice."""
     packing: str = one_of("auto", "auto", "never")
     """Compute without padding if the model allows it, and on a GPU by replaying CUDA graphs (auto), or like the stock

@@ -1,4 +1,4 @@
-"""The fastest fp32 matrix product on this machine, found by measurement.
+"""The fastest matrix products on this machine: those in fp32 are found by measurement.
 
 torch multiplies fp32 matrices on a CPU with MKL. On some CPUs (AMD's with AVX-512) oneDNN computes the same product, in
 the same precision, in half the time. torch offers two routes to oneDNN:
@@ -10,6 +10,8 @@ the same precision, in half the time. torch offers two routes to oneDNN:
 Both are tried on a product as wide as the model's. A route is used if it takes at most `FASTER` of MKL's time and its
 error against float64 is that of fp32: at most `ERROR` times MKL's. The result is kept in the user's cache for this
 machine, so that a repeated run produces the same bits.
+
+Half-precision products are torch's own if the CPU has instructions for them, else emulated (`emulation`).
 """
 
 from __future__ import annotations
@@ -18,8 +20,8 @@ import json
 import platform
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -29,7 +31,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lora_drop.files import cache_root, digest, write_json
-from lora_drop.training.packing.frozen import product
+from lora_drop.training.emulation import Emulation
+from lora_drop.training.packing.frozen import multiplies, product
 
 ERROR = 4.0
 """Largest accepted root mean square error, in multiples of MKL's. (oneDNN has 1.4 to 2.2 times MKL's; bf16, 10,000.)"""
@@ -42,21 +45,26 @@ ROWS, OPERATIONS, ROUNDS = 64, 1e8, 3
 
 @dataclass(frozen=True)
 class Products:
-    """The choice of how to compute fp32 products on a CPU."""
+    """The choice of how to compute products on a CPU."""
 
     switched: bool = False
-    """True if oneDNN computes all of them, through torch's switch."""
+    """True if oneDNN computes all fp32 products, through torch's switch."""
     operator: bool = False
-    """True if oneDNN computes those with frozen weights, through torch's operator."""
+    """True if oneDNN computes fp32 products with frozen weights, through torch's operator."""
+    emulated: torch.dtype | None = None
+    """Half-precision type whose products are computed in fp32 and rounded."""
 
     def __str__(self) -> str:
         """Return the choice in words, for `run.json`."""
         ways = [name for name, used in (("switch", self.switched), ("operator", self.operator)) if used]
-        return f"fp32 products by oneDNN ({' and '.join(ways)})" if ways else "fp32 products by torch's default"
+        fp32 = f"fp32 products by oneDNN ({' and '.join(ways)})" if ways else "fp32 products by torch's default"
+        return fp32 if self.emulated is None else f"{fp32}; half-precision products in fp32, rounded"
 
-    def applied(self) -> AbstractContextManager[None]:
-        """Return a context in which products are computed this way."""
-        return switch() if self.switched else nullcontext()
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Compute products this way inside the context."""
+        with switch() if self.switched else nullcontext(), Emulation(self.emulated) if self.emulated else nullcontext():
+            yield
 
 
 STOCK = Products()
@@ -81,15 +89,32 @@ def switch() -> Iterator[None]:
         settings.fp32_precision = before
 
 
-def find_products(model: nn.Module, device: torch.device, wanted: str = "auto") -> Products:
-    """Return the fastest way to compute the fp32 products of a model.
+def find_products(
+    model: nn.Module, device: torch.device, wanted: str = "auto", half: torch.dtype | None = None
+) -> Products:
+    """Return the fastest way to compute the products of a model.
 
-    That is torch's default if `wanted` is "stock", the device is not a CPU, the model has no fp32 linear layers or only
-    small ones, or oneDNN is not available.
+    That is torch's default if `wanted` is "stock" or the device is not a CPU.
+
+    Args:
+        model: The model.
+        device: Where it is computed.
+        wanted: `train.products`: "auto" or "stock".
+        half: Type of its half-precision products; None if all are in fp32.
+    """
+    if wanted == "stock" or device.type != "cpu":
+        return STOCK
+    return replace(_find_fp32(model), emulated=half if half and not multiplies(half) else None)
+
+
+def _find_fp32(model: nn.Module) -> Products:
+    """Return the fastest way to compute fp32 products.
+
+    That is torch's default if the model has no fp32 linear layers or only small ones, or oneDNN is not available.
     """
     weights = [layer.weight for layer in model.modules() if isinstance(layer, nn.Linear)]
     weights = [weight for weight in weights if weight.dtype == torch.float32 and weight.ndim == 2]
-    if wanted == "stock" or device.type != "cpu" or not weights or not torch.backends.mkldnn.is_available():
+    if not weights or not torch.backends.mkldnn.is_available():
         return STOCK
     outputs, inputs = max((weight.shape for weight in weights), key=lambda shape: shape[0] * shape[1])
     if inputs * outputs < SMALL:

@@ -16,7 +16,7 @@ from lora_drop.data.batches import row_lengths, split_batch
 from lora_drop.data.sentences import Collate
 from lora_drop.training.environment import keep_few_shapes
 from lora_drop.training.packing import Layout, Packing, prepare
-from lora_drop.training.packing.frozen import Frozen, Half, frozen_layers, multiplies_bf16, multiplies_fp16, ready
+from lora_drop.training.packing.frozen import Frozen, Half, frozen_layers, multiplies, ready
 from lora_drop.training.products import Products, find_products
 
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -99,9 +99,9 @@ def find_way(
     """
     keep_few_shapes()
     device, half = next(model.parameters()).device, HALF.get(config.precision)
-    products = processes.by_first(lambda: find_products(model, device, config.products))
+    products = processes.by_first(lambda: find_products(model, device, config.products, half))
     # torch's own half-precision products are as fast, but it rounds the weights again each time
-    by_hand = device.type == "cuda" or (device.type == "cpu" and half == torch.bfloat16 and multiplies_bf16())
+    by_hand = device.type == "cuda" or (device.type == "cpu" and half == torch.bfloat16 and multiplies(half))
     kept = products.operator if half is None else by_hand and config.products != "stock"
     frozen = frozen_layers(model) if kept else {}
     if config.packing == "never":
@@ -132,12 +132,11 @@ def _may_replay(device: torch.device, config: TrainConfig) -> bool:
 def why_slow(device: torch.device, precision: str) -> str:
     """Return the reason why a half precision costs time on a device instead of saving it; empty if it saves time."""
     if device.type == "cpu":
-        fast = {"bf16": multiplies_bf16, "fp16": multiplies_fp16}
-        slow, name, better = precision in fast and not fast[precision](), "CPU", "fp32"
+        slow, name, better = precision in HALF and not multiplies(HALF[precision]), "CPU", "fp32"
     else:
         old = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] < BF16_CAPABILITY
         slow, name, better = old and precision == "bf16", "GPU", "fp16"
-    return f"this {name} has no instructions for {precision}, so it is far slower than {better}" if slow else ""
+    return f"this {name} has no instructions for {precision}, so it takes longer than {better}" if slow else ""
 
 
 def autocast(device: torch.device, half: torch.dtype | None) -> torch.autocast | nullcontext[None]:

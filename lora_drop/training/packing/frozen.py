@@ -28,14 +28,15 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
-def multiplies_bf16() -> bool:
-    """Return True if oneDNN supports bf16 products on this CPU; AVX2 alone is not enough."""
-    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+def multiplies(half: torch.dtype) -> bool:
+    """Return True if oneDNN supports products of bfloat16 or float16 on this CPU.
 
-
-def multiplies_fp16() -> bool:
-    """Return True if oneDNN supports fp16 products on this CPU, as few do."""
-    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
+    AVX2 alone is not enough for either, and few CPUs have float16.
+    """
+    if not torch.backends.mkldnn.is_available():
+        return False
+    bf16 = half == torch.bfloat16
+    return bool((torch.ops.mkldnn._is_mkldnn_bf16_supported if bf16 else torch.ops.mkldnn._is_mkldnn_fp16_supported)())
 
 
 class Frozen:
