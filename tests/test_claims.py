@@ -100,6 +100,17 @@ def test_tasks_in_which_nothing_was_learnt_decide_no_claim():
     assert [len(values) for values in found.differences.values()] == [3] and found.verdict == "undecided"
 
 
+def test_a_task_is_judged_by_its_primary_metric_whatever_else_is_shown():
+    found = [record(row, "mrpc", 0, 0.68, metrics={"accuracy": 0.68, "f1": 0.81}) for row in ("lora", "lora_drop")]
+    layout = {**found[0].layout, "metrics": ["accuracy", "f1"]}
+    table = build_tables([replace(each, layout=layout, examples=408) for each in found])[0]
+    assert [(column.metric, column.learnt) for column in table.columns if column.task == "mrpc"] == [
+        ("accuracy", False),
+        ("f1", True),  # it has no bound
+    ]
+    assert table.learnt == set()
+
+
 def test_a_claim_is_judged_also_if_some_records_are_older_than_it():
     table = claimed((1.0, 2.0, 1.5, 1.0, 2.0, 1.2))
     old = replace(

@@ -8,7 +8,9 @@ import pytest
 from matplotlib.figure import Figure
 from measured import RESULTS, record
 
+from lora_drop.errors import UserError
 from lora_drop.experiments.agreement import between_rows, retained_alike, seeds_and_tasks
+from lora_drop.experiments.figures.criteria import points_of
 from lora_drop.experiments.markdown import to_markdown
 from lora_drop.experiments.plots import OWN, shade
 from lora_drop.experiments.records import read_records
@@ -102,6 +104,51 @@ def test_the_dashed_line_joins_what_nothing_beats_with_as_few_parameters():
     (axis, *_) = FIGURES.get("tradeoff").of(build_tables(records)[0]).axes
     (line,) = [line for line in axis.lines if line.get_linestyle() == "--"]
     assert list(line.get_xdata()) == [100, 150, 300] and list(line.get_ydata()) == pytest.approx([70, 75, 80])
+
+
+def test_the_dashed_line_is_that_of_the_sizes_not_of_places_side_by_side():
+    scores = {"lora_drop": 0.75, "vera": 0.74, "sparse_adapter": 0.78}  # the first is drawn to the left of the others
+    records = [
+        record("lora", "rte", 0, 0.80),
+        *(record(row, "rte", 0, score, parameters={"adapter": 150, "head": 0}) for row, score in scores.items()),
+    ]
+    (axis, *_) = FIGURES.get("tradeoff").of(build_tables(records)[0]).axes
+    (line,) = [line for line in axis.lines if line.get_linestyle() == "--"]
+    assert list(line.get_xdata()) == [150, 294912] and list(line.get_ydata()) == pytest.approx([78, 80])
+
+
+def test_adapters_without_parameters_have_no_tradeoff():
+    none = record("lora", "rte", 0, 0.8, parameters={"adapter": 0, "head": 66})
+    assert FIGURES.get("tradeoff").of(build_tables([none])[0]) is None
+
+
+def test_the_distribution_has_panels_for_each_task():
+    norms = [{"projection": name, "layer": layer, "norms": [1.0, 2.0, 3.0]} for name in "qv" for layer in (0, 1)]
+    records = [record("lora", task, seed, 0.8, norms=norms) for task in ("rte", "cola") for seed in (1, 0)]
+    figure = FIGURES.get("distribution").of(build_tables(records)[0])
+    titles = [axis.get_title() for axis in figure.axes]
+    assert titles == [f"{task}, {name} (3 examples, seed 1)" for task in ("RTE", "CoLA") for name in "qv"]
+
+
+def test_criteria_are_compared_by_lora_drop_alone():
+    criteria = {"output": {}, "weight": {"score": {"criterion": "weight"}}}
+    records = [
+        record(name, "rte", 0, 0.8, method="lora_drop", config={"method": {"name": "lora_drop"}, **changed})
+        for name, changed in criteria.items()
+    ]
+    inverse = {"method": {"name": "lora_drop", "policy": "inverse"}}
+    others = [record("vera", "rte", 0, 0.7), record("x", "rte", 0, 0.7, method="lora_drop", config=inverse)]
+    assert points_of([*others, *records]) == {name: [(294912, 80, 0)] for name in criteria}
+
+
+def test_a_figure_that_is_not_known_is_told_and_the_others_drawn(tmp_path):
+    layout = {**record("lora", "rte", 0, 0.8).layout, "figures": ["mine", "tradeoff"]}
+    tables, told = build_tables([record("lora", "rte", 0, 0.8, layout=layout)]), []
+    draw(tables, tmp_path, told.append)
+    assert len(told) == 1 and "'mine'" in told[0] and "--plugin" in told[0]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["tradeoff.pdf", "tradeoff.png"]
+    with pytest.raises(UserError, match="mine"):
+        draw(tables, tmp_path)
 
 
 def test_rows_of_one_size_stand_beside_each_other_and_full_fine_tuning_is_a_line():

@@ -89,6 +89,12 @@ def test_a_row_with_a_threshold_has_no_budget_of_the_experiment(tmp_path):
     assert half.budget == 0.5 and (most.threshold, most.budget) == (0.7, None)
 
 
+def test_a_threshold_that_removes_a_rows_budget_is_an_override_even_if_it_is_the_default():
+    asked = Choice(tasks=["rte"], rows=["half", "lora_drop"], seeds=[0], overrides=["method.threshold=0.9"])
+    for run in expand(load_experiment("mpnet"), asked):
+        assert run.config.method.budget is None and run.overrides == {"method.budget": None}
+
+
 def test_every_sample_ratio_of_figure11_takes_the_same_number_of_steps():
     """Those of three epochs over a tenth of RTE's 2,490 rows, in the batches of its warm-up."""
     configs = [run.config for run in expand(load_experiment("figure11"), Choice())]

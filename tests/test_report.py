@@ -174,6 +174,22 @@ def test_csv_is_unrounded_and_latex_is_balanced():
     assert len({row.count("&") for row in body}) == 1 and r"90.3 $\pm$ 0.3 (3)" in latex
 
 
+def test_csv_has_the_layers_of_runs_that_end_with_the_selection():
+    kept = {"projections": {"query": {"retained": [0, 2], "shared": [1]}}}
+    (line,) = csv.DictReader(
+        io.StringIO(to_csv(build_tables([record("lora", "rte", 0, 0, metrics={}, selection=kept)])))
+    )
+    assert (line["row"], line["retained"], line["mean"]) == ("lora", "query:2", "")
+
+
+def test_rows_that_are_held_out_are_told():
+    config = {"task": "rte", "seed": 0, "train": {"held_out": 0.1}}
+    assert "Held out of training (train.held_out): 10% of" in to_markdown(
+        build_tables([record("lora", "rte", 0, 0.8, config=config)])
+    )
+    assert "Held out" not in to_markdown(build_tables([record("lora", "rte", 0, 0.8)]))
+
+
 def test_text_metrics_are_not_percent():
     tables = build_tables([record("lora", "rte", 0, 43.4, percent=False)])
     assert cells(tables)["lora", "rte"].mean == 43.4

@@ -55,6 +55,13 @@ def test_only_runs_that_differ_in_the_policy_alone_are_compared():
     assert choices(table(chosen("threshold", "rte", 0, 0.7, 0.5), chosen("random", "rte", 0, 0.6, 0.5))) == []
 
 
+def test_runs_from_before_a_key_existed_are_compared_with_later_ones():
+    older, *later = three("rte", 0, (0.76, 0.70, 0.64))
+    later = [replace(each, config={**each.config, "train": {"max_grad_norm": 1.0}}) for each in later]  # the default
+    (group,) = choices(table(older, *later))
+    assert len(group) == 3
+
+
 def test_slopes_are_in_the_report_also_on_held_out_rows_and_drawn():
     runs = [
         replace(each, epochs=[{"epoch": 3, "held_out": 1 - each.metrics["accuracy"] / 2}])

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from lora_drop.errors import UserError
 from lora_drop.pruning.scores import Scored, normalise
-from lora_drop.pruning.selection import Selection, rule_of, select
+from lora_drop.pruning.selection import Selection, check_budget, rule_of, select
 
 SIZE = 100
 
@@ -86,10 +86,18 @@ def test_a_budget_is_kept_and_used(query, value, budget):
         assume(False)
         return
     whole = len(scored) * SIZE
-    assert selection.trainable_parameters <= budget * whole
+    assert selection.trainable_parameters <= budget * whole + 1e-6
     assert selection == select(scored, threshold=selection.threshold)
     higher = select(scored, threshold=min(1.0, selection.threshold + 1e-9))
-    assert selection.threshold == 1.0 or higher.trainable_parameters > budget * whole
+    assert selection.threshold == 1.0 or higher.trainable_parameters > budget * whole + 1e-6
+
+
+def test_a_budget_that_is_met_exactly_is_used_though_floats_fall_short():
+    scored = [replace(row, parameters=9216) for row in rows(query=[1 / 2**layer for layer in range(20)])]
+    assert 0.35 * (20 * 9216) < 7 * 9216
+    selection = select(scored, budget=0.35)
+    assert selection.trainable_parameters == 7 * 9216 and len(selection.projections["query"].retained) == 6
+    check_budget([("query", 64512), ("query", 119808)], 0.35, share=False)
 
 
 def test_a_budget_needs_no_layers_of_importance_0():

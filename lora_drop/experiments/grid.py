@@ -265,7 +265,8 @@ def _asked(choice: Choice) -> list[str]:
     for name in choice.files:
         merge(nested, read_config(name))
     override(nested, choice.overrides, choice.flags, [])
-    return [key for key in leaves(nested) if key not in (*WHERE_KEYS, "seed", "task")]
+    keys = [key for key in leaves(nested) if key not in (*WHERE_KEYS, "seed", "task")]
+    return [*keys, *["method.budget"] * ("method.threshold" in keys)]  # a threshold removes a row's budget
 
 
 def _planned(experiment: Experiment, row: str, task: str, seed: int, choice: Choice) -> Planned:

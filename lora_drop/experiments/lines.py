@@ -50,6 +50,8 @@ def notes(table: Table) -> list[str]:
     if rows:
         used = (f"{title} " + ", ".join(f"{count:,} {part}" for part, count in parts) for title, *parts in rows)
         found.append(f"Rows used: {'; '.join(used)}.")
+    for share in sorted({record.config.get("train", {}).get("held_out", 0.0) for record in trained} - {0.0}):
+        found.append(f"Held out of training (train.held_out): {share:.0%} of the training rows.")
     if any(not column.learnt for column in table.columns):
         found.append(_unlearnt(table))
     fewer = [(each.task_title, *each.deviations["train.epochs"]) for each in trained if "e" in limits(each)]

@@ -66,7 +66,7 @@ def report(
         for name, render in TEXTS.items() if tables else ():  # else each record was left out
             write_text(folder / name, render(tables))
         if figures:
-            draw(tables, folder)
+            draw(tables, folder, tell)
     last = faults.pop() if faults and not written else None
     for fault in faults:
         assert tell is not None  # else it was raised
@@ -76,8 +76,11 @@ def report(
     return written
 
 
-def draw(tables: Sequence[Table], folder: Path) -> None:
+def draw(tables: Sequence[Table], folder: Path, tell: Callable[[str], None] | None = None) -> None:
     """Draw the figures that the experiment names, as PDF and PNG; those after the first table are numbered.
+
+    A figure that is not known, such as one of a plugin that is not loaded, is told to `tell` and left out; without
+    `tell`, it raises UserError.
 
     Leftovers of an earlier, larger report are removed: files with such a name that `save_figure` has written.
     """
@@ -86,6 +89,9 @@ def draw(tables: Sequence[Table], folder: Path) -> None:
     drawn = set()
     for number, table in enumerate(tables, 1):
         for name in table.figures:
+            if tell is not None and name not in FIGURES.names():
+                tell(f"{folder}: the figure {name!r} is not known, so it was not drawn. Load its plugin with --plugin.")
+                continue
             figure = FIGURES.get(name).of(table)
             for suffix in ("png", "pdf") if figure else ():
                 path = folder / f"{name}{f'-{number}' if number > 1 else ''}.{suffix}"

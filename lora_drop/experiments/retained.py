@@ -15,9 +15,10 @@ from statistics import fmean
 
 import numpy as np
 
+from lora_drop.config.strict import leaves
 from lora_drop.experiments.claims import Score, held_out_score, kept_score
 from lora_drop.experiments.means import Mean, mean_over_tasks
-from lora_drop.experiments.records import Record
+from lora_drop.experiments.records import Record, settings_today
 from lora_drop.experiments.table import Table
 
 STEP = 10.0
@@ -43,7 +44,7 @@ def choices(table: Table) -> list[Choices]:
     groups: dict[tuple[str, int], dict[str, list[Record]]] = {}
     for record in table.records:
         if record.task in table.learnt and record.metrics and record.selection.get("projections"):
-            setting = {**record.config, "method": {**record.config.get("method", {}), "policy": None}}
+            setting = {**leaves(settings_today(vars(record))), "method.policy": None}
             found = groups.setdefault((record.task, record.seed), {})
             found.setdefault(json.dumps(setting, sort_keys=True), []).append(record)
     largest = [max(settings.values(), key=len) for settings in groups.values()]

@@ -19,7 +19,7 @@ CSV_COLUMNS = (
 
 
 def to_csv(tables: Sequence[Table]) -> str:
-    """Return one line per cell, and per average, unrounded."""
+    """Return one line per cell and average, unrounded; and one for a row without scores, which may retain layers."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(CSV_COLUMNS)
@@ -35,6 +35,8 @@ def _csv_lines(table: Table, row: Row) -> Iterator[list[object]]:
         sizes, theirs = (row.parameters, row.head), row.published.get("average")
         average = Cell(row.average, None, (), row.average_flags, *sizes, None, None, None, theirs, row.difference)
         cells.append(("average", "", average))
+    if not cells and row.retained:  # its runs end with the selection
+        yield [*map(csv_cell, (table.experiment, table.backbone, asked, row.name, row.title, retained)), *[""] * 14]
     for task, metric, cell in cells:
         head = [table.experiment, table.backbone, asked, row.name, row.title, retained, task, metric]
         seeds = [len(cell.seeds) or "", " ".join(map(str, cell.seeds))]

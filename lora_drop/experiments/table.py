@@ -106,8 +106,12 @@ class Table:
 
     @property
     def learnt(self) -> set[str]:
-        """The tasks in which something was learnt; only these are compared."""
-        return {column.task for column in self.columns if column.learnt}
+        """The tasks in which something was learnt, by their primary metric; only these are compared."""
+        by_task: dict[str, list[Record]] = {}
+        for record in self.records:
+            by_task.setdefault(record.task, []).append(record)
+        primary = {record.task: record.primary for record in self.records if record.metrics}
+        return {task for task, mine in by_task.items() if not nothing_learnt(mine, primary.get(task, ""))}
 
 
 def build_tables(records: Sequence[Record]) -> list[Table]:

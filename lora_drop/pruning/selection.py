@@ -273,7 +273,7 @@ def _parameters(scored: Iterable[Scored], projections: Mapping[str, Layers], sha
 
 def _threshold_for(scored: list[Scored], budget: float, share: bool) -> float:
     """Return the largest T that fits the budget. Candidates are the sums of importances at which a layer is added."""
-    allowed = budget * sum(row.parameters for row in scored)
+    allowed = _allowed(budget, sum(row.parameters for row in scored))
     by_projection = _by_projection(scored)
     steps = {1.0}
     for importances in by_projection.values():
@@ -292,6 +292,11 @@ def _threshold_for(scored: list[Scored], budget: float, share: bool) -> float:
     return fitting[-1]
 
 
+def _allowed(budget: float, total: int) -> int:
+    """Return the most parameters within a share of `total`. In floats, 0.35 of 184,320 is less than 64,512."""
+    return math.floor(budget * total + 1e-6)
+
+
 def check_budget(sizes: Iterable[tuple[str, int]], budget: float, share: bool) -> None:
     """Raise UserError if a budget is too small for any selection.
 
@@ -307,7 +312,7 @@ def check_budget(sizes: Iterable[tuple[str, int]], budget: float, share: bool) -
         by_projection.setdefault(projection, []).append(size)
     least = sum(sum(sorted(found)[: 1 + share]) for found in by_projection.values())
     total = sum(map(sum, by_projection.values()))
-    if least > budget * total:
+    if least > _allowed(budget, total):
         raise _too_small(budget, least / total, share)
 
 

@@ -2,7 +2,7 @@
 
 torch computes them there by general code, in 9 to 36 times the time of fp32 products (bf16 on a Zen 3). Here a product
 of half-precision matrices is computed in fp32 and its result is rounded. The instructions do the same: they multiply
-rounded numbers and add in fp32. So a CPU without them gives the numbers of one with them, up to the order of the sums.
+rounded numbers and add in fp32. So a CPU without them gives the numbers of one with them, up to rounding.
 """
 
 from __future__ import annotations

@@ -47,10 +47,13 @@ def draw(table: Table, records: list[Record]) -> Drawing:
 
 
 def points_of(records: list[Record]) -> Points:
-    """Return, by criterion, a point (parameters, score, deviation of the score) for each row, averaged over seeds."""
+    """Return, by criterion, a point (parameters, score, deviation of the score) for each row, averaged over seeds.
+
+    Rows that are no LoRA-drop as in the paper (other methods, ablations) have none.
+    """
     rows: dict[tuple[str, str], list[Record]] = defaultdict(list)
     for record in records:
-        if record.method != "lora":
+        if record.own:
             rows[criterion_of(record.config), record.row].append(record)
     points: Points = defaultdict(list)
     for (name, _), mine in rows.items():

@@ -33,11 +33,13 @@ LABELLED = 8
 """Most points of a panel with their names beside them; more names would cover each other and go into a legend."""
 
 
-def draw(table: Table, records: list[Record]) -> Drawing:
-    """Draw the columns that have a score."""
+def draw(table: Table, records: list[Record]) -> Drawing | None:
+    """Draw the columns that have a score; return None if no adapter has parameters."""
     columns = [column for column in table.columns if any(column.key in row.cells for row in table.rows)]
     across = {record.row for record in records if record.method == "full"}
     sizes = _sizes([row for row in table.rows if row.name not in across]) or _sizes(table.rows)
+    if not sizes:
+        return None
     spread = max(sizes) / min(sizes)
     figure, axes = task_panels(len(columns), 3.4, "score", sharex=True)
     styles = _styles(table, {record.row for record in records if record.own})
@@ -57,7 +59,7 @@ def draw(table: Table, records: list[Record]) -> Drawing:
             shown[row.title] = axis.errorbar(place, cell.mean, yerr=cell.deviation, label=title, **style)
             points.append((place, cell.mean, title, OWN if style["color"] == OWN else "black"))
         named.append((axis, points))
-        _pareto(axis, points)
+        _pareto(axis, [(cell.parameters or 0.0, cell.mean) for row, cell in cells if row.name not in across])
         _scale(axis, spread)
         axis.set_title(plain(column.title) + ("" if column.learnt else " (nothing was learnt)"), fontsize=10)
         axis.set_xlabel("trainable parameters")
@@ -102,14 +104,14 @@ def _line_across(axis: Any, title: str, score: float) -> None:
     axis.text(1, score, title, transform=axis.get_yaxis_transform(), ha="right", va="bottom", fontsize=7.5)
 
 
-def _pareto(axis: Any, points: list[Point]) -> None:
-    """Join by steps the rows that no other row beats with as few parameters."""
-    best: list[Point] = []
-    for point in sorted(points, key=lambda point: (point[0], -point[1])):
-        if not best or point[1] > best[-1][1]:
-            best.append(point)
+def _pareto(axis: Any, points: Sequence[tuple[float, float]]) -> None:
+    """Join by steps the rows (parameters, score) that no other row beats with as few parameters."""
+    best: list[tuple[float, float]] = []
+    for size, score in sorted(points, key=lambda point: (point[0], -point[1])):
+        if not best or score > best[-1][1]:
+            best.append((size, score))
     if len(best) > 1:
-        across, up = [point[0] for point in best], [point[1] for point in best]
+        across, up = zip(*best, strict=True)
         axis.step(across, up, where="post", color="0.6", linewidth=0.9, linestyle="--", zorder=0)
 
 
