@@ -53,7 +53,11 @@ function select(data, T) {
 }
 
 const grouped = (value) => value.toLocaleString("en-US");
-const percent = (value) => `${(100 * value).toFixed(0)} %`;
+/** A share in percent, a half rounded to the even number as Python does. */
+function percent(value) {
+  const exact = 100 * value, below = Math.floor(exact);
+  return `${exact - below === 0.5 ? below + (below % 2) : Math.round(exact)} %`;
+}
 
 /** Ascending numbers with runs of three and more as spans: "0, 3 to 7". */
 function spans(numbers) {
