@@ -6,11 +6,16 @@ import shutil
 
 import pytest
 import torch
-from architectures import ALL, Architecture, make_checkpoint, run, tokenizer
+from architectures import ALL, GROUPED, SIZES, Architecture, make_checkpoint, run, tokenizer
 from edits import accept_outputs, edit_config, edit_stages
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedTokenizerFast,
+)
 
 import lora_drop
 from lora_drop.cli.app import main
@@ -81,6 +86,10 @@ FAULTY_WEIGHTS = {
     "hold NaN or infinity": with_nan,
     "are incomplete: 16 tensors": lambda weights: {k: v for k, v in weights.items() if ".layer.2." not in k},
     "missing, such as bert.embeddings.word": lambda weights: {k: v for k, v in weights.items() if "word_emb" not in k},
+    "missing, such as bert.embeddings.pos": lambda weights: {k: v for k, v in weights.items() if "position_e" not in k},
+    "missing, such as bert.embeddings.LayerNorm": lambda weights: {
+        k: v for k, v in weights.items() if "embeddings.LayerNorm" not in k
+    },
     "has the shape": lambda weights: {
         k: torch.zeros(8, 8) if k.endswith("layer.0.output.dense.weight") else v for k, v in weights.items()
     },
@@ -92,6 +101,47 @@ def test_weights_that_would_be_random_or_nan_are_refused(what, folder):
     change_weights(folder, FAULTY_WEIGHTS[what])
     with pytest.raises(UserError, match=what):
         load(folder)
+
+
+@pytest.mark.parametrize(("name", "norm"), [("llama", "model.norm"), ("gpt2", "transformer.ln_f")])
+def test_a_last_norm_that_would_be_random_is_refused(name, norm, tmp_path):
+    folder = make_checkpoint(tmp_path / "backbone", BY_NAME[name])
+    change_weights(folder, lambda weights: {k: v for k, v in weights.items() if not k.startswith(norm)})
+    for task in ("toy-nli", "toy-nlg"):
+        with pytest.raises(UserError, match=f"are incomplete: . tensors .* such as {norm}"):
+            load(folder, task)
+
+
+def test_a_tokenizer_that_makes_no_mask_is_asked_for_one(folder):
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "model_input_names": ["input_ids"]}))
+    _, tokens, _ = load(folder)
+    batch = tokens.pad([tokens("a"), tokens("a longer text")], return_tensors="pt")
+    assert batch["attention_mask"].sum(1).tolist() == [3, 15]
+
+
+COMPOSITE = {
+    "text_config": {**GROUPED, "vocab_size": 260, "head_dim": 8},
+    "vision_config": {**SIZES, "num_hidden_layers": 1, "image_size": 16, "patch_size": 8},
+    "mm_tokens_per_image": 4,
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "task"),
+    [
+        ("codegen", {"n_embd": 32, "n_layer": 2, "n_head": 4, "rotary_dim": 4, "vocab_size": 260}, "toy-nlg"),
+        ("gemma3", COMPOSITE, "toy-nlg"),
+        ("gemma3", COMPOSITE, "toy-nli"),
+    ],
+)
+def test_a_configuration_without_a_padding_token_gets_the_tokenizers(name, options, task, tmp_path):
+    config = AutoConfig.for_model(name, **options)
+    assert not hasattr(config, "pad_token_id")
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    tokenizer(1).save_pretrained(tmp_path)
+    model, _, _ = load(tmp_path, task)
+    assert model.config.pad_token_id == model.config.get_text_config().pad_token_id == 1
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt_neox", "phi"])

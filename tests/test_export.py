@@ -119,6 +119,9 @@ def test_the_compact_form_holds_what_is_shared_once(run, folder, tmp_path, capsy
     model, whole = lora_drop.load_adapter(plain(folder), tmp_path / "c"), lora_drop.load_run(run, "cpu")[0]
     assert torch.equal(logits(model, folder), logits(whole, folder))
     assert ties(model) == ties(whole) != []
+    for given in (plain(folder).eval(), plain(folder).train()):  # dropout as in the model that was given
+        training = given.training
+        assert {part.training for part in lora_drop.load_adapter(given, tmp_path / "c").modules()} == {training}
     torch.manual_seed(7)
     wanted = torch.rand(1)
     another = plain(folder)

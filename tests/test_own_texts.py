@@ -79,6 +79,14 @@ def test_a_long_conversation_loses_its_beginning_and_a_long_answer_its_end(token
     assert text(tokenizer, asked["input_ids"][0]) == "tant>" and cut.prompts == 1
 
 
+def test_a_template_that_tells_the_date_gives_the_same_tokens_on_any_day(tokenizer, monkeypatch):
+    named = "{% if not date is defined %}{% set date = strftime_now('%d %b %Y') %}{% endif %}Today: {{ date }} "
+    inside = "{% macro day() %}{{ strftime_now('%Y-%m-%d') }}{% endmacro %}{{ day() }}\n"
+    monkeypatch.setattr(tokenizer, "chat_template", named + inside + TEMPLATE)
+    encoded, _ = encode_chats(chat_rows(TALK), tokenizer, 200)
+    assert text(tokenizer, encoded["input_ids"][0]).startswith("Today: 26 Jul 2024 2024-07-26\n<s><user>Hi\n")
+
+
 def test_templates_that_do_not_fit_are_refused(tokenizer):
     tokenizer.chat_template = "{% for turn in messages %}{{ turn.content if loop.last else '-' }}{% endfor %}"
     with pytest.raises(UserError, match="writes turn 2 differently"):

@@ -39,6 +39,8 @@ def adapters(tmp_path_factory):
         ("lora_bias", "lora_bias", True),
         ("tokens", "trainable_token_indices", [3]),
         ("rslora", "use_rslora", True),
+        ("kasa", "kasa_config", {}),
+        ("qalora", "use_qalora", True),
     )
     for name, key, value in others:
         shutil.copytree(whole, folder / name)
@@ -92,6 +94,8 @@ def adapters(tmp_path_factory):
         ("run", "tiny:bert", ["-o", "train.start_from={lora}"], "Check that it is an adapter of this backbone"),
         ("run", "tiny:roberta", ["-o", "train.start_from={lora}", "-o", "method.rank=4"], "Set method.rank"),
         ("run", "tiny:roberta", ["-o", "train.start_from={pissa}"], "moves a part of W into B A"),
+        ("run", "tiny:roberta", ["-o", "train.start_from={kasa}"], "one scaling (kasa_config)"),
+        ("run", "tiny:roberta", ["-o", "train.start_from={qalora}"], "one scaling (use_qalora)"),
         ("run", "tiny:roberta", ["-o", "train.start_from={bias}"], "trained with bias='lora_only'"),
         ("run", "tiny:roberta", ["-o", "train.start_from={lora_bias}"], "trained with lora_bias=True"),
         ("run", "tiny:roberta", ["-o", "train.start_from={tokens}"], "trained with trainable_token_indices=[3]"),

@@ -141,6 +141,14 @@ def same(one, two):
     return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
 
 
+@pytest.mark.parametrize("epochs", [1.5, 2.0])  # 5 steps of 3 an epoch, and the end of an epoch
+def test_a_finished_training_is_not_trained_further(epochs, tmp_path):
+    """Its stage may have been killed later: a warm-up is saved only after its scoring."""
+    first, outcome = train(tmp_path / "a", epochs=epochs, scheduler="constant")
+    second, again = train(tmp_path / "a", epochs=epochs, scheduler="constant")
+    assert same(first, second) and outcome == again and outcome.steps == (5 if epochs == 1.5 else 6)
+
+
 def test_the_same_seed_gives_the_same_bits_and_another_does_not(tmp_path):
     first, outcome = train(tmp_path / "a")
     second, again = train(tmp_path / "b")

@@ -13,6 +13,18 @@ from lora_drop.errors import UserError
 from lora_drop.faults import foreign
 
 Messages = list[dict[str, str]]
+DATE = {
+    **{"%d": "26", "%b": "Jul", "%B": "July", "%m": "07", "%Y": "2024", "%y": "24", "%A": "Friday", "%a": "Fri"},
+    **{"%H": "00", "%I": "12", "%M": "00", "%S": "00", "%p": "AM"},
+}
+"""Today, for templates that tell it to the model: the same text must give the same tokens on any day. It is the default
+of Llama 3's template."""
+TODAY = (
+    "{% macro strftime_now(format) %}{{ format"
+    + "".join(f".replace('{code}', '{value}')" for code, value in DATE.items())
+    + " }}{% endmacro %}"
+)
+"""A macro that takes the place of transformers' function of this name in a template."""
 
 
 def encode_chats(rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> tuple[Dataset, Cut]:
@@ -112,7 +124,11 @@ def _answer(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
 
 def _render(tokenizer: PreTrainedTokenizerBase, messages: Messages, asks: bool) -> str:
     with foreign("The chat template of the backbone's tokenizer refuses a conversation"):  # such as a system role
-        rendered: Any = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=asks)
+        template = tokenizer.get_chat_template()
+        template = TODAY + template if "strftime_now" in template else template
+        rendered: Any = tokenizer.apply_chat_template(
+            messages, chat_template=template, tokenize=False, add_generation_prompt=asks
+        )
     return str(rendered)
 
 

@@ -63,8 +63,9 @@ def load_adapter(model: PreTrainedModel, folder: str | Path) -> PeftModel:
             "The model already has an adapter, whose layers share nothing. Give the plain pretrained model: "
             "load_adapter adds the adapter and ties the layers that share."
         )
+    training = model.training
     with random_state_kept():
-        return load(model, Path(folder))
+        return load(model, Path(folder)).train(training)  # PEFT's dropout begins in train mode
 
 
 def load(backbone: PreTrainedModel, folder: Path) -> PeftModel:

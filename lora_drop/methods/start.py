@@ -18,16 +18,23 @@ from lora_drop.methods.lora import read_config, read_weights
 from lora_drop.pruning.adapters import KEEPS_W, Lora, loras
 from lora_drop.pruning.tensor_names import HALVES, PREFIX, tensor_name
 
+VARIANTS = (
+    *("rank_pattern", "alpha_pattern", "layer_replication", "use_dora", "use_qalora", "use_bdlora", "velora_config"),
+    *("alora_invocation_tokens", "monteclora_config", "arrow_config", "kasa_config", "target_parameters"),
+)
+"""Keys of PEFT's configuration that make a LoRA another function of x than one scaling · B A."""
+
 
 def check_start(method: Method, path: str) -> None:
     """Raise UserError unless the method can start from the adapter at `path`."""
     if not method.starts:
         raise UserError(f"train.start_from is for lora and lora_drop, but the method is {method.name}. Leave it empty.")
     config = read_config(adapter_folder(path))
-    if not isinstance(config, LoraConfig) or config.use_dora or config.alpha_pattern or config.rank_pattern:
+    variant = next((f" ({key})" for key in VARIANTS if getattr(config, key, None)), "")
+    if not isinstance(config, LoraConfig) or variant:
         raise UserError(
-            f"train.start_from={path} is not a plain LoRA of one rank and one scaling, which is all that training can "
-            "start from."
+            f"train.start_from={path} is not a plain LoRA of one rank and one scaling{variant}, which is all that "
+            "training can start from."
         )
     learnt = {
         "bias": config.bias != "none",
@@ -94,11 +101,11 @@ def start_from(model: nn.Module, folder: Path) -> str:
             f"{folder} has no LoRA on any module that has one in this model. Check that it is an adapter of this "
             "backbone, and method.target_projections."
         )
-    head = "its head" if _take_head(model, weights) else "a fresh head"
+    head = ", and its head" if _take_head(model, weights) else ", and a fresh head" * bool(head_parameters(model))
     here = {tensor_name(name, half) for group in groups.values() for name, _ in group for half in HALVES}
     others = sum(".lora_A." in name and name not in here for name in weights)
     left = f"; left out, on other modules: {others}" if others else ""
-    return f"started from {folder}: {taken} of {len(groups)} LoRAs, and {head}{left}"
+    return f"started from {folder}: {taken} of {len(groups)} LoRAs{head}{left}"
 
 
 def _refuse_modules(model: nn.Module, weights: dict[str, Tensor], folder: Path) -> None:

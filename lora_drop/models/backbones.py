@@ -98,6 +98,8 @@ def load_tokenizer(
     tokenizer = kind.tokenizer(backbone)
     check_tokenizer(backbone.name, tokenizer, kind.config(backbone), notice)
     tokenizer.padding_side = "left" if causal else "right"
+    if "attention_mask" not in tokenizer.model_input_names:  # without it, the model would read the padding
+        tokenizer.model_input_names = [*tokenizer.model_input_names, "attention_mask"]
     return tokenizer
 
 
@@ -176,9 +178,11 @@ def load_meta_model(
 
 def _padded(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
     """Return the configuration with the padding token in use."""
-    if config.pad_token_id is None or config.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
-        # a decoder's classifier needs it to find the last token; an encoder's positions may count from its own
-        config.pad_token_id = tokenizer.pad_token_id
+    for part in (config, config.get_text_config()):  # two in a model that also reads images
+        # some configurations have no such key
+        if getattr(part, "pad_token_id", None) is None or config.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+            # a decoder's classifier needs it to find the last token; an encoder's positions may count from its own
+            part.pad_token_id = tokenizer.pad_token_id
     return config
 
 

@@ -79,16 +79,22 @@ def check_weights(
         notice: called if a head of another size is replaced.
 
     Raises:
-        UserError: if weights of layers or embeddings are missing, or the head of a language model that is to write
+        UserError: if weights of the model below its head are missing (other than a pooler's), or the head of a language model that is to write
             texts, if any weight outside the head has another shape, or if a weight is NaN or infinite.
     """
     missing: list[str] = sorted(report["missing_keys"])
     mismatched = {key: tuple(found) for key, found, _ in report["mismatched_keys"]}
     embeddings = _parameters_of(model, model.get_input_embeddings())
-    lost = [key for key in missing if in_block(key) or key in embeddings]
+    body = f"{model.base_model_prefix}."
+    lost = [
+        key
+        for key in missing
+        if in_block(key) or key in embeddings or (key.startswith(body) and not key.startswith(f"{body}pooler."))
+    ]
     if lost:
         raise UserError(
-            f"The weights of {name} are incomplete: {len(lost)} tensors of its layers or embeddings are missing, such as {lost[0]}."
+            f"The weights of {name} are incomplete: {len(lost)} tensors of its layers, norms or embeddings are missing, "
+            f"such as {lost[0]}."
         )
     if task.kind == "generation":
         _check_head(name, model, missing)

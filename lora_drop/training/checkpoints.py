@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import Trainer
+from transformers import Trainer, TrainerState
 
 from lora_drop import processes
 from lora_drop.files import digests_below, read_json, remove, sweep, write_folder, write_json
@@ -139,6 +139,18 @@ class Checkpointed(Trainer):
         load_trainable(self.trained, folder / WEIGHTS)
         if self.stepper is not None:
             self.stepper.restore(load_file(folder / STEPPER))
+
+    def restored(self, checkpoint: Path) -> bool:
+        """Return True if a checkpoint is that of the last step, whose weights and log the Trainer then has.
+
+        Otherwise nothing is changed. (The Trainer itself would train a step before it looks at their number.)
+        """
+        state = TrainerState.load_from_json(str(checkpoint / PROGRESS))
+        if state.global_step < self.args.max_steps:
+            return False
+        self._load_from_checkpoint(str(checkpoint))
+        self.state = state
+        return True
 
     def _states(self) -> dict[str, Any]:
         """Return the optimizer, the schedule and the scaler, by name, as far as they exist."""

@@ -131,6 +131,8 @@ def fit(
 def _train(trainer: _Trainer, start: Path | None, trackers: Trackers | None) -> None:
     """Train from `start`, or from scratch. On a signal, write a checkpoint and raise KeyboardInterrupt or Stopped."""
     history = trainer.history
+    if start and trainer.restored(start):
+        return
     if processes.rank():  # the Trainer gave all processes the same seed; different rows need different dropout
         torch.manual_seed(trainer.args.seed + SEEDS * processes.rank())
     with first_signal(history.interrupt), ExitStack() as last:
