@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from lora_drop.errors import UserError
 
@@ -143,6 +144,23 @@ def csv_cell(text: str) -> str:
     if not text.startswith(("=", "+", "-", "@", "\t", "\r")):
         return text
     return text if HARMLESS.fullmatch(text) else f"'{text}"
+
+
+def write_csv_row(file: TextIO, cells: Iterable[Any], dialect: str = "excel") -> None:
+    """Write a line of CSV. A line with a lone carriage return, which Python's writer leaves bare, is quoted."""
+    row = list(map(str, cells))
+    quoted = any("\r" in cell for cell in row)
+    csv.writer(file, dialect, lineterminator="\n", quoting=csv.QUOTE_ALL if quoted else csv.QUOTE_MINIMAL).writerow(row)
+
+
+def copy_files(source: Path, folder: Path) -> None:
+    """Copy what is in a folder into another, without the modes: copies of read-only files can be written."""
+    for path in sorted(source.rglob("*")):
+        place = folder / path.relative_to(source)
+        if path.is_dir():
+            place.mkdir(exist_ok=True)
+        else:
+            shutil.copyfile(path, place)
 
 
 def write_json(path: Path, content: Any) -> None:

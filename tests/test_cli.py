@@ -134,7 +134,12 @@ def test_what_the_shell_asks_is_answered():
 def test_the_schema_of_a_configuration_file_is_printed(capsys):
     with pytest.raises(SystemExit) as end:
         cli.main(["config", "--schema"])
-    assert end.value.code == 0 and "train" in json.loads(capsys.readouterr().out)["properties"]
+    whole = capsys.readouterr().out
+    assert end.value.code == 0 and "train" in json.loads(whole)["properties"]
+    with pytest.raises(SystemExit):
+        cli.main(["config", "--schema", "--json"])
+    (line,) = capsys.readouterr().out.splitlines()
+    assert json.loads(line) == json.loads(whole)
 
 
 def test_importing_the_package_imports_nothing_heavy():

@@ -4,6 +4,7 @@ import ast
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import own_data
 import pytest
@@ -20,6 +21,7 @@ import lora_drop
 from lora_drop.cli import app as cli
 from lora_drop.errors import UserError
 from lora_drop.export import merged
+from lora_drop.export.adapters import compact
 from lora_drop.files import read_json, write_json
 from lora_drop.methods.compact import write_compact
 from lora_drop.methods.folder import adapter_folder
@@ -319,6 +321,35 @@ def test_own_data_need_no_trained_adapter_for_a_recipe(tmp_path, monkeypatch, ca
             assert command("export", "run", "--to", form) == (0 if lines else 2)
             out, err = capsys.readouterr()
             assert lines[number] in out if lines else "has a rank_pattern" in err
+
+
+def test_a_text_replaces_no_file(run, tmp_path, capsys):
+    mine = tmp_path / "mine.csv"
+    mine.write_text("text,label\n")
+    for form in ("config", "axolotl"):
+        assert command("export", run, "--to", form, "--base", "acme/tiny", "--out", mine) == 2
+        assert f"{mine} exists. Remove it, or name another with --out." in " ".join(capsys.readouterr().err.split())
+    assert mine.read_text() == "text,label\n"
+
+
+def test_an_export_of_a_read_only_run_can_be_written(run, tmp_path):
+    other = tmp_path / "run"
+    shutil.copytree(run, other)
+    modes = {path: path.stat().st_mode for path in (other / "adapter", *(other / "adapter").iterdir())}
+    for path, mode in modes.items():
+        path.chmod(mode & ~0o222)
+    assert command("export", other, "--to", "peft", "--base", "acme/tiny", "--out", tmp_path / "p") == 0
+    assert all(path.stat().st_mode & 0o200 for path in (tmp_path / "p", *(tmp_path / "p").iterdir()))
+
+
+def test_the_compact_form_has_the_names_of_the_labels(run, tmp_path):
+    source = SimpleNamespace(adapter=tmp_path / "adapter", base="acme/tiny", revision=None)
+    shutil.copytree(run / "adapter", source.adapter)
+    for name in ("config.json", "task.json"):  # as in a run on own data
+        (source.adapter / name).write_text(name)
+    (tmp_path / "c").mkdir()
+    compact(source, tmp_path / "c")
+    assert all((tmp_path / "c" / name).read_text() == name for name in ("config.json", "task.json"))
 
 
 @pytest.mark.parametrize("base", [r"C:\new\model", 'a"b', "x/{y}", "naïve/😀"])

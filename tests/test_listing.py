@@ -123,8 +123,21 @@ def test_clean_says_how_much_asks_and_keeps_what_is_needed(tmp_path, capsys, mon
     capsys.readouterr()
     assert command("runs", "clean", tmp_path, "--yes", "--exports", "--unfinished", "--json") == 0
     removed = json.loads(capsys.readouterr().out)
-    assert set(removed["removed"]) == {str(done / "export"), str(killed)} and removed["bytes"] > 4_000_000
-    assert (done / "metrics.json").is_file() and not killed.exists()
+    assert set(removed["removed"]) == {str(done / "export" / "peft"), str(killed)} and removed["bytes"] > 4_000_000
+    assert (done / "metrics.json").is_file() and not (done / "export").exists() and not killed.exists()
+
+
+def test_clean_keeps_what_is_not_an_export_in_the_folder_of_exports(tmp_path):
+    done, failed = write_run(tmp_path / "done"), write_run(tmp_path / "failed")
+    set_status(failed, "failed")
+    for run in (done, failed):
+        for name in ("peft/adapter_model.safetensors", ".merged.123.tmp/half", "model-q4.gguf", "mine/w.bin"):
+            put(run, f"export/{name}", 1000)
+    assert command("runs", "clean", tmp_path, "--yes", "--exports", "--unfinished") == 0
+    for run in (done, failed):
+        left = sorted(path.name for path in (run / "export").rglob("*") if path.is_file())
+        assert left == ["model-q4.gguf", "w.bin"]
+    assert (done / "metrics.json").is_file() and not (failed / "metrics.json").exists()
 
 
 def test_a_run_that_went_on_since_it_was_listed_is_left(tmp_path):

@@ -124,6 +124,23 @@ def test_a_test_file_without_labels_is_not_evaluated_on(tmp_path):
     assert "test.csv has no column 'stars', which" in said and "lora-drop predict" in said
 
 
+@pytest.mark.parametrize("word", ["evaluation", "dev", "Validset", "testset", "val_2024"])
+def test_the_first_word_of_a_files_name_tells_its_split(word, tmp_path):
+    own_data.write(tmp_path / "trainset.csv", own_data.reviews(40))
+    own_data.write(tmp_path / f"{word}.csv", own_data.reviews(12, seed=1))
+    asked = {"text": ("review",), "label": "stars"}
+    for given in ({}, {"validation": "test" if "test" in word else "eval"}):
+        data = read(tmp_path, **asked, **given)
+        assert (len(rows(data)), len(rows(data, "validation"))) == (40, 12)
+
+
+def test_bytes_of_a_parquet_file_are_texts(tmp_path):
+    """As Spark and Impala write them."""
+    made = [{"text": f"naïve {n}".encode(), "label": (b"no", b"yes")[n % 2]} for n in range(20)]
+    data = read(own_data.write(tmp_path / "b.parquet", made))
+    assert data.reading.labels == ("no", "yes") and rows(data)[0]["text"].startswith("naïve ")
+
+
 def test_labels_of_an_unexpected_kind_are_told(tmp_path):
     for name, cells, word in (
         ("odd", ["x", "y"] * 20 + ["a; b"], "If the ';' is part of a name, use"),

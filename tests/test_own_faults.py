@@ -3,9 +3,11 @@
 import json
 
 import own_data
+import pyarrow
 import pytest
 from datasets import Dataset, DatasetDict
 from own_data import Notices, csv_file, error, read, rows
+from pyarrow import parquet
 
 from lora_drop.cli.app import main
 from lora_drop.config.schema import DataConfig
@@ -60,6 +62,9 @@ def test_a_number_that_is_none_among_numbers_is_found(tmp_path):
     path = csv_file(tmp_path, "text,price\n" + "".join(f"t{n},{n}.5\n" for n in range(60)) + "t,n/a\n")
     message = error(path, label="price")
     assert f"{path}, line 62, column 'price': 'n/a'" in message and "Leave such cells empty" in message
+    few = "".join(json.dumps({"text": f"t{n}", "price": (1.5, 2.5)[n % 2]}) + "\n" for n in range(20))
+    path = csv_file(tmp_path, few + '{"text": "t", "price": Infinity}\n', "few.jsonl")
+    assert f"{path}, line 21, column 'price': 'Infinity'" in error(path, label="price")
     path = csv_file(tmp_path, "text,price\n" + "".join(f"t{n},{n}.5\n" for n in range(60)) + "t,cheap\n")
     message = error(path, label="price")
     assert f"{path}, line 62, column 'price': 'cheap'" in message and "--kind regression" in message
@@ -146,6 +151,17 @@ def test_other_faults_of_files(tmp_path):
     columns = csv_file(tmp_path, '{"text": {"0": "a", "1": "b"}, "label": {"0": 1, "1": 0}}', "columns.json")
     assert "this one holds columns. pandas writes rows with orient='records'" in error(columns)
     assert "not readable as Parquet" in error(csv_file(tmp_path, "PAR1", "x.parquet"))
+    columns = {"text": [b"\xff\xfe"] * 4, "label": [0, 1] * 2}
+    parquet.write_table(pyarrow.table(columns), tmp_path / "b.parquet")
+    assert "row 1, column 'text': a text is expected, not bytes that are no UTF-8" in error(tmp_path / "b.parquet")
+    never = pyarrow.array([10**15] * 4, pyarrow.timestamp("ms"))
+    parquet.write_table(
+        pyarrow.table({"text": list("abcd"), "label": [0, 1] * 2, "day": never}), tmp_path / "d.parquet"
+    )
+    assert "d.parquet, rows 1 to 4: a date or a time is outside the years 1 to 9999" in error(tmp_path / "d.parquet")
+    twice = pyarrow.table([list("abcd"), [0, 1] * 2, list("efgh")], names=["text", "label", "text"])
+    parquet.write_table(twice, tmp_path / "t.parquet")
+    assert "t.parquet: two columns are named 'text'" in error(tmp_path / "t.parquet")
     latin = tmp_path / "latin.csv"
     latin.write_bytes("text,label\ncafé,1\n".encode("latin-1"))
     assert "line 2: not UTF-8" in error(latin)

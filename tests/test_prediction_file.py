@@ -1,5 +1,6 @@
 """The file of predictions: a row of the data, then what the model says of it."""
 
+import csv
 import errno
 import json
 import os
@@ -22,6 +23,17 @@ def test_a_missing_number_is_null_in_json(tmp_path):
     (line,) = (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()
     told = json.loads(line, parse_constant=constant)
     assert told == {"text": "a", "price": None, "sizes": [1.0, None], "of": {"one": None}, "prediction": "x"}
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv"])
+def test_every_line_end_in_a_text_is_read_again(suffix, tmp_path):
+    texts = ["a\rb", "\r", "c\nd", "e\r\nf", 'g"h,\ti', "plain"]
+    with writing(tmp_path / f"out{suffix}", ("text",), ()) as writer:
+        for text in texts:
+            writer.write({"text": text}, {"prediction": "x"})
+    with (tmp_path / f"out{suffix}").open(encoding="utf-8", newline="") as file:
+        header, *rows = csv.reader(file, "excel-tab" if suffix == ".tsv" else "excel", strict=True)
+    assert header == ["text", "prediction"] and [row[0].lstrip("'") for row in rows] == texts
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl"])

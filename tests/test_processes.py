@@ -63,7 +63,10 @@ def holder(tmp_path):
 
 
 @posix
-def test_the_process_that_holds_a_lock_is_known_and_its_state(holder, tmp_path):
+def test_the_process_that_holds_a_lock_is_known_and_its_state(holder, tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError
+
     lock = tmp_path / "lock"
     assert not is_held(lock) and locks.owner(lock) is None
     process = holder(lock)
@@ -79,8 +82,14 @@ def test_the_process_that_holds_a_lock_is_known_and_its_state(holder, tmp_path):
     process.kill()
     process.wait()
     assert owner.state == "dead" and not is_held(lock)
+    monkeypatch.setattr(locks, "FileLock", refuse)
+    assert not is_held(lock)
+    monkeypatch.undo()
     with hold(lock, "Wait"):
         assert locks.owner(lock).pid == os.getpid()
+        monkeypatch.setattr(locks, "FileLock", refuse)  # that of another user: its holder decides
+        assert is_held(lock)
+        monkeypatch.undo()
     assert locks.owner(lock) is None
 
 

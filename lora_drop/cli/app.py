@@ -62,7 +62,7 @@ def show_config(
     if schema:
         from lora_drop.config.json_schema import schema as json_schema
 
-        typer.echo(json.dumps(json_schema(), indent=2, ensure_ascii=False))
+        typer.echo(json.dumps(json_schema(), indent=None if given["as_json"] else 2, ensure_ascii=False))
         return
     from lora_drop.cli.console import out
     from lora_drop.config.explained import explained

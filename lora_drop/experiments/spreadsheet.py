@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 from collections.abc import Iterator, Sequence
 
 from lora_drop.experiments.lines import averaged, text_of
 from lora_drop.experiments.table import Cell, Row, Table
-from lora_drop.files import csv_cell
+from lora_drop.files import csv_cell, write_csv_row
 
 CSV_COLUMNS = (
     *("experiment", "backbone", "overrides", "row", "title", "retained", "task", "metric", "n_seeds", "seeds"),
@@ -21,9 +20,9 @@ CSV_COLUMNS = (
 def to_csv(tables: Sequence[Table]) -> str:
     """Return one line per cell and average, unrounded; and one for a row without scores, which may retain layers."""
     stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(CSV_COLUMNS)
-    writer.writerows(line for table in tables for row in table.rows for line in _csv_lines(table, row))
+    write_csv_row(stream, CSV_COLUMNS)
+    for line in (line for table in tables for row in table.rows for line in _csv_lines(table, row)):
+        write_csv_row(stream, line)
     return stream.getvalue()
 
 

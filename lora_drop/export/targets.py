@@ -72,10 +72,12 @@ def _reason(error: OSError) -> str:
 
 
 def export_text(run: Path, target: str, file: Path | None, base: str | None) -> str:
-    """Return a form that is a text, and write it to `file` if given. Raises UserError like `export_folder`."""
+    """Return a form that is a text, and write it to a new `file` if given. Raises UserError like `export_folder`."""
     from lora_drop.export import recipes
     from lora_drop.export.source import ExportedRun
 
+    if file is not None and file.exists():
+        raise UserError(f"{file} exists. Remove it, or name another with --out.")
     text: str = getattr(recipes, target)(ExportedRun.open(run, base))
     if file is not None:
         try:

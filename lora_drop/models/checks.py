@@ -79,8 +79,9 @@ def check_weights(
         notice: called if a head of another size is replaced.
 
     Raises:
-        UserError: if weights of the model below its head are missing (other than a pooler's), or the head of a language model that is to write
-            texts, if any weight outside the head has another shape, or if a weight is NaN or infinite.
+        UserError: if weights of the model below its head are missing (other than a pooler's), or the head of a
+            language model that is to write texts, if any weight outside the head has another shape, or if a weight is
+            NaN or infinite.
     """
     missing: list[str] = sorted(report["missing_keys"])
     mismatched = {key: tuple(found) for key, found, _ in report["mismatched_keys"]}

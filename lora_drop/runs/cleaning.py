@@ -11,7 +11,7 @@ from lora_drop.files import remove
 from lora_drop.runs.facts import read_facts
 from lora_drop.runs.listing import read_all
 from lora_drop.runs.locks import LOCK, hold
-from lora_drop.runs.store import own_entries
+from lora_drop.runs.store import exports, own_entries
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Removable:
     """Bytes."""
 
 
-def removable(folder: Path, exports: bool = False, unfinished: bool = False) -> list[Removable]:
+def removable(folder: Path, with_exports: bool = False, unfinished: bool = False) -> list[Removable]:
     """Return what can be removed from the runs at or below a folder; nothing from a run that is under way.
 
     By default these are the checkpoints of runs that are done. Those of an interrupted run stay, since it continues
@@ -35,7 +35,7 @@ def removable(folder: Path, exports: bool = False, unfinished: bool = False) -> 
 
     Args:
         folder: the folder to search.
-        exports: also what `export` wrote into runs.
+        with_exports: also what `export` wrote into runs.
         unfinished: also everything that failed or interrupted runs have written, unless they contain another run.
     """
     found, _ = read_all(folder)
@@ -46,11 +46,10 @@ def removable(folder: Path, exports: bool = False, unfinished: bool = False) -> 
         for run in lost
     ]
     for run in found:
-        kinds = [("export", "export")] if exports and run not in lost and run.status != "running" else []
-        kinds += [("checkpoints", "checkpoints of a run that is done")] if run.status == "done" else []
-        parts += [
-            Removable(run.path / name, run.path, run.status, why, size_of(run.path / name)) for name, why in kinds
-        ]
+        takes_exports = with_exports and run not in lost and run.status != "running"
+        takes = [(each, "export") for each in exports(run.path)] if takes_exports else []
+        takes += [(run.path / "checkpoints", "checkpoints of a run that is done")] if run.status == "done" else []
+        parts += [Removable(place, run.path, run.status, why, size_of(place)) for place, why in takes]
     return [part for part in parts if part.size]
 
 
@@ -77,7 +76,7 @@ def clean(parts: Sequence[Removable]) -> list[Path]:
                     )
                 for each in own_entries(part.run) if part.path == part.run else [part.path]:
                     remove(each)
-                    if each.parent != part.run and not any(each.parent.iterdir()):  # the trackers' `logs`
+                    if each.parent != part.run and not any(each.parent.iterdir()):  # the trackers' `logs`, `export`
                         each.parent.rmdir()
             if part.path == part.run and any(part.run.iterdir()):
                 kept.append(part.run)

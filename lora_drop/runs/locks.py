@@ -89,7 +89,10 @@ def hold(path: Path, what: str) -> Iterator[None]:
 
 
 def is_held(path: Path) -> bool:
-    """Return True if a process holds a lock file. The check creates no file."""
+    """Return True if a process holds a lock file. The check creates no file.
+
+    If the file may not be opened, such as that of another user, its recorded holder decides.
+    """
     if not path.is_file():
         return False
     try:
@@ -97,6 +100,9 @@ def is_held(path: Path) -> bool:
             return False
     except Timeout:
         return True
+    except PermissionError:
+        holder = owner(path)
+        return holder is not None and holder.state != "dead"
 
 
 def owner(path: Path) -> Owner | None:

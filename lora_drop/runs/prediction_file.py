@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import errno
 import json
 import math
@@ -14,7 +13,7 @@ from tempfile import TemporaryFile
 from typing import Any, TextIO
 
 from lora_drop.errors import UserError
-from lora_drop.files import csv_cell, replacing, write_through
+from lora_drop.files import csv_cell, replacing, write_csv_row, write_through
 from lora_drop.runs.store import OUTPUTS, RECORDS
 from lora_drop.tasks.own.tables import Row
 from lora_drop.tasks.own.values import as_text
@@ -78,17 +77,16 @@ class Writer:
 
     def __init__(self, file: TextIO, suffix: str, columns: Sequence[str], labels: Sequence[str]):
         self.columns, self.labels = columns, labels
-        self.file, dialect = file, {".csv": "excel", ".tsv": "excel-tab"}.get(suffix)
-        self.table = csv.writer(file, dialect, lineterminator="\n") if dialect else None
-        probabilities = [f"P({name})" for name in self.labels] if self.table else ["scores"]
+        self.file, self.dialect = file, {".csv": "excel", ".tsv": "excel-tab"}.get(suffix)
+        probabilities = [f"P({name})" for name in self.labels] if self.dialect else ["scores"]
         ours = ["prediction", *(["score", *probabilities] if self.labels else [])]
         self.names = _beside(columns, ours)
-        if self.table:
-            self.table.writerow(map(csv_cell, [*self.names.values(), *ours]))
+        if self.dialect:
+            write_csv_row(file, map(csv_cell, [*self.names.values(), *ours]), self.dialect)
 
     def write(self, row: Row, found: dict[str, Any]) -> None:
         """Write a row of the data with its `prediction` and, for labels, `score` and `scores` (`Predictor.predict`)."""
-        if self.table is None:
+        if self.dialect is None:
             given = {shown: _in_json(row.get(name)) for name, shown in self.names.items()}
             self.file.write(json.dumps({**given, **found}, ensure_ascii=False, default=str) + "\n")
             return
@@ -97,7 +95,7 @@ class Writer:
         if self.labels:
             cells += [f"{value:.6g}" for value in (found["score"], *found["scores"].values())]
         cells = [*(_cell(row.get(name)) for name in self.columns), *cells]
-        self.table.writerow([csv_cell(str(each)) for each in cells])
+        write_csv_row(self.file, [csv_cell(str(each)) for each in cells], self.dialect)
 
 
 def _beside(names: Sequence[str], ours: Sequence[str]) -> dict[str, str]:

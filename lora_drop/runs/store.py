@@ -12,7 +12,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
@@ -25,7 +24,18 @@ from lora_drop.config.identity import config_hash, subject, to_yaml
 from lora_drop.config.loading import from_dict
 from lora_drop.config.schema import Config
 from lora_drop.errors import UserError
-from lora_drop.files import OURS, digest, file_digest, read_json, remove, sweep, write_folder, write_json, write_text
+from lora_drop.files import (
+    OURS,
+    copy_files,
+    digest,
+    file_digest,
+    read_json,
+    remove,
+    sweep,
+    write_folder,
+    write_json,
+    write_text,
+)
 from lora_drop.progress import SILENT, Reporter
 from lora_drop.provenance import commit
 from lora_drop.runs.locks import LOCK, Busy, hold, refuse_held
@@ -36,9 +46,11 @@ FORMAT = 3
 OUTPUTS = (
     *("sample.json", "scores.json", "selection.json", "metrics.json", "predictions.jsonl", "norms.json"),
     *("stability.json", "criteria.json", "criteria.png", "importance.png", "scores_trained.json", "report.html"),
-    *("warmup", "adapter", "checkpoints", "compare", "export"),
+    *("warmup", "adapter", "checkpoints", "compare"),
 )
 """Names that a run replaces or removes. In a folder that is not a run directory, they are the user's own files."""
+EXPORTS = ("export/peft", "export/compact", "export/merged")
+"""Folders that an export replaces; others in `export` are the user's own."""
 RECORDS = ("run.json", "config.yaml", "logs/warmup", "logs/train")
 """Other paths that a run writes, besides its lock; the last two belong to trackers."""
 INPUTS = "inputs"
@@ -198,7 +210,7 @@ class Run:
         """Copy an artefact of another run."""
         if source.is_dir():
             with write_folder(self.file(name)) as folder:
-                shutil.copytree(source, folder, dirs_exist_ok=True)
+                copy_files(source, folder)
         else:
             write_text(self.file(name), source.read_text(encoding="utf-8"))
 
@@ -230,8 +242,17 @@ def stored_config(path: Path) -> Path | None:
 def own_entries(path: Path) -> list[Path]:
     """Return what runs have written into a folder, the lock last; everything else in it is the user's own."""
     left_over = [each.name for each in path.glob(".*.tmp") if OURS.fullmatch(each.name)]
-    named = (path / name for name in (*OUTPUTS, *RECORDS, *left_over, LOCK))
-    return [each for each in named if each.exists() or each.is_symlink()]
+    named = [path / name for name in (*OUTPUTS, *RECORDS, *left_over)]
+    return [each for each in (*exports(path), *named, path / LOCK) if each.exists() or each.is_symlink()]
+
+
+def exports(path: Path) -> list[Path]:
+    """Return the exports inside a run directory, with what a killed one has left. A link is not followed."""
+    place = path / "export"
+    if place.is_symlink():
+        return []
+    left_over = [each for each in place.glob(".*.tmp") if OURS.fullmatch(each.name)]
+    return [each for each in (*(path / name for name in EXPORTS), *left_over) if each.exists() or each.is_symlink()]
 
 
 def _refuse_foreign(path: Path) -> None:
@@ -241,7 +262,7 @@ def _refuse_foreign(path: Path) -> None:
         raise UserError(f"{manifest.absolute()} was not written by a run. Name another folder with --run-dir.")
     if any((path / name).exists() for name in (LOCK, "run.json", "config.yaml")):
         return
-    for name in OUTPUTS:
+    for name in (*OUTPUTS, "export"):
         if (path / name).exists():
             raise UserError(
                 f"{path.absolute()} is not a run directory, but has {name}. Name another folder with --run-dir."

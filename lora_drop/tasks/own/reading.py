@@ -74,6 +74,8 @@ class Reading:
         if isinstance(row.get(self.label), dict):
             raise UserError(f"{place}, column {self.label!r}: a label is expected, not an object")
         for name in (*self.columns, self.label, *(self.chat.columns.values() if self.chat else ())):
+            if isinstance(row.get(name), bytes):
+                raise UserError(f"{place}, column {name!r}: a text is expected, not bytes that are no UTF-8")
             if HALF.search(as_text(row.get(name))):
                 raise UserError(f"{place}, column {name!r}: half a character (a lone surrogate such as \\ud83d)")
 

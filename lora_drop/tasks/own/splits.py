@@ -18,11 +18,14 @@ from lora_drop.tasks.hub_rows import HubRows
 from lora_drop.tasks.own.tables import FORMATS, SUFFIXES, Placed, Table, classes_of, identity_of, named, open_table
 
 NAMES = {
-    "train": ("train", "training"),
-    "validation": ("validation", "valid", "val", "dev", "eval"),
-    "test": ("test",),
+    "train": ("train", "training", "trainset"),
+    "validation": (
+        *("validation", "valid", "val", "dev", "eval", "evaluation", "development"),
+        *("validationset", "validset", "valset", "devset", "evalset"),
+    ),
+    "test": ("test", "testing", "testset"),
 }
-"""Words that the names of a split's files may begin with."""
+"""The first words that the names of a split's files may have."""
 Location = tuple[str, str]
 """A location of rows: a file, a folder, or a Hub data set; and the split to read from the latter two."""
 
@@ -85,7 +88,7 @@ def _named(path: str, validation: str) -> Location:
 def local_files(path: str, split: str) -> list[Path]:
     """Return the files of a split: the file itself, those of a folder, or none."""
     place = Path(path).expanduser()
-    return [place] if place.is_file() else _files(place).get(split, [])
+    return [place] if place.is_file() else _files(place).get(_split_of(split), [])
 
 
 def open_split(path: str, split: str, source: Source) -> Table:
@@ -100,11 +103,11 @@ def open_split(path: str, split: str, source: Source) -> Table:
         files = _files(place)
         if not files:
             raise UserError(f"The folder {place} has no data files. Name them train, validation and test ({FORMATS}).")
-        if split not in files:
+        if _split_of(split) not in files:
             raise UserError(
                 f"The folder {place} has no file of the split {split!r}, only of: {', '.join(files)}.{closest(split, list(files))}"
             )
-        return open_table(files[split])
+        return open_table(files[_split_of(split)])
     if place.is_file():
         return open_table([place])
     hub = HUB.fullmatch(path)
@@ -128,9 +131,13 @@ def _files(folder: Path) -> dict[str, list[Path]]:
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         if path.suffix.lower() in SUFFIXES and path.is_file():
             begins = re.split(r"[^a-z]", path.name.lower())[0]
-            name = next((split for split, names in NAMES.items() if begins in names), begins)
-            found.setdefault(name, []).append(path)
+            found.setdefault(_split_of(begins), []).append(path)
     return found
+
+
+def _split_of(word: str) -> str:
+    """Return the split that a word means in the name of a file, or else the word."""
+    return next((split for split, names in NAMES.items() if word in names), word)
 
 
 def table_of(name: str, rows: Dataset, identity: str) -> Table:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
@@ -105,7 +106,7 @@ def _csv(path: Path, quoted: bool = True) -> Iterator[Placed]:
         line = 1
         try:
             header = [name.strip() for name in next(reader, [])]
-            _check_header(path, header)
+            _check_header(f"{path}, line 1", header)
             line = reader.line_num + 1
             for cells in reader:
                 place, line = f"{path}, line {line}", reader.line_num + 1
@@ -154,12 +155,12 @@ def _separator(header: str) -> str:
     return next((sign for sign in (",", ";", "\t", "|") if sign in header), ",")
 
 
-def _check_header(path: Path, header: Sequence[str]) -> None:
+def _check_header(place: str, header: Sequence[str]) -> None:
     if not any(header):
-        raise UserError(f"{path}, line 1: the first line must hold the names of the columns.")
+        raise UserError(f"{place}: the first line must hold the names of the columns.")
     twice = [name for number, name in enumerate(header) if name in header[:number]]
     if twice:
-        raise UserError(f"{path}, line 1: two columns are named {twice[0]!r}.")
+        raise UserError(f"{place}: two columns are named {twice[0]!r}.")
 
 
 def _json(path: Path) -> Iterator[Placed]:
@@ -208,13 +209,35 @@ def _parquet(path: Path) -> Iterator[Placed]:
     try:
         with ParquetFile(path) as file:
             schema, classes, number = file.schema_arrow, {}, 0
+            _check_header(str(path), schema.names or [path.name])
             if b"huggingface" in (schema.metadata or {}):  # the data set that wrote it has described the columns
                 with foreign(f"{path} is not readable as Parquet"):
                     classes = classes_of(Features.from_arrow_schema(schema))
             for batch in file.iter_batches(AT_A_TIME):
-                for row in batch.to_pylist():
+                for row in _as_rows(path, batch, number):
                     number += 1
                     place = f"{path}, row {number}"
                     yield place, named(place, row, classes)
     except (pyarrow.ArrowInvalid, OSError) as error:
         raise UserError(f"{path} is not readable as Parquet ({first_line(error)}).") from error
+
+
+def _as_rows(path: Path, batch: Any, before: int) -> list[dict[str, Any]]:
+    """Return the rows of a batch. Bytes that are UTF-8 are texts, as Spark and Impala write them.
+
+    Raises UserError for a date that Python cannot hold; `before` is the number of earlier rows.
+    """
+    try:
+        rows: list[dict[str, Any]] = batch.to_pylist()
+    except (OverflowError, ValueError) as error:  # such as a database's "infinity"
+        where = f"rows {before + 1} to {before + batch.num_rows}"
+        raise UserError(
+            f"{path}, {where}: a date or a time is outside the years 1 to 9999 ({first_line(error)}). Remove that column, "
+            "or write it as text."
+        ) from error
+    for row in rows:
+        for name, value in row.items():
+            if isinstance(value, bytes):
+                with suppress(UnicodeDecodeError):
+                    row[name] = value.decode()
+    return rows

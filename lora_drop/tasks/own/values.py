@@ -15,7 +15,7 @@ Label = str | tuple[str, ...]
 WHOLE = re.compile(r"[+-]?\d+(\.0+)?")
 """A whole number, also in the form that pandas writes in a column with missing values: 1.0."""
 SEPARATOR = ";"
-MARKS = ("na", "n/a", "nan", "null", "none", "inf", "-inf")
+MARKS = ("na", "n/a", "nan", "null", "none", "inf", "-inf", "infinity", "-infinity")
 """Markers that programs write instead of a missing or infinite number."""
 
 
