@@ -229,6 +229,8 @@ def _as_rows(path: Path, batch: Any, before: int) -> list[dict[str, Any]]:
     """
     try:
         rows: list[dict[str, Any]] = batch.to_pylist()
+    except UnicodeDecodeError:  # a ValueError, too, and no date
+        raise
     except (OverflowError, ValueError) as error:  # such as a database's "infinity"
         where = f"rows {before + 1} to {before + batch.num_rows}"
         raise UserError(
